@@ -1,0 +1,76 @@
+"""A batch of images of different sizes: pixels side by side, padded at the bottom and on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# Mean and standard deviation of ImageNet's pixels in 0..1, RGB: what all models of the field are trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of one batch.
+
+    pixels: (B, C, H, W), uint8 as decoded or float as normalised; padding is 0 in either.
+    sizes: (height, width) in pixels of each image without its padding.
+    """
+
+    pixels: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def from_images(cls, images: Sequence[Tensor], divisor: int = 1) -> ImageBatch:
+        """Pad images (C, H, W) to their largest height and width, rounded up to a multiple of `divisor`."""
+        sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
+        height = -(-max(h for h, _ in sizes) // divisor) * divisor
+        width = -(-max(w for _, w in sizes) // divisor) * divisor
+        if all(size == (height, width) for size in sizes):
+            return cls(torch.stack(list(images)), sizes)
+        pixels = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+        for place, image, (h, w) in zip(pixels, images, sizes, strict=True):
+            place[:, :h, :w].copy_(image)
+        return cls(pixels, sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any image has padding. Known on the host: asking costs no synchronisation."""
+        return any(size != tuple(self.pixels.shape[-2:]) for size in self.sizes)
+
+    def padding_mask(self) -> Tensor | None:
+        """(B, H, W) bool, True where there is padding; None where no image is padded."""
+        if not self.is_padded:
+            return None
+        height, width = self.pixels.shape[-2:]
+        sizes = torch.tensor(self.sizes).to(self.pixels.device, non_blocking=True)
+        rows = torch.arange(height, device=self.pixels.device)
+        columns = torch.arange(width, device=self.pixels.device)
+        return (rows[None, :, None] >= sizes[:, 0, None, None]) | (columns[None, None, :] >= sizes[:, 1, None, None])
+
+    def normalized(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> ImageBatch:
+        """uint8 pixels 0..255 as normalised floats, padding 0 (the authors pad after they normalise)."""
+        if self.pixels.is_floating_point():
+            return self
+        scale = torch.tensor(std, device=self.pixels.device)[:, None, None] * 255
+        shift = torch.tensor(mean, device=self.pixels.device)[:, None, None] * 255
+        pixels = (self.pixels - shift) / scale
+        mask = self.padding_mask()
+        if mask is not None:
+            pixels.masked_fill_(mask[:, None], 0)
+        return replace(self, pixels=pixels)
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """The batch on another device; asynchronous from pinned memory."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ImageBatch:
+        """The batch in page-locked memory. The data loader calls this."""
+        return replace(self, pixels=self.pixels.pin_memory())
