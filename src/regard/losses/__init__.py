@@ -1,0 +1,6 @@
+"""Losses. They read what models return and know no model."""
+
+from regard.losses.detection import SetCriterion
+from regard.losses.matching import HungarianMatcher, Matches
+
+__all__ = ["HungarianMatcher", "Matches", "SetCriterion"]

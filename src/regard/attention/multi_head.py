@@ -1,0 +1,89 @@
+"""Multi-head attention: Attention(Q, K, V) = softmax(Q K^T / sqrt(d)) V for several heads at once.
+
+Source: Vaswani et al. 2017, section 3.2; parameters are laid out as in `torch.nn.MultiheadAttention`, so that published
+weights fit. Time O(N M C + (N + M) C^2); memory O(N + M) with the fused kernel, O(heads N M) with weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention with torch's fused kernels.
+
+    Args:
+        query: (B, heads, N, d).
+        key: (B, heads, M, d).
+        value: (B, heads, M, e).
+        mask: bool, True where a query may look, broadcast to (B, heads, N, M). A query that may look nowhere gets 0.
+        dropout: probability with which attention weights are dropped.
+
+    Returns:
+        (B, heads, N, e).
+    """
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """The weights that `attend` uses and never stores: (B, heads, N, M), each row sums to 1, or to 0 if all is masked."""
+    logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
+    if mask is None:
+        return logits.softmax(dim=-1)
+    weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)
+    return weights.masked_fill(~mask, 0.0)  # softmax over nothing is NaN
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention with learned projections of queries, keys and values.
+
+    Args:
+        embed_dim: width C of all inputs and of the output; a multiple of `num_heads`.
+        num_heads: heads, each of width C / heads.
+        dropout: probability with which an attention weight is dropped in training.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Attend from `query` (B, N, C) to `key` and `value` (B, M, C) -> (B, N, C).
+
+        `mask` is bool, True where a query may look, and broadcasts to (B, heads, N, M).
+        """
+        dropout = self.dropout if self.training else 0.0
+        attended = attend(*self._project(query, key, value), mask=mask, dropout=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def weights(self, query: Tensor, key: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """The attention weights (B, heads, N, M) of `forward` for the same query, key and mask, without dropout."""
+        q, k, _ = self._project(query, key, None)
+        return attention_weights(q, k, mask=mask)
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, ...]:
+        """Queries, keys, values as (B, heads, N, d). Inputs that are one object share one matrix product."""
+        c = self.embed_dim
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if query is key:
+            q, k = F.linear(query, weight[: 2 * c], bias[: 2 * c]).chunk(2, dim=-1)
+        else:
+            q = F.linear(query, weight[:c], bias[:c])
+            k = F.linear(key, weight[c : 2 * c], bias[c : 2 * c])
+        v = k if value is None else F.linear(value, weight[2 * c :], bias[2 * c :])
+        return tuple(x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))

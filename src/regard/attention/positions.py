@@ -1,0 +1,77 @@
+"""Position encodings for images: what tells attention where a token lies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Sine encodings map positions 0..1 to 0..2 pi (DETR, models/position_encoding.py).
+SCALE = 2 * math.pi
+
+
+def sine_embedding(positions: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
+    """Sines and cosines of `positions` at geometrically spaced frequencies: (...) -> (..., num_features).
+
+    Even features are sines, odd ones cosines: sin(p / T^(2i/n)), cos(p / T^(2i/n)). (Vaswani et al. 2017, 3.5.)
+    """
+    i = torch.arange(num_features, device=positions.device, dtype=positions.dtype) // 2
+    angles = positions[..., None] / temperature ** (2 * i / num_features)
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+class SinePositionEncoding(nn.Module):
+    """Fixed 2-D sine encoding: half of the features for y, then half for x. (DETR, appendix A.4.)
+
+    Positions count the cells of the visible part of an image from 1 and are divided by their number, so that 1 is
+    always the last visible row or column.
+
+    Args:
+        embed_dim: width C of the encoding, a multiple of 4.
+        temperature: ratio between the slowest and the fastest wave.
+    """
+
+    def __init__(self, embed_dim: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        if embed_dim % 4:
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of 4")
+        self.embed_dim = embed_dim
+        self.temperature = temperature
+
+    def forward(self, padding: Tensor) -> Tensor:
+        """Mask (B, h, w) bool, True where there is padding -> encoding (B, h, w, C)."""
+        valid = (~padding).to(torch.float32)
+        y, x = valid.cumsum(dim=1), valid.cumsum(dim=2)
+        y = y / (y[:, -1:, :] + 1e-6) * SCALE
+        x = x / (x[:, :, -1:] + 1e-6) * SCALE
+        return torch.cat([sine_embedding(p, self.embed_dim // 2, self.temperature) for p in (y, x)], dim=-1)
+
+
+class LearnedPositionEncoding(nn.Module):
+    """Learned 2-D encoding: a vector per column, then a vector per row. (DETR, models/position_encoding.py.)
+
+    Args:
+        embed_dim: width C of the encoding, even.
+        max_size: largest height and width in cells; the authors' tables hold 50.
+    """
+
+    def __init__(self, embed_dim: int, max_size: int = 50) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(max_size, embed_dim // 2)
+        self.col_embed = nn.Embedding(max_size, embed_dim // 2)
+        nn.init.uniform_(self.row_embed.weight)
+        nn.init.uniform_(self.col_embed.weight)
+
+    def forward(self, padding: Tensor) -> Tensor:
+        """Mask (B, h, w) bool, of which only the shape counts -> encoding (B, h, w, C)."""
+        b, h, w = padding.shape
+        largest = self.row_embed.num_embeddings
+        if max(h, w) > largest:
+            raise ValueError(
+                f"the feature map is {h} x {w} cells but learned positions end at {largest}; "
+                "use smaller images or position_encoding='sine'"
+            )
+        rows = self.row_embed.weight[:h, None].expand(-1, w, -1)
+        columns = self.col_embed.weight[None, :w].expand(h, -1, -1)
+        return torch.cat((columns, rows), dim=-1).expand(b, -1, -1, -1)

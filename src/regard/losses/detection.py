@@ -1,0 +1,202 @@
+"""The loss of DETR: classes and boxes of matched queries, no object for all others. (DETR, section 3.1.)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+
+from regard.boxes import cxcywh_to_xyxy, generalized_iou
+from regard.losses.matching import HungarianMatcher, Matches, Target
+from regard.outputs import Denoising, DetectionOutput
+
+
+class SetCriterion:
+    """Matches predictions with targets and measures every decoder layer, all layers at once.
+
+    Args:
+        num_classes: classes without no-object.
+        matcher: the assignment; default the paper's costs (class 1, L1 5, GIoU 2; class 2 with focal).
+        classification: `softmax`, cross-entropy with a no-object class (the paper), or `focal`, a sigmoid for each
+            class (Deformable DETR; Lin et al. 2017).
+        no_object_weight: weight of the no-object class in the cross-entropy.
+        class_weight, bbox_weight, giou_weight: weights of the terms in `total`. `class_weight` is 1, with focal 2.
+        focal_alpha, focal_gamma: of the focal loss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher | None = None,
+        *,
+        classification: Literal["softmax", "focal"] = "softmax",
+        no_object_weight: float = 0.1,
+        class_weight: float | None = None,
+        bbox_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        class_weight = (1.0 if classification == "softmax" else 2.0) if class_weight is None else class_weight
+        self.num_classes = num_classes
+        self.classification = classification
+        self.no_object_weight = no_object_weight
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.weights = {"loss_ce": class_weight, "loss_bbox": bbox_weight, "loss_giou": giou_weight}
+        self.matcher = matcher or HungarianMatcher(
+            class_cost=class_weight,
+            classification=classification,
+            focal_alpha=focal_alpha,
+            focal_gamma=focal_gamma,
+        )
+
+    def __call__(self, output: DetectionOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Losses of an output for targets `{"labels": (T,) int64 below num_classes, "boxes": (T, 4) cxcywh 0..1}`.
+
+        Returns:
+            Unweighted scalars under the authors' names: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, with
+            `_0`, `_1`, ... of the earlier ones, `_dn...` of denoising queries; and, to look at only,
+            `class_error` (percent of matched queries with a wrong class) and `cardinality_error` (mean difference
+            between the number of predicted and of real objects).
+
+        Raises:
+            DivergedError: a prediction is not finite.
+        """
+        layers = [*output.auxiliary, output]
+        logits = torch.stack([layer.logits for layer in layers]).float()
+        boxes = torch.stack([layer.boxes for layer in layers]).float()
+        with torch.autocast(logits.device.type, enabled=False):
+            num_boxes = average_over_processes(sum(len(t["labels"]) for t in targets), logits.device)
+            matches = self.matcher.match_layers(logits, boxes, targets, output.num_groups)
+            losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups)
+            losses |= self._statistics(logits, targets, matches)
+            named = _by_name(losses)
+            if output.denoising is not None:
+                named |= _by_name(self._denoising_losses(output.denoising, targets, num_boxes), "_dn")
+        return named
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of all terms that are to be minimised."""
+        terms = []
+        for name, value in losses.items():
+            weight = self.weights.get("_".join(name.split("_")[:2]))
+            if weight is not None:
+                terms.append(weight * value)
+        return torch.stack(terms).sum()
+
+    def _losses(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Target],
+        matches: Matches,
+        num_boxes: Tensor | float,
+        counted: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Every term for every layer, (L,). `counted` (B, Q) bool: queries that learn a class at all."""
+        at = (matches.layer, matches.image, matches.query)
+        labels, target_boxes = _gather_targets(targets, matches)
+        if self.classification == "softmax":
+            loss_ce = self._cross_entropy(logits, at, labels, counted)
+        else:
+            loss_ce = self._focal(logits, at, labels, counted) / num_boxes
+        matched = boxes[at]
+        loss_bbox = F.l1_loss(matched, target_boxes, reduction="none").sum(-1)
+        loss_giou = 1 - generalized_iou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(target_boxes))
+        return {
+            "loss_ce": loss_ce,
+            "loss_bbox": _sum_by_layer(loss_bbox, matches.layer, len(logits)) / num_boxes,
+            "loss_giou": _sum_by_layer(loss_giou, matches.layer, len(logits)) / num_boxes,
+        }
+
+    def _cross_entropy(
+        self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None
+    ) -> Tensor:
+        """Weighted mean over all queries of the batch, as in the authors' code (the paper divides by objects)."""
+        classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
+        weights = torch.full(logits.shape[:3], self.no_object_weight, device=logits.device)
+        classes[at] = labels
+        weights[at] = 1.0
+        if counted is not None:
+            weights = weights * counted
+        entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weights)
+        return (weights * entropy).sum((1, 2)) / weights.sum((1, 2))
+
+    def _focal(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
+        """Sum of the sigmoid focal loss over all queries and classes (Lin et al. 2017, eq. 5)."""
+        truth = torch.zeros_like(logits)
+        truth[(*at, labels)] = 1.0
+        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        alpha = self.focal_alpha * truth + (1 - self.focal_alpha) * (1 - truth)
+        loss = alpha * entropy * (logits.sigmoid() - truth).abs() ** self.focal_gamma
+        return (loss if counted is None else loss * counted[..., None]).sum((1, 2, 3))
+
+    def _denoising_losses(
+        self, denoising: Denoising, targets: Sequence[Target], num_boxes: Tensor | float
+    ) -> dict[str, Tensor]:
+        """A noised copy knows its target, so there is nothing to match; copies count on average, not in sum."""
+        num_layers, device = len(denoising.logits), denoising.logits.device
+        image, query = (denoising.target >= 0).nonzero(as_tuple=True)
+        columns = torch.stack((image, query, denoising.target[image, query])).repeat(1, num_layers)
+        layer = torch.arange(num_layers).repeat_interleave(len(image))
+        matches = Matches(*torch.cat((layer[None], columns)).to(device, non_blocking=True).unbind(0))
+        copies = len(image) / max(1, sum(len(t["labels"]) for t in targets))
+        counted = (denoising.target >= 0).to(device, non_blocking=True)
+        logits, boxes = denoising.logits.float(), denoising.boxes.float()
+        return self._losses(logits, boxes, targets, matches, num_boxes * copies, counted)
+
+    @torch.no_grad()
+    def _statistics(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> dict[str, Tensor]:
+        """Numbers of the authors' logs: class error (last layer only) and cardinality error."""
+        best = logits.argmax(-1)  # (L, B, Q)
+        labels, _ = _gather_targets(targets, matches)
+        last = matches.layer == len(logits) - 1
+        right = (best[matches.layer, matches.image, matches.query] == labels) & last
+        class_error = 100 - 100 * right.sum() / last.sum().clamp(min=1)
+        counts = torch.tensor([float(len(t["labels"])) for t in targets]).to(logits.device, non_blocking=True)
+        if self.classification == "softmax":
+            predicted = (best != self.num_classes).sum(-1)
+        else:
+            predicted = (logits.amax(-1) > 0).sum(-1)
+        return {"class_error": class_error[None], "cardinality_error": (predicted - counts).abs().mean(-1)}
+
+
+def average_over_processes(count: float, device: torch.device) -> Tensor | float:
+    """Mean of `count` over all processes, at least 1. Every process has to call it, those without objects too."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return max(1.0, float(count))
+    total = torch.tensor(float(count), device=device)
+    torch.distributed.all_reduce(total)
+    return (total / torch.distributed.get_world_size()).clamp(min=1)
+
+
+def _gather_targets(targets: Sequence[Target], matches: Matches) -> tuple[Tensor, Tensor]:
+    """Label (M,) and box (M, 4) of every matched pair."""
+    device = matches.target.device
+    firsts = [0]
+    for target in targets[:-1]:
+        firsts.append(firsts[-1] + len(target["labels"]))
+    index = torch.tensor(firsts).to(device, non_blocking=True)[matches.image] + matches.target
+    labels = torch.cat([target["labels"] for target in targets]).to(device)
+    boxes = torch.cat([target["boxes"] for target in targets]).to(device, torch.float32)
+    return labels[index], boxes[index]
+
+
+def _sum_by_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:
+    """(M,) values and their layers -> sums (L,)."""
+    return values.new_zeros(num_layers).index_add(0, layer, values)
+
+
+def _by_name(losses: Mapping[str, Tensor], infix: str = "") -> dict[str, Tensor]:
+    """Terms (L,) -> scalars by the authors' names: the last layer's is bare, earlier ones end in their number."""
+    named = {}
+    for name, values in losses.items():
+        *earlier, last = values.unbind(0)
+        named[f"{name}{infix}"] = last
+        named |= {f"{name}{infix}_{i}": value for i, value in enumerate(earlier)}
+    return named

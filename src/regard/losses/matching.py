@@ -1,0 +1,160 @@
+"""Bipartite matching between predictions and targets. (DETR, section 3.1, eq. 1-2.)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard.boxes import cxcywh_to_xyxy, generalized_iou
+from regard.errors import DivergedError
+from regard.outputs import DetectionOutput
+
+Target = Mapping[str, Tensor]
+
+
+class Matches(NamedTuple):
+    """Matched pairs of all decoder layers, one row each: (M,) int64 tensors on the device of the predictions."""
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+
+class HungarianMatcher:
+    """Finds the assignment of targets to queries that costs least, one to one.
+
+    The cost of a pair is `class_cost * class + bbox_cost * L1 + giou_cost * (-GIoU)`, boxes as fractions of the image.
+    The class term is -p(class) for softmax models and the difference of the focal terms for sigmoid ones
+    (Deformable DETR, models/matcher.py).
+
+    Args:
+        class_cost, bbox_cost, giou_cost: weights of the terms.
+        classification: `softmax` or `focal`, as in `SetCriterion`.
+        focal_alpha, focal_gamma: of the focal terms.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_cost: float = 1.0,
+        bbox_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        classification: Literal["softmax", "focal"] = "softmax",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        self.class_cost = class_cost
+        self.bbox_cost = bbox_cost
+        self.giou_cost = giou_cost
+        self.classification = classification
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+
+    def __call__(self, output: DetectionOutput, targets: Sequence[Target]) -> list[tuple[Tensor, Tensor]]:
+        """Match the last layer of `output`.
+
+        Returns:
+            Per image (query indices, target indices), int64 on the host, in query order; min(Q, T) pairs for each
+            query group.
+
+        Raises:
+            DivergedError: a prediction is not finite.
+        """
+        pairs = self._solve(output.logits[None], output.boxes[None], targets, output.num_groups)
+        return [(torch.from_numpy(query), torch.from_numpy(target)) for query, target in pairs[0]]
+
+    def match_layers(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], num_groups: int = 1
+    ) -> Matches:
+        """Match all decoder layers at once: logits (L, B, Q, C) and boxes (L, B, Q, 4).
+
+        There is one copy from the device to the host, of the costs of each image against its own targets.
+        """
+        pairs = self._solve(logits, boxes, targets, num_groups)
+        columns: list[list[np.ndarray]] = [[], [], [], []]
+        for layer, images in enumerate(pairs):
+            for image, (query, target) in enumerate(images):
+                for column, values in zip(
+                    columns, (np.full_like(query, layer), np.full_like(query, image), query, target), strict=True
+                ):
+                    column.append(values)
+        stacked = torch.from_numpy(np.stack([np.concatenate(column) for column in columns]))
+        return Matches(*stacked.to(logits.device, non_blocking=True).unbind(0))
+
+    @torch.no_grad()
+    def _solve(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], num_groups: int
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """Pairs [layer][image] as (query indices, target indices)."""
+        from scipy.optimize import linear_sum_assignment
+
+        counts = [len(target["labels"]) for target in targets]
+        costs = self.costs(logits, boxes, targets).cpu().numpy()  # (L, B, Q, T): the one copy to the host
+        _check_finite(costs, counts)
+        per_group = costs.shape[2] // num_groups
+        pairs = []
+        for layer in costs:
+            of_images = []
+            for cost, count in zip(layer, counts, strict=True):
+                query, target = [], []
+                for group in range(num_groups):
+                    first = group * per_group
+                    rows, columns = linear_sum_assignment(cost[first : first + per_group, :count])
+                    query.append(rows + first)
+                    target.append(columns)
+                of_images.append((np.concatenate(query), np.concatenate(target)))
+            pairs.append(of_images)
+        return pairs
+
+    @torch.no_grad()
+    def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Cost of every query for every target of its own image: (L, B, Q, T) float32, T the most targets of any image.
+
+        Columns beyond an image's own number of targets hold padding.
+        """
+        labels, target_boxes = _pad_targets(targets, logits.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, boxes = logits.float(), boxes.float()
+            index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
+            class_term = self._class_term(logits, index)
+            target_boxes = target_boxes[None, :, None]  # (1, B, 1, T, 4) against (L, B, Q, 1, 4)
+            l1 = torch.cdist(boxes, target_boxes[:, :, 0].expand(len(boxes), -1, -1, -1), p=1)
+            giou = generalized_iou(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(target_boxes))
+            return self.class_cost * class_term + self.bbox_cost * l1 - self.giou_cost * giou
+
+    def _class_term(self, logits: Tensor, index: Tensor) -> Tensor:
+        if self.classification == "softmax":
+            return -logits.softmax(-1).gather(-1, index)
+        p = logits.gather(-1, index).sigmoid()
+        positive = self.focal_alpha * (1 - p) ** self.focal_gamma * -(p + 1e-8).log()
+        negative = (1 - self.focal_alpha) * p**self.focal_gamma * -(1 - p + 1e-8).log()
+        return positive - negative
+
+
+def _pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Labels (B, T) and boxes (B, T, 4) of all images, filled up with class 0 and a box in the middle."""
+    most = max((len(target["labels"]) for target in targets), default=0)
+    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
+    boxes = torch.full((len(targets), most, 4), 0.5, device=device)
+    for i, target in enumerate(targets):
+        count = len(target["labels"])
+        labels[i, :count] = target["labels"]
+        boxes[i, :count] = target["boxes"]
+    return labels, boxes
+
+
+def _check_finite(costs: np.ndarray, counts: Sequence[int]) -> None:
+    """The costs are on the host already: asking here costs no synchronisation."""
+    finite = np.isfinite(costs).all(axis=(0, 2, 3))
+    broken = [i for i, (fine, count) in enumerate(zip(finite, counts, strict=True)) if count and not fine]
+    if broken:
+        raise DivergedError(
+            f"predictions for images {broken} of the batch are not finite",
+            remedy="lower the learning rate, or train in float32 (amp=off)",
+            code="T09",
+        )

@@ -1,0 +1,188 @@
+"""Anchor queries: object queries that are boxes, refined by every decoder layer, and what helps them to learn.
+
+* `AnchorDecoder`: a query is a box; sines of its coordinates tell attention where to look; every layer moves it.
+  (DAB-DETR, Liu et al. 2022.)
+* `AnchorQueries`: the learned anchors, several groups of them in training (Group DETR, Chen et al. 2022), and noised
+  copies of the targets (DN-DETR, Li et al. 2022). Groups and copies exist in training only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from regard.attention.positions import SCALE, sine_embedding
+from regard.models.transformer import MLP, Decoder, DecoderLayer, Trace
+
+
+class QuerySet(NamedTuple):
+    """Queries of one forward pass: the learned ones, then the noised targets if there are any.
+
+    content: (B, N, C). anchors: (B, N, 4) cxcywh 0..1. mask: (B or 1, 1, N, N) bool, which query sees which, or None.
+    noised_target: (B, M) int64 on the host, object that each of the last M queries copies, -1 for padding; or None.
+    """
+
+    content: Tensor
+    anchors: Tensor
+    mask: Tensor | None = None
+    noised_target: Tensor | None = None
+
+
+class AnchorQueries(nn.Module):
+    """Learned content and anchor box of every query.
+
+    Args:
+        num_queries: queries at inference.
+        num_groups: groups of as many queries in training, each matched on its own.
+        denoising_groups: noised copies of every target in training.
+        num_classes: classes of the targets.
+        embed_dim: width C.
+        label_noise: share of copies with another label.
+        box_noise: largest shift of a copy's corners, in halves of its width and height.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        num_groups: int,
+        denoising_groups: int,
+        num_classes: int,
+        embed_dim: int,
+        label_noise: float,
+        box_noise: float,
+    ) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.num_groups = num_groups
+        self.denoising_groups = denoising_groups
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+        self.content = nn.Embedding(num_queries * num_groups, embed_dim)
+        self.anchors = nn.Embedding(num_queries * num_groups, 4)  # logits of cxcywh
+        if denoising_groups:
+            self.labels = nn.Embedding(num_classes, embed_dim)
+        nn.init.normal_(self.content.weight, std=0.02)
+        with torch.no_grad():  # centres anywhere, sides about a third of the image
+            self.anchors.weight[:, :2] = inverse_sigmoid(torch.rand(num_queries * num_groups, 2))
+            self.anchors.weight[:, 2:] = inverse_sigmoid(torch.full((num_queries * num_groups, 2), 0.3))
+
+    def forward(self, batch_size: int, targets: Sequence[Mapping[str, Tensor]] | None) -> QuerySet:
+        """Queries for a batch. In training all groups, and with `targets` their noised copies."""
+        count = self.num_queries * (self.num_groups if self.training else 1)
+        content = self.content.weight[:count].expand(batch_size, -1, -1)
+        anchors = self.anchors.weight[:count].sigmoid().expand(batch_size, -1, -1)
+        group = torch.arange(count, device=content.device) // self.num_queries
+        if not self.training:
+            return QuerySet(content, anchors)
+        most = max((len(t["labels"]) for t in targets), default=0) if targets is not None else 0
+        if not (self.denoising_groups and targets is not None and most):
+            return QuerySet(content, anchors, group_mask(group) if self.num_groups > 1 else None)
+        return self._with_denoising(content, anchors, group, targets, most)
+
+    def _with_denoising(
+        self, content: Tensor, anchors: Tensor, group: Tensor, targets: Sequence[Mapping[str, Tensor]], most: int
+    ) -> QuerySet:
+        device, copies = content.device, self.denoising_groups
+        labels = torch.zeros(len(targets), most, dtype=torch.int64)
+        boxes = torch.full((len(targets), most, 4), 0.5)
+        target = torch.full((len(targets), most), -1)
+        for i, t in enumerate(targets):
+            n = len(t["labels"])
+            labels[i, :n], boxes[i, :n], target[i, :n] = t["labels"], t["boxes"], torch.arange(n)
+        labels, boxes = labels.to(device).repeat(1, copies), boxes.to(device).repeat(1, copies, 1)
+        target = target.repeat(1, copies)  # stays on the host, where the loss reads it
+
+        flipped = torch.rand(labels.shape, device=device) < self.label_noise
+        labels = torch.where(flipped, torch.randint_like(labels, self.labels.num_embeddings), labels)
+        noised = noise_boxes(boxes, self.box_noise)
+
+        noised_group = self.num_groups + torch.arange(copies, device=device).repeat_interleave(most)
+        mask = group_mask(torch.cat((group, noised_group)))
+        real = torch.cat((torch.ones(len(targets), len(group), dtype=torch.bool), target >= 0), dim=1).to(device)
+        # Padding is seen by none, but every query sees itself: a row of the mask is never empty.
+        itself = torch.eye(mask.shape[-1], dtype=torch.bool, device=device)
+        return QuerySet(
+            content=torch.cat((content, self.labels(labels)), dim=1),
+            anchors=torch.cat((anchors, noised), dim=1),
+            mask=mask & real[:, None, None, :] | itself,
+            noised_target=target,
+        )
+
+
+class AnchorDecoder(Decoder):
+    """DETR's decoder over anchors: positions are sines of the boxes, and every layer corrects the boxes.
+
+    Args:
+        layers, norm: as in `Decoder`.
+    """
+
+    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
+        super().__init__(layers, norm)
+        self.embed_dim = embed_dim = norm.normalized_shape[0]
+        self.position_mlp = MLP(2 * embed_dim, embed_dim, embed_dim, num_layers=2)
+        self.scale_mlp = MLP(embed_dim, embed_dim, embed_dim, num_layers=2)
+        self.size_mlp = MLP(embed_dim, embed_dim, 2, num_layers=2)
+
+    def decode(
+        self,
+        queries: QuerySet,
+        bbox_embed: nn.Module,
+        memory: Tensor,
+        memory_positions: Tensor,
+        *,
+        memory_mask: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What every layer makes of the queries: hidden (L, B, N, C), normalised, and boxes (L, B, N, 4) in 0..1."""
+        x, anchors = queries.content, queries.anchors
+        hidden, boxes = [], []
+        for layer in self.layers:
+            sines = sine_embedding(anchors * SCALE, self.embed_dim // 2, temperature=20.0)  # (B, N, 4, C/2)
+            x = layer(
+                x,
+                self.position_mlp(sines.flatten(2)),
+                memory,
+                memory_positions,
+                cross_positions=self._look_from(x, anchors),
+                query_mask=queries.mask,
+                memory_mask=memory_mask,
+                trace=trace,
+            )
+            normalised = self.norm(x)
+            refined = (inverse_sigmoid(anchors) + bbox_embed(normalised)).sigmoid()
+            hidden.append(normalised)
+            boxes.append(refined)
+            anchors = refined.detach()  # a layer answers for its own correction only
+        return torch.stack(hidden), torch.stack(boxes)
+
+    def _look_from(self, x: Tensor, anchors: Tensor) -> Tensor:
+        """Sines of the centre as in the image's own position encoding, sharper for smaller boxes (DAB-DETR, eq. 6)."""
+        cx, cy, w, h = anchors.unbind(-1)
+        y, x_ = (sine_embedding(p * SCALE, self.embed_dim // 2) for p in (cy, cx))
+        ref_w, ref_h = self.size_mlp(x).sigmoid().unbind(-1)
+        sines = torch.cat((y * (ref_h / h)[..., None], x_ * (ref_w / w)[..., None]), dim=-1)
+        return sines * self.scale_mlp(x)
+
+
+def noise_boxes(boxes_cxcywh: Tensor, scale: float) -> Tensor:
+    """Boxes (..., 4) with each corner moved by up to `scale` halves of the width and height, inside the image."""
+    cx, cy, w, h = boxes_cxcywh.unbind(-1)
+    corners = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=-1)
+    half = torch.stack((w, h, w, h), dim=-1) / 2
+    x0, y0, x1, y1 = (corners + (torch.rand_like(corners) * 2 - 1) * half * scale).clamp(0, 1).unbind(-1)
+    return torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), dim=-1)
+
+
+def group_mask(group: Tensor) -> Tensor:
+    """Group of each query (N,) -> (1, 1, N, N) bool: queries see those of their own group."""
+    return (group[:, None] == group[None, :])[None, None]
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
+    """Logit of x in 0..1, kept finite."""
+    x = x.clamp(eps, 1 - eps)
+    return torch.log(x / (1 - x))

@@ -1,0 +1,180 @@
+"""Backbones: images in, feature maps of several strides out. Any CNN of torchvision or timm serves by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
+
+from regard.errors import ConfigError, MachineError
+
+# ResNets whose stages DETR and its mask head read one by one; their parameters keep torchvision's names.
+RESNETS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
+    "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+)  # fmt: skip
+
+
+def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") -> nn.Module:
+    """A backbone by name, with random weights: `backbone(pixels (B, 3, H, W)) -> list of (B, C_i, h_i, w_i)`.
+
+    The list runs from fine to coarse; `backbone.num_channels` is C of the last map.
+
+    Args:
+        name: a torchvision ResNet or other CNN (`resnet50`, `convnext_tiny`, ...), `timm/NAME` for any timm model with
+            feature maps, or `small` for ours for images of 32 to 256 pixels.
+        dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
+        norm: `frozen` keeps batch norm statistics and scales as loaded; `batch` trains them.
+    """
+    if name == "small":
+        return SmallBackbone()
+    if dilation and name not in RESNETS[2:]:
+        raise ConfigError(
+            f"dilation needs a ResNet with bottleneck blocks, not {name}",
+            where="backbone",
+            remedy="use resnet50 or larger, or dilation=false",
+        )
+    if name in RESNETS:
+        return ResNetBackbone(name, dilation=dilation, norm=norm)
+    return OtherBackbone(name, norm=norm)
+
+
+class ResNetBackbone(nn.Module):
+    """torchvision's ResNet without its classifier. Gives the maps of stages 1 to 4, strides 4, 8, 16 and 32."""
+
+    def __init__(self, name: str, *, dilation: bool, norm: str) -> None:
+        super().__init__()
+        resnet = torchvision.models.get_model(
+            name,
+            weights=None,
+            norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d,
+            replace_stride_with_dilation=[False, False, dilation],
+        )
+        self.num_channels = resnet.fc.in_features
+        del resnet.fc, resnet.avgpool
+        self.body = resnet
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(pixels))))
+        maps = []
+        for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Those that the paper keeps as pretrained: the stem and stage 1 (models/backbone.py)."""
+        return [p for part in (self.body.conv1, self.body.bn1, self.body.layer1) for p in part.parameters()]
+
+
+class SmallBackbone(nn.Module):
+    """A small residual network for images of 32 to 256 pixels: one map of stride 8.
+
+    Group norm instead of batch norm: batches of any size, nothing to freeze, and one image's result does not depend
+    on its neighbours.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+        super().__init__()
+        self.num_channels = widths[-1]
+        stages: list[nn.Module] = []
+        previous = 3
+        for width in widths:
+            stages.append(_conv(previous, width, stride=2))
+            stages.append(_Residual(width))
+            previous = width
+        self.body = nn.Sequential(*stages)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        return [self.body(pixels)]
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        return []
+
+
+class OtherBackbone(nn.Module):
+    """The convolutional part of another torchvision or timm classifier; gives its last feature map."""
+
+    def __init__(self, name: str, *, norm: str) -> None:
+        super().__init__()
+        self.body = _timm_features(name.removeprefix("timm/")) if name.startswith("timm/") else _torchvision_features(name)
+        if norm == "frozen":
+            self.body = freeze_batch_norm(self.body)
+        was_training = self.body.training
+        with torch.no_grad():
+            self.num_channels = self.eval()(torch.zeros(1, 3, 64, 64))[-1].shape[1]
+        self.train(was_training)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        maps = self.body(pixels)
+        return list(maps) if isinstance(maps, (list, tuple)) else [maps]
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        return []
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """`module` with every `BatchNorm2d` replaced by one that keeps its present statistics, scale and shift."""
+    if isinstance(module, nn.BatchNorm2d):
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        frozen.load_state_dict(module.state_dict())
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze_batch_norm(child))
+    return module
+
+
+def _torchvision_features(name: str) -> nn.Module:
+    import difflib
+
+    known = [m for m in torchvision.models.list_models(module=torchvision.models) if "vit" not in m]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "names: torchvision's CNNs, or timm/NAME"
+        raise ConfigError(f"unknown backbone {name!r}", where="backbone", remedy=hint)
+    model = torchvision.models.get_model(name, weights=None)
+    # The ways in which torchvision's CNNs hold their convolutional part.
+    parts: dict[str, Callable[[], nn.Module]] = {
+        "features": lambda: model.features,
+        "layers": lambda: model.layers,
+        "trunk_output": lambda: nn.Sequential(model.stem, model.trunk_output),
+    }
+    for attribute, part in parts.items():
+        if hasattr(model, attribute) and "swin" not in name:
+            return part()
+    raise ConfigError(f"{name} has no feature map that DETR can read", where="backbone", remedy=f"try timm/{name}")
+
+
+def _timm_features(name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MachineError(f"backbone timm/{name} needs timm", remedy="pip install 'regard[interop]'") from error
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no model {name!r}", where="backbone", remedy="see timm.list_models()")
+    return timm.create_model(name, pretrained=False, features_only=True)
+
+
+def _conv(in_channels: int, out_channels: int, stride: int = 1, relu: bool = True) -> nn.Module:
+    return Conv2dNormActivation(
+        in_channels,
+        out_channels,
+        stride=stride,
+        norm_layer=lambda channels: nn.GroupNorm(8, channels),
+        activation_layer=nn.ReLU if relu else None,
+    )
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions with a bypass."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(_conv(width, width), _conv(width, width, relu=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.convs(x)).relu()

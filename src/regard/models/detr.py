@@ -1,0 +1,245 @@
+"""DETR: detection as set prediction with a transformer. (Carion et al. 2020, arXiv 2005.12872.)
+
+    image -> backbone -> 1x1 projection -> encoder -> decoder with object queries -> class and box of every query
+
+The defaults are the paper's. `anchors`, `query_groups`, `denoising_groups` and `sigmoid` are later findings with which
+the same model learns in a fraction of the epochs. Parameter names follow the authors' checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.attention import LearnedPositionEncoding, SinePositionEncoding
+from regard.batches import ImageBatch
+from regard.errors import ConfigError
+from regard.models.anchors import AnchorDecoder, AnchorQueries, QuerySet, group_mask
+from regard.models.backbone import create_backbone
+from regard.models.transformer import MLP, Trace, Transformer
+from regard.outputs import Denoising, DetectionOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class DETRConfig:
+    """Everything that decides the shape of a DETR; kept in its checkpoints."""
+
+    num_classes: int = 91  # with softmax the no-object class comes on top, as the last logit
+    backbone: str = "resnet50"
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    dilation: bool = False  # DC5: dilated last stage, twice the resolution
+    embed_dim: int = 256
+    num_heads: int = 8
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    feedforward_dim: int = 2048
+    dropout: float = 0.1
+    norm_first: bool = False  # pre-norm: layer norm before each block instead of after the residual sum
+    position_encoding: Literal["sine", "learned"] = "sine"
+    position_temperature: float = 10000.0  # ratio of the slowest to the fastest sine
+    num_queries: int = 100
+    sigmoid: bool = False  # one yes-or-no score a class instead of softmax with a no-object class
+    anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
+    query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
+    denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
+    label_noise: float = 0.2  # DN-DETR: share of copies with a random label
+    box_noise: float = 0.4  # DN-DETR: largest shift of a corner, in halves of the box
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "num_queries", "decoder_layers", "query_groups", "num_heads", "embed_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
+        if self.encoder_layers < 0 or self.denoising_groups < 0:
+            raise ConfigError("model.encoder_layers and model.denoising_groups cannot be negative", code="C08")
+        if self.embed_dim % self.num_heads or self.embed_dim % 4:
+            raise ConfigError(
+                f"model.embed_dim {self.embed_dim} is not a multiple of 4 and of model.num_heads {self.num_heads}",
+                code="C05",
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}, expected 0 <= dropout < 1", code="C03")
+        if self.denoising_groups and not self.anchors:
+            raise ConfigError(
+                "model.denoising_groups needs anchor queries: a noised target is a box",
+                remedy="set model.anchors=true or model.denoising_groups=0",
+                code="C09",
+            )
+
+
+class AttentionMaps(NamedTuple):
+    """The output of a DETR with the weights of all its attention layers; tokens are rows of the feature map.
+
+    encoder: (L, B, heads, h*w, h*w) or None without encoder. decoder_self: (L, B, heads, Q, Q).
+    decoder_cross: (L, B, heads, Q, h*w). Every row sums to 1; padding gets 0.
+    feature_size: (h, w).
+    """
+
+    output: DetectionOutput
+    encoder: Tensor | None
+    decoder_self: Tensor
+    decoder_cross: Tensor
+    feature_size: tuple[int, int]
+
+
+class DETR(nn.Module):
+    """Backbone, transformer and heads.
+
+    Args:
+        config: sizes and options.
+    """
+
+    def __init__(self, config: DETRConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.embed_dim
+        self.backbone = create_backbone(config.backbone, dilation=config.dilation, norm=config.backbone_norm)
+        self.position_encoding = (
+            SinePositionEncoding(c, config.position_temperature)
+            if config.position_encoding == "sine"
+            else LearnedPositionEncoding(c)
+        )
+        self.input_proj = nn.Conv2d(self.backbone.num_channels, c, kernel_size=1)
+        self.transformer = Transformer(
+            c,
+            config.num_heads,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers,
+            feedforward_dim=config.feedforward_dim,
+            dropout=config.dropout,
+            norm_first=config.norm_first,
+            decoder_kind=AnchorDecoder if config.anchors else None,
+        )
+        self.class_embed = nn.Linear(c, config.num_classes + (0 if config.sigmoid else 1))
+        self.bbox_embed = MLP(c, c, 4, num_layers=3)
+        if config.anchors:
+            self.query_embed = AnchorQueries(
+                num_queries=config.num_queries,
+                num_groups=config.query_groups,
+                denoising_groups=config.denoising_groups,
+                num_classes=config.num_classes,
+                embed_dim=c,
+                label_noise=config.label_noise,
+                box_noise=config.box_noise,
+            )
+            nn.init.zeros_(self.bbox_embed.layers[-1].weight)  # boxes start at their anchors
+            nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        else:
+            self.query_embed = nn.Embedding(config.num_queries * config.query_groups, c)
+        if config.sigmoid:
+            # All classes start improbable (0.01), or the many empty queries drown the loss (RetinaNet, section 4.1).
+            nn.init.constant_(self.class_embed.bias, -4.6)
+
+    def forward(
+        self, images: ImageBatch | Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> DetectionOutput:
+        """Detect objects.
+
+        Args:
+            images: normalised float images, a list of (3, H, W) of any sizes, or a batch of them.
+            targets: per image `{"labels": (T,) int64, "boxes": (T, 4) cxcywh 0..1}`. Read in training only, and only
+                by models with denoising queries.
+        """
+        return self._detect(images, targets, trace=None)
+
+    def attention(self, images: ImageBatch | Sequence[Tensor]) -> AttentionMaps:
+        """`forward` once more, keeping the weights of every attention layer. Slower: for looking, not for training."""
+        trace = Trace()
+        output = self._detect(images, None, trace)
+        return AttentionMaps(
+            output,
+            encoder=torch.stack(trace.encoder) if trace.encoder else None,
+            decoder_self=torch.stack(trace.decoder_self),
+            decoder_cross=torch.stack(trace.decoder_cross),
+            feature_size=trace.feature_size,
+        )
+
+    def _detect(
+        self,
+        images: ImageBatch | Sequence[Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None,
+        trace: Trace | None,
+    ) -> DetectionOutput:
+        batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(list(images))
+        features = self.backbone(batch.pixels)[-1]  # (B, 2048, h, w)
+        padding, mask = _padding_of(batch, features)
+        if trace is not None:
+            trace.feature_size = (features.shape[-2], features.shape[-1])
+
+        positions = self.position_encoding(padding).flatten(1, 2)  # (B, hw, C)
+        tokens = self.input_proj(features).flatten(2).transpose(1, 2)  # (B, hw, C)
+        memory = self.transformer.encoder(tokens, positions, mask, trace)
+        if self.config.anchors:
+            queries = self.query_embed(len(batch), targets)
+            hidden, boxes = self.transformer.decoder.decode(
+                queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace
+            )
+            return self._output(self.class_embed(hidden), boxes, queries)
+        embed, query_mask = self._learned_queries(len(batch))
+        hidden = self.transformer.decoder(
+            embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace
+        )  # (L, B, Q, C)
+        return self._output(self.class_embed(hidden), self.bbox_embed(hidden).sigmoid())
+
+    def _learned_queries(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
+        """Query embeddings (B, Q, C): all groups in training, the first group else."""
+        config = self.config
+        groups = config.query_groups if self.training else 1
+        embed = self.query_embed.weight[: config.num_queries * groups].expand(batch_size, -1, -1)
+        if groups == 1:
+            return embed, None
+        return embed, group_mask(torch.arange(embed.shape[1], device=embed.device) // config.num_queries)
+
+    def _output(self, logits: Tensor, boxes: Tensor, queries: QuerySet | None = None) -> DetectionOutput:
+        """Layers' predictions (L, B, N, ...) -> output; queries with noised targets go to a place of their own."""
+        denoising = None
+        if queries is not None and queries.noised_target is not None:
+            count = logits.shape[2] - queries.noised_target.shape[1]
+            denoising = Denoising(logits[:, :, count:], boxes[:, :, count:], queries.noised_target)
+            logits, boxes = logits[:, :, :count], boxes[:, :, :count]
+        return DetectionOutput(
+            logits=logits[-1],
+            boxes=boxes[-1],
+            auxiliary=[DetectionOutput(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True)],
+            num_groups=self.config.query_groups if self.training else 1,
+            denoising=denoising,
+        )
+
+
+def _padding_of(batch: ImageBatch, features: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Padding mask of the feature map (B or 1, h, w), and which tokens attention may see, (B, 1, 1, hw) or None.
+
+    A cell is padding if the pixel at its top left corner is (nearest neighbour, as in the authors' backbone.py).
+    """
+    size = features.shape[-2:]
+    mask = batch.padding_mask()
+    if mask is None:
+        return torch.zeros(1, *size, dtype=torch.bool, device=features.device), None
+    padding = F.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
+    return padding, ~padding.flatten(1)[:, None, None]
+
+
+# Only what differs from the paper's DETR-R50. The names are torch hub's; `detr_tiny` and its like are ours.
+FAST = {
+    "norm_first": True,
+    "dropout": 0.0,
+    "position_temperature": 20.0,
+    "sigmoid": True,
+    "anchors": True,
+}
+DETR_PRESETS: dict[str, DETRConfig] = {
+    "detr_resnet50": DETRConfig(),
+    "detr_resnet50_dc5": DETRConfig(dilation=True),
+    "detr_resnet101": DETRConfig(backbone="resnet101"),
+    "detr_resnet101_dc5": DETRConfig(backbone="resnet101", dilation=True),
+    "detr_resnet18": DETRConfig(backbone="resnet18"),
+    "detr_resnet34": DETRConfig(backbone="resnet34"),
+    "detr_tiny": DETRConfig(
+        **FAST, backbone="small", embed_dim=96, num_heads=4, encoder_layers=1, decoder_layers=3, feedforward_dim=256,
+        num_queries=12, denoising_groups=4,
+    ),
+}  # fmt: skip
