@@ -1,0 +1,251 @@
+"""Outlines of objects as COCO writes them, polygons and run lengths: checked before anything else reads them.
+
+The reference decoder is C code that trusts its input (a far-off polygon point ends the process, short run
+lengths give uninitialised memory), so everything here is plain Python and NumPy. Nothing is drawn: an outline
+stays as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regard.data.report import Report
+from regard.data.strict_json import float_array
+from regard.errors import DataError
+
+# A point may lie outside its image, but not further than this many times the image's side.
+_REACH = 4
+_CHUNK = 20_000  # polygons turned into one array at a time
+
+
+@dataclass(frozen=True)
+class Segmentations:
+    """Checked outlines of N objects, in few arrays: data loaders would copy millions of lists over and over.
+
+    `segmentations[row]` is COCO's own form: a list of polygons [x, y, x, y, ...], `{"size": [height, width],
+    "counts": ...}`, or None for an object without an outline.
+
+    boxes_xyxy: (N, 4) float64, around the outline in pixels; NaN for objects without one.
+    areas: (N,) float64, of the outline in pixels (polygons: the sum of their areas, at most that of the box);
+        NaN for objects without one.
+    """
+
+    boxes_xyxy: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    _points: NDArray[np.float64]  # (P, 2) x, y of all polygons
+    _first_point: NDArray[np.int64]  # (M + 1,) where each polygon begins in _points
+    _first_polygon: NDArray[np.int64]  # (N + 1,) where each object begins in _first_point
+    _run_lengths: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def __getitem__(self, row: int) -> list[list[float]] | dict[str, Any] | None:
+        if row in self._run_lengths:
+            return self._run_lengths[row]
+        first, last = self._first_polygon[row], self._first_polygon[row + 1]
+        bounds = self._first_point[first : last + 1]
+        polygons = [self._points[a:b].ravel().tolist() for a, b in pairwise(bounds)]
+        return polygons or None
+
+
+def check_segmentations(
+    values: Sequence[Any], heights: NDArray[np.int64], widths: NDArray[np.int64], report: Report
+) -> Segmentations:
+    """Check the `segmentation` of N annotations; heights and widths (N,) are those of their images in pixels.
+
+    Raises DataError for points far outside the image (A38), run lengths that do not add up (A39) or are of
+    another size (A40), and what is neither polygons nor run lengths (A37). Polygons of fewer than three
+    points or an odd count of numbers are left out and noted (A37).
+    """
+    boxes, areas = np.full((len(values), 4), np.nan), np.full(len(values), np.nan)
+    polygons: list[list] = []
+    places: list[tuple[int, int]] = []  # (row, index in the row's list) of each polygon
+    run_lengths: dict[int, dict[str, Any]] = {}
+    broken: list[tuple[int, int]] = []
+    for row, value in enumerate(values):
+        if not value and (value is None or isinstance(value, list)):
+            continue
+        if isinstance(value, dict):
+            run_lengths[row], counts = _checked_run_lengths(
+                value, int(heights[row]), int(widths[row]), row, report
+            )
+            boxes[row], areas[row] = _box_of_runs(counts, int(heights[row])), counts[1::2].sum()
+        elif isinstance(value, list):
+            for k, polygon in enumerate(value):
+                if not isinstance(polygon, list):
+                    raise _malformed(f"a polygon is {polygon!r:.40}, not a list of numbers", row, k, report)
+                good = len(polygon) >= 6 and len(polygon) % 2 == 0
+                (places if good else broken).append((row, k))
+                if good:
+                    polygons.append(polygon)
+        else:
+            raise _malformed(f"segmentation is {value!r:.40}, not a list of polygons", row, None, report)
+    rows = np.array([row for row, _ in places], dtype=np.int64)
+    points, first_point = _points(polygons, places, report)
+    _check_reach(points, first_point, places, heights[rows], widths[rows], report)
+    _measure_polygons(points, first_point, rows, boxes, areas)
+    _note_missing(broken, values, areas, report)
+    first_polygon = np.searchsorted(rows, np.arange(len(values) + 1))
+    return Segmentations(boxes, areas, points, first_point, first_polygon, run_lengths)
+
+
+def decode_counts(text: str) -> NDArray[np.int64]:
+    """Run lengths from COCO's compressed text: numbers in base 32, five bits a character, low bits first.
+
+    Each number after the third is the difference to the one two places before. Raises ValueError for other
+    text.
+    """
+    digits = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
+    if digits.size == 0 or digits.min() < 0 or digits.max() > 63:
+        raise ValueError("characters that do not belong to run lengths")
+    ends = np.flatnonzero(digits < 32)
+    if ends.size == 0 or ends[-1] != digits.size - 1:
+        raise ValueError("run lengths that are cut off")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits: more than any image has pixels
+        raise ValueError("a run length of more than 35 bits")
+    shifts = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((digits & 31) << shifts, starts)
+    numbers -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)  # the sign is the top bit of the last digit
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def _checked_run_lengths(
+    value: dict[str, Any], height: int, width: int, row: int, report: Report
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    place = ("annotations", row, "segmentation")
+    size, counts = value.get("size"), value.get("counts")
+    if size != [height, width]:
+        what = f"run lengths for size {size!r:.40}, but the image is [{height}, {width}] (height, width)"
+        raise report.error("A40", what, *place, "size", remedy="encode the mask at the size of its image")
+    runs = np.zeros(0, dtype=np.int64)
+    fault = ""
+    if isinstance(counts, str):
+        try:
+            runs = decode_counts(counts)
+        except ValueError as error:
+            fault = str(error)
+    elif isinstance(counts, list) and set(map(type, counts)) == {int} and max(counts) <= height * width:
+        runs = np.array([max(count, -1) for count in counts], dtype=np.int64)
+    else:
+        fault = "run lengths that are not whole numbers within the image"
+    if not fault and runs.min() < 0:
+        fault = "a negative run length"
+    if not fault and runs.sum() != height * width:
+        fault = f"run lengths of {runs.sum():,} pixels in all for an image of {height * width:,}"
+    if fault:
+        raise report.error("A39", fault, *place, "counts", remedy="encode the mask again")
+    return {"size": [height, width], "counts": counts}, runs
+
+
+def _box_of_runs(counts: NDArray[np.int64], height: int) -> tuple[float, float, float, float]:
+    """xyxy around the pixels of the runs, which go down the columns; all 0 for an empty mask."""
+    edges = np.cumsum(counts)
+    starts, stops = edges[0::2][: len(counts) // 2], edges[1::2]
+    filled = stops > starts
+    starts, last = starts[filled], stops[filled] - 1
+    if starts.size == 0:
+        return 0.0, 0.0, 0.0, 0.0
+    columns, last_columns = starts // height, last // height
+    wraps = columns != last_columns
+    top = 0 if wraps.any() else (starts % height).min()
+    bottom = height - 1 if wraps.any() else (last % height).max()
+    return float(columns.min()), float(top), float(last_columns.max() + 1), float(bottom + 1)
+
+
+def _points(
+    polygons: list[list], places: list[tuple[int, int]], report: Report
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """(P, 2) points of all polygons and (M + 1,) where each begins."""
+    chunks = []
+    for start in range(0, len(polygons), _CHUNK):
+        flat = list(chain.from_iterable(polygons[start : start + _CHUNK]))
+        if not set(map(type, flat)) <= {int, float}:
+            _raise_not_numbers(polygons, places, report)
+        chunks.append(float_array(flat))
+    lengths = np.array([len(polygon) // 2 for polygon in polygons], dtype=np.int64)
+    points = np.concatenate(chunks) if chunks else np.zeros(0)
+    return points.reshape(-1, 2), np.concatenate(([0], np.cumsum(lengths)))
+
+
+def _raise_not_numbers(polygons: list[list], places: list[tuple[int, int]], report: Report) -> None:
+    for polygon, (row, k) in zip(polygons, places, strict=True):
+        for value in polygon:
+            if type(value) not in (int, float):
+                raise _malformed(f"a polygon has {value!r:.40} for a number", row, k, report)
+
+
+def _check_reach(
+    points: NDArray[np.float64],
+    first_point: NDArray[np.int64],
+    places: list[tuple[int, int]],
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    report: Report,
+) -> None:
+    limits = np.repeat(np.stack((widths, heights), axis=1), np.diff(first_point), axis=0)
+    far = np.argwhere(~(np.abs(points) <= _REACH * limits))  # also true for infinity
+    if len(far) == 0:
+        return
+    point, axis = map(int, far[0])
+    polygon = int(np.searchsorted(first_point, point, side="right")) - 1
+    row, k = places[polygon]
+    what = (
+        f"polygon point {'xy'[axis]}={points[point, axis]:.6g} outside {widths[polygon]}x{heights[polygon]}"
+    )
+    index = 2 * (point - int(first_point[polygon])) + axis
+    place = ("annotations", row, "segmentation", k, index)
+    raise report.error("A38", what, *place, remedy="clip or remove the polygon")
+
+
+def _measure_polygons(
+    points: NDArray[np.float64],
+    first_point: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    areas: NDArray[np.float64],
+) -> None:
+    """Write boxes and areas of the objects that have polygons. rows: (M,) the object of each, ascending."""
+    if rows.size == 0:
+        return
+    objects, first = np.unique(rows, return_index=True)
+    starts = first_point[first]
+    boxes[objects, :2] = np.minimum.reduceat(points, starts)
+    boxes[objects, 2:] = np.maximum.reduceat(points, starts)
+    following = np.arange(1, len(points) + 1)
+    following[first_point[1:] - 1] = first_point[:-1]  # the last point of a polygon joins its first
+    x, y = points.T
+    doubled = np.add.reduceat(x * y[following] - x[following] * y, first_point[:-1])
+    total = np.add.reduceat(np.abs(doubled) / 2, first)
+    areas[objects] = np.minimum(total, np.prod(boxes[objects, 2:] - boxes[objects, :2], axis=1))
+
+
+def _note_missing(
+    broken: list[tuple[int, int]], values: Sequence[Any], areas: NDArray[np.float64], report: Report
+) -> None:
+    if broken:
+        row, k = broken[0]
+        what = f"{len(broken)} polygons with fewer than 3 points or half a point; left out, boxes kept"
+        report.add("A37", "skip", what, "annotations", row, "segmentation", k, count=len(broken))
+    if np.isnan(areas).all():
+        return  # boxes are all that this data set has
+    empty = [row for row in np.flatnonzero(np.isnan(areas)).tolist() if not values[row]]
+    if empty:
+        what = f"{len(empty)} of {len(values)} objects have no segmentation; only their boxes are used"
+        report.add("A37", "skip", what, "annotations", empty[0], "segmentation", count=len(empty))
+
+
+def _malformed(what: str, row: int, k: int | None, report: Report) -> DataError:
+    place = ("annotations", row, "segmentation", *(() if k is None else (k,)))
+    remedy = "write [[x, y, x, y, ...], ...] or {size, counts}"
+    return report.error("A37", what, *place, remedy=remedy)
