@@ -131,7 +131,7 @@ class PillowAugmentation:
 @pytest.mark.parametrize(("short_side", "max_size"), [(800, 1333), (256, 400)])
 @pytest.mark.parametrize("seed", range(12))
 def test_paper_augmentation_equals_pillow(seed: int, short_side: int, max_size: int) -> None:
-    height, width = random.Random(seed).choice([(480, 640), (640, 427), (375, 500), (333, 500), (640, 640)])
+    height, width = random.Random(seed).choice([(480, 640), (640, 427), (375, 500), (200, 640), (640, 640)])
     sample = replace(sample_of(height, width, seed), masks=None)
     image = PIL.Image.fromarray(sample.image.permute(1, 2, 0).numpy())
     expected = PillowAugmentation(image, sample.boxes.tolist(), seeded(seed))
@@ -200,8 +200,8 @@ def test_layout_and_pixels_are_kept_where_nothing_changes() -> None:
     assert resize(sample, (48, 64)) is sample
     assert crop(sample, 0, 0, 48, 64) is sample
     for transform in (paper_augmentation(80, 133), small_augmentation(40), EvaluationResize(60, 100)):
-        for seed in range(4):
-            assert transform(sample, seeded(seed)).image.stride(0) == 1
+        for seed in range(30):
+            assert transform(sample, seeded(seed)).image.permute(1, 2, 0).is_contiguous()
 
 
 def test_masks_are_resized_like_the_authors() -> None:
