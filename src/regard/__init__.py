@@ -1,0 +1,36 @@
+"""Regard: vision models built on attention. Importing it is cheap; torch is loaded when the first name is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regard.loading import load as load
+    from regard.models.catalog import create as create
+    from regard.models.catalog import list_models as list_models
+    from regard.prediction import predict as predict
+    from regard.runs import evaluate as evaluate
+    from regard.runs import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "create": "regard.models.catalog",
+    "evaluate": "regard.runs",
+    "list_models": "regard.models.catalog",
+    "load": "regard.loading",
+    "predict": "regard.prediction",
+    "train": "regard.runs",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'regard' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,7 +12,7 @@ class Denoising(NamedTuple):
     """Predictions for the noised ground truth of a training step (DN-DETR): what each one is to restore is known.
 
     logits: (L, B, N, C), boxes: (L, B, N, 4) cxcywh in 0..1, for all L decoder layers.
-    target: (B, N) int64, index of the object of that image which the query is a noised copy of, -1 for padding.
+    target: (B, N) int64 on the host, index of the object of that image which the query copies, -1 for padding.
     """
 
     logits: Tensor

@@ -68,15 +68,15 @@ class MultiHeadAttention(nn.Module):
         `mask` is bool, True where a query may look, and broadcasts to (B, heads, N, M).
         """
         dropout = self.dropout if self.training else 0.0
-        attended = attend(*self._project(query, key, value), mask=mask, dropout=dropout)
+        attended = attend(*self.project(query, key, value), mask=mask, dropout=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The attention weights (B, heads, N, M) of `forward` for the same query, key and mask, without dropout."""
-        q, k, _ = self._project(query, key, None)
+        q, k, _ = self.project(query, key, None)
         return attention_weights(q, k, mask=mask)
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, ...]:
+    def project(self, query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, ...]:
         """Queries, keys, values as (B, heads, N, d). Inputs that are one object share one matrix product."""
         c = self.embed_dim
         weight, bias = self.in_proj_weight, self.in_proj_bias
@@ -86,4 +86,8 @@ class MultiHeadAttention(nn.Module):
             q = F.linear(query, weight[:c], bias[:c])
             k = F.linear(key, weight[c : 2 * c], bias[c : 2 * c])
         v = k if value is None else F.linear(value, weight[2 * c :], bias[2 * c :])
-        return tuple(x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return tuple(self.split_heads(x) for x in (q, k, v))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, d)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

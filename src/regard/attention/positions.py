@@ -30,21 +30,23 @@ class SinePositionEncoding(nn.Module):
     Args:
         embed_dim: width C of the encoding, a multiple of 4.
         temperature: ratio between the slowest and the fastest wave.
+        centered: the position of a cell is its centre, as boxes measure it (Deformable DETR), not its far end.
     """
 
-    def __init__(self, embed_dim: int, temperature: float = 10000.0) -> None:
+    def __init__(self, embed_dim: int, temperature: float = 10000.0, centered: bool = False) -> None:
         super().__init__()
         if embed_dim % 4:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of 4")
         self.embed_dim = embed_dim
         self.temperature = temperature
+        self.shift = 0.5 if centered else 0.0
 
     def forward(self, padding: Tensor) -> Tensor:
         """Mask (B, h, w) bool, True where there is padding -> encoding (B, h, w, C)."""
         valid = (~padding).to(torch.float32)
         y, x = valid.cumsum(dim=1), valid.cumsum(dim=2)
-        y = y / (y[:, -1:, :] + 1e-6) * SCALE
-        x = x / (x[:, :, -1:] + 1e-6) * SCALE
+        y = (y - self.shift) / (y[:, -1:, :] + 1e-6) * SCALE
+        x = (x - self.shift) / (x[:, :, -1:] + 1e-6) * SCALE
         return torch.cat([sine_embedding(p, self.embed_dim // 2, self.temperature) for p in (y, x)], dim=-1)
 
 

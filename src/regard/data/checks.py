@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,7 +178,7 @@ def _integers(rows: list[dict], table: str, key: str, code: str, report: Report)
     if key not in rows[row]:
         raise report.error(code, f"{key} is missing", table, row)
     what = f"{key} is {_shown(values[row])}, not a whole number of 64 bits"
-    raise report.error(code, what, table, row, key, remedy="write it as a number without quotes")
+    raise report.error(code, what, table, row, key, remedy="write a whole number, without quotes")
 
 
 def _categories(rows: list[dict], used: set[int], report: Report) -> tuple[Category, ...]:
@@ -193,9 +193,12 @@ def _categories(rows: list[dict], used: set[int], report: Report) -> tuple[Categ
     if (k := _first_repeat(ids)) is not None:
         what, remedy = f"category id {ids[k]} stands twice", "give each category its own id"
         raise report.error("A24", what, "categories", k, "id", remedy=remedy)
-    kept = [k for k, row in enumerate(rows) if ids[k] in used or not _is_group(row, rows)]
-    if len(kept) < len(rows):
-        dropped = [k for k in range(len(rows)) if k not in kept]
+    # Roboflow lists the project as a category: it has no objects, the others name it their group.
+    groups = [row["supercategory"] for row in rows if row.get("supercategory") not in (None, "none")]
+    is_group = [row.get("supercategory") == "none" and row["name"] in groups for row in rows]
+    kept = [k for k in range(len(rows)) if ids[k] in used or not is_group[k]]
+    dropped = [k for k in range(len(rows)) if ids[k] not in used and is_group[k]]
+    if dropped:
         what = f"category {rows[dropped[0]]['name']!r:.40} only groups others and has no objects; left out"
         report.add("A25", "fix", what, "categories", dropped[0], count=len(dropped))
     names = [rows[k]["name"] for k in kept]
@@ -204,12 +207,6 @@ def _categories(rows: list[dict], used: set[int], report: Report) -> tuple[Categ
         raise report.error("A25", what, "categories", kept[k], "name", remedy=remedy)
     found = [Category(ids[k], rows[k]["name"], bool(rows[k].get("isthing", True))) for k in kept]
     return tuple(sorted(found, key=lambda category: category.id))
-
-
-def _is_group(row: dict, rows: list[dict]) -> bool:
-    """Roboflow lists the project as a category: it has no objects, the others name it their group."""
-    members = (other for other in rows if other is not row)
-    return row.get("supercategory") == "none" and any(o.get("supercategory") == row["name"] for o in members)
 
 
 def _images(
@@ -260,15 +257,15 @@ def _stated_size(row: dict, k: int, report: Report) -> tuple[int, int]:
 
 def _folder_of(names: list[str], folders: Sequence[Path], report: Report) -> Path:
     """The folder with all images. Folders are listed: asking for each file takes minutes on a network."""
-    folder = next((folder for folder in folders if (folder / names[0]).is_file()), folders[0])
-    present: dict[str, set[str]] = {}
-    missing = []
-    for name in names:
-        parent, leaf = os.path.split(PurePosixPath(name))  # "./a//b" is "a/b"
-        if parent not in present:
-            present[parent] = _files_in(folder / parent)
-        if leaf not in present[parent]:
-            missing.append(name)
+    files: dict[Path, set[str]] = {}
+
+    def is_file(path: Path) -> bool:
+        if path.parent not in files:
+            files[path.parent] = _files_in(path.parent)
+        return path.name in files[path.parent]
+
+    folder = next((folder for folder in folders if is_file(folder / names[0])), folders[0])
+    missing = [name for name in names if not is_file(folder / name)]
     if missing:
         listed = ", ".join(f"{name!r:.60}" for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
         what = f"{len(missing):,} of {len(names):,} image files are missing: {listed}"
@@ -282,7 +279,7 @@ def _files_in(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that the file system cannot have
         return set()
 
 

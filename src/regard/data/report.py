@@ -47,9 +47,5 @@ class Report:
         keys = (str(key).replace("~", "~0").replace("/", "~1") for key in place)
         return f"{self.path}:" + "".join(f"/{key}" for key in keys) if place else str(self.path)
 
-    def count(self, severity: Severity) -> int:
-        """How many cases of this severity there are, all codes together."""
-        return sum(issue.count for issue in self.issues if issue.severity == severity)
-
     def __str__(self) -> str:
         return "\n".join(str(issue) for issue in self.issues)

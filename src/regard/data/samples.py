@@ -7,14 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Category:
-    """A class of a data set. `id` is the data set's own; the index of a category in its list is the model's label."""
-
-    id: int
-    name: str
-    is_thing: bool = True
+from regard.categories import Category as Category
 
 
 @dataclass(frozen=True)

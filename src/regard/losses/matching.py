@@ -139,13 +139,14 @@ class HungarianMatcher:
 def _pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor]:
     """Labels (B, T) and boxes (B, T, 4) of all images, filled up with class 0 and a box in the middle."""
     most = max((len(target["labels"]) for target in targets), default=0)
-    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
-    boxes = torch.full((len(targets), most, 4), 0.5, device=device)
+    source = targets[0]["labels"].device if targets else device
+    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=source)
+    boxes = torch.full((len(targets), most, 4), 0.5, device=source)
     for i, target in enumerate(targets):
         count = len(target["labels"])
         labels[i, :count] = target["labels"]
         boxes[i, :count] = target["boxes"]
-    return labels, boxes
+    return labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True)
 
 
 def _check_finite(costs: np.ndarray, counts: Sequence[int]) -> None:

@@ -14,8 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regard.attention.positions import SCALE, sine_embedding
+from regard.attention import attend, attention_weights, sine_embedding
+from regard.attention.positions import SCALE
 from regard.models.transformer import MLP, Decoder, DecoderLayer, Trace
+
+
+TEMPERATURE = 20.0  # of the sines of anchors and of the image's positions (DAB-DETR, section 4.4)
+PLACE_GAIN = 4.0
 
 
 class QuerySet(NamedTuple):
@@ -113,6 +118,47 @@ class AnchorQueries(nn.Module):
         )
 
 
+class AnchorDecoderLayer(DecoderLayer):
+    """DETR's decoder layer, with cross-attention that tells where to look from what to look for.
+
+    Queries and keys are content and position side by side, so that attention logits are the sum of a product of
+    contents and a product of positions (Conditional DETR, Meng et al. 2021, eq. 2). Both position projections start as
+    one matrix: a query first looks at the place of its own anchor. That is ours; without it the start takes longer.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool
+    ) -> None:
+        super().__init__(embed_dim, num_heads, feedforward_dim, dropout, norm_first)
+        self.query_place = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.memory_place = nn.Linear(embed_dim, embed_dim, bias=False)
+
+    def reset_places(self) -> None:
+        """Start looking at the anchor's own place: the logit falls by about 1 over a tenth of the image."""
+        nn.init.orthogonal_(self.query_place.weight, gain=PLACE_GAIN)
+        with torch.no_grad():
+            self.memory_place.weight.copy_(self.query_place.weight)
+
+    def cross_attend(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        mask: Tensor | None,
+        trace: Trace | None,
+    ) -> Tensor:
+        attention = self.multihead_attn
+        q, k, v = attention.project(x, memory, memory)  # (B, heads, N, d)
+        q = torch.cat((q, attention.split_heads(self.query_place(positions))), dim=-1)
+        placed = attention.split_heads(self.memory_place(memory_positions)).expand(len(k), -1, -1, -1)
+        k = torch.cat((k, placed), dim=-1)
+        if trace is not None:
+            trace.decoder_cross.append(attention_weights(q, k, mask=mask))
+        attended = attend(q, k, v, mask=mask, dropout=attention.dropout if self.training else 0.0)
+        return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
 class AnchorDecoder(Decoder):
     """DETR's decoder over anchors: positions are sines of the boxes, and every layer corrects the boxes.
 
@@ -120,12 +166,18 @@ class AnchorDecoder(Decoder):
         layers, norm: as in `Decoder`.
     """
 
-    def __init__(self, layers: list[DecoderLayer], norm: nn.LayerNorm) -> None:
+    def __init__(self, layers: list[AnchorDecoderLayer], norm: nn.LayerNorm) -> None:
         super().__init__(layers, norm)
         self.embed_dim = embed_dim = norm.normalized_shape[0]
         self.position_mlp = MLP(2 * embed_dim, embed_dim, embed_dim, num_layers=2)
         self.scale_mlp = MLP(embed_dim, embed_dim, embed_dim, num_layers=2)
         self.size_mlp = MLP(embed_dim, embed_dim, 2, num_layers=2)
+
+    def reset_parameters(self) -> None:
+        """Look at the anchor's own place, in the size of the anchor."""
+        for layer in self.layers:
+            layer.reset_places()
+        nn.init.ones_(self.scale_mlp.layers[-1].bias)
 
     def decode(
         self,
@@ -141,7 +193,7 @@ class AnchorDecoder(Decoder):
         x, anchors = queries.content, queries.anchors
         hidden, boxes = [], []
         for layer in self.layers:
-            sines = sine_embedding(anchors * SCALE, self.embed_dim // 2, temperature=20.0)  # (B, N, 4, C/2)
+            sines = sine_embedding(anchors * SCALE, self.embed_dim // 2, TEMPERATURE)  # (B, N, 4, C/2)
             x = layer(
                 x,
                 self.position_mlp(sines.flatten(2)),
@@ -162,7 +214,7 @@ class AnchorDecoder(Decoder):
     def _look_from(self, x: Tensor, anchors: Tensor) -> Tensor:
         """Sines of the centre as in the image's own position encoding, sharper for smaller boxes (DAB-DETR, eq. 6)."""
         cx, cy, w, h = anchors.unbind(-1)
-        y, x_ = (sine_embedding(p * SCALE, self.embed_dim // 2) for p in (cy, cx))
+        y, x_ = (sine_embedding(p * SCALE, self.embed_dim // 2, TEMPERATURE) for p in (cy, cx))
         ref_w, ref_h = self.size_mlp(x).sigmoid().unbind(-1)
         sines = torch.cat((y * (ref_h / h)[..., None], x_ * (ref_w / w)[..., None]), dim=-1)
         return sines * self.scale_mlp(x)

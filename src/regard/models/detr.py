@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from regard.attention import LearnedPositionEncoding, SinePositionEncoding
 from regard.batches import ImageBatch
 from regard.errors import ConfigError
-from regard.models.anchors import AnchorDecoder, AnchorQueries, QuerySet, group_mask
+from regard.models.anchors import TEMPERATURE, AnchorDecoder, AnchorDecoderLayer, AnchorQueries, QuerySet, group_mask
 from regard.models.backbone import create_backbone
 from regard.models.transformer import MLP, Trace, Transformer
 from regard.outputs import Denoising, DetectionOutput
@@ -41,7 +41,6 @@ class DETRConfig:
     dropout: float = 0.1
     norm_first: bool = False  # pre-norm: layer norm before each block instead of after the residual sum
     position_encoding: Literal["sine", "learned"] = "sine"
-    position_temperature: float = 10000.0  # ratio of the slowest to the fastest sine
     num_queries: int = 100
     sigmoid: bool = False  # one yes-or-no score a class instead of softmax with a no-object class
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
@@ -98,11 +97,7 @@ class DETR(nn.Module):
         self.config = config
         c = config.embed_dim
         self.backbone = create_backbone(config.backbone, dilation=config.dilation, norm=config.backbone_norm)
-        self.position_encoding = (
-            SinePositionEncoding(c, config.position_temperature)
-            if config.position_encoding == "sine"
-            else LearnedPositionEncoding(c)
-        )
+        self.position_encoding = _position_encoding(config)
         self.input_proj = nn.Conv2d(self.backbone.num_channels, c, kernel_size=1)
         self.transformer = Transformer(
             c,
@@ -112,7 +107,8 @@ class DETR(nn.Module):
             feedforward_dim=config.feedforward_dim,
             dropout=config.dropout,
             norm_first=config.norm_first,
-            decoder_kind=AnchorDecoder if config.anchors else None,
+            decoder=AnchorDecoder if config.anchors else None,
+            layer=AnchorDecoderLayer if config.anchors else None,
         )
         self.class_embed = nn.Linear(c, config.num_classes + (0 if config.sigmoid else 1))
         self.bbox_embed = MLP(c, c, 4, num_layers=3)
@@ -210,6 +206,14 @@ class DETR(nn.Module):
         )
 
 
+def _position_encoding(config: DETRConfig) -> nn.Module:
+    if config.position_encoding == "learned":
+        return LearnedPositionEncoding(config.embed_dim)
+    if config.anchors:  # anchors and cells are measured alike
+        return SinePositionEncoding(config.embed_dim, TEMPERATURE, centered=True)
+    return SinePositionEncoding(config.embed_dim)
+
+
 def _padding_of(batch: ImageBatch, features: Tensor) -> tuple[Tensor, Tensor | None]:
     """Padding mask of the feature map (B or 1, h, w), and which tokens attention may see, (B, 1, 1, hw) or None.
 
@@ -227,7 +231,6 @@ def _padding_of(batch: ImageBatch, features: Tensor) -> tuple[Tensor, Tensor | N
 FAST = {
     "norm_first": True,
     "dropout": 0.0,
-    "position_temperature": 20.0,
     "sigmoid": True,
     "anchors": True,
 }

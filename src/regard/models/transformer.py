@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         feedforward_dim: hidden width of the feed-forward blocks.
         dropout: of attention weights, of feed-forward activations and of every residual branch.
         norm_first: layer norm before each block (pre-norm) instead of after it (post-norm, the paper).
-        decoder_kind: the class of the decoder; the paper's if None.
+        decoder, layer: classes of the decoder and of its layers, the paper's if None.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class Transformer(nn.Module):
         feedforward_dim: int,
         dropout: float,
         norm_first: bool,
-        decoder_kind: type[Decoder] | None = None,
+        decoder: type[Decoder] | None = None,
+        layer: type[DecoderLayer] | None = None,
     ) -> None:
         super().__init__()
         sizes = (embed_dim, num_heads, feedforward_dim, dropout, norm_first)
         self.encoder = Encoder(
             [EncoderLayer(*sizes) for _ in range(encoder_layers)], nn.LayerNorm(embed_dim) if norm_first else None
         )
-        self.decoder = (decoder_kind or Decoder)(
-            [DecoderLayer(*sizes) for _ in range(decoder_layers)], nn.LayerNorm(embed_dim)
-        )
+        self.decoder = (decoder or Decoder)([(layer or DecoderLayer)(*sizes) for _ in range(decoder_layers)], nn.LayerNorm(embed_dim))
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        self.decoder.reset_parameters()
 
 
 class Encoder(nn.Module):
@@ -107,6 +107,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
+
+    def reset_parameters(self) -> None:
+        """Initial values that differ from the transformer's."""
 
     def forward(
         self,
@@ -201,9 +204,9 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """(B, Q, C) -> (B, Q, C).
 
-        `cross_positions` take the place of `positions` in cross-attention where queries have two kinds.
+        `cross_positions` take the place of `positions` in cross-attention where queries have two kinds of them.
         """
-        looking_from = positions if cross_positions is None else cross_positions
+        place = positions if cross_positions is None else cross_positions
 
         def look_at_queries(x: Tensor) -> Tensor:
             placed = x + positions
@@ -212,10 +215,7 @@ class DecoderLayer(nn.Module):
             return self.dropout(self.self_attn(placed, placed, x, mask=query_mask))
 
         def look_at_image(x: Tensor) -> Tensor:
-            query, key = x + looking_from, memory + memory_positions
-            if trace is not None:
-                trace.decoder_cross.append(self.multihead_attn.weights(query, key, mask=memory_mask))
-            return self.dropout(self.multihead_attn(query, key, memory, mask=memory_mask))
+            return self.dropout(self.cross_attend(x, place, memory, memory_positions, memory_mask, trace))
 
         def feed_forward(x: Tensor) -> Tensor:
             return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
@@ -227,3 +227,18 @@ class DecoderLayer(nn.Module):
         x = self.norm1(x + look_at_queries(x))
         x = self.norm2(x + look_at_image(x))
         return self.norm3(x + feed_forward(x))
+
+    def cross_attend(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        mask: Tensor | None,
+        trace: Trace | None,
+    ) -> Tensor:
+        """Attention from the queries to the image: positions are added to queries and keys."""
+        query, key = x + positions, memory + memory_positions
+        if trace is not None:
+            trace.decoder_cross.append(self.multihead_attn.weights(query, key, mask=mask))
+        return self.multihead_attn(query, key, memory, mask=mask)

@@ -1,0 +1,5 @@
+"""`python -m regard`, for torchrun."""
+
+from regard.cli import main
+
+main()

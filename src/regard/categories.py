@@ -1,0 +1,30 @@
+"""Classes of data sets and models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class. `id` is the data set's own; the index of a category in its list is the model's label."""
+
+    id: int
+    name: str
+    is_thing: bool = True
+
+
+_COCO_NAMES = (
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant - stop_sign parking_meter "
+    "bench bird cat dog horse sheep cow elephant bear zebra giraffe - backpack umbrella - - handbag tie suitcase "
+    "frisbee skis snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle - "
+    "wine_glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair "
+    "couch potted_plant bed - dining_table - - toilet - tv laptop mouse remote keyboard cell_phone microwave oven "
+    "toaster sink refrigerator - book clock vase scissors teddy_bear hair_drier toothbrush"
+)
+
+# The authors' detectors count classes by COCO's own ids, 0 to 90; eleven of them have no name and no objects.
+COCO: tuple[Category, ...] = tuple(
+    Category(i, f"unused {i}" if name == "-" else name.replace("_", " "))
+    for i, name in enumerate(["-", *_COCO_NAMES.split()])
+)

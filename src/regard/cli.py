@@ -1,0 +1,232 @@
+"""The command line: the verbs of the Python API and nothing more. Torch is imported when a verb runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.exceptions import CycloptsError
+
+from regard import __version__
+from regard.errors import RegardError, escape
+
+app = App(name="regard", help="Vision models built on attention.", version=__version__)
+data_app = App(name="data", help="Make and check data sets.")
+app.command(data_app)
+
+Settings = Annotated[tuple[str, ...], Parameter(help="Settings as key=value, such as lr=2e-4 model.num_queries=300.")]
+
+
+@app.command
+def quickstart(*, minutes: float = 4.0, output: Path = Path("runs/quickstart"), device: str = "auto") -> None:
+    """Train a small detector on generated images, evaluate it and draw what it sees. No data, no download.
+
+    Args:
+        minutes: training time.
+        output: folder of the run.
+        device: auto, cpu, cuda, cuda:0 or mps.
+    """
+    from regard.quickstart import quickstart
+
+    quickstart(minutes, output, device)
+
+
+@app.command
+def train(
+    model: str | None = None,
+    *settings: Settings,
+    data: str | None = None,
+    epochs: int | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    recipe: str | None = None,
+    config: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Train a detector: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
+
+    Args:
+        model: a name from `regard models`.
+        data: folder in COCO's layout, or `shapes` for generated images.
+        epochs: passes over the training images.
+        output: the run's folder; runs/MODEL-N if not given.
+        resume: go on with the run in --output.
+        recipe: paper, finetune, fast or small; the model's own if not given.
+        config: config.yaml of an earlier run, to train in the same way.
+        quiet: print no progress.
+    """
+    from regard.runs import train
+
+    # Without a model, for --resume and --config, the first setting stands in the model's place.
+    if model is not None and "=" in model:
+        model, settings = None, (model, *settings)
+    run = train(
+        model, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config, overrides=settings,
+        quiet=quiet,
+    )  # fmt: skip
+    print(run.folder)
+
+
+@app.command
+def evaluate(
+    checkpoint: str,
+    *,
+    data: str,
+    output: Path | None = None,
+    device: str = "auto",
+    batch_size: int = 2,
+    workers: int = 2,
+) -> None:
+    """COCO scores on the validation images of a data set.
+
+    Args:
+        checkpoint: a run, a weights file, or the name of a model with released weights.
+        data: folder in COCO's layout, or `shapes`.
+        output: folder for metrics.json and pictures; the run itself if not given.
+        device: auto, cpu, cuda, cuda:0 or mps.
+        batch_size: images at once.
+        workers: processes that load images.
+    """
+    from rich.console import Console
+
+    from regard.runs import evaluate
+
+    scores = evaluate(checkpoint, data, output=output, device=device, batch_size=batch_size, workers=workers)
+    Console().print(scores.table())
+
+
+@app.command
+def predict(
+    checkpoint: str,
+    *images: Path,
+    output: Path | None = None,
+    json: Path | None = None,
+    threshold: float = 0.5,
+    batch_size: int = 1,
+    device: str = "auto",
+) -> None:
+    """Find objects in images.
+
+    Args:
+        checkpoint: a run, a weights file, or the name of a model with released weights.
+        images: image files and folders of them.
+        output: folder for the images with boxes drawn.
+        json: file for the detections, in COCO's result format.
+        threshold: least score, 0 to 1.
+        batch_size: images at once.
+        device: auto, cpu, cuda, cuda:0 or mps.
+    """
+    from regard.prediction import predict_files
+
+    for line in predict_files(
+        checkpoint, images, output=output, json_file=json, threshold=threshold, batch_size=batch_size, device=device
+    ):
+        print(line)
+
+
+@app.command
+def models(pattern: str = "*") -> None:
+    """Every named model: parameters, weights, published scores.
+
+    Args:
+        pattern: which ones, such as "detr*".
+    """
+    from rich.console import Console
+
+    from regard.models.catalog import table
+
+    Console().print(table(pattern))
+
+
+@app.command
+def study(name: str = "convergence", *, minutes: float = 4.0, output: Path | None = None) -> None:
+    """A comparison as one command.
+
+    Args:
+        name: `convergence`: what anchors, denoising and focal loss do for DETR, on the same data in the same time.
+        minutes: training time of each model.
+        output: folder; runs/study-NAME if not given.
+    """
+    from regard.studies import run_study
+
+    run_study(name, minutes, output or Path(f"runs/study-{name}"))
+
+
+@app.command
+def benchmark(name: str = "loss", *, data: Path | None = None, rounds: int = 10) -> None:
+    """Speed next to the peers, in alternating rounds of one process.
+
+    Args:
+        name: `loss` (matching and losses) or `loading` (decoding and augmentation).
+        data: folder in COCO's layout for `loading`; generated photographs if not given.
+        rounds: measurements of each.
+    """
+    from regard.benchmarks import run_benchmark
+
+    run_benchmark(name, data, rounds)
+
+
+@data_app.command
+def check(folder: Path) -> None:
+    """What is wrong with a data set: annotations and, decoding each, images. Changes nothing.
+
+    Args:
+        folder: in COCO's layout.
+    """
+    from regard.data.formats import check_folder
+
+    sys.exit(check_folder(folder))
+
+
+@data_app.command
+def shapes(folder: Path, *settings: Settings) -> None:
+    """Generate images of shapes as a COCO folder.
+
+    Args:
+        folder: to make.
+    """
+    from regard.config import apply_overrides
+    from regard.data.shapes import ShapesConfig, write_shapes
+
+    write_shapes(apply_overrides(ShapesConfig(), settings), folder)
+    print(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. Errors with a known cause are one line on stderr and an exit code; `--debug` shows more."""
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        app(words, exit_on_error=False, print_error=False)
+    except RegardError as error:
+        _leave(error.line, error.exit_code, debug)
+    except CycloptsError as error:
+        _leave(f"error: {' '.join(str(error).split())}", 2, debug)
+    except KeyboardInterrupt:
+        _leave("error: interrupted", 130, debug)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError:
+        _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
+    except Exception as error:
+        if debug:
+            raise
+        what = escape(f"{type(error).__name__}: {error}")
+        _leave(f"error: {what} — this is not expected: please report it with the output of --debug", 1, debug)
+
+
+def _leave(line: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

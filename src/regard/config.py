@@ -1,0 +1,185 @@
+"""Settings: frozen dataclasses from YAML files and `key=value` words, every key and value checked.
+
+A setting is named by its path: `lr`, `model.num_queries`. Unknown names are answered with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from regard.errors import ConfigError
+
+T = TypeVar("T")
+LARGEST_FILE = 1_000_000  # bytes of YAML
+MOST_NODES = 10_000  # values of YAML, aliases counted as often as they are used
+
+
+def apply_overrides(config: T, overrides: Sequence[str], where: str | None = None) -> T:
+    """`config` with settings replaced by words such as `lr=1e-4` or `model.num_queries=300`."""
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        key = key.removeprefix("--")
+        if not (key and equals):
+            raise ConfigError(f"expected key=value, got {word!r}", where=where, code="C01")
+        value: Any = text
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        config = apply_mapping(config, value, where=where)
+    return config
+
+
+def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None, prefix: str = "") -> T:
+    """`config` with the settings of a nested mapping replaced.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, or one that the settings themselves refuse.
+    """
+    known = {f.name: f for f in dataclasses.fields(config) if f.init}  # type: ignore[arg-type]
+    hints = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in known:
+            raise unknown_name("key", path, [f"{prefix}{name}" for name in known], where=where, code="C01")
+        present = getattr(config, key)
+        if dataclasses.is_dataclass(present):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{path} holds settings of its own, got {value!r}", where=where, code="C02")
+            changes[key] = apply_mapping(present, value, where, f"{path}.")
+        else:
+            changes[key] = _convert(value, hints[key], path, where)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Settings as plain nested dictionaries, for YAML and JSON."""
+    return {
+        f.name: to_mapping(value) if dataclasses.is_dataclass(value := getattr(config, f.name)) else _plain(value)
+        for f in dataclasses.fields(config)
+    }
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, without tags, duplicate keys or expanding aliases."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the settings: {_reason(error)}", where=path) from error
+    if len(text) > LARGEST_FILE:
+        raise ConfigError(f"{len(text)} bytes of settings, expected at most {LARGEST_FILE}", where=path, code="C12")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_node(node, path)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{problem}", where=f"{path}{line}", remedy="correct the file", code="C12") from error
+    except RecursionError as error:
+        raise ConfigError("settings are nested too deeply", where=path, code="C12") from error
+    if not isinstance(content, dict):
+        raise ConfigError("expected settings as `key: value` lines", where=path, code="C12")
+    return content
+
+
+def line_of(path: str | Path, key: str) -> str:
+    """`file:line` of a dotted key in a YAML file, for error messages; the file alone if it is not found."""
+    node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    line = None
+    for part in key.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(k, v) for k, v in pairs if k.value == part]
+        if not found:
+            break
+        line, node = found[0][0].start_mark.line + 1, found[0][1]
+    return f"{path}:{line}" if line else str(path)
+
+
+def unknown_name(
+    kind: str, name: str, known: Sequence[str], *, where: str | Path | None = None, code: str | None = None
+) -> ConfigError:
+    """The error for a name that is not known: it offers the nearest one, or all."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
+    remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return ConfigError(f"unknown {kind} {name!r}", where=where, remedy=remedy, code=code)
+
+
+def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
+    """`value` as the type of its setting, if that loses nothing."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        (kind,) = [a for a in arguments if a is not type(None)]
+        return _convert(value, kind, path, where)
+    if origin is Literal:
+        # YAML 1.1 reads the words on and off as truth values.
+        value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        if value not in arguments:
+            raise unknown_name(f"value of {path}", str(value), [str(a) for a in arguments], where=where, code="C02")
+        return value
+    converted = _to_number(value, kind) if kind in (int, float, bool) else value
+    if kind is Any or isinstance(converted, kind):
+        return converted
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    raise ConfigError(f"{path}={value!r}, expected {wanted}", where=where, code="C02")
+
+
+def _to_number(value: Any, kind: type) -> Any:
+    if kind is bool:
+        words = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+        return words.get(value.lower(), value) if isinstance(value, str) else value
+    if isinstance(value, bool):
+        return value if kind is bool else None
+    try:
+        number = float(value) if kind is float or isinstance(value, float) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return None
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        return None
+    return kind(number)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_node(node: yaml.Node | None, path: Path) -> None:
+    """Refuse duplicate keys, tags that ask for objects, and files that grow when aliases are followed."""
+    count = 0
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        count += 1
+        if node is None:
+            continue
+        at = f"{path}:{node.start_mark.line + 1}"
+        if count > MOST_NODES:
+            raise ConfigError(f"more than {MOST_NODES} values, aliases followed", where=path, code="C12")
+        if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+            raise ConfigError(f"tag {node.tag!r} is not allowed", where=at, remedy="use plain values", code="C12")
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value if isinstance(key.value, str) else None for key, _ in node.value]
+            twice = {key for key in keys if keys.count(key) > 1}
+            if twice:
+                raise ConfigError(f"key {min(map(str, twice))!r} stands twice", where=at, code="C12")
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"

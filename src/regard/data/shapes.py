@@ -1,0 +1,252 @@
+"""Generated images: coloured shapes on a landscape, with boxes, masks and panoptic labels, as a COCO folder.
+
+The same options give the same bytes. It is what `--data shapes` means: a task that a small detector learns in minutes,
+with nothing to download, and the data of our own tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from regard.errors import ConfigError
+
+# Regular outlines as (radius, angle in turns) are enough for all: a circle is a polygon of many corners.
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+STUFF = ("sky", "ground")
+FIRST_STUFF_ID = 101
+SUPERSAMPLING = 4  # outlines are drawn so much larger and then reduced: smooth edges
+LEAST_VISIBLE = 0.6  # share of an object that later ones may not cover
+VERSION = 1  # part of the cache key: to be raised when the same options give other bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesConfig:
+    """What to generate. As text: `shapes:size=96,train=2000,classes=5`."""
+
+    size: int = 64  # height and width of the images in pixels
+    train: int = 4000  # images for training
+    val: int = 250  # images for validation
+    classes: int = 3  # the first so many of SHAPES
+    min_objects: int = 1  # in an image
+    max_objects: int = 4
+    min_scale: float = 0.25  # extent of an object as a share of the image
+    max_scale: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = (
+            ("size", 32, 2048), ("train", 1, 1_000_000), ("val", 1, 1_000_000), ("classes", 1, len(SHAPES)),
+            ("min_objects", 0, self.max_objects), ("max_objects", 1, 50), ("min_scale", 0.05, self.max_scale),
+            ("max_scale", 0.05, 0.9), ("seed", 0, 2**31),
+        )  # fmt: skip
+        for name, low, high in limits:
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name}={getattr(self, name)}, expected {low} to {high}", where="shapes", code="C03")
+
+    @property
+    def fingerprint(self) -> str:
+        """Short name of exactly these images."""
+        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def parse_shapes(text: str) -> ShapesConfig:
+    """`shapes` or `shapes:key=value,...` -> options."""
+    from regard.config import apply_overrides
+
+    _, _, options = text.partition(":")
+    return apply_overrides(ShapesConfig(), [o for o in options.split(",") if o], where=text)
+
+
+def data_folder(data: str) -> Path:
+    """The folder that `--data` means: itself, or that of generated images for `shapes...`."""
+    return shapes_folder(parse_shapes(data)) if data.partition(":")[0] == "shapes" else Path(data)
+
+
+def shapes_folder(config: ShapesConfig, root: Path | None = None) -> Path:
+    """The folder of these images; generated at the first call, under the user's cache folder if `root` is None."""
+    folder = (root or cache_folder() / "data") / f"shapes-{config.size}px-{config.fingerprint}"
+    if not folder.exists():
+        temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+        write_shapes(config, temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(temporary)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where generated data are kept: `$REGARD_HOME`, or `regard` in the user's cache folder."""
+    home = os.environ.get("REGARD_HOME")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "regard"
+
+
+def write_shapes(config: ShapesConfig, folder: Path) -> None:
+    """Write images and annotations as a COCO folder: `train/`, `val/`, `annotations/`."""
+    (folder / "annotations").mkdir(parents=True)
+    for number, (split, count) in enumerate((("train", config.train), ("val", config.val))):
+        (folder / split).mkdir()
+        (folder / "annotations" / f"panoptic_{split}").mkdir()
+        scenes = (render_scene(config, (config.seed, number, i)) for i in range(count))
+        _write_split(config, folder, split, scenes)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered image. image: (S, S, 3) uint8. segments: (S, S) int, 0.. for objects, -1 and -2 for the stuff.
+    labels: index into SHAPES of each object."""
+
+    image: np.ndarray
+    segments: np.ndarray
+    labels: list[int]
+
+
+def render_scene(config: ShapesConfig, seed: Sequence[int]) -> Scene:
+    """One image; a function of its arguments alone."""
+    rng = np.random.default_rng(list(seed))
+    image, segments = _landscape(config.size, rng)
+    labels: list[int] = []
+    wanted = int(rng.integers(config.min_objects, config.max_objects + 1))
+    areas: list[int] = []
+    for _ in range(20 * wanted):  # places that would hide another object too much are tried again
+        if len(labels) == wanted:
+            break
+        label = int(rng.integers(config.classes))
+        alpha = _draw_shape(SHAPES[label], config, rng)
+        mask = alpha > 0.5
+        left = np.bincount(segments[~mask & (segments >= 0)], minlength=len(labels))[: len(labels)]
+        if mask.any() and all(now >= LEAST_VISIBLE * full for now, full in zip(left, areas, strict=True)):
+            image += alpha[..., None] * (_paint(image, mask, rng) - image)
+            segments[mask] = len(labels)
+            labels.append(label)
+            areas.append(int(mask.sum()))
+    noise = rng.normal(0, 4, image.shape)
+    return Scene((image + noise).clip(0, 255).astype(np.uint8), segments, labels)
+
+
+def _landscape(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Sky above a tilted horizon, ground below, each with a texture of its own."""
+    y, x = np.mgrid[:size, :size] / size
+    horizon = rng.uniform(0.2, 0.8) + rng.uniform(-0.3, 0.3) * (x - 0.5)
+    ground = y > horizon
+    sky = _texture(size, 3, rng) * 30 + rng.uniform(60, 230, 3)
+    earth = _texture(size, max(4, size // 5), rng) * 25 + rng.uniform(30, 200, 3)
+    return np.where(ground[..., None], earth, sky), np.where(ground, -2, -1)
+
+
+def _texture(size: int, cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise (size, size, 3), about -1..1, that changes `cells` times across the image."""
+    coarse = rng.uniform(-1, 1, (cells, cells, 3)).astype(np.float32)
+    channels = [
+        Image.fromarray(coarse[..., c]).resize((size, size), Image.Resampling.BICUBIC) for c in range(3)
+    ]
+    return np.stack([np.asarray(c) for c in channels], axis=-1)
+
+
+def _draw_shape(name: str, config: ShapesConfig, rng: np.random.Generator) -> np.ndarray:
+    """Coverage of every pixel by a turned and shifted shape, (S, S) float 0..1."""
+    size = config.size * SUPERSAMPLING
+    radius = rng.uniform(config.min_scale, config.max_scale) / 2 * size
+    centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
+    turn = rng.uniform(0, 1) if name != "heart" else rng.uniform(-0.1, 0.1)
+    points = [
+        (centre[0] + radius * r * math.sin(2 * math.pi * (a + turn)), centre[1] - radius * r * math.cos(2 * math.pi * (a + turn)))
+        for r, a in _outline(name)
+    ]
+    canvas = Image.new("L", (size, size), 0)
+    ImageDraw.Draw(canvas).polygon(points, fill=255)
+    return np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
+
+
+def _outline(name: str) -> list[tuple[float, float]]:
+    """Corners of a shape as (radius 0..1, angle in turns from the top)."""
+    if name == "circle":
+        return [(0.9, i / 40) for i in range(40)]
+    if name == "square":
+        return [(1.0, i / 4) for i in range(4)]
+    if name == "triangle":
+        return [(1.0, i / 3) for i in range(3)]
+    if name == "star":
+        return [(1.0 if i % 2 == 0 else 0.42, i / 10) for i in range(10)]
+    if name == "cross":
+        arm, corner = math.hypot(1, 0.32), 0.32 * math.sqrt(2)
+        half = math.atan(0.32) / (2 * math.pi)
+        return [p for i in range(4) for p in ((arm * 0.95, i / 4 - half), (arm * 0.95, i / 4 + half), (corner * 0.95, i / 4 + 0.125))]
+    # heart: the usual curve, x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t
+    outline = []
+    for i in range(40):
+        t = 2 * math.pi * i / 40
+        x = 16 * math.sin(t) ** 3
+        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        outline.append((math.hypot(x, y) / 17, math.atan2(x, y) / (2 * math.pi)))
+    return outline
+
+
+def _paint(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A colour that stands out from what it covers, (3,)."""
+    behind = image[mask].mean(0)
+    colours = rng.uniform(20, 235, (8, 3))
+    clear = np.abs(colours - behind).max(1) > 80
+    return colours[int(clear.argmax())]
+
+
+def _write_split(config: ShapesConfig, folder: Path, split: str, scenes: Any) -> None:
+    categories = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(SHAPES[: config.classes])]
+    stuff = [{"id": FIRST_STUFF_ID + i, "name": name, "supercategory": "stuff"} for i, name in enumerate(STUFF)]
+    images: list[dict] = []
+    instances: list[dict] = []
+    panoptic: list[dict] = []
+    for i, scene in enumerate(scenes, start=1):
+        name = f"{i:06d}.png"
+        Image.fromarray(scene.image).save(folder / split / name, compress_level=1)
+        images.append({"id": i, "file_name": name, "height": config.size, "width": config.size})
+        segments = []
+        for segment, category in [*enumerate(label + 1 for label in scene.labels), (-1, FIRST_STUFF_ID), (-2, FIRST_STUFF_ID + 1)]:
+            mask = scene.segments == segment
+            if not mask.any():
+                continue
+            shape = {"bbox": _box(mask), "area": int(mask.sum()), "iscrowd": 0, "category_id": category}
+            segments.append({"id": segment + 3, **shape})
+            if segment >= 0:
+                rle = {"size": list(mask.shape), "counts": run_lengths(mask)}
+                instances.append({"id": len(instances) + 1, "image_id": i, **shape, "segmentation": rle})
+        ids = np.zeros_like(scene.image)
+        ids[..., 0] = scene.segments + 3  # COCO's panoptic code: id = R + 256 G + 65536 B, 0 is void
+        Image.fromarray(ids).save(folder / "annotations" / f"panoptic_{split}" / name)
+        panoptic.append({"image_id": i, "file_name": name, "segments_info": segments})
+    info = {"description": f"regard shapes {asdict(config)}"}
+    things_and_stuff = [{**c, "isthing": 1} for c in categories] + [{**c, "isthing": 0} for c in stuff]
+    _write_json(folder / "annotations" / f"instances_{split}.json",
+                {"info": info, "images": images, "annotations": instances, "categories": categories})  # fmt: skip
+    _write_json(folder / "annotations" / f"panoptic_{split}.json",
+                {"info": info, "images": images, "annotations": panoptic, "categories": things_and_stuff})  # fmt: skip
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, separators=(",", ":")))
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    """COCO box [x, y, width, height] around a mask."""
+    y, x = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed run lengths of a mask (H, W): column by column, zeros first."""
+    flat = mask.flatten(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
+    return [0, *runs] if flat[0] else runs

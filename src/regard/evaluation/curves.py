@@ -1,0 +1,148 @@
+"""The numbers behind the pictures of a detection report: precision, recall, thresholds, confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regard.evaluation.detection import Bools, CocoColumns, Detections, Floats, Ints, import_hotcoco
+
+
+@dataclass(frozen=True)
+class DetectionCurves:
+    """Precision and recall as fractions 0..1, NaN where undefined.
+
+    names: of the K classes, in the order of their category ids.
+    recall: (101,), COCO's recall points.
+    class_precision: (K, 101) at IoU 0.50.
+    mean_precision: (101,) at the IoU thresholds "0.50", "0.75" and "0.50:0.95"; their means are AP50, AP75
+        and AP.
+    thresholds: (201,) scores from 0 to 1.
+    threshold_precision, threshold_recall: (201,) at IoU 0.50 of all detections that score at least so much,
+        all classes together.
+    """
+
+    names: tuple[str, ...]
+    recall: Floats
+    class_precision: Floats
+    mean_precision: dict[str, Floats]
+    thresholds: Floats
+    threshold_precision: Floats
+    threshold_recall: Floats
+
+
+def detection_curves(ground_truth: dict[str, Any], detections: Detections) -> DetectionCurves:
+    """Precision against recall, and both against the score. Arguments and errors of `evaluate_detections`."""
+    columns = CocoColumns.build(ground_truth, detections)
+    precision = columns.evaluator().eval["precision"][:, :, :, 0, -1]  # (IoU thresholds, recall points, K)
+    precision = np.where(precision < 0, np.nan, precision)
+    mean = np.full(precision.shape[:2], np.nan)
+    known = ~np.isnan(precision[0, 0])
+    if known.any():
+        mean = precision[:, :, known].mean(axis=2)
+    thresholds = np.linspace(0, 1, 201)
+    threshold_precision, threshold_recall = _against_score(columns, thresholds)
+    return DetectionCurves(
+        names=columns.names,
+        recall=np.linspace(0, 1, 101),
+        class_precision=precision[0].T,
+        mean_precision={"0.50": mean[0], "0.75": mean[5], "0.50:0.95": mean.mean(axis=0)},
+        thresholds=thresholds,
+        threshold_precision=threshold_precision,
+        threshold_recall=threshold_recall,
+    )
+
+
+def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Floats]:
+    """Precision and recall (S,) of what scores at least `thresholds` (S,), at IoU 0.50."""
+    right = np.zeros(len(columns.scores))
+    counts = np.ones(len(columns.scores), bool)
+    for found, truth, overlap in _per_image(columns, np.arange(len(columns.scores))):
+        matched, counts[found] = _match_own(columns, found, truth, overlap, 0.5)
+        right[found] = matched >= 0
+    scores, right = columns.scores[counts], right[counts]
+    order = np.argsort(scores)
+    first = np.searchsorted(scores[order], thresholds)
+    counted = (len(order) - first).astype(np.float64)
+    hits = np.append(np.cumsum(right[order][::-1])[::-1], 0)[first]
+    objects = int((~columns.truth_crowd).sum())
+    undefined = np.full(len(thresholds), np.nan)
+    precision = np.divide(hits, counted, out=undefined.copy(), where=counted > 0)
+    return precision, hits / objects if objects else undefined
+
+
+def confusion_matrix(
+    ground_truth: dict[str, Any],
+    detections: Detections,
+    *,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.25,
+) -> Ints:
+    """What objects were taken for: (K+1, K+1) counts, rows truth, columns prediction, background last.
+
+    Objects are matched with detections of their own class first, best score first, as AP does: so the
+    diagonal is what AP counts as right at that score. What is left over is matched across classes, and what
+    is left then is missed (last column) or made up (last row). Detections on a crowd of their class are left
+    out. Classes come in the order of the category ids. Errors as in `evaluate_detections`.
+    """
+    columns = CocoColumns.build(ground_truth, detections)
+    background = len(columns.names)
+    matrix = np.zeros((background + 1, background + 1), np.int64)
+    for found, truth, overlap in _per_image(columns, np.flatnonzero(columns.scores >= score_threshold)):
+        matched, counts = _match_own(columns, found, truth, overlap, iou_threshold)
+        missed = ~columns.truth_crowd[truth]
+        missed[matched[matched >= 0]] = False
+        left = (matched < 0) & counts
+        others = _greedy(np.where(left[:, None] & missed, overlap, 0), iou_threshold)
+        matched = np.where(left, others, matched)
+        missed[matched[matched >= 0]] = False
+        hit = matched >= 0
+        predicted, actual = columns.classes[found], columns.truth_classes[truth]
+        np.add.at(matrix, (actual[matched[hit]], predicted[hit]), 1)
+        matrix[:, background] += np.bincount(actual[missed], minlength=background + 1)
+        matrix[background] += np.bincount(predicted[~hit & counts], minlength=background + 1)
+    return matrix
+
+
+def _per_image(columns: CocoColumns, kept: Ints) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Of every image: which of the detections `kept` are its own, best first, its objects, and their overlap."""
+    bbox_iou = import_hotcoco().mask.bbox_iou
+    kept = kept[np.lexsort((-columns.scores[kept], columns.images[kept]))]
+    objects = np.argsort(columns.truth_images, kind="stable")
+    borders = np.arange(1, len(columns.image_ids))
+    per_image = zip(
+        np.split(kept, np.searchsorted(columns.images[kept], borders)),
+        np.split(objects, np.searchsorted(columns.truth_images[objects], borders)),
+        strict=True,
+    )
+    for found, truth in per_image:
+        overlap = np.zeros((len(found), len(truth)))
+        if overlap.size:
+            boxes, crowd = columns.truth_boxes_xywh[truth], columns.truth_crowd[truth]
+            overlap = bbox_iou(columns.boxes_xywh[found], boxes, crowd)
+        yield found, truth, overlap
+
+
+def _match_own(
+    columns: CocoColumns, found: Ints, truth: Ints, overlap: Floats, threshold: float
+) -> tuple[Ints, Bools]:
+    """Per detection the place in `truth` of its object of the same class or -1, and whether it counts at all."""
+    same = columns.classes[found][:, None] == columns.truth_classes[truth]
+    crowd = columns.truth_crowd[truth]
+    matched = _greedy(np.where(same & ~crowd, overlap, 0), threshold)
+    on_crowd = ((overlap >= threshold) & same & crowd).any(axis=1)
+    return matched, (matched >= 0) | ~on_crowd
+
+
+def _greedy(overlap: Floats, threshold: float) -> Ints:
+    """For every row in turn the free column of largest overlap, or -1 where none reaches `threshold`."""
+    matched = np.full(len(overlap), -1, np.int64)
+    for row in np.flatnonzero((overlap >= threshold).any(axis=1)):
+        column = overlap[row].argmax()
+        if overlap[row, column] >= threshold:
+            matched[row] = column
+            overlap[:, column] = 0
+    return matched

@@ -1,0 +1,318 @@
+"""COCO's box AP: the 12 numbers that detection papers report, and the same per class.
+
+hotcoco does the counting; its numbers are those of pycocotools (the tests compare them), and nothing outside
+this package knows of it. Ground truth is a clean COCO dict; detections are columns. Both are renumbered on
+the way in,
+so any integer is an id: 0, negative, with holes, beyond what a float64 holds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from regard.errors import DataError, MachineError, escape
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# COCO's own: how many detections count per class and image, and the bounds of its area bins in square pixels.
+MAX_DETECTIONS = 100
+AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
+
+_NOT_AVAILABLE = "n/a"
+
+
+@dataclass(frozen=True)
+class Detections:
+    """All detections of an evaluation, in columns; row i of each is one detection.
+
+    image_ids, category_ids: (N,) integers, the data set's own ids.
+    boxes_xywh: (N, 4) left, top, width, height in pixels of the file. Make a model's boxes float64 *before*
+        their corners become sizes: float32 rounds the difference, which moves the AP in its fifth decimal.
+    scores: (N,), higher is surer. Between equal scores the earlier row comes first.
+    """
+
+    image_ids: npt.NDArray[Any]
+    category_ids: npt.NDArray[Any]
+    boxes_xywh: npt.NDArray[Any]
+    scores: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+class ClassScore(NamedTuple):
+    """One class: AP at IoU 0.50:0.95 and at 0.50, fractions 0..1; None without ground truth."""
+
+    name: str
+    category_id: int
+    ap: float | None
+    ap50: float | None
+    objects: int
+
+
+@dataclass(frozen=True)
+class DetectionScores:
+    """The result of an evaluation.
+
+    stats: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl as fractions 0..1; None where the
+        ground truth has no object of that size (pycocotools says -1).
+    per_class: in the order of the category ids.
+    images, objects, detections: how many there are; `objects` leaves crowds out.
+    """
+
+    stats: dict[str, float | None]
+    per_class: tuple[ClassScore, ...]
+    images: int
+    objects: int
+    detections: int
+
+    def table(self) -> Table:
+        """The scores in percent, for the screen: the means stand last, where they stay in sight."""
+        from rich.table import Table
+
+        table = Table.grid()
+        table.add_row(self._class_table())
+        table.add_row(self._stats_table())
+        absent = sum(score.ap is None for score in self.per_class)
+        if absent:
+            note = f"{absent} of {len(self.per_class)} classes have no ground truth and count in no mean"
+            table.add_row(f"{_NOT_AVAILABLE}: {note}")
+        return table
+
+    def _class_table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        title = f"Box AP: {self.images:,} images, {self.detections:,} detections"
+        table = Table(title=title, title_justify="left")
+        table.add_column("class")
+        for header in ("objects", "AP", "AP50"):
+            table.add_column(header, justify="right")
+        for score in self.per_class:
+            # Text, not str: a class may be called "[red]".
+            name = Text(escape(score.name))
+            table.add_row(name, f"{score.objects:,}", _percent(score.ap), _percent(score.ap50))
+        table.add_section()
+        means = _percent(self.stats["AP"]), _percent(self.stats["AP50"])
+        table.add_row("all", f"{self.objects:,}", *means, style="bold")
+        return table
+
+    def _stats_table(self) -> Table:
+        from rich.table import Table
+
+        table = Table(show_header=False)
+        cells = [f"{name:<5} {_percent(value):>5}" for name, value in self.stats.items()]
+        for start in range(0, len(cells), 3):
+            table.add_row(*cells[start : start + 3])
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as plain JSON."""
+        return {**asdict(self), "per_class": [score._asdict() for score in self.per_class]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DetectionScores:
+        """The scores from what `to_dict` gave."""
+        return cls(**{**values, "per_class": tuple(ClassScore(**score) for score in values["per_class"])})
+
+
+def evaluate_detections(ground_truth: dict[str, Any], detections: Detections) -> DetectionScores:
+    """COCO box AP and AR.
+
+    Args:
+        ground_truth: a validated COCO dict: every annotation has `bbox` (xywh, pixels), `area` and `iscrowd`.
+            A detection on a crowd is neither right nor wrong. All images count, also those without
+            detections.
+        detections: their order matters between equal scores only. Every image once: samplers of distributed
+            runs repeat images to fill the last batch, and the second copy of a detection would count as
+            wrong. Dropping the copies is left to the caller.
+
+    Raises:
+        DataError: columns of different lengths, a score or box that is not finite, a box of negative size, an
+            image or a category that the ground truth does not know (A47).
+        MachineError: hotcoco is not installed.
+
+    Warns where images have more than 100 detections, which is what COCO allows.
+    """
+    columns = CocoColumns.build(ground_truth, detections)
+    columns.warn_of_surplus()
+    result = columns.evaluator().eval
+    precision = result["precision"][..., -1]  # (IoU thresholds, recall points, K, area bins)
+    recall = result["recall"]  # (IoU thresholds, K, area bins, 1 or 10 or 100 detections)
+    stats = {
+        "AP": _mean(precision[..., 0]),
+        "AP50": _mean(precision[0, ..., 0]),
+        "AP75": _mean(precision[5, ..., 0]),
+        **{f"AP{size}": _mean(precision[..., i]) for i, size in enumerate(AREAS) if size},
+        **{f"AR{count}": _mean(recall[:, :, 0, i]) for i, count in enumerate((1, 10, MAX_DETECTIONS))},
+        **{f"AR{size}": _mean(recall[:, :, i, -1]) for i, size in enumerate(AREAS) if size},
+    }
+    objects = np.bincount(columns.truth_classes[~columns.truth_crowd], minlength=len(columns.category_ids))
+    per_class = tuple(
+        ClassScore(name, int(id), _mean(precision[:, :, k, 0]), _mean(precision[0, :, k, 0]), int(objects[k]))
+        for k, (name, id) in enumerate(zip(columns.names, columns.category_ids, strict=True))
+    )
+    return DetectionScores(stats, per_class, len(columns.image_ids), int(objects.sum()), len(detections))
+
+
+@dataclass(frozen=True)
+class CocoColumns:
+    """Ground truth (G objects) and detections (N), checked, in columns.
+
+    image_ids, category_ids: sorted. Images and classes below are places in them: that is pycocotools' order
+    too, which decides between equal scores of different images. names: (K,) of the classes.
+    """
+
+    image_ids: Ints
+    category_ids: Ints
+    names: tuple[str, ...]
+    truth_images: Ints
+    truth_classes: Ints
+    truth_boxes_xywh: Floats
+    truth_areas: Floats
+    truth_crowd: Bools
+    images: Ints
+    classes: Ints
+    boxes_xywh: Floats
+    scores: Floats
+
+    @classmethod
+    def build(cls, ground_truth: dict[str, Any], detections: Detections) -> CocoColumns:
+        """The columns. Errors of `evaluate_detections`."""
+        objects = ground_truth["annotations"]
+        names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+        image_ids = np.unique(_column(ground_truth["images"], "id", np.int64))
+        category_ids = np.array(sorted(names), np.int64)
+        boxes_xywh, scores = _checked_boxes(detections)
+        return cls(
+            image_ids=image_ids,
+            category_ids=category_ids,
+            names=tuple(names[id] for id in sorted(names)),
+            truth_images=np.searchsorted(image_ids, _column(objects, "image_id", np.int64)),
+            truth_classes=np.searchsorted(category_ids, _column(objects, "category_id", np.int64)),
+            truth_boxes_xywh=_column(objects, "bbox", np.float64).reshape(-1, 4),
+            truth_areas=_column(objects, "area", np.float64),
+            truth_crowd=_column(objects, "iscrowd", np.bool_),
+            images=_places(detections.image_ids, image_ids, "image"),
+            classes=_places(detections.category_ids, category_ids, "category"),
+            boxes_xywh=boxes_xywh,
+            scores=scores,
+        )
+
+    def evaluator(self) -> Any:
+        """hotcoco's evaluator after its work, with pycocotools' `eval["precision"]` and so on."""
+        hotcoco = import_hotcoco()
+        truth = hotcoco.COCO.from_arrays(
+            [{"id": i} for i in range(len(self.image_ids))],
+            [{"id": i, "name": str(i)} for i in range(len(self.names))],
+            self.truth_images,
+            self.truth_classes,
+            self.truth_boxes_xywh,
+            area=self.truth_areas,
+            iscrowd=self.truth_crowd,
+        )
+        found = truth.load_res(np.column_stack([self.images, self.boxes_xywh, self.scores, self.classes]))
+        evaluator = hotcoco.COCOeval(truth, found, "bbox")
+        evaluator.params.area_rng = [list(bounds) for bounds in AREAS.values()]
+        evaluator.params.area_rng_lbl = [size or "all" for size in AREAS]
+        evaluator.params.max_dets = [1, 10, MAX_DETECTIONS]
+        evaluator.evaluate()
+        evaluator.accumulate()
+        return evaluator
+
+    def warn_of_surplus(self) -> None:
+        """Warn of images with more detections than COCO allows."""
+        per_image = np.bincount(self.images, minlength=1)
+        if per_image.max() <= MAX_DETECTIONS:
+            return
+        groups = self.images * len(self.names) + self.classes
+        dropped = np.maximum(np.unique(groups, return_counts=True)[1] - MAX_DETECTIONS, 0).sum()
+        worst = per_image.argmax()
+        warnings.warn(
+            f"{(per_image > MAX_DETECTIONS).sum()} images have more than the {MAX_DETECTIONS} detections "
+            f"that COCO allows (image {self.image_ids[worst]} has {per_image[worst]}); of each class the "
+            f"best {MAX_DETECTIONS} of an image count, which leaves {dropped} detections out",
+            stacklevel=3,
+        )
+
+
+def import_hotcoco() -> ModuleType:
+    """The package that counts, or a `MachineError` with the line that installs it."""
+    try:
+        import hotcoco
+    except ImportError as error:
+        remedy = "install it with: pip install 'regard[train]'"
+        raise MachineError("COCO evaluation needs the package hotcoco", remedy=remedy) from error
+    return hotcoco
+
+
+def _column(rows: list[dict[str, Any]], key: str, dtype: type[Any]) -> npt.NDArray[Any]:
+    return np.array([row[key] for row in rows], dtype)
+
+
+def _checked_boxes(detections: Detections) -> tuple[Floats, Floats]:
+    boxes = np.asarray(detections.boxes_xywh, np.float64)
+    scores = np.asarray(detections.scores, np.float64)
+    boxes = boxes if boxes.size else boxes.reshape(-1, 4)
+    n = len(detections)
+    shapes = (np.shape(detections.image_ids), np.shape(detections.category_ids), boxes.shape, scores.shape)
+    if shapes != ((n,), (n,), (n, 4), (n,)):
+        what = "image_ids, category_ids, boxes_xywh and scores have the shapes {}, {}, {}, {}".format(*shapes)
+        raise DataError(what, remedy="pass columns of one length N: (N,), (N,), (N, 4), (N,)", code="A47")
+    diverged = "look for the NaN in the model that made them"
+    _refuse(np.asarray(~np.isfinite(scores)), detections, scores, "a score that is not finite", diverged)
+    _refuse(
+        np.asarray(~np.isfinite(boxes).all(axis=1)), detections, boxes, "a box that is not finite", diverged
+    )
+    negative = np.asarray((boxes[:, 2:] < 0).any(axis=1))
+    _refuse(negative, detections, boxes, "a box of negative size", "pass left, top, width, height in pixels")
+    return boxes, scores
+
+
+def _refuse(wrong: Bools, detections: Detections, values: Floats, kind: str, remedy: str) -> None:
+    if wrong.any():
+        row = int(wrong.argmax())
+        what = f"{wrong.sum()} of {len(wrong)} detections have {kind}: {values[row].tolist()}"
+        where = f"detection {row} (image {detections.image_ids[row]})"
+        raise DataError(what, where=where, remedy=remedy, code="A47")
+
+
+def _places(ids: npt.NDArray[Any], known: Ints, kind: str) -> Ints:
+    """(N,) places of `ids` in `known`, which is sorted."""
+    ids = np.asarray(ids)
+    if not ids.size:
+        return np.zeros(0, np.int64)
+    if ids.dtype.kind not in "iu":
+        raise DataError(
+            f"the {kind} ids of the detections are {ids.dtype}", remedy="pass integers", code="A47"
+        )
+    ids = ids.astype(np.int64)
+    unknown = ~np.isin(ids, known)
+    if unknown.any():
+        row = int(unknown.argmax())
+        of = f"{unknown.sum()} of {len(ids)} detections"
+        what = f"the {kind} id of {of} is not in the ground truth: {ids[row]}"
+        remedy = f"pass the {kind} ids of the annotation file"
+        raise DataError(what, where=f"detection {row}", remedy=remedy, code="A47")
+    return np.searchsorted(known, ids)
+
+
+def _mean(values: Floats) -> float | None:
+    """Mean over what is defined; hotcoco marks the rest with -1."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _percent(value: float | None) -> str:
+    return _NOT_AVAILABLE if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,104 @@
+"""The house style of pictures: size, colours, axes, legends, and how names may be written on them.
+
+matplotlib's objects alone, no pyplot: nothing here touches the caller's figures, and no display is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regard.errors import MachineError, escape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), which colour-blind people can tell apart; their yellow is too pale on white for a
+# line.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#000000")
+BLUE, ORANGE, GREEN = COLORS[:3]
+INK, GREY, PALE = "#222222", "#8A8A8A", "#E6E6E6"
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` by `height` inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        remedy = "install it with: pip install 'regard[train]'"
+        raise MachineError("pictures need the package matplotlib", remedy=remedy) from error
+    return Figure(figsize=(width, height), layout="compressed", facecolor="white")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, making its folder; returns `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; that is no reason to speak up.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+    return path
+
+
+def style(axes: Axes) -> None:
+    """The look of axes. Call it when everything is drawn."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9, color=GREY)
+    axes.grid(color=PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.title.set(color=INK, fontsize=11, fontweight="bold")
+
+
+def unit_square(axes: Axes, x: str, y: str) -> None:
+    """Axes for fractions 0..1, with labels."""
+    axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel=x, ylabel=y)
+    style(axes)
+
+
+def legend(axes: Axes) -> None:
+    """A legend where there is room."""
+    axes.legend(loc="best", fontsize=9, labelcolor=INK, framealpha=0.9, edgecolor="none")
+
+
+def legend_below(axes: Axes, title: str | None = None) -> None:
+    """A legend under the axes, where it covers nothing."""
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.13),
+        ncols=2,
+        handlelength=3.2,
+        title=title,
+        fontsize=9,
+        title_fontsize=9,
+        labelcolor=INK,
+        frameon=False,
+    )
+
+
+def plain_log(axis: Axis) -> None:
+    """Plain numbers, not powers of ten, at 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def shown(name: str) -> str:
+    """A name as matplotlib may draw it: on one line, not too long, and `$` no formula."""
+    # Cut in the middle: names of a data set tell apart at the end as often as at the start.
+    name = escape(name)
+    return (name if len(name) <= 26 else f"{name[:15]}…{name[-10:]}").replace("$", r"\$")
+
+
+def two(value: float) -> str:
+    """A fraction with two digits."""
+    return "n/a" if math.isnan(value) else f"{value:.2f}"

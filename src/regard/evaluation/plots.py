@@ -1,0 +1,364 @@
+"""Pictures of a report: how good a detector is, what a data set holds, how a training went.
+
+Their common look is in `figures`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regard.errors import DataError
+from regard.evaluation import figures
+from regard.evaluation.curves import DetectionCurves, confusion_matrix, detection_curves
+from regard.evaluation.detection import Detections, Floats, Ints
+from regard.evaluation.figures import BLUE, COLORS, GREEN, GREY, INK, ORANGE, PALE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_IOU_THRESHOLD, _SCORE_THRESHOLD = 0.5, 0.25
+# More cannot be read: rows of names in a picture, numbers in the cells of a matrix, points of a scatter plot.
+_MOST_BARS = 100
+_MOST_COUNTS = 13
+_MOST_POINTS = 20_000
+
+
+def plot_detections(ground_truth: dict[str, Any], detections: Detections, folder: str | Path) -> list[Path]:
+    """Save precision_recall.png, score_threshold.png and confusion_matrix.png into `folder`; returns their
+    paths.
+
+    Arguments and errors of `evaluate_detections`; `MachineError` where matplotlib is not installed.
+    """
+    curves = detection_curves(ground_truth, detections)
+    matrix = confusion_matrix(
+        ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD
+    )
+    return [
+        figures.save(_draw_precision_recall(curves), Path(folder) / "precision_recall.png"),
+        figures.save(_draw_thresholds(curves), Path(folder) / "score_threshold.png"),
+        figures.save(_draw_confusions(matrix, curves.names), Path(folder) / "confusion_matrix.png"),
+    ]
+
+
+def plot_dataset(ground_truth: dict[str, Any], folder: str | Path) -> Path:
+    """Save dataset.png: objects per class and image, and box sizes, of a COCO dict. Crowds are left out."""
+    objects = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
+    figure = figures.figure(11, min(max(6.0, 1.6 + 0.17 * len(ground_truth["categories"])), 16.0))
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1), height_ratios=(1.6, 1))
+    _draw_classes(figure.add_subplot(grid[:, 0]), ground_truth["categories"], objects)
+    _draw_box_sizes(figure.add_subplot(grid[0, 1]), objects)
+    _draw_objects_per_image(figure.add_subplot(grid[1, 1]), ground_truth["images"], objects)
+    heading = f"{len(ground_truth['images']):,} images, {len(objects):,} objects"
+    figure.suptitle(heading, color=INK, fontsize=12, fontweight="bold")
+    return figures.save(figure, Path(folder) / "dataset.png")
+
+
+def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Save a picture of a training: its losses, its scores and its learning rate against the step.
+
+    Args:
+        metrics: rows with "step" and some of "epoch", "train/loss", "train/loss_ce", "val/loss", "val/AP",
+            "val/AP50", "val/acc1", "lr", "lr_backbone" and the like. Rows need not share keys. Losses of
+            earlier decoder layers ("loss_ce_0") and other keys are left out; None and what is not finite are
+            gaps.
+
+    Raises:
+        DataError: there is nothing to draw.
+    """
+    rows = [row for row in metrics if "step" in row]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    losses = [key for key in keys if re.fullmatch(r"(\w+/)?loss(_[a-z]+)*", key)]
+    scores = [key for key in keys if re.fullmatch(r"val/(AP|PQ|SQ|RQ|mIoU|acc|top)\w*", key)]
+    rates = [key for key in keys if re.fullmatch(r"(\w+/)?lr(_\w+)?", key)]
+    panels = [
+        (name, keys) for name, keys in (("loss", losses), ("score", scores), ("learning rate", rates)) if keys
+    ]
+    if not panels:
+        raise DataError("nothing to draw in the metrics", where=path, remedy="train for a step first")
+    figure = figures.figure(5.2 * len(panels), 4.2)
+    for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_series(axes, name, {key: _series(rows, key) for key in keys})
+        _mark_epochs(axes, rows)
+    return figures.save(figure, Path(path))
+
+
+def _draw_precision_recall(curves: DetectionCurves) -> Figure:
+    figure = figures.figure(11, 5.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    ap50 = curves.class_precision.mean(axis=1)
+    known = np.flatnonzero(~np.isnan(ap50))
+    ranking = known[np.argsort(-ap50[known], kind="stable")]
+    # A curve ends at the last recall that its class reaches; the fall from there to 0 would only hide others.
+    reached = np.where(curves.class_precision > 0, curves.class_precision, np.nan)
+    # More than these cannot be told apart: of many classes, those that need work are named.
+    named = ranking if len(ranking) <= 7 else ranking[-3:]
+    for k in ranking[: len(ranking) - len(named)]:
+        left.plot(curves.recall, reached[k], color=GREY, linewidth=0.7, alpha=0.45)
+    mean = curves.mean_precision
+    left.plot(
+        curves.recall, mean["0.50"], color=INK, linewidth=3, label=f"mean  {figures.two(mean['0.50'].mean())}"
+    )
+    for color, k in zip(COLORS, named, strict=False):
+        label = f"{figures.shown(curves.names[k])}  {figures.two(ap50[k])}"
+        left.plot(curves.recall, reached[k], color=color, linewidth=1.6, label=label)
+    few = len(named) == len(ranking)
+    left.set_title("Classes at IoU 0.50" if few else f"{len(ranking)} classes at IoU 0.50, the weakest named")
+    styles = {"0.50": (BLUE, "-"), "0.75": (ORANGE, "--"), "0.50:0.95": (GREEN, "-.")}
+    for name, (color, style) in styles.items():
+        label = f"IoU {name}  {figures.two(mean[name].mean())}"
+        right.plot(curves.recall, mean[name], color=color, linestyle=style, linewidth=2.5, label=label)
+    right.set_title("Mean over classes")
+    for axes in (left, right):
+        figures.unit_square(axes, "recall", "precision" if axes is left else "")
+        figures.legend_below(axes, "average precision")
+    return figure
+
+
+def _draw_thresholds(curves: DetectionCurves) -> Figure:
+    figure = figures.figure(6.6, 5.2)
+    axes = figure.subplots()
+    precision, recall = curves.threshold_precision, curves.threshold_recall
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    f1[np.isnan(both)] = np.nan
+    axes.plot(curves.thresholds, precision, color=BLUE, linewidth=2, linestyle="--", label="precision")
+    axes.plot(curves.thresholds, recall, color=ORANGE, linewidth=2, linestyle="-.", label="recall")
+    axes.plot(curves.thresholds, f1, color=GREEN, linewidth=3, label="F1")
+    if np.nan_to_num(f1).max() > 0:
+        best = int(np.nanargmax(f1))
+        threshold = curves.thresholds[best]
+        axes.axvline(threshold, color=GREY, linewidth=1, linestyle=":", zorder=1)
+        label = f"best F1 {figures.two(f1[best])} at score {threshold:.3g}"
+        axes.plot(threshold, f1[best], "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
+    axes.set_title("Detections above a score (IoU 0.50, all classes together)")
+    figures.unit_square(axes, "score threshold", "")
+    figures.legend_below(axes)
+    return figure
+
+
+def _draw_confusions(matrix: Ints, names: Sequence[str]) -> Figure:
+    from matplotlib.colors import PowerNorm
+
+    size = len(matrix)
+    labels = [*(figures.shown(name) for name in names), "background"]
+    side = size * (0.8 if size <= _MOST_COUNTS else 0.17)
+    side = min(max(side, 3.5), 16.0)
+    figure = figures.figure(side + 2.5, side + 1.5)
+    axes = figure.subplots()
+    totals = matrix.sum(axis=1, keepdims=True)
+    fractions = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
+    # Nothing is background in truth and prediction at once.
+    fractions[-1, -1] = np.nan
+    few = size <= _MOST_COUNTS
+    # Most confusions are a few percent: the square root lifts them out of the white.
+    mesh = axes.pcolormesh(
+        fractions,
+        cmap="Blues",
+        norm=PowerNorm(0.5, 0, 1),
+        edgecolors="white" if few else PALE,
+        linewidth=2 if few else 0.3,
+    )
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.5, aspect=18, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("fraction of the row", color=INK)
+    bar.ax.tick_params(colors=INK, labelsize=9)
+    bar.outline.set_visible(False)
+    if few:
+        _write_counts(axes, matrix, fractions)
+    _style_matrix(axes, labels)
+    title = f"Confusions at IoU {_IOU_THRESHOLD} and score {_SCORE_THRESHOLD}"
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    return figure
+
+
+def _write_counts(axes: Axes, matrix: Ints, fractions: Floats) -> None:
+    for (row, column), count in np.ndenumerate(matrix):
+        fraction = fractions[row, column]
+        if not math.isnan(fraction):
+            color = "white" if fraction > 0.4 else INK if count else GREY
+            text = f"{count:,}\n{fraction:.0%}" if count else "0"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=9)
+
+
+def _style_matrix(axes: Axes, labels: Sequence[str]) -> None:
+    size = len(labels)
+    axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal", facecolor=PALE)
+    if size <= _MOST_BARS:
+        fontsize = 10 if size <= _MOST_COUNTS else 7
+        upright = max(len(label) for label in labels) > 10 or size > 8
+        axes.set_xticks(np.arange(size) + 0.5, labels, rotation=90 if upright else 0, fontsize=fontsize)
+        axes.set_yticks(np.arange(size) + 0.5, labels, fontsize=fontsize)
+    else:
+        axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0, colors=INK)
+    axes.spines[:].set_visible(False)
+    axes.axhline(size - 1, color=GREY, linewidth=1)
+    axes.axvline(size - 1, color=GREY, linewidth=1)
+    hidden = f": {size - 1} classes in the order of their ids, background last" if size > _MOST_BARS else ""
+    axes.set_xlabel(f"prediction{hidden}", color=INK)
+    axes.set_ylabel(f"truth{hidden}", color=INK)
+
+
+def _draw_classes(
+    axes: Axes, categories: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]]
+) -> None:
+    counts = dict.fromkeys((category["id"] for category in categories), 0)
+    for a in objects:
+        counts[a["category_id"]] += 1
+    names = {category["id"]: category["name"] for category in categories}
+    ranking = sorted(counts, key=lambda id: -counts[id])[:_MOST_BARS]
+    values = [counts[id] for id in ranking]
+    axes.barh(range(len(ranking)), values, color=BLUE, height=0.7)
+    fontsize = 9 if len(ranking) <= 40 else 7
+    axes.set_yticks(range(len(ranking)), [figures.shown(names[id]) for id in ranking], fontsize=fontsize)
+    for place, value in enumerate(values):
+        axes.annotate(
+            f"{value:,}",
+            (value, place),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=fontsize,
+            color=INK,
+        )
+    axes.set_ylim(len(ranking) - 0.4, -0.6)
+    axes.set_xlim(0, max([*values, 1]) * 1.18)
+    shown = (
+        f"The {_MOST_BARS} most frequent of {len(categories)} classes"
+        if len(categories) > _MOST_BARS
+        else "Classes"
+    )
+    axes.set_title(shown)
+    axes.set_xlabel("objects")
+    figures.style(axes)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_box_sizes(axes: Axes, objects: Sequence[Mapping[str, Any]]) -> None:
+    sizes = np.array([a["bbox"][2:] for a in objects], np.float64).reshape(-1, 2)
+    sizes = np.maximum(sizes, 0.5)
+    if len(sizes) > _MOST_POINTS:
+        sizes = np.random.default_rng(0).choice(sizes, _MOST_POINTS, replace=False)
+    alpha = min(max(0.06, 15 / math.sqrt(len(sizes) + 1)), 0.6)
+    axes.scatter(sizes[:, 0], sizes[:, 1], s=9, color=BLUE, alpha=alpha, linewidths=0, rasterized=True)
+    low, high = (0.8 * sizes.min(), 1.3 * sizes.max()) if len(sizes) else (1, 1000)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    for side, name in ((32, "small | medium"), (96, "medium | large")):
+        if low < side < high:
+            axes.plot(
+                [low, high], [side**2 / low, side**2 / high], color=ORANGE, linewidth=1.2, linestyle="--"
+            )
+            _write_along(axes, side, name)
+    axes.set_title("Boxes" if len(objects) <= _MOST_POINTS else f"{_MOST_POINTS:,} boxes drawn by chance")
+    axes.set_xlabel("width in pixels")
+    axes.set_ylabel("height in pixels")
+    figures.plain_log(axes.xaxis)
+    figures.plain_log(axes.yaxis)
+    figures.style(axes)
+
+
+def _write_along(axes: Axes, side: float, text: str) -> None:
+    """`text` along the line of the boxes that have the area of a square of `side` pixels."""
+    from matplotlib.patheffects import withStroke
+
+    written = axes.text(side, side, text, ha="center", va="bottom", fontsize=9, color=ORANGE)
+    written.set(rotation=-45, rotation_mode="anchor", transform_rotates_text=True)
+    written.set_path_effects([withStroke(linewidth=3, foreground="white")])
+
+
+def _draw_objects_per_image(
+    axes: Axes, images: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]]
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    counts = dict.fromkeys((image["id"] for image in images), 0)
+    for a in objects:
+        counts[a["image_id"]] += 1
+    values = np.array(list(counts.values()), np.int64)
+    largest = int(values.max(initial=1))
+    step = math.ceil((largest + 1) / 40)
+    axes.hist(values, bins=(np.arange(0, largest + step + 1, step) - 0.5).tolist(), color=GREEN, rwidth=0.85)
+    mean = values.mean() if len(values) else 0
+    axes.set_title(f"Objects per image: {mean:.1f} on average, {largest if len(objects) else 0} at most")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("objects")
+    axes.set_ylabel("images")
+    figures.style(axes)
+
+
+def _draw_series(axes: Axes, name: str, series: Mapping[str, tuple[Floats, Floats]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    terms = list(dict.fromkeys(key.split("/")[-1] for key in series))
+    for key, (steps, values) in series.items():
+        term = key.split("/")[-1]
+        color = COLORS[terms.index(term) % len(COLORS)]
+        style = "--" if key.startswith("val/") and name == "loss" else "-"
+        width = 2.6 if term in ("loss", "AP", "lr") else 1.5
+        marker = "o" if len(steps) <= 30 else None
+        if name == "loss" and len(steps) > 200:
+            axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
+            steps, values = _smooth(steps, values)
+        label = figures.shown(key.removeprefix("val/") if name == "score" else key)
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linestyle=style,
+            linewidth=width,
+            marker=marker,
+            markersize=4,
+            label=label,
+        )
+    everything = np.concatenate([values for _, values in series.values()])
+    everything = everything[np.isfinite(everything)]
+    if (
+        name != "score"
+        and len(everything)
+        and everything.min() > 0
+        and everything.max() > 30 * everything.min()
+    ):
+        axes.set_yscale("log")
+        figures.plain_log(axes.yaxis)
+    axes.set_title(name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("step")
+    figures.style(axes)
+    figures.legend(axes)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
+    points = [(row["step"], np.nan if row[key] is None else row[key]) for row in rows if key in row]
+    steps, values = np.array(points, np.float64).T
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def _smooth(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Means over windows of a fiftieth of the curve."""
+    window = np.ones(len(values) // 50)
+    known = np.isfinite(values)
+    sums = np.convolve(np.where(known, values, 0), window, "valid")
+    counts = np.convolve(known.astype(np.float64), window, "valid")
+    middle = np.convolve(steps, window / len(window), "valid")
+    return middle, np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+
+
+def _mark_epochs(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    first: dict[int, float] = {}
+    for row in rows:
+        if row.get("epoch") is not None:
+            first.setdefault(int(row["epoch"]), row["step"])
+    if len(first) > 1:
+        chosen = list(first)[:: math.ceil(len(first) / 7)]
+        top = axes.secondary_xaxis("top")
+        top.set_xticks([first[epoch] for epoch in chosen], [str(epoch) for epoch in chosen])
+        top.tick_params(colors=GREY, labelsize=8, length=3)
+        top.spines[:].set_visible(False)
+        top.set_xlabel("epoch", color=GREY, fontsize=8)

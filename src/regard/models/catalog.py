@@ -1,0 +1,110 @@
+"""Every named model: how to build it, where its weights are, what was published of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from regard.categories import COCO, Category
+from regard.config import unknown_name
+from regard.errors import ConfigError
+from regard.models.detr import DETR, DETR_PRESETS, DETRConfig
+from regard.models.detr_demo import DETRDemo, DETRDemoConfig
+
+DETR_URL = "https://dl.fbaipublicfiles.com/detr/"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A released file. The end of its name is the start of its SHA-256. scores: published, COCO val2017, percent."""
+
+    url: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+    @property
+    def sha256_prefix(self) -> str:
+        return self.file_name.rsplit("-", 1)[1].split(".")[0]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What belongs to a model beside its parameters; `model.card`.
+
+    categories: the meaning of every class index. short_side, max_size: evaluation resize in pixels.
+    """
+
+    name: str
+    categories: tuple[Category, ...]
+    short_side: int = 800
+    max_size: int = 1333
+
+
+CONFIGS: dict[str, DETRConfig | DETRDemoConfig] = {**DETR_PRESETS, "detr_demo": DETRDemoConfig()}
+
+WEIGHTS: dict[str, Weights] = {
+    "detr_resnet50": Weights(DETR_URL + "detr-r50-e632da11.pth", {"box AP": 42.0, "AP50": 62.4}),
+    "detr_resnet50_dc5": Weights(DETR_URL + "detr-r50-dc5-f0fb7ef5.pth", {"box AP": 43.3, "AP50": 63.1}),
+    "detr_resnet101": Weights(DETR_URL + "detr-r101-2c7b67e5.pth", {"box AP": 43.5, "AP50": 63.8}),
+    "detr_resnet101_dc5": Weights(DETR_URL + "detr-r101-dc5-a2e86def.pth", {"box AP": 44.9, "AP50": 64.7}),
+    "detr_demo": Weights(DETR_URL + "detr_demo-da2a99e9.pth", {"box AP": 40.0}),
+}
+
+# Evaluation sizes that differ from 800 / 1333.
+SHORT_SIDES: dict[str, tuple[int, int]] = {"detr_tiny": (64, 128)}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of all models that match a shell pattern such as `detr*`."""
+    return sorted(fnmatch.filter(CONFIGS, pattern))
+
+
+def create(name: str, *, num_classes: int | None = None) -> nn.Module:
+    """A model by name, with random weights. Nothing is downloaded.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: classes without no-object; the model's own number if None (COCO's 91 for DETR).
+
+    Raises:
+        ConfigError: an unknown name (the nearest one is offered).
+    """
+    config = preset(name)
+    if num_classes is not None:
+        config = dataclasses.replace(config, num_classes=num_classes)
+    return build(config, name)
+
+
+def preset(name: str) -> DETRConfig | DETRDemoConfig:
+    """The configuration of a named model."""
+    if name not in CONFIGS:
+        raise unknown_name("model", name, list_models(), code="C01")
+    return CONFIGS[name]
+
+
+def build(
+    config: DETRConfig | DETRDemoConfig,
+    name: str,
+    categories: Sequence[Category] | None = None,
+    sizes: tuple[int, int] | None = None,
+) -> nn.Module:
+    """A model of any configuration, with its card. Classes without names are called by their number."""
+    model: nn.Module = DETRDemo(config) if isinstance(config, DETRDemoConfig) else DETR(config)
+    if categories is None:
+        categories = COCO if config.num_classes == len(COCO) else _numbered(config.num_classes)
+    if len(categories) != config.num_classes:
+        raise ConfigError(f"{len(categories)} categories for a model of {config.num_classes} classes", where=name)
+    short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
+    model.card = ModelCard(name, tuple(categories), short_side, max_size)
+    return model
+
+
+def _numbered(count: int) -> list[Category]:
+    return [Category(i, str(i)) for i in range(count)]

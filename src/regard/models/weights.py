@@ -1,0 +1,154 @@
+"""Other people's weight files -> our models. Files are told apart by the names of their tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from regard.errors import CheckpointError, MachineError
+from regard.models.catalog import WEIGHTS, build, preset
+from regard.models.detr import DETRConfig
+from regard.models.detr_demo import DETRDemoConfig
+from regard.models.download import download
+from regard.models.files import load_exactly, read_weights
+
+RESNET_OF_BLOCKS = {(2, 2, False): "resnet18", (6, 3, False): "resnet34", (6, 3, True): "resnet50", (23, 3, True): "resnet101",
+                    (36, 3, True): "resnet152"}  # fmt: skip
+
+
+def load_file(path: str | Path, *, model: str | None = None) -> nn.Module:
+    """A model from a file of the DETR authors, with its weights, in evaluation mode.
+
+    Sizes and the number of classes are read off the tensors. Whether the last stage is dilated (DC5) leaves no trace
+    in them: it is taken from the released file's name, or from `model`.
+
+    Args:
+        path: `.pth` or `.safetensors`; released weights or a training checkpoint.
+        model: a name of `list_models()`, where the keys alone cannot tell.
+
+    Raises:
+        CheckpointError: not such a file, or it does not fit.
+    """
+    path = Path(path)
+    tensors = read_weights(path).tensors
+    name = model or _released_name(path)
+    if "linear_class.weight" in tensors and "query_pos" in tensors:
+        name = name or "detr_demo"
+        config: DETRConfig | DETRDemoConfig = DETRDemoConfig(num_classes=len(tensors["linear_class.weight"]) - 1)
+    elif "class_embed.weight" in tensors and "transformer.decoder.norm.weight" in tensors:
+        known = preset(name) if name else DETRConfig()
+        config = _config_of(tensors, known if isinstance(known, DETRConfig) else DETRConfig(), path)
+        tensors = {_our_name(key): value for key, value in tensors.items()}
+    else:
+        raise CheckpointError(
+            f"no weights of a known model ({len(tensors)} tensors, the first is {next(iter(tensors), 'none')!r})",
+            where=path,
+            remedy="expected the DETR authors' layout",
+            code="K07",
+        )
+    net = build(config, name or f"detr_{config.backbone}" if isinstance(config, DETRConfig) else name or "detr_demo")
+    load_exactly(net, tensors, where=path)
+    return net.eval()
+
+
+def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
+    """Released ImageNet weights of a backbone: torchvision's first set, as the authors used, or timm's own.
+
+    Raises:
+        MachineError: they cannot be downloaded.
+    """
+    if backbone.startswith("timm/"):
+        import timm
+
+        try:
+            return timm.create_model(backbone.removeprefix("timm/"), pretrained=True, features_only=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise MachineError(f"cannot get timm's weights: {error}", where=backbone) from error
+    url = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"].url
+    prefix = url.rsplit("-", 1)[1].split(".")[0]
+    return read_weights(download(url, sha256_prefix=prefix)).tensors
+
+
+def load_backbone(net: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+    """Weights of a classifier into the backbone of a detector; what only the classifier has is left out."""
+    wanted = net.backbone.body.state_dict()
+    load_exactly(net.backbone.body, {key: value for key, value in tensors.items() if key in wanted}, where=where)
+
+
+@torch.no_grad()
+def transfer(source: nn.Module, net: nn.Module) -> str:
+    """Copy what fits from a trained model to a new one with other classes, and say what was done.
+
+    Class outputs are copied row by row for classes of the same name, and for no-object; others start at random.
+
+    Raises:
+        CheckpointError: the two are different models.
+    """
+    ours, theirs = net.state_dict(), source.state_dict()
+    differing = [k for k in ours if k not in theirs or ours[k].shape != theirs[k].shape]
+    heads = [k for k in differing if k.startswith("class_embed.")]
+    if len(heads) != len(differing):
+        names = ", ".join(k for k in differing if k not in heads)
+        raise CheckpointError(
+            f"{source.card.name} does not fit {net.card.name}: {names}"[:300],
+            remedy="start from the same model, with as many queries",
+            code="K07",
+        )
+    for key in set(ours) - set(heads):
+        ours[key].copy_(theirs[key])
+    rows = {category.name: row for row, category in enumerate(source.card.categories)}
+    pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
+    for key in heads:
+        for ours_row, theirs_row in pairs:
+            ours[key][ours_row] = theirs[key][theirs_row]
+        if not net.config.sigmoid:
+            ours[key][-1] = theirs[key][-1]  # no-object
+    known = f", {len(pairs)} of them known by name" if heads else ""
+    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}"
+
+
+def official_name(name: str) -> str:
+    """Our parameter name -> the authors'."""
+    name = re.sub(r"^backbone\.body\.", "backbone.0.body.", name)
+    return re.sub(r"^position_encoding\.", "backbone.1.", name)
+
+
+def _our_name(name: str) -> str:
+    name = re.sub(r"^backbone\.0\.body\.", "backbone.body.", name)
+    return re.sub(r"^backbone\.1\.", "position_encoding.", name)
+
+
+def _released_name(path: Path) -> str | None:
+    return next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
+
+
+def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> DETRConfig:
+    """The sizes that the authors' tensors show; the rest as in `known`."""
+
+    def count(pattern: str) -> int:
+        return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
+
+    body = r"backbone\.0\.body\.layer{}\.(\d+)\."
+    blocks = (count(body.format(3)), count(body.format(4)), "backbone.0.body.layer1.0.conv3.weight" in tensors)
+    if blocks not in RESNET_OF_BLOCKS:
+        raise CheckpointError("the backbone is none of torchvision's ResNets 18 to 152", where=path, code="K07")
+    prefix = "transformer.decoder.layers.0."
+    return replace(
+        known,
+        backbone=RESNET_OF_BLOCKS[blocks],
+        num_classes=len(tensors["class_embed.weight"]) - 1,
+        num_queries=len(tensors["query_embed.weight"]),
+        embed_dim=tensors["query_embed.weight"].shape[1],
+        feedforward_dim=len(tensors[f"{prefix}linear1.weight"]),
+        encoder_layers=count(r"transformer\.encoder\.layers\.(\d+)\."),
+        decoder_layers=count(r"transformer\.decoder\.layers\.(\d+)\."),
+        norm_first="transformer.encoder.norm.weight" in tensors,
+        position_encoding="learned" if "backbone.1.row_embed.weight" in tensors else "sine",
+    )
+

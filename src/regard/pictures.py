@@ -1,0 +1,302 @@
+"""Pictures for people: boxes with names drawn on images, several pictures on one sheet, truth beside prediction.
+
+Boxes are xyxy in pixels of the image that is passed in. Nothing here changes its input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from regard.errors import ConfigError, DataError, escape
+
+Color = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels, right and bottom exclusive
+
+# Picked one after the other, each as far as possible from those before it in OKLab, for normal sight and as simulated
+# for protanopia, deuteranopia and tritanopia (Machado et al. 2009); dark and greyish tones are left out because lines
+# in them drown in photographs.
+PALETTE: tuple[Color, ...] = (
+    (0, 158, 255), (255, 140, 0), (32, 255, 232), (200, 40, 120), (248, 224, 0),
+    (136, 88, 192), (248, 0, 0), (0, 216, 144), (200, 112, 184), (72, 104, 255),
+    (240, 168, 255), (240, 88, 120), (160, 240, 152), (72, 136, 40), (255, 184, 8),
+    (240, 136, 200), (255, 88, 232), (128, 184, 88), (176, 88, 160), (0, 160, 96),
+)  # fmt: skip
+
+# Names are unreadable on smaller pictures: those whose shorter side is below this are enlarged before drawing.
+MIN_SIDE = 320
+# Enlarging stops here, whatever the shorter side: a 4 x 4000 strip must not become 320 x 320000.
+MAX_ENLARGED_SIDE = 1280
+_INK, _PAPER = (17, 17, 17), (255, 255, 255)
+_HALO = (0, 0, 0, 110)
+
+
+def class_color(label: int) -> Color:
+    """The colour of a class, by its index; the same in every picture. Colours repeat after `len(PALETTE)` classes."""
+    return PALETTE[label % len(PALETTE)]
+
+
+def draw_boxes(
+    image: Tensor | Image.Image,
+    boxes_xyxy: Tensor,
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    scores: Sequence[float] | None = None,
+    dashed: bool = False,
+) -> Image.Image:
+    """A new RGB picture of `image` with its boxes and their names.
+
+    Small images are enlarged by a whole factor until the shorter side has `MIN_SIDE` pixels. Boxes are cut at the
+    border of the image; those outside it or with NaN are left out. Earlier boxes lie on top of later ones and choose
+    the place of their name first: pass the best first.
+
+    Args:
+        image: (3, H, W) uint8 RGB, or a PIL image.
+        boxes_xyxy: (N, 4) in pixels of `image`.
+        labels: N names.
+        colors: N colours, see `class_color`.
+        scores: N numbers 0..1, shown behind the names.
+        dashed: dashed lines, to tell ground truth from prediction in one picture.
+    """
+    picture, factor = _canvas(image)
+    line = max(2, round(min(picture.size) / 240))
+    size = min(max(13, round(min(picture.size) / 30)), max(13, picture.width // 12))
+    texts = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
+    rectangles = [_outline(box, factor, line, picture.size) for box in boxes_xyxy.tolist()]
+    rows = [row for row in zip(rectangles, labels, texts, colors, strict=True) if row[0] is not None]
+
+    pen = ImageDraw.Draw(picture, "RGBA")
+    for rectangle, _, _, color in reversed(rows):
+        _draw_outline(pen, rectangle, color, line, dashed)
+    tags: list[Rectangle] = []
+    names = []
+    for rectangle, name, score_text, _ in rows:
+        room = min(picture.width, max(rectangle[2] - rectangle[0], picture.width // 2))
+        name, font = _fitted(name, score_text, size, room - size)
+        names.append((name, font))
+        tags.append(
+            _place(rectangle, math.ceil(font.getlength(name)) + size * 2 // 3, size, tags, picture.size)
+        )
+    for tag, (name, font), (_, _, _, color) in reversed(list(zip(tags, names, rows, strict=True))):
+        _draw_tag(pen, tag, name, font, color, size)
+    return picture
+
+
+def grid(
+    images: Sequence[Image.Image],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    padding: int = 12,
+    longest: int = 640,
+) -> Image.Image:
+    """Pictures side by side on white, row after row, each under its caption.
+
+    Args:
+        images: pictures of any sizes.
+        columns: pictures per row; fewer pictures make a narrower sheet.
+        captions: one text for each picture; one that is wider than its column is cut.
+        padding: white space around the pictures in pixels.
+        longest: pictures with a longer side than this many pixels are shrunk to it.
+
+    Raises:
+        ConfigError: no picture, or fewer than one column.
+    """
+    if not images or columns < 1:
+        raise ConfigError(
+            f"{len(images)} pictures in {columns} columns make no sheet", remedy="pass at least one of each"
+        )
+    cells = [_shrunk(image, longest) for image in images]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    widths = [max(row[i].width for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    heights = [max(cell.height for cell in row) for row in rows]
+    size = max(13, round(max(widths) / 32))
+    header = 0 if captions is None else round(1.6 * size)
+    sheet = Image.new(
+        "RGB",
+        (sum(widths) + padding * (len(widths) + 1), sum(heights) + (padding + header) * len(rows) + padding),
+        _PAPER,
+    )
+    texts = iter([""] * len(cells) if captions is None else captions)
+    pen = ImageDraw.Draw(sheet)
+    top = padding
+    for row, height in zip(rows, heights, strict=True):
+        left = padding
+        for cell, width in zip(row, widths, strict=False):  # the last row may be shorter
+            text, font = _fitted(next(texts), "", size, width)
+            pen.text((left, top + size), text, fill=_INK, font=font, anchor="ls")
+            sheet.paste(cell, (left + (width - cell.width) // 2, top + header + (height - cell.height) // 2))
+            left += width + padding
+        top += header + height + padding
+    return sheet
+
+
+def compare(truth: Image.Image, predictions: Image.Image) -> Image.Image:
+    """Two drawn pictures of one image with their captions: side by side, or one above the other where they are wide."""
+    columns = 1 if truth.width > 2 * truth.height else 2
+    return grid([truth, predictions], columns, captions=("truth", "prediction"), longest=960)
+
+
+def _canvas(image: Tensor | Image.Image) -> tuple[Image.Image, int]:
+    """An RGB copy of the image, enlarged where it is small, and the factor."""
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise DataError(
+                f"a picture needs a (3, H, W) uint8 tensor, not {tuple(image.shape)} {image.dtype}",
+                code="I31",
+            )
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).copy()
+    else:
+        picture = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    short, long = sorted(picture.size)
+    factor = max(1, min(-(-MIN_SIDE // short), MAX_ENLARGED_SIDE // long))
+    if factor > 1:
+        # From the third time on, smoothing would show only blur: sharp pixels are what the network sees.
+        kernel = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
+        picture = picture.resize((picture.width * factor, picture.height * factor), kernel)
+    return picture, factor
+
+
+def _shrunk(image: Image.Image, longest: int) -> Image.Image:
+    scale = longest / max(image.size)
+    if scale >= 1:
+        return image.convert("RGB")
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _outline(box: list[float], factor: int, line: int, size: tuple[int, int]) -> Rectangle | None:
+    """The outer border of a line centred on the box's edges, kept inside the picture; None where nothing shows."""
+    if any(math.isnan(value) for value in box):
+        return None
+    width, height = size
+    (x0, x1), (y0, y1) = (
+        sorted((box[0] * factor, box[2] * factor)),
+        sorted((box[1] * factor, box[3] * factor)),
+    )
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        return None
+    x0, x1 = (min(max(x, 0), width) for x in (x0, x1))
+    y0, y1 = (min(max(y, 0), height) for y in (y0, y1))
+    return (
+        max(0, round(x0) - line // 2),
+        max(0, round(y0) - line // 2),
+        min(width, round(x1) + line // 2),
+        min(height, round(y1) + line // 2),
+    )
+
+
+def _draw_outline(
+    pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int, dashed: bool
+) -> None:
+    """The line of a box, between two thin dark ones that hold it apart from backgrounds of its own colour."""
+    x0, y0, x1, y1 = rectangle
+    pen.rectangle((x0 - 1, y0 - 1, x1, y1), outline=_HALO, width=1)
+    if x1 - x0 > 2 * line + 2 and y1 - y0 > 2 * line + 2:
+        pen.rectangle((x0 + line, y0 + line, x1 - 1 - line, y1 - 1 - line), outline=_HALO, width=1)
+    if not dashed:
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color, width=line)
+        return
+    for a, b in _dashes(x0, x1, line):
+        pen.rectangle((a, y0, b - 1, min(y0 + line, y1) - 1), fill=color)
+        pen.rectangle((a, max(y1 - line, y0), b - 1, y1 - 1), fill=color)
+    for a, b in _dashes(y0, y1, line):
+        pen.rectangle((x0, a, min(x0 + line, x1) - 1, b - 1), fill=color)
+        pen.rectangle((max(x1 - line, x0), a, x1 - 1, b - 1), fill=color)
+
+
+def _dashes(start: int, end: int, line: int) -> list[tuple[int, int]]:
+    """Dashes from `start` to `end`, one at either end so that corners stay closed."""
+    count = max(1, round((end - start) / (7 * line)))
+    period = (end - start) / (count + 4 / 7)
+    dash = max(1, round(period * 4 / 7))
+    places = [start + round(i * period) for i in range(count + 1)]
+    return [(place, min(place + dash, end)) for place in places if place < end]
+
+
+def _place(
+    rectangle: Rectangle, width: int, size: int, taken: Sequence[Rectangle], picture: tuple[int, int]
+) -> Rectangle:
+    """Where the name of a box goes: the first place at its border that hides no other name, or hides least."""
+    x0, y0, x1, y1 = rectangle
+    height = round(1.4 * size)
+    places = [(x0, y0 - height), (x0, y0), (x1 - width, y0 - height), (x0, y1), (x1 - width, y0)]
+    places += [(x0, y1 - height), (x1 - width, y1), (x1 - width, y1 - height)]
+    places += [
+        (x, y)
+        for y in range(y0 + height, min(y1 - 2 * height, y0 + 8 * height), height)
+        for x in (x0, x1 - width)
+    ]
+    best, least = None, math.inf
+    for left, top in places:
+        left = max(0, min(left, picture[0] - width))
+        top = max(0, min(top, picture[1] - height))
+        tag = (left, top, left + width, top + height)
+        hidden = sum(_overlap(tag, other) for other in taken)
+        if hidden < least:
+            best, least = tag, hidden
+        if not hidden:
+            break
+    assert best is not None
+    return best
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> int:
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _draw_tag(
+    pen: ImageDraw.ImageDraw, tag: Rectangle, text: str, font: ImageFont.FreeTypeFont, color: Color, size: int
+) -> None:
+    x0, y0, x1, y1 = tag
+    pen.rectangle((x0 - 1, y0 - 1, x1, y1), outline=_HALO, width=1)
+    pen.rectangle((x0, y0, x1 - 1, y1 - 1), fill=color)
+    pen.text((x0 + size // 3, y0 + round(1.05 * size)), text, fill=_text_color(color), font=font, anchor="ls")
+
+
+def _text_color(background: Color) -> Color:
+    """Black or white, whichever has more contrast (WCAG 2.2, relative luminance)."""
+    linear = [v / 3294.6 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in background]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return _INK if luminance > 0.179 else _PAPER
+
+
+def _fitted(name: str, ending: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """The text on one line, its name cut until it is at most `width` pixels wide, and the font for it."""
+    name = escape(name)
+    font = _font(size, name.isascii())
+    if font.getlength(name + ending) <= width:
+        return name + ending, font
+    low, high = 0, min(len(name), max(width, 0))
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = font.getlength(name[:middle].rstrip() + "…" + ending) <= width
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return name[:low].rstrip() + "…" + ending, font
+
+
+@lru_cache
+def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont:
+    """Pillow's own font; it knows little beyond ASCII, so other names take the machine's DejaVu where there is one."""
+    if not ascii_only:
+        for path in ("DejaVuSans.ttf", _matplotlib_font(), "Arial Unicode.ttf", "arial.ttf"):
+            try:
+                return ImageFont.truetype(path, size)
+            except OSError:
+                continue
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _matplotlib_font() -> str:
+    """The copy of DejaVu that matplotlib brings, found without importing it."""
+    spec = importlib.util.find_spec("matplotlib")
+    origin = "" if spec is None or spec.origin is None else spec.origin
+    return str(Path(origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")

@@ -1,0 +1,344 @@
+"""`regard.train` and `regard.evaluate`: a recipe becomes a run, a folder that holds all there is to know of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+import yaml
+from torch import Tensor, nn
+
+import regard
+from regard.config import apply_mapping, apply_overrides, line_of, read_yaml, to_mapping
+from regard.data.checks import to_coco
+from regard.data.formats import CocoDataset, open_detection
+from regard.data.shapes import data_folder
+from regard.data.transforms import EvaluationResize, Pipeline, paper_augmentation, small_augmentation
+from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector, labels_by_name
+from regard.errors import ConfigError, MachineError
+from regard.evaluation.detection import DetectionScores
+from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
+from regard.loading import best_checkpoint, load, model_state
+from regard.losses import SetCriterion
+from regard.models.catalog import build
+from regard.models.weights import imagenet_weights, load_backbone, transfer
+from regard.recipes import Recipe, recipe_for
+from regard.training.checkpoints import lock_run, read_checkpoint
+from regard.training.distributed import Processes, choose_device, processes
+from regard.training.loop import Trainer
+from regard.training.reports import Reporter, read_rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run. folder: its files. scores: of the best checkpoint, AP and the like, 0..1."""
+
+    folder: Path
+    scores: dict[str, float]
+
+    def load(self) -> nn.Module:
+        """The best model of the run."""
+        return load(self.folder)
+
+
+def train(
+    model: str | None = None,
+    data: str | Path | None = None,
+    *,
+    epochs: int | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    recipe: str | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> Run:
+    """Train a detector.
+
+    Args:
+        model: a name of `list_models()`.
+        data: folder in COCO's layout, or `shapes` for generated images (`shapes:size=96,classes=5`).
+        epochs: passes over the training images; the recipe's number if None.
+        output: the run's folder; `runs/MODEL-N` if None.
+        resume: go on with the run in `output`; its own settings apply, `overrides` on top.
+        recipe: `paper`, `finetune`, `fast` or `small`; the model's own if None.
+        config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
+        overrides: settings as `key=value`.
+        quiet: print nothing.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, DivergedError, MachineError: with one line that says what to do.
+    """
+    settings = resolve(model, data, epochs, output, resume, recipe, config, overrides)
+    with processes(settings.device) as group:
+        return _train(settings, Path(output) if output else None, resume, group, quiet)
+
+
+def resolve(
+    model: str | None,
+    data: str | Path | None,
+    epochs: int | None,
+    output: str | Path | None,
+    resume: bool,
+    recipe: str | None,
+    config: str | Path | None,
+    overrides: Sequence[str],
+) -> Recipe:
+    """The settings of a run: recipe or file first, then arguments, then `key=value`, each over the one before."""
+    if resume:
+        if output is None:
+            raise ConfigError("--resume needs the run's folder", remedy="add --output RUN", code="C09")
+        config = Path(output) / "config.yaml"
+        if not config.exists():
+            raise ConfigError("no run to go on with", where=output, remedy="leave out --resume", code="C09")
+    if config is not None:
+        settings = _from_file(Path(config))
+        if model is not None and model != settings.name:
+            raise ConfigError(f"the settings are for {settings.name}, not for {model}", where=config, code="C09")
+    elif model is None:
+        raise ConfigError("which model?", remedy="see: regard models", code="C09")
+    else:
+        settings = recipe_for(model, recipe)
+    changes: dict[str, Any] = {} if data is None else {"data": str(data)}
+    if epochs is not None:
+        changes["epochs"] = epochs
+    return apply_overrides(apply_mapping(settings, changes), overrides)
+
+
+def evaluate(
+    source: str | Path | nn.Module,
+    data: str | Path,
+    *,
+    output: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 2,
+    workers: int = 2,
+) -> DetectionScores:
+    """COCO scores of a model on the validation split of a data set.
+
+    Args:
+        source: whatever `regard.load` takes, or a model.
+        data: folder in COCO's layout, or `shapes`.
+        output: folder for `metrics.json` and pictures; the run itself if `source` is one; none if None otherwise.
+    """
+    net = source if isinstance(source, nn.Module) else load(source)
+    where = choose_device(device)
+    dataset = open_detection(data_folder(str(data)), "val")
+    criterion = SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
+    evaluation = evaluate_detector(
+        net.to(where),
+        dataset,
+        resize=EvaluationResize(net.card.short_side, net.card.max_size),
+        softmax=not net.config.sigmoid,
+        criterion=criterion,
+        label_of=labels_by_name(net.card.categories, dataset.categories, str(data)),
+        batch_size=batch_size,
+        workers=workers,
+        processes=Processes(0, 1, where),
+    )
+    if output is None and not isinstance(source, nn.Module) and (Path(source) / "checkpoints").is_dir():
+        output = source
+    if output is not None:
+        _write_evaluation(Path(output), evaluation, str(data))
+    return evaluation.scores
+
+
+def _from_file(path: Path) -> Recipe:
+    values = read_yaml(path)
+    name = values.get("name")
+    if not isinstance(name, str):
+        raise ConfigError("no name of a model", where=path, remedy="add a line such as: name: detr_resnet50", code="C01")
+    try:
+        return apply_mapping(recipe_for(name), values)
+    except ConfigError as error:
+        key = error.what.split("'")[1] if "unknown key" in error.what else error.what.split("=")[0]
+        raise ConfigError(error.what, where=line_of(path, key), remedy=error.remedy, code=error.code) from error
+
+
+def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
+    if settings.amp == "fp16" and group.device.type == "cpu":
+        raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
+    train_data, val_data, settings = _open_data(settings)
+    settings, backbone, notes = _with_reachable_weights(settings)
+    run = _run_folder(output, settings.name, resume, group)
+    with lock_run(run) if group.is_main else nullcontext():
+        net, more = _starting_model(settings, train_data, backbone, resume)
+        reporter = Reporter(
+            run if group.is_main else None,
+            log_every=settings.log_every,
+            images_per_step=settings.batch_size * settings.accumulate * group.world_size,
+            quiet=quiet,
+        )
+        pictures = run / "pictures"
+        if group.is_main:
+            pictures.mkdir(exist_ok=True)
+            _describe(run, settings, train_data, val_data)
+        for note in [*notes, *more]:
+            reporter.say(note)
+        task = DetectionTask(
+            train_data,
+            val_data,
+            augmentation=augmentation_of(settings),
+            resize=EvaluationResize(settings.short_side, settings.max_size),
+            criterion=criterion_of(settings),
+            softmax=not settings.model.sigmoid,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            seed=settings.seed,
+            processes=group,
+            pictures=pictures if group.is_main else None,
+        )
+        trainer = Trainer(
+            net.to(group.device), task, settings, run, group, {"model_state": model_state(net)}, reporter
+        )
+        if resume:
+            trainer.resume()
+        reporter.say(
+            f"{settings.name}: {len(train_data)} training and {len(val_data)} validation images, "
+            f"{len(train_data.categories)} classes, on {group.device} -> {run}"
+        )
+        trainer.fit()
+        scores = _finish(run, group, task)
+    return Run(run, scores)
+
+
+def _open_data(settings: Recipe) -> tuple[CocoDataset, CocoDataset, Recipe]:
+    """Both splits; the model's class count comes from them."""
+    folder = data_folder(settings.data)
+    train_data = open_detection(folder, "train")
+    val_data = open_detection(folder, "val", categories=train_data.categories)
+    most, name = train_data.max_objects
+    if most > settings.model.num_queries:
+        raise ConfigError(
+            f"image {name} has {most} objects but the model has {settings.model.num_queries} queries",
+            where=settings.data,
+            remedy=f"set model.num_queries={most} or more",
+            code="A43",
+        )
+    model = replace(settings.model, num_classes=len(train_data.categories))
+    return train_data, val_data, replace(settings, model=model)
+
+
+def criterion_of(settings: Recipe) -> SetCriterion:
+    """The loss of a recipe."""
+    return SetCriterion(
+        settings.model.num_classes,
+        classification="focal" if settings.model.sigmoid else "softmax",
+        no_object_weight=settings.no_object_weight,
+        class_weight=settings.class_weight,
+        bbox_weight=settings.bbox_weight,
+        giou_weight=settings.giou_weight,
+    )
+
+
+def augmentation_of(settings: Recipe) -> Pipeline:
+    """The training augmentation of a recipe."""
+    if settings.augmentation == "small":
+        return small_augmentation(settings.short_side)
+    return paper_augmentation(settings.short_side, settings.max_size)
+
+
+def _with_reachable_weights(settings: Recipe) -> tuple[Recipe, Mapping[str, Tensor], list[str]]:
+    """ImageNet weights of the backbone, if the recipe starts from them and they can be had.
+
+    Without them the backbone has to be trained whole: frozen batch norm with random weights learns nothing.
+    """
+    if settings.start_from != "backbone":
+        return settings, {}, []
+    try:
+        return settings, imagenet_weights(settings.model.backbone), []
+    except MachineError as error:
+        note = (
+            f"warning: no ImageNet weights for {settings.model.backbone} ({error}). The backbone starts from nothing "
+            "and all of it is trained: expect far lower scores."
+        )
+        whole = replace(settings.model, backbone_norm="batch")
+        return replace(settings, start_from="none", model=whole, lr_backbone=settings.lr), {}, [note]
+
+
+def _starting_model(settings: Recipe, data: CocoDataset, backbone: Mapping[str, Tensor], resume: bool) -> tuple[nn.Module, list[str]]:
+    """The model before the first step, and what the user has to know of it."""
+    torch.manual_seed(settings.seed)
+    net = build(settings.model, settings.name, data.categories, (settings.short_side, settings.max_size))
+    if backbone:
+        load_backbone(net, backbone, where=settings.model.backbone)
+    if resume or settings.start_from in ("none", "backbone"):
+        return net, []
+    return net, [transfer(load(settings.start_from), net)]
+
+
+def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) -> Path:
+    """The run's folder, made if need be. A folder with anything in it is only used to go on."""
+    if output is None:
+        number = next(n for n in itertools.count(1) if not Path("runs", f"{name}-{n}").exists())
+        output = Path(group.gather(str(Path("runs", f"{name}-{number}")))[0])
+        group.wait()
+    if not resume and group.is_main and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(
+            "the output folder is not empty", where=output, remedy="add --resume, or name another folder", code="C11"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f".write-test-{group.rank}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MachineError(
+            f"cannot write here: {error.strerror}", where=output, remedy="name another folder with --output", code="C11"
+        ) from error
+    return output
+
+
+def _describe(run: Path, settings: Recipe, train_data: CocoDataset, val_data: CocoDataset) -> None:
+    """`config.yaml`, `environment.json` and a picture of the data set: what is needed to do it again."""
+    (run / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
+    environment = {
+        "regard": regard.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git": _git_state(),
+        "data": {split.split: split.fingerprint() for split in (train_data, val_data)},
+    }
+    (run / "environment.json").write_text(json.dumps(environment, indent=2))
+    plot_dataset(to_coco(train_data.annotations), run / "pictures")
+
+
+def _finish(run: Path, group: Processes, task: DetectionTask) -> dict[str, float]:
+    """`metrics.json` and report pictures of the best checkpoint; training curves."""
+    group.wait()
+    best = read_checkpoint(best_checkpoint(run), parts=[])
+    scores = best.state["progress"]["scores"]
+    if group.is_main:
+        plot_curves(read_rows(run / "metrics.jsonl"), run / "pictures" / "curves.png")
+        evaluation = task.best_evaluation
+        if evaluation is not None:
+            _write_evaluation(run, evaluation, None)
+    return scores
+
+
+def _write_evaluation(folder: Path, evaluation: DetectorEvaluation, data: str | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"data": data, "losses": evaluation.losses, **evaluation.scores.to_dict()}
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2))
+    plot_detections(evaluation.ground_truth, evaluation.detections, folder / "pictures")
+
+
+def _git_state() -> str | None:
+    """Commit of the folder in which we run, `+` if it has changes; None outside of git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")

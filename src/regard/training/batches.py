@@ -1,0 +1,94 @@
+"""Which sample comes when: a function of (seed, epoch, sample), whatever the number of workers and restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from regard.training.distributed import Processes
+
+
+class MapDataset(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers; different numbers give different seeds, as good as random (SplitMix64)."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+class Augmented(Dataset):
+    """Samples as training sees them: `transform(sample, generator)` with a generator for (seed, epoch, index)."""
+
+    def __init__(self, dataset: MapDataset, transform: Callable[[Any, torch.Generator], Any], seed: int) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, index = place
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch, index))
+        return self.transform(self.dataset[index], generator)
+
+
+class EndlessBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for one process, epoch after epoch without end, from any batch on.
+
+    All processes together see every sample once an epoch; a few come twice where the processes do not divide them.
+
+    Args:
+        length: samples.
+        batch_size: samples of a batch in each process.
+        seed: of the order.
+        processes: this process among all.
+        start: batches to pass over.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, processes: Processes, start: int = 0) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank, self.world_size = processes.rank, processes.world_size
+        self.start = start
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-self.length // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, skip = divmod(self.start, self.batches_per_epoch)
+        while True:
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mix(self.seed, epoch))).tolist()
+            order += order[: -len(order) % self.world_size]
+            together = self.batch_size * self.world_size
+            for first in range(skip * together, len(order), together):
+                yield [(epoch, i) for i in order[first : first + together][self.rank :: self.world_size]]
+            epoch, skip = epoch + 1, 0
+
+
+def training_loader(
+    dataset: Augmented, batches: EndlessBatches, collate: Callable, workers: int, device: torch.device
+) -> DataLoader:
+    """Batches without end. Worker processes start once and live as long as the iterator."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # or the loader would draw from the generator that the model's dropout uses
+    )

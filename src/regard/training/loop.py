@@ -1,0 +1,328 @@
+"""The training loop. It knows neither models nor losses: a `Task` joins them.
+
+A step's randomness is a function of (seed, step), and the data's of (seed, epoch, sample). So a run that was killed at
+any moment goes on from its last checkpoint to the very weights that it would have reached.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from regard.errors import ConfigError, DivergedError, RegardError
+from regard.training.batches import mix
+from regard.training.checkpoints import load_optimizer, newest_checkpoint, optimizer_tensors, read_checkpoint, save_checkpoint
+from regard.training.distributed import Processes
+from regard.training.reports import Reporter
+from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train, whatever the model."""
+
+    epochs: int = 300
+    minutes: float | None = None  # stop after so much training time; the schedule then follows the clock
+    batch_size: int = 2  # images of each process and step
+    accumulate: int = 1  # batches whose gradients are summed before a step
+    lr: float = 1e-4
+    lr_backbone: float = 1e-5
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    drop_at: float = 2 / 3  # step schedule: share of the epochs after which the learning rates fall to a tenth
+    warmup_steps: int = 0
+    clip_norm: float = 0.1  # largest norm of all gradients; 0 clips nothing
+    ema: float = 0.0  # decay of the average of weights that is evaluated and kept; 0 for none
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    device: str = "auto"
+    workers: int = 2  # processes that load images
+    seed: int = 42
+    evaluate_every: int = 1  # epochs
+    patience: int = 0  # evaluations without a better score before an early stop; 0 never stops
+    log_every: int = 20  # steps
+    save_minutes: float = 10.0  # a checkpoint is written so often, and after every evaluation
+
+    def __post_init__(self) -> None:
+        least = {
+            "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "lr_backbone": 0, "weight_decay": 0, "drop_at": 0,
+            "warmup_steps": 0, "clip_norm": 0, "ema": 0, "workers": 0, "seed": 0, "evaluate_every": 1, "patience": 0,
+            "log_every": 1, "save_minutes": 0,
+        }  # fmt: skip
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= low):
+                raise ConfigError(f"{name}={value}, expected at least {low}", code="C03")
+        if self.lr == 0:
+            raise ConfigError("lr=0, expected more than 0", code="C03")
+        if self.ema >= 1 or self.drop_at > 1:
+            raise ConfigError("ema and drop_at are shares, expected less than 1", code="C03")
+        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
+            raise ConfigError(f"minutes={self.minutes}, expected more than 0", code="C03")
+
+
+class Task(Protocol):
+    """What a job tells the loop."""
+
+    batches_per_epoch: int
+    score: str  # name of the number that `evaluate` gives and that is to grow
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Batches without end, from batch number `start` on."""
+
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The scalar to minimise, and scalars to report. `batch` is still on the host."""
+
+    def describe(self, batch: Any) -> str:
+        """Which samples a batch holds, for error messages."""
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Numbers of the validation data; the same in every process."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; kept in its checkpoints."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent in training, without evaluation
+    best_score: float | None = None
+    best_step: int | None = None
+    since_best: int = 0
+    scores: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+
+
+class Stopped(RegardError):
+    """The run was asked to stop, by a signal, and has saved its state."""
+
+    def __init__(self, number: int, step: int, run: Path) -> None:
+        super().__init__(f"stopped at step {step}", where=run, remedy="go on with --resume")
+        self.exit_code = 128 + number
+
+    def __reduce__(self) -> tuple:
+        return RuntimeError, (str(self),)
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        model: on its device.
+        task: data, loss and evaluation.
+        config: how to train.
+        run: the run's folder.
+        processes: this process among all of the run.
+        state: what is kept in each checkpoint beside weights and progress (JSON).
+        reporter: where progress goes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        config: TrainingConfig,
+        run: Path,
+        processes: Processes,
+        state: Mapping[str, Any],
+        reporter: Reporter,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.config = config
+        self.folder = run / "checkpoints"
+        self.run = run
+        self.processes = processes
+        self.state = dict(state)
+        self.reporter = reporter
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, config.lr, config.lr_backbone),
+            weight_decay=config.weight_decay,
+            fused=processes.device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
+        self.average = MovingAverage(model, config.ema) if config.ema else None
+        self.progress = Progress()
+        self.steps_per_epoch = max(1, task.batches_per_epoch // config.accumulate)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self._parallel: nn.Module = (
+            DistributedDataParallel(model, broadcast_buffers=False) if processes.world_size > 1 else model
+        )
+
+    @property
+    def result(self) -> nn.Module:
+        """The model that is evaluated: the average if there is one."""
+        return self.average.model if self.average else self.model
+
+    def resume(self) -> bool:
+        """Go on from the newest sound checkpoint; False if there is none."""
+        path = newest_checkpoint(self.folder)
+        if path is None:
+            return False
+        checkpoint = read_checkpoint(path)
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        if self.average:
+            self.average.model.load_state_dict(checkpoint.tensors["ema"])
+        load_optimizer(self.optimizer, self.model.named_parameters(), checkpoint.tensors["optimizer"])
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.progress = Progress(**checkpoint.state["progress"])
+        self.reporter.rewind(self.progress.step)
+        return True
+
+    def fit(self) -> Progress:
+        """Train to the end, to an early stop or to a signal.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite; the weights of the step before are not touched.
+            Stopped: SIGTERM or SIGINT came; a checkpoint is written first.
+        """
+        batches = self.task.batches(self.progress.step * self.config.accumulate)
+        saved_at = time.monotonic()
+        with _signals() as asked, self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch):
+            while self._share_done() < 1.0:
+                started = time.monotonic()
+                logs = self._step(batches)
+                self.progress.seconds += time.monotonic() - started
+                self.progress.step += 1
+                self.reporter.step(self.progress.step, self.progress.seconds, self._share_done(), logs)
+                stop = self.processes.any(bool(asked)) if self.processes.world_size > 1 else bool(asked)
+                ended = self._share_done() >= 1.0
+                if not stop and (ended or self._epoch_to_judge()):
+                    self._judge()
+                    ended = ended or 0 < self.config.patience <= self.progress.since_best
+                    self._save()
+                    saved_at = time.monotonic()
+                elif stop or time.monotonic() - saved_at >= 60 * self.config.save_minutes:
+                    self._save()
+                    saved_at = time.monotonic()
+                if stop:
+                    raise Stopped(asked[0] if asked else signal.SIGTERM, self.progress.step, self.run)
+                if ended:
+                    break
+        return self.progress
+
+    def _step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+        """One step of the optimizer. One synchronisation with the device, to ask whether all is finite."""
+        config, step = self.config, self.progress.step
+        factor = learning_rate_factor(
+            config.schedule,
+            step=step,
+            warmup_steps=config.warmup_steps,
+            progress=self._share_done(),
+            drop_at=config.drop_at,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        torch.manual_seed(mix(config.seed, step, self.processes.rank))
+        self.model.train()
+        total = torch.zeros((), device=self.processes.device)
+        seen = []
+        for _ in range(config.accumulate):
+            batch = next(batches)
+            seen.append(batch)
+            with self._autocast(), self._naming_the_step(seen):
+                loss, logs = self.task.loss(self._parallel, batch)
+            self.scaler.scale(loss / config.accumulate).backward()
+            total += loss.detach() / config.accumulate
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
+        self._check_finite(total, norm, seen)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model, step)
+        lr = total.new_tensor(self.optimizer.param_groups[0]["lr"])
+        return {"loss": total, **{k: v.detach() for k, v in logs.items()}, "grad_norm": norm.detach(), "lr": lr}
+
+    def _check_finite(self, total: Tensor, norm: Tensor, seen: list[Any]) -> None:
+        values = torch.stack((total.float(), norm.float())).tolist()
+        # A scaler answers to infinite gradients itself, with a smaller scale.
+        wrong = not math.isfinite(values[0]) or not (math.isfinite(values[1]) or self.scaler.is_enabled())
+        if self.processes.any(wrong):
+            what = "loss" if not math.isfinite(values[0]) else "gradient"
+            raise DivergedError(
+                f"the {what} is no longer finite at step {self.progress.step}",
+                where=", ".join(self.task.describe(batch) for batch in seen),
+                remedy="lower lr or clip_norm, or set amp=off; the checkpoints before are intact",
+                code="T07",
+            )
+
+    @contextmanager
+    def _naming_the_step(self, seen: list[Any]) -> Iterator[None]:
+        try:
+            yield
+        except DivergedError as error:
+            raise DivergedError(
+                f"step {self.progress.step}: {error.what}",
+                where=self.task.describe(seen[-1]),
+                remedy=error.remedy,
+                code=error.code,
+            ) from error
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.amp]
+        return torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _share_done(self) -> float:
+        """How much of the training is done, 0..1, by steps or by the clock, whichever is further."""
+        share = self.progress.step / self.total_steps
+        if self.config.minutes is not None:
+            share = max(share, max(self.processes.gather(self.progress.seconds)) / (60 * self.config.minutes))
+        return min(1.0, share)
+
+    def _epoch_to_judge(self) -> bool:
+        return self.progress.step % (self.steps_per_epoch * self.config.evaluate_every) == 0
+
+    def _judge(self) -> None:
+        progress = self.progress
+        progress.scores = self.task.evaluate(self.result, progress.step)
+        score = progress.scores.get(self.task.score)
+        if score is not None and (progress.best_score is None or score > progress.best_score):
+            progress.best_score, progress.best_step, progress.since_best = score, progress.step, 0
+        else:
+            progress.since_best += 1
+        self.reporter.evaluation(progress.step, progress.scores, best=progress.best_step == progress.step)
+
+    def _save(self) -> None:
+        if self.processes.is_main:
+            kept = optimizer_tensors(self.optimizer, self.model.named_parameters())
+            tensors = {"model": self.model.state_dict(), "optimizer": kept}
+            if self.average:
+                tensors["ema"] = self.average.model.state_dict()
+            state = {**self.state, "progress": vars(self.progress), "scaler": self.scaler.state_dict()}
+            protect = () if self.progress.best_step is None else (self.progress.best_step,)
+            save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
+            self.reporter.saved()
+        self.processes.wait()
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The list fills when SIGTERM or SIGINT comes; a second one ends the process as usual."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: whoever started us decides
+        pass
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+"""What a run tells while it goes: a progress bar, lines of text, `metrics.jsonl`, `metrics.csv`, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor
+
+# Shown beside the progress bar; all others are in the files.
+SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error")
+
+
+class Reporter:
+    """Collects numbers of the steps and writes their means.
+
+    Args:
+        run: the run's folder, or None to write no files (processes other than the first).
+        log_every: steps between rows of `metrics.jsonl`.
+        images_per_step: of all processes together, for the throughput.
+        quiet: print nothing.
+    """
+
+    def __init__(self, run: Path | None, *, log_every: int, images_per_step: int, quiet: bool = False) -> None:
+        self.run = run
+        self.log_every = log_every
+        self.images_per_step = images_per_step
+        self.console = Console(file=sys.stderr, quiet=quiet or run is None)
+        self._waiting: list[Mapping[str, Tensor]] = []
+        self._since = (0, 0.0)  # step and seconds of training at the last row
+        self._bar: Progress | None = None
+        self._steps_per_epoch = 1
+        self._board = _tensorboard(run)
+
+    @contextmanager
+    def training(self, step: int, seconds: float, steps_per_epoch: int) -> Iterator[None]:
+        """Show a progress bar, on a terminal. `step` and `seconds` of training are done already."""
+        self._since, self._steps_per_epoch = (step, seconds), steps_per_epoch
+        # Without redirection: a forked loader process that prints would wait for ever for the bar's lock.
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[note]}"),
+            console=self.console,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not self.console.is_terminal,
+        )
+        with bar:
+            self._bar = bar
+            self._task = bar.add_task("train", total=1.0, note="")
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def step(self, step: int, seconds: float, share: float, logs: Mapping[str, Tensor]) -> None:
+        """Take the numbers of a step. `seconds` of training so far; `share` of it that is done."""
+        self._waiting.append(logs)
+        if len(self._waiting) >= self.log_every or step % self._steps_per_epoch == 0:
+            self._flush(step, seconds, share)
+
+    def evaluation(self, step: int, scores: Mapping[str, float], best: bool) -> None:
+        """Write and print the numbers of an evaluation."""
+        self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
+        main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in ("AP", "AP50", "loss"))
+        self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
+
+    def saved(self) -> None:
+        """Bring all rows onto the disk: they belong to the checkpoint that was just written."""
+        if self.run is not None:
+            write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
+        if self._board is not None:
+            self._board.flush()
+
+    def say(self, text: str) -> None:
+        """A line of text above the bar."""
+        (self._bar.console if self._bar else self.console).print(text, markup=False, highlight=False)
+
+    def rewind(self, step: int) -> None:
+        """Drop rows of steps after `step`, and half a line that a kill may have left."""
+        if self.run is None or not (self.run / "metrics.jsonl").exists():
+            return
+        path = self.run / "metrics.jsonl"
+        rows = [row for row in read_rows(path) if row["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(path)
+
+    def _flush(self, step: int, seconds: float, share: float) -> None:
+        names = self._waiting[0].keys()
+        # One copy from the device for all numbers of all steps.
+        stacked = torch.stack([torch.stack([logs[name].float() for name in names]) for logs in self._waiting])
+        means = dict(zip(names, stacked.mean(0).tolist(), strict=True))
+        steps, time_taken = step - self._since[0], max(1e-9, seconds - self._since[1])
+        speed = steps * self.images_per_step / time_taken
+        self._waiting, self._since = [], (step, seconds)
+        row = {"step": step, "epoch": self._epoch(step), **{f"train/{k}": v for k, v in means.items()}}
+        row["images_per_second"] = round(speed, 2)
+        if torch.cuda.is_available():
+            row["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        self._write(row)
+        note = "  ".join(f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in SHOWN if k in means)
+        left = seconds * (1 / share - 1) if share else 0.0
+        note += f"  {speed:.1f} images/s  {_clock(left)} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, note=note)
+        if not self.console.is_terminal and step % self._steps_per_epoch == 0:
+            self.say(f"epoch {self._epoch(step):.0f}  {100 * share:.0f} %  {note}")
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self._steps_per_epoch, 4)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.run is None:
+            return
+        with (self.run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value is not None:
+                    self._board.add_scalar(name, value, row["step"])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; a last line that was cut off is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def write_csv(source: Path, path: Path) -> None:
+    """The rows of a `metrics.jsonl` as a table with a column for every name."""
+    rows = read_rows(source) if source.exists() else []
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(text.getvalue())
+    temporary.replace(path)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _tensorboard(run: Path | None) -> Any:
+    """A writer where TensorBoard is installed (`pip install 'regard[log]'`), else None."""
+    if run is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run / "tensorboard"))
