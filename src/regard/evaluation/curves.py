@@ -108,7 +108,7 @@ def confusion_matrix(
 
 
 def _per_image(columns: CocoColumns, kept: Ints) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """Of every image: which of the detections `kept` are its own, best first, its objects, and their overlap."""
+    """For every image its detections among `kept` (D,), best first, its objects (G,), their IoU (D, G)."""
     bbox_iou = import_hotcoco().mask.bbox_iou
     kept = kept[np.lexsort((-columns.scores[kept], columns.images[kept]))]
     objects = np.argsort(columns.truth_images, kind="stable")
@@ -126,10 +126,8 @@ def _per_image(columns: CocoColumns, kept: Ints) -> Iterator[tuple[Ints, Ints, F
         yield found, truth, overlap
 
 
-def _match_own(
-    columns: CocoColumns, found: Ints, truth: Ints, overlap: Floats, threshold: float
-) -> tuple[Ints, Bools]:
-    """Per detection the place in `truth` of its object of the same class or -1, and whether it counts at all."""
+def _match_own(columns: CocoColumns, found: Ints, truth: Ints, overlap: Floats, threshold: float) -> tuple[Ints, Bools]:
+    """Per detection the place in `truth` of its object of its own class or -1, and whether it counts."""
     same = columns.classes[found][:, None] == columns.truth_classes[truth]
     crowd = columns.truth_crowd[truth]
     matched = _greedy(np.where(same & ~crowd, overlap, 0), threshold)

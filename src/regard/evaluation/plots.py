@@ -37,9 +37,7 @@ def plot_detections(ground_truth: dict[str, Any], detections: Detections, folder
     Arguments and errors of `evaluate_detections`; `MachineError` where matplotlib is not installed.
     """
     curves = detection_curves(ground_truth, detections)
-    matrix = confusion_matrix(
-        ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD
-    )
+    matrix = confusion_matrix(ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD)
     return [
         figures.save(_draw_precision_recall(curves), Path(folder) / "precision_recall.png"),
         figures.save(_draw_thresholds(curves), Path(folder) / "score_threshold.png"),
@@ -77,9 +75,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     losses = [key for key in keys if re.fullmatch(r"(\w+/)?loss(_[a-z]+)*", key)]
     scores = [key for key in keys if re.fullmatch(r"val/(AP|PQ|SQ|RQ|mIoU|acc|top)\w*", key)]
     rates = [key for key in keys if re.fullmatch(r"(\w+/)?lr(_\w+)?", key)]
-    panels = [
-        (name, keys) for name, keys in (("loss", losses), ("score", scores), ("learning rate", rates)) if keys
-    ]
+    panels = [(name, keys) for name, keys in (("loss", losses), ("score", scores), ("learning rate", rates)) if keys]
     if not panels:
         raise DataError("nothing to draw in the metrics", where=path, remedy="train for a step first")
     figure = figures.figure(5.2 * len(panels), 4.2)
@@ -102,9 +98,7 @@ def _draw_precision_recall(curves: DetectionCurves) -> Figure:
     for k in ranking[: len(ranking) - len(named)]:
         left.plot(curves.recall, reached[k], color=GREY, linewidth=0.7, alpha=0.45)
     mean = curves.mean_precision
-    left.plot(
-        curves.recall, mean["0.50"], color=INK, linewidth=3, label=f"mean  {figures.two(mean['0.50'].mean())}"
-    )
+    left.plot(curves.recall, mean["0.50"], color=INK, linewidth=3, label=f"mean  {figures.two(mean['0.50'].mean())}")
     for color, k in zip(COLORS, named, strict=False):
         label = f"{figures.shown(curves.names[k])}  {figures.two(ap50[k])}"
         left.plot(curves.recall, reached[k], color=color, linewidth=1.6, label=label)
@@ -205,9 +199,7 @@ def _style_matrix(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylabel(f"truth{hidden}", color=INK)
 
 
-def _draw_classes(
-    axes: Axes, categories: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]]
-) -> None:
+def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]]) -> None:
     counts = dict.fromkeys((category["id"] for category in categories), 0)
     for a in objects:
         counts[a["category_id"]] += 1
@@ -230,9 +222,7 @@ def _draw_classes(
     axes.set_ylim(len(ranking) - 0.4, -0.6)
     axes.set_xlim(0, max([*values, 1]) * 1.18)
     shown = (
-        f"The {_MOST_BARS} most frequent of {len(categories)} classes"
-        if len(categories) > _MOST_BARS
-        else "Classes"
+        f"The {_MOST_BARS} most frequent of {len(categories)} classes" if len(categories) > _MOST_BARS else "Classes"
     )
     axes.set_title(shown)
     axes.set_xlabel("objects")
@@ -252,9 +242,7 @@ def _draw_box_sizes(axes: Axes, objects: Sequence[Mapping[str, Any]]) -> None:
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
     for side, name in ((32, "small | medium"), (96, "medium | large")):
         if low < side < high:
-            axes.plot(
-                [low, high], [side**2 / low, side**2 / high], color=ORANGE, linewidth=1.2, linestyle="--"
-            )
+            axes.plot([low, high], [side**2 / low, side**2 / high], color=ORANGE, linewidth=1.2, linestyle="--")
             _write_along(axes, side, name)
     axes.set_title("Boxes" if len(objects) <= _MOST_POINTS else f"{_MOST_POINTS:,} boxes drawn by chance")
     axes.set_xlabel("width in pixels")
@@ -319,12 +307,7 @@ def _draw_series(axes: Axes, name: str, series: Mapping[str, tuple[Floats, Float
         )
     everything = np.concatenate([values for _, values in series.values()])
     everything = everything[np.isfinite(everything)]
-    if (
-        name != "score"
-        and len(everything)
-        and everything.min() > 0
-        and everything.max() > 30 * everything.min()
-    ):
+    if name != "score" and len(everything) and everything.min() > 0 and everything.max() > 30 * everything.min():
         axes.set_yscale("log")
         figures.plain_log(axes.yaxis)
     axes.set_title(name)

@@ -1,0 +1,365 @@
+"""Box AP next to pycocotools on random data, its edges, and the pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from regard.errors import DataError, MachineError
+from regard.evaluation.curves import confusion_matrix, detection_curves
+from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
+from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
+
+
+def random_problem(
+    seed: int,
+    *,
+    images: int = 12,
+    first_id: int = 1,
+    num_classes: int = 5,
+    per_image: int = 25,
+    area: str = "all",
+) -> tuple[dict[str, Any], Detections]:
+    """Objects, crowds, images with neither objects nor detections, and detections with many equal scores."""
+    rng = np.random.default_rng(seed)
+    category_ids = np.sort(rng.choice(np.arange(0, 91), num_classes, replace=False)).tolist()
+    image_ids = rng.choice(10**6, images, replace=False).tolist()
+    largest = {"all": 200, "small": 20}[area]
+    annotations: list[dict[str, Any]] = []
+    rows = []
+    for image_id in image_ids:
+        for _ in range(rng.integers(0, 9) if rng.random() > 0.2 else 0):
+            x, y, w, h = (*rng.uniform(0, 300, 2), *rng.uniform(2, largest, 2))
+            annotations.append(
+                {
+                    "id": first_id + len(annotations),
+                    "image_id": image_id,
+                    # The last class has no ground truth.
+                    "category_id": category_ids[rng.integers(0, num_classes - 1)],
+                    "bbox": [x, y, w, h],
+                    # As of a mask, so that the area bin of an object is not that of its box.
+                    "area": w * h * rng.uniform(0.4, 1),
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+        here = [a for a in annotations if a["image_id"] == image_id]
+        for _ in range(per_image if rng.random() > 0.2 else 0):
+            box, category = rng.uniform(5, largest, 4), rng.choice(category_ids)
+            if here and rng.random() < 0.7:
+                target = here[rng.integers(len(here))]
+                box = np.array(target["bbox"]) + rng.normal(0, 0.05, 4) * np.tile(target["bbox"][2:], 2)
+                category = target["category_id"] if rng.random() < 0.8 else category
+            rows.append((image_id, category, *np.abs(box), rng.integers(0, 10) / 10))
+    table = np.array(rows, np.float64)
+    truth = {
+        "images": [{"id": i, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in image_ids],
+        "categories": [{"id": c, "name": f"class {c}"} for c in reversed(category_ids)],
+        "annotations": annotations,
+    }
+    ids = table[:, :2].astype(np.int64)
+    return truth, Detections(ids[:, 0], ids[:, 1], table[:, 2:6], table[:, 6])
+
+
+def reference(truth: dict[str, Any], found: Detections) -> Any:
+    """pycocotools' evaluator after its work. It takes id 0 for "not matched": annotations start at 1."""
+    coco_module = pytest.importorskip("pycocotools.coco")
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = coco_module.COCO()
+        coco.dataset = {
+            **truth,
+            "annotations": [{**a, "id": i + 1} for i, a in enumerate(truth["annotations"])],
+        }
+        coco.createIndex()
+        columns = (found.image_ids, found.category_ids, found.boxes_xywh, found.scores)
+        results = coco.loadRes(
+            [
+                {"image_id": int(i), "category_id": int(c), "bbox": b.tolist(), "score": float(s)}
+                for i, c, b, s in zip(*columns, strict=True)
+            ]
+        )
+        evaluator = COCOeval(coco, results, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def assert_equal(value: float | None, expected: float) -> None:
+    if expected == -1:
+        assert value is None
+    else:
+        assert value == pytest.approx(expected, abs=1e-9)
+
+
+def simple_problem() -> tuple[dict[str, Any], Detections]:
+    """Three images, the classes cat, dog and cow, and detections for `test_confusion_matrix_by_hand`."""
+    objects = [
+        (1, 3, [0, 0, 100, 100], 0),
+        (1, 7, [200, 0, 100, 100], 0),
+        (2, 3, [0, 0, 100, 100], 0),
+        (2, 3, [200, 0, 100, 100], 0),
+        (2, 7, [0, 200, 300, 200], 1),
+        (3, 9, [0, 0, 50, 50], 0),
+    ]
+    truth = {
+        "images": [{"id": i, "width": 400, "height": 400} for i in (1, 2, 3)],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "cow"}],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": crowd}
+            for n, (i, c, b, crowd) in enumerate(objects)
+        ],
+    }
+    rows = [
+        (
+            1,
+            7,
+            [0, 0, 100, 95],
+            0.95,
+        ),  # a dog on the cat, surer than the cat: the cat is matched first all the same
+        (1, 3, [0, 0, 100, 90], 0.9),  # right
+        (1, 9, [200, 0, 100, 60], 0.8),  # the dog taken for a cow
+        (2, 3, [0, 0, 100, 100], 0.25),  # right, at the threshold
+        (2, 3, [2, 0, 100, 100], 0.2),  # below the threshold
+        (2, 7, [10, 210, 30, 30], 0.7),  # on the crowd: does not count
+        (2, 9, [50, 210, 30, 30], 0.6),  # on a crowd of another class: made up
+        (3, 3, [300, 300, 50, 50], 0.5),  # made up; the cow is missed
+    ]
+    images, categories, boxes, scores = zip(*rows, strict=True)
+    return truth, Detections(np.array(images), np.array(categories), np.array(boxes), np.array(scores))
+
+
+@pytest.mark.parametrize(
+    ("seed", "settings"),
+    [
+        *((seed, {}) for seed in range(8)),
+        (20, {"first_id": 0}),
+        (21, {"area": "small"}),
+        (22, {"images": 40, "per_image": 5, "num_classes": 12}),
+        (23, {"num_classes": 2, "per_image": 160}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*more than the 100 detections")
+def test_scores_equal_pycocotools(seed: int, settings: dict[str, Any]) -> None:
+    truth, found = random_problem(seed, **settings)
+    scores = evaluate_detections(truth, found)
+    expected = reference(truth, found)
+    for value, expected_value in zip(scores.stats.values(), expected.stats, strict=True):
+        assert_equal(value, expected_value)
+    assert list(scores.stats)[:3] == ["AP", "AP50", "AP75"] and scores.stats["AP"] != 0
+    precision = expected.eval["precision"][:, :, :, 0, 2]
+    assert [score.category_id for score in scores.per_class] == expected.params.catIds
+    for k, score in enumerate(scores.per_class):
+        for value, part in ((score.ap, precision[:, :, k]), (score.ap50, precision[:1, :, k])):
+            assert_equal(value, part[part > -1].mean() if (part > -1).any() else -1)
+        of_class = [a for a in truth["annotations"] if a["category_id"] == score.category_id]
+        assert score.objects == sum(not a["iscrowd"] for a in of_class)
+        assert score.name == f"class {score.category_id}"
+    assert scores.per_class[-1].ap is None and scores.per_class[-1].objects == 0
+    assert (scores.images, scores.detections) == (len(truth["images"]), len(found))
+
+
+def test_boxes_keep_their_bits() -> None:
+    """IoU 0.5 to the last bit: a rounding to float32 on the way would lose the match."""
+    truth, _ = simple_problem()
+    box = [0.1, 0.2, 33.3, 77.7]
+    truth["annotations"] = [{**truth["annotations"][0], "bbox": box, "area": box[2] * box[3]}]
+    for width in [33.3 / 2, *np.nextafter(33.3 / 2, [0, 100]).tolist()]:
+        boxes = np.array([[0.1, 0.2, width, 77.7]])
+        found = Detections(np.array([1]), np.array([3]), boxes, np.array([0.3]))
+        assert_equal(evaluate_detections(truth, found).stats["AP50"], reference(truth, found).stats[1])
+
+
+def test_ids_do_not_matter() -> None:
+    """Ids that no float64 holds apart, and negative ones, score as the small ones do."""
+    truth, found = random_problem(5)
+    expected = evaluate_detections(truth, found)
+
+    def moved(id: int) -> int:
+        return int(id) * 2 - 1 if id < 500_000 else 2**60 + int(id)
+
+    renamed = {
+        "images": [{**image, "id": moved(image["id"])} for image in truth["images"]],
+        "categories": [{**category, "id": category["id"] - 50} for category in truth["categories"]],
+        "annotations": [
+            {**a, "image_id": moved(a["image_id"]), "category_id": a["category_id"] - 50} for a in truth["annotations"]
+        ],
+    }
+    image_ids = np.array([moved(id) for id in found.image_ids])
+    renamed_found = Detections(image_ids, found.category_ids - 50, found.boxes_xywh, found.scores)
+    assert evaluate_detections(renamed, renamed_found).stats == expected.stats
+
+
+def test_no_detections_score_zero_and_no_objects_score_none() -> None:
+    truth, found = simple_problem()
+    none = Detections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))
+    scores = evaluate_detections(truth, none)
+    assert scores.stats["AP"] == scores.stats["AR100"] == scores.per_class[0].ap == 0
+    assert scores.stats["APs"] is None and scores.detections == 0 and scores.objects == 5
+    empty = {**truth, "annotations": []}
+    for detections in (none, found):
+        assert set(evaluate_detections(empty, detections).stats.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": np.array([0.5, np.nan])}, "1 of 2 detections have a score that is not finite: nan"),
+        ({"boxes_xywh": np.array([[0, 0, 1, 1], [0, np.inf, 1, 1]])}, r"box that is not finite: \[0.0, inf"),
+        (
+            {"boxes_xywh": np.array([[0, 0, 1, 1], [9, 9, -1, 1]])},
+            "negative size.*detection 1 .image 2.*left, top",
+        ),
+        ({"image_ids": np.array([1, 77])}, "image id of 1 of 2 detections is not in the ground truth: 77"),
+        (
+            {"category_ids": np.array([4, 7])},
+            "category id of 1 of 2 detections is not in the ground truth: 4 — detection 0",
+        ),
+        (
+            {"category_ids": np.array([3.0, 7.0])},
+            "category ids of the detections are float64 — pass integers",
+        ),
+        ({"scores": np.array([0.5])}, r"shapes \(2,\), \(2,\), \(2, 4\), \(1,\)"),
+    ],
+)
+def test_wrong_detections_are_refused(change: dict[str, Any], message: str) -> None:
+    truth, _ = simple_problem()
+    columns: dict[str, Any] = {
+        "image_ids": np.array([1, 2]),
+        "category_ids": np.array([3, 7]),
+        "boxes_xywh": np.ones((2, 4)),
+        "scores": np.array([0.5, 0.4]),
+    }
+    evaluate_detections(truth, Detections(**columns))
+    with pytest.raises(DataError, match=message) as raised:
+        evaluate_detections(truth, Detections(**{**columns, **change}))
+    assert raised.value.code == "A47"
+
+
+def test_too_many_detections_warn() -> None:
+    truth, _ = simple_problem()
+    n = 130
+    categories = np.where(np.arange(n) < 105, 3, 7)
+    found = Detections(np.full(n, 2), categories, np.ones((n, 4)), np.linspace(0, 1, n))
+    with pytest.warns(UserWarning, match=r"1 images have .* \(image 2 has 130\).* leaves 5 detections out"):
+        evaluate_detections(truth, found)
+
+
+def test_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    with pytest.raises(MachineError, match=r"hotcoco — install it with: pip install 'regard\[train\]'"):
+        evaluate_detections(*simple_problem())
+
+
+def test_table_and_json() -> None:
+    truth, found = random_problem(3)
+    truth["categories"][0]["name"] = "[bold]x[/nope]\n"
+    scores = evaluate_detections(truth, found)
+    assert DetectionScores.from_dict(json.loads(json.dumps(scores.to_dict()))) == scores
+    console = Console(width=80, file=io.StringIO())
+    console.print(scores.table())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{100 * (scores.stats['AP'] or 0):.1f}" in text and "[bold]x[/nope]\\n" in text
+    assert "n/a: 1 of 5 classes have no ground truth" in text
+
+
+def test_curves_have_the_scores_as_means() -> None:
+    truth, found = random_problem(4)
+    scores, curves = evaluate_detections(truth, found), detection_curves(truth, found)
+    for name, key in (("0.50", "AP50"), ("0.75", "AP75"), ("0.50:0.95", "AP")):
+        assert curves.mean_precision[name].mean() == pytest.approx(scores.stats[key], abs=1e-9)
+    for precision, score in zip(curves.class_precision, scores.per_class, strict=True):
+        assert np.isnan(precision).all() if score.ap50 is None else precision.mean() == pytest.approx(score.ap50)
+
+
+def test_curves_and_confusions_agree_with_pycocotools_matches() -> None:
+    truth, found = random_problem(6, images=30)
+    parts = [e for e in reference(truth, found).evalImgs if e and e["aRng"] == [0, 1e10]]
+    right = np.concatenate([(e["dtMatches"][0] > 0) & ~e["dtIgnore"][0] for e in parts])
+    counted = np.concatenate([~e["dtIgnore"][0] for e in parts])
+    scores = np.concatenate([e["dtScores"] for e in parts])
+    objects = sum((e["gtIgnore"] == 0).sum() for e in parts)
+    curves = detection_curves(truth, found)
+    for i in (0, 33, 130):
+        above = scores >= curves.thresholds[i]
+        assert curves.threshold_recall[i] == (right & above).sum() / objects
+        assert curves.threshold_precision[i] == (right & above).sum() / (counted & above).sum()
+    assert np.isnan(curves.threshold_precision[-1]) and curves.threshold_recall[-1] == 0
+    matrix = confusion_matrix(truth, found, score_threshold=0.4)
+    assert matrix.diagonal().sum() == (right & (scores >= 0.4)).sum()
+    # Every object is in one row, every detection that counts in one column.
+    assert matrix[:-1].sum() == objects
+    assert matrix[:, :-1].sum() == (counted & (scores >= 0.4)).sum()
+
+
+def test_confusion_matrix_by_hand() -> None:
+    expected = [
+        # cat dog cow background
+        [2, 0, 0, 1],
+        [0, 0, 1, 0],
+        [0, 0, 0, 1],
+        [1, 1, 1, 0],
+    ]
+    assert confusion_matrix(*simple_problem()).tolist() == expected
+    without = confusion_matrix(*simple_problem(), score_threshold=1.0)
+    assert without[:, -1].tolist() == [3, 1, 1, 0] and without[:, :-1].sum() == 0
+
+
+def looks_drawn(path: Path) -> bool:
+    with Image.open(path) as image:
+        return min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 24) or []) > 20
+
+
+def test_pictures_of_detections(tmp_path: Path) -> None:
+    truth, found = simple_problem()
+    truth["categories"][0]["name"] = "$cat_{ \\frac a\nvery long name of a class that never ends"
+    paths = plot_detections(truth, found, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == [
+        "precision_recall.png",
+        "score_threshold.png",
+        "confusion_matrix.png",
+    ]
+    assert all(looks_drawn(path) for path in paths)
+    empty = Detections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))
+    assert all(looks_drawn(path) for path in plot_detections(truth, empty, tmp_path))
+    assert all(looks_drawn(path) for path in plot_detections({**truth, "annotations": []}, found, tmp_path))
+
+
+def test_picture_of_a_data_set(tmp_path: Path) -> None:
+    truth, _ = random_problem(1, num_classes=12, images=30)
+    path = plot_dataset(truth, tmp_path / "new")
+    assert path == tmp_path / "new" / "dataset.png" and looks_drawn(path)
+    assert looks_drawn(plot_dataset({**truth, "annotations": []}, tmp_path))
+
+
+def test_picture_of_a_training(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": step, "epoch": step // 10, "train/loss": 9 / (step + 1), "train/loss_ce": 2.0, "lr": 1e-4}
+        for step in range(300)
+    ]
+    rows += [{"step": step, "val/AP": step / 600, "val/AP50": step / 400, "val/loss": 2} for step in range(9, 300, 10)]
+    rows[5]["train/loss"] = float("nan")
+    rows[20]["val/AP"] = None
+    path = plot_curves(rows, tmp_path / "new" / "curves.png")
+    assert looks_drawn(path)
+    assert looks_drawn(plot_curves([{"step": 1, "train/loss": 3.0}], tmp_path / "one.png"))
+    with pytest.raises(DataError, match="nothing to draw"):
+        plot_curves([{"step": 1, "note": "x"}], tmp_path / "none.png")
+
+
+def test_pictures_leave_pyplot_alone() -> None:
+    import subprocess
+
+    code = "import sys, regard.evaluation.plots, regard.evaluation.detection as d; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"matplotlib", "hotcoco", "scipy", "torch", "rich"} & set(modules)
