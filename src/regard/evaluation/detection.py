@@ -272,9 +272,7 @@ def _checked_boxes(detections: Detections) -> tuple[Floats, Floats]:
         raise DataError(what, remedy="pass columns of one length N: (N,), (N,), (N, 4), (N,)", code="A47")
     diverged = "look for the NaN in the model that made them"
     _refuse(np.asarray(~np.isfinite(scores)), detections, scores, "a score that is not finite", diverged)
-    _refuse(
-        np.asarray(~np.isfinite(boxes).all(axis=1)), detections, boxes, "a box that is not finite", diverged
-    )
+    _refuse(np.asarray(~np.isfinite(boxes).all(axis=1)), detections, boxes, "a box that is not finite", diverged)
     negative = np.asarray((boxes[:, 2:] < 0).any(axis=1))
     _refuse(negative, detections, boxes, "a box of negative size", "pass left, top, width, height in pixels")
     return boxes, scores
@@ -294,9 +292,7 @@ def _places(ids: npt.NDArray[Any], known: Ints, kind: str) -> Ints:
     if not ids.size:
         return np.zeros(0, np.int64)
     if ids.dtype.kind not in "iu":
-        raise DataError(
-            f"the {kind} ids of the detections are {ids.dtype}", remedy="pass integers", code="A47"
-        )
+        raise DataError(f"the {kind} ids of the detections are {ids.dtype}", remedy="pass integers", code="A47")
     ids = ids.astype(np.int64)
     unknown = ~np.isin(ids, known)
     if unknown.any():
