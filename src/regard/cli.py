@@ -17,7 +17,7 @@ app = App(name="regard", help="Vision models built on attention.", version=__ver
 data_app = App(name="data", help="Make and check data sets.")
 app.command(data_app)
 
-Settings = Annotated[tuple[str, ...], Parameter(help="Settings as key=value, such as lr=2e-4 model.num_queries=300.")]
+Settings = Annotated[str, Parameter(help="Settings as key=value, such as lr=2e-4 model.num_queries=300.")]
 
 
 @app.command
@@ -122,7 +122,13 @@ def predict(
     from regard.prediction import predict_files
 
     for line in predict_files(
-        checkpoint, images, output=output, json_file=json, threshold=threshold, batch_size=batch_size, device=device
+        checkpoint,
+        images,
+        output=output,
+        json_file=json,
+        threshold=threshold,
+        batch_size=batch_size,
+        device=device,
     ):
         print(line)
 
@@ -156,11 +162,11 @@ def study(name: str = "convergence", *, minutes: float = 4.0, output: Path | Non
 
 
 @app.command
-def benchmark(name: str = "loss", *, data: Path | None = None, rounds: int = 10) -> None:
+def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 10) -> None:
     """Speed next to the peers, in alternating rounds of one process.
 
     Args:
-        name: `loss` (matching and losses) or `loading` (decoding and augmentation).
+        name: `losses` (matching and losses of DETR) or `loading` (decoding and augmentation).
         data: folder in COCO's layout for `loading`; generated photographs if not given.
         rounds: measurements of each.
     """

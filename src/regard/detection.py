@@ -14,19 +14,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from regard.batches import ImageBatch
-from regard.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from regard.boxes import xyxy_to_cxcywh
 from regard.categories import Category
 from regard.data.checks import to_coco
 from regard.data.formats import CocoDataset
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize, Transform
+from regard.detection_pictures import draw_batch, draw_comparison
 from regard.errors import DataError
 from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
 from regard.losses import SetCriterion
-from regard.pictures import compare, grid, palette
 from regard.results import postprocess
 from regard.training.batches import Augmented, EndlessBatches, training_loader
 from regard.training.distributed import Processes
+
+PICTURES = 6  # of an evaluation
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class DetectionTask:
         batches = iter(loader)
         if start == 0 and self.pictures is not None:
             first = next(batches)
-            draw_targets(first, self.categories).save(self.pictures / "train_batch.jpg", quality=90)
+            picture = draw_batch(first.images, first.targets, self.categories)
+            picture.save(self.pictures / "train_batch.jpg", quality=90)
             return itertools.chain([first], batches)
         return batches
 
@@ -130,7 +133,7 @@ class DetectionTask:
             resize=self.resize,
             softmax=self.softmax,
             criterion=self.criterion,
-            label_of=range(len(self.categories)),
+            categories=self.categories,
             batch_size=self.batch_size,
             workers=self.workers,
             processes=self.processes,
@@ -161,7 +164,7 @@ def evaluate_detector(
     resize: EvaluationResize,
     softmax: bool,
     criterion: SetCriterion,
-    label_of: Sequence[int],
+    categories: Sequence[Category],
     batch_size: int,
     workers: int,
     processes: Processes,
@@ -170,19 +173,18 @@ def evaluate_detector(
     """Run a detector over a data set and score it. Several processes share the images; all get the result.
 
     Args:
-        label_of: the model's label of each category of the data set.
+        categories: the model's; those of the data set are found among them by their names.
         picture: where to draw truth beside prediction for the first images.
     """
+    label_of = labels_by_name(categories, dataset.categories, str(dataset.annotations.path))
     was_training = model.training
     model.eval()
     mine = range(processes.rank, len(dataset), processes.world_size)
-    loader = DataLoader(
-        _Resized(dataset, resize, mine, label_of), batch_size, collate_fn=collate, num_workers=workers
-    )
+    loader = DataLoader(_Resized(dataset, resize, mine, label_of), batch_size, collate_fn=collate, num_workers=workers)
     category_of = {label: category.id for label, category in zip(label_of, dataset.categories, strict=True)}
     columns: list[tuple[np.ndarray, ...]] = []
     sums: dict[str, float] = {}
-    shown: list[tuple[Sample, tuple[Tensor, Tensor, Tensor]]] = []
+    shown: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in loader:
         output = model(batch.images.to(processes.device).normalized())
         for name, value in criterion(output, batch.targets).items():
@@ -192,7 +194,7 @@ def evaluate_detector(
         for sample, (scores, labels, boxes) in zip(batch.samples, found, strict=True):
             columns.append(_columns(sample.image_id, scores, labels, boxes, category_of))
             if picture is not None and len(shown) < PICTURES:
-                shown.append((sample, (scores.cpu(), labels.cpu(), boxes.cpu())))
+                shown.append((scores.cpu(), labels.cpu(), boxes.cpu()))
     model.train(was_training)
     everything = processes.gather((columns, sums))
     detections = _join([c for part, _ in everything for c in part])
@@ -200,7 +202,8 @@ def evaluate_detector(
     losses = {"loss": sum(criterion.weights[name] * value for name, value in total.items()), **total}
     ground_truth = to_coco(dataset.annotations)
     if picture is not None:
-        draw_predictions(shown, dataset, label_of).save(picture, quality=90)
+        samples = [replace(dataset[i], labels=torch.tensor(label_of)[dataset[i].labels]) for i in mine[: len(shown)]]
+        draw_comparison(samples, shown, categories).save(picture, quality=90)
     return DetectorEvaluation(evaluate_detections(ground_truth, detections), losses, detections, ground_truth)
 
 

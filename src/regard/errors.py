@@ -22,7 +22,12 @@ class RegardError(Exception):
     exit_code = 1
 
     def __init__(
-        self, what: str, *, where: str | Path | None = None, remedy: str | None = None, code: str | None = None
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        remedy: str | None = None,
+        code: str | None = None,
     ) -> None:
         self.what = what
         self.where = None if where is None else str(where)
@@ -76,5 +81,7 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _rebuild(kind: type[RegardError], what: str, where: str | None, remedy: str | None, code: str | None) -> RegardError:
+def _rebuild(
+    kind: type[RegardError], what: str, where: str | None, remedy: str | None, code: str | None
+) -> RegardError:
     return kind(what, where=where, remedy=remedy, code=code)

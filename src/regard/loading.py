@@ -40,7 +40,9 @@ def load(source: str | Path, *, model: str | None = None) -> nn.Module:
         raise unknown_name("model, run or file", name, list_models(), code="K01")
     if name not in WEIGHTS:
         raise ConfigError(
-            f"there are no released weights of {name}", remedy=f"train it: regard train {name} --data DIR", code="K01"
+            f"there are no released weights of {name}",
+            remedy=f"train it: regard train {name} --data DIR",
+            code="K01",
         )
     weights = WEIGHTS[name]
     return load_file(download(weights.url, sha256_prefix=weights.sha256_prefix), model=name)
@@ -68,7 +70,9 @@ def best_checkpoint(run: Path) -> Path:
     folder = run / "checkpoints"
     newest = newest_checkpoint(folder) if folder.is_dir() else None
     if newest is None:
-        raise CheckpointError("no checkpoint in this folder", where=run, remedy="give a run made by regard train", code="K02")
+        raise CheckpointError(
+            "no checkpoint in this folder", where=run, remedy="give a run made by regard train", code="K02"
+        )
     step = read_checkpoint(newest, parts=[]).state["progress"]["best_step"]
     best = folder / f"step_{step}"
     return best if step is not None and best.is_dir() else newest

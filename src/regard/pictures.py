@@ -1,4 +1,4 @@
-"""Pictures for people: boxes with names drawn on images, several pictures on one sheet, truth beside prediction.
+"""Pictures for people: boxes with names on images, several pictures on one sheet, truth beside prediction.
 
 Boxes are xyxy in pixels of the image that is passed in. Nothing here changes its input.
 """
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -20,9 +21,9 @@ from regard.errors import ConfigError, DataError, escape
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels, right and bottom exclusive
 
-# Picked one after the other, each as far as possible from those before it in OKLab, for normal sight and as simulated
-# for protanopia, deuteranopia and tritanopia (Machado et al. 2009); dark and greyish tones are left out because lines
-# in them drown in photographs.
+# Picked one after the other, each as far as possible from those before it in OKLab, for normal sight and as
+# simulated for protanopia, deuteranopia and tritanopia (Machado et al. 2009). Dark and greyish tones are left out:
+# lines in them drown in photographs.
 PALETTE: tuple[Color, ...] = (
     (0, 158, 255), (255, 140, 0), (32, 255, 232), (200, 40, 120), (248, 224, 0),
     (136, 88, 192), (248, 0, 0), (0, 216, 144), (200, 112, 184), (72, 104, 255),
@@ -30,7 +31,7 @@ PALETTE: tuple[Color, ...] = (
     (240, 136, 200), (255, 88, 232), (128, 184, 88), (176, 88, 160), (0, 160, 96),
 )  # fmt: skip
 
-# Names are unreadable on smaller pictures: those whose shorter side is below this are enlarged before drawing.
+# Names do not fit into smaller pictures: those with a shorter side below this are enlarged before drawing.
 MIN_SIDE = 320
 # Enlarging stops here, whatever the shorter side: a 4 x 4000 strip must not become 320 x 320000.
 MAX_ENLARGED_SIDE = 1280
@@ -38,8 +39,15 @@ _INK, _PAPER = (17, 17, 17), (255, 255, 255)
 _HALO = (0, 0, 0, 110)
 
 
+class _Tag(NamedTuple):
+    place: Rectangle
+    text: str
+    font: ImageFont.FreeTypeFont
+    color: Color
+
+
 def class_color(label: int) -> Color:
-    """The colour of a class, by its index; the same in every picture. Colours repeat after `len(PALETTE)` classes."""
+    """The colour of a class by its index, the same in every picture; repeats after `len(PALETTE)` classes."""
     return PALETTE[label % len(PALETTE)]
 
 
@@ -54,8 +62,8 @@ def draw_boxes(
     """A new RGB picture of `image` with its boxes and their names.
 
     Small images are enlarged by a whole factor until the shorter side has `MIN_SIDE` pixels. Boxes are cut at the
-    border of the image; those outside it or with NaN are left out. Earlier boxes lie on top of later ones and choose
-    the place of their name first: pass the best first.
+    border of the image; those outside it or with NaN are left out. Earlier boxes lie on top of later ones and
+    choose the place of their name first: pass the best first. A name that finds no free place is left out.
 
     Args:
         image: (3, H, W) uint8 RGB, or a PIL image.
@@ -66,26 +74,25 @@ def draw_boxes(
         dashed: dashed lines, to tell ground truth from prediction in one picture.
     """
     picture, factor = _canvas(image)
-    line = max(2, round(min(picture.size) / 240))
+    line = max(2, round(min(picture.size) / 180))
     size = min(max(13, round(min(picture.size) / 30)), max(13, picture.width // 12))
-    texts = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
-    rectangles = [_outline(box, factor, line, picture.size) for box in boxes_xyxy.tolist()]
-    rows = [row for row in zip(rectangles, labels, texts, colors, strict=True) if row[0] is not None]
-
+    endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
     pen = ImageDraw.Draw(picture, "RGBA")
-    for rectangle, _, _, color in reversed(rows):
-        _draw_outline(pen, rectangle, color, line, dashed)
-    tags: list[Rectangle] = []
-    names = []
-    for rectangle, name, score_text, _ in rows:
-        room = min(picture.width, max(rectangle[2] - rectangle[0], picture.width // 2))
-        name, font = _fitted(name, score_text, size, room - size)
-        names.append((name, font))
-        tags.append(
-            _place(rectangle, math.ceil(font.getlength(name)) + size * 2 // 3, size, tags, picture.size)
-        )
-    for tag, (name, font), (_, _, _, color) in reversed(list(zip(tags, names, rows, strict=True))):
-        _draw_tag(pen, tag, name, font, color, size)
+    tags: list[_Tag] = []
+    outlines = []
+    for box, label, ending, color in zip(boxes_xyxy.tolist(), labels, endings, colors, strict=True):
+        outline = _outline(box, factor, line, picture.size)
+        if outline is not None:
+            outlines.append((outline, color))
+            room = min(picture.width, max(outline[2] - outline[0], picture.width // 2))
+            text, font = _fitted(label, ending, size, room - size)
+            place = _place(outline, math.ceil(font.getlength(text)) + size * 2 // 3, size, line, tags, picture.size)
+            if place is not None:
+                tags.append(_Tag(place, text, font, color))
+    for outline, color in reversed(outlines):
+        _draw_outline(pen, outline, color, line, dashed)
+    for tag in reversed(tags):
+        _draw_tag(pen, tag, size)
     return picture
 
 
@@ -109,9 +116,7 @@ def grid(
         ConfigError: no picture, or fewer than one column.
     """
     if not images or columns < 1:
-        raise ConfigError(
-            f"{len(images)} pictures in {columns} columns make no sheet", remedy="pass at least one of each"
-        )
+        raise ConfigError(f"{len(images)} pictures in {columns} columns make no sheet")
     cells = [_shrunk(image, longest) for image in images]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     widths = [max(row[i].width for row in rows if i < len(row)) for i in range(len(rows[0]))]
@@ -131,14 +136,14 @@ def grid(
         for cell, width in zip(row, widths, strict=False):  # the last row may be shorter
             text, font = _fitted(next(texts), "", size, width)
             pen.text((left, top + size), text, fill=_INK, font=font, anchor="ls")
-            sheet.paste(cell, (left + (width - cell.width) // 2, top + header + (height - cell.height) // 2))
+            sheet.paste(cell, (left, top + header))
             left += width + padding
         top += header + height + padding
     return sheet
 
 
 def compare(truth: Image.Image, predictions: Image.Image) -> Image.Image:
-    """Two drawn pictures of one image with their captions: side by side, or one above the other where they are wide."""
+    """Two drawn pictures of one image under captions: side by side, or one above the other where they are wide."""
     columns = 1 if truth.width > 2 * truth.height else 2
     return grid([truth, predictions], columns, captions=("truth", "prediction"), longest=960)
 
@@ -147,10 +152,8 @@ def _canvas(image: Tensor | Image.Image) -> tuple[Image.Image, int]:
     """An RGB copy of the image, enlarged where it is small, and the factor."""
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(
-                f"a picture needs a (3, H, W) uint8 tensor, not {tuple(image.shape)} {image.dtype}",
-                code="I31",
-            )
+            found = f"{tuple(image.shape)} {image.dtype}"
+            raise DataError(f"a picture is drawn on a (3, H, W) uint8 tensor, not on {found}", code="I31")
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).copy()
     else:
         picture = image.convert("RGB") if image.mode != "RGB" else image.copy()
@@ -172,14 +175,12 @@ def _shrunk(image: Image.Image, longest: int) -> Image.Image:
 
 
 def _outline(box: list[float], factor: int, line: int, size: tuple[int, int]) -> Rectangle | None:
-    """The outer border of a line centred on the box's edges, kept inside the picture; None where nothing shows."""
+    """The outer border of a line on the box's edges, kept inside the picture; None where nothing shows."""
     if any(math.isnan(value) for value in box):
         return None
     width, height = size
-    (x0, x1), (y0, y1) = (
-        sorted((box[0] * factor, box[2] * factor)),
-        sorted((box[1] * factor, box[3] * factor)),
-    )
+    x0, x1 = sorted((box[0] * factor, box[2] * factor))
+    y0, y1 = sorted((box[1] * factor, box[3] * factor))
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         return None
     x0, x1 = (min(max(x, 0), width) for x in (x0, x1))
@@ -192,9 +193,7 @@ def _outline(box: list[float], factor: int, line: int, size: tuple[int, int]) ->
     )
 
 
-def _draw_outline(
-    pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int, dashed: bool
-) -> None:
+def _draw_outline(pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int, dashed: bool) -> None:
     """The line of a box, between two thin dark ones that hold it apart from backgrounds of its own colour."""
     x0, y0, x1, y1 = rectangle
     pen.rectangle((x0 - 1, y0 - 1, x1, y1), outline=_HALO, width=1)
@@ -221,50 +220,58 @@ def _dashes(start: int, end: int, line: int) -> list[tuple[int, int]]:
 
 
 def _place(
-    rectangle: Rectangle, width: int, size: int, taken: Sequence[Rectangle], picture: tuple[int, int]
-) -> Rectangle:
-    """Where the name of a box goes: the first place at its border that hides no other name, or hides least."""
-    x0, y0, x1, y1 = rectangle
+    outline: Rectangle, width: int, size: int, line: int, taken: Sequence[_Tag], picture: tuple[int, int]
+) -> Rectangle | None:
+    """Where the name of a box goes: the first place along its outline that hides no other name, or hides least.
+
+    None where less than half of it could be seen.
+    """
+    x0, y0, x1, y1 = outline
     height = round(1.4 * size)
-    places = [(x0, y0 - height), (x0, y0), (x1 - width, y0 - height), (x0, y1), (x1 - width, y0)]
-    places += [(x0, y1 - height), (x1 - width, y1), (x1 - width, y1 - height)]
-    places += [
-        (x, y)
-        for y in range(y0 + height, min(y1 - 2 * height, y0 + 8 * height), height)
-        for x in (x0, x1 - width)
-    ]
-    best, least = None, math.inf
+    # The name joins the line and seems to be one with it; boxes that are hardly more than their line stay visible.
+    joint = line if min(x1 - x0, y1 - y0) > 4 * line else -1
+    above = [(x, y0 - height + joint) for x in (x0, x1 - width)]
+    below = [(x, y1 - joint) for x in (x0, x1 - width)]
+    rows = range(y0, max(y1 - height, y0) + 1, height)[:8]
+    inside = [(x, y) for y in rows for x in (x0, x1 - width)]
+    above = [place for place in above if place[1] >= 0]
+    below = [place for place in below if place[1] + height <= picture[1]]
+    # The name should not hide the object: inside comes last for boxes that are hardly larger than the name.
+    is_small = y1 - y0 < 3 * height
+    places = above + below + inside if is_small else above + inside[:2] + below + inside[2:]
+    best, least = None, width * height // 2
     for left, top in places:
         left = max(0, min(left, picture[0] - width))
         top = max(0, min(top, picture[1] - height))
         tag = (left, top, left + width, top + height)
-        hidden = sum(_overlap(tag, other) for other in taken)
+        hidden = sum(_overlap(tag, other.place) for other in taken)
         if hidden < least:
             best, least = tag, hidden
         if not hidden:
             break
-    assert best is not None
     return best
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> int:
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    if a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]:
+        return 0
+    return (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _draw_tag(
-    pen: ImageDraw.ImageDraw, tag: Rectangle, text: str, font: ImageFont.FreeTypeFont, color: Color, size: int
-) -> None:
-    x0, y0, x1, y1 = tag
+def _draw_tag(pen: ImageDraw.ImageDraw, tag: _Tag, size: int) -> None:
+    x0, y0, x1, y1 = tag.place
     pen.rectangle((x0 - 1, y0 - 1, x1, y1), outline=_HALO, width=1)
-    pen.rectangle((x0, y0, x1 - 1, y1 - 1), fill=color)
-    pen.text((x0 + size // 3, y0 + round(1.05 * size)), text, fill=_text_color(color), font=font, anchor="ls")
+    pen.rectangle((x0, y0, x1 - 1, y1 - 1), fill=tag.color)
+    baseline = (x0 + size // 3, y0 + round(1.05 * size))
+    pen.text(baseline, tag.text, fill=_text_color(tag.color), font=tag.font, anchor="ls")
 
 
 def _text_color(background: Color) -> Color:
-    """Black or white, whichever has more contrast (WCAG 2.2, relative luminance)."""
+    """Black or white, whichever reads better, by relative luminance (WCAG 2.2)."""
     linear = [v / 3294.6 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return _INK if luminance > 0.179 else _PAPER
+    # WCAG's contrast is equal at 0.179, but people read white better than black on pure red and blue.
+    return _INK if luminance > 0.22 else _PAPER
 
 
 def _fitted(name: str, ending: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
@@ -283,11 +290,11 @@ def _fitted(name: str, ending: str, size: int, width: int) -> tuple[str, ImageFo
 
 @lru_cache
 def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont:
-    """Pillow's own font; it knows little beyond ASCII, so other names take the machine's DejaVu where there is one."""
+    """Pillow's own font. It knows little beyond ASCII: other names take the machine's DejaVu where there is one."""
     if not ascii_only:
         for path in ("DejaVuSans.ttf", _matplotlib_font(), "Arial Unicode.ttf", "arial.ttf"):
             try:
-                return ImageFont.truetype(path, size)
+                return ImageFont.truetype(path, round(0.92 * size))  # as large as the other
             except OSError:
                 continue
     font = ImageFont.load_default(size)

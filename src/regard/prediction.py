@@ -19,7 +19,12 @@ from regard.training.distributed import choose_device
 
 
 def predict(
-    model: nn.Module | str | Path, images: Any, *, threshold: float = 0.5, batch_size: int = 1, device: str = "auto"
+    model: nn.Module | str | Path,
+    images: Any,
+    *,
+    threshold: float = 0.5,
+    batch_size: int = 1,
+    device: str = "auto",
 ) -> Detections | list[Detections]:
     """Detect objects in images.
 

@@ -23,7 +23,9 @@ class Recipe(TrainingConfig):
     name: str  # of the model
     data: str = "shapes"  # folder in COCO's layout, or `shapes` for generated images
     model: DETRConfig  # num_classes is set from the data
-    start_from: str = "backbone"  # `backbone`: ImageNet weights; `none`: nothing; else a model, run or file to fine-tune
+    start_from: str = (
+        "backbone"  # `backbone`: ImageNet weights; `none`: nothing; else a model, run or file to fine-tune
+    )
     short_side: int = 800  # pixels of the shorter side at evaluation, and the most in training
     max_size: int = 1333  # most pixels of the longer side
     augmentation: Literal["paper", "small"] = "paper"
@@ -76,15 +78,13 @@ def fast(name: str) -> Recipe:
         _config(name), norm_first=True, dropout=0.0, sigmoid=True, anchors=True, num_queries=300, query_groups=3,
         denoising_groups=5,
     )  # fmt: skip
-    return replace(
-        paper(name), model=model, epochs=50, drop_at=0.8, warmup_steps=1000, class_weight=2.0, ema=0.9998
-    )
+    return replace(paper(name), model=model, epochs=50, drop_at=0.8, warmup_steps=1000, class_weight=2.0, ema=0.9998)
 
 
 def small(name: str) -> Recipe:
     """Small detectors for small images, from nothing, in minutes on a CPU.
 
-        regard train detr_tiny --data shapes
+    regard train detr_tiny --data shapes
     """
     short_side, max_size = SHORT_SIDES[name]
     return Recipe(
@@ -94,7 +94,12 @@ def small(name: str) -> Recipe:
     )  # fmt: skip
 
 
-RECIPES: Mapping[str, Callable[[str], Recipe]] = {"paper": paper, "finetune": finetune, "fast": fast, "small": small}
+RECIPES: Mapping[str, Callable[[str], Recipe]] = {
+    "paper": paper,
+    "finetune": finetune,
+    "fast": fast,
+    "small": small,
+}
 
 
 def recipe_for(name: str, recipe: str | None = None) -> Recipe:

@@ -23,7 +23,7 @@ from regard.data.checks import to_coco
 from regard.data.formats import CocoDataset, open_detection
 from regard.data.shapes import data_folder
 from regard.data.transforms import EvaluationResize, Pipeline, paper_augmentation, small_augmentation
-from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector, labels_by_name
+from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
 from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import DetectionScores
 from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
@@ -140,7 +140,7 @@ def evaluate(
         resize=EvaluationResize(net.card.short_side, net.card.max_size),
         softmax=not net.config.sigmoid,
         criterion=criterion,
-        label_of=labels_by_name(net.card.categories, dataset.categories, str(data)),
+        categories=net.card.categories,
         batch_size=batch_size,
         workers=workers,
         processes=Processes(0, 1, where),
@@ -156,7 +156,9 @@ def _from_file(path: Path) -> Recipe:
     values = read_yaml(path)
     name = values.get("name")
     if not isinstance(name, str):
-        raise ConfigError("no name of a model", where=path, remedy="add a line such as: name: detr_resnet50", code="C01")
+        raise ConfigError(
+            "no name of a model", where=path, remedy="add a line such as: name: detr_resnet50", code="C01"
+        )
     try:
         return apply_mapping(recipe_for(name), values)
     except ConfigError as error:
@@ -197,9 +199,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             processes=group,
             pictures=pictures if group.is_main else None,
         )
-        trainer = Trainer(
-            net.to(group.device), task, settings, run, group, {"model_state": model_state(net)}, reporter
-        )
+        trainer = Trainer(net.to(group.device), task, settings, run, group, {"model_state": model_state(net)}, reporter)
         if resume:
             trainer.resume()
         reporter.say(
@@ -265,7 +265,9 @@ def _with_reachable_weights(settings: Recipe) -> tuple[Recipe, Mapping[str, Tens
         return replace(settings, start_from="none", model=whole, lr_backbone=settings.lr), {}, [note]
 
 
-def _starting_model(settings: Recipe, data: CocoDataset, backbone: Mapping[str, Tensor], resume: bool) -> tuple[nn.Module, list[str]]:
+def _starting_model(
+    settings: Recipe, data: CocoDataset, backbone: Mapping[str, Tensor], resume: bool
+) -> tuple[nn.Module, list[str]]:
     """The model before the first step, and what the user has to know of it."""
     torch.manual_seed(settings.seed)
     net = build(settings.model, settings.name, data.categories, (settings.short_side, settings.max_size))
@@ -284,7 +286,10 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
         group.wait()
     if not resume and group.is_main and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(
-            "the output folder is not empty", where=output, remedy="add --resume, or name another folder", code="C11"
+            "the output folder is not empty",
+            where=output,
+            remedy="add --resume, or name another folder",
+            code="C11",
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -293,7 +298,10 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
         probe.unlink()
     except OSError as error:
         raise MachineError(
-            f"cannot write here: {error.strerror}", where=output, remedy="name another folder with --output", code="C11"
+            f"cannot write here: {error.strerror}",
+            where=output,
+            remedy="name another folder with --output",
+            code="C11",
         ) from error
     return output
 

@@ -48,11 +48,11 @@ class LoadingRow:
         return self.regard / self.pillow
 
 
-def main(data: Path | None = None) -> None:
+def main(data: Path | None = None, rounds: int = 7) -> None:
     """Measure and print the table; `data` is a folder with images, by default generated ones."""
     from rich.console import Console
 
-    Console().print(table(run(data)))
+    Console().print(table(run(data, rounds=rounds)))
 
 
 def run(data: Path | None = None, *, num_images: int = 24, rounds: int = 7) -> list[LoadingRow]:

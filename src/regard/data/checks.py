@@ -107,9 +107,7 @@ def to_coco(annotations: CocoAnnotations) -> dict[str, Any]:
     """
     objects = annotations.objects
     counts = np.diff(annotations.first_object)
-    image_ids = np.repeat(
-        np.array([image.id for image in annotations.images], dtype=np.int64), counts
-    ).tolist()
+    image_ids = np.repeat(np.array([image.id for image in annotations.images], dtype=np.int64), counts).tolist()
     rows = []
     columns = (objects.labels, objects.boxes_xywh, objects.areas, objects.is_crowd)
     for k, (label, box, area, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
@@ -209,9 +207,7 @@ def _categories(rows: list[dict], used: set[int], report: Report) -> tuple[Categ
     return tuple(sorted(found, key=lambda category: category.id))
 
 
-def _images(
-    rows: list[dict], folders: Sequence[Path], report: Report
-) -> tuple[tuple[ImageRecord, ...], Path | None]:
+def _images(rows: list[dict], folders: Sequence[Path], report: Report) -> tuple[tuple[ImageRecord, ...], Path | None]:
     ids = _integers(rows, "images", "id", "A30", report).tolist()
     if (k := _first_repeat(ids)) is not None:
         what, remedy = f"image id {ids[k]} stands twice", "give each image its own id"
@@ -238,9 +234,7 @@ def _safe_name(row: dict, k: int, report: Report) -> str:
     if isinstance(name, str) and not _UNSAFE_NAME.search(name):
         return name
     what = f"file_name {_shown(name)} is not the path of a file below the image folder"
-    raise report.error(
-        "A32", what, "images", k, "file_name", remedy="write paths relative to the image folder"
-    )
+    raise report.error("A32", what, "images", k, "file_name", remedy="write paths relative to the image folder")
 
 
 def _stated_size(row: dict, k: int, report: Report) -> tuple[int, int]:
@@ -289,9 +283,7 @@ def _image_of(rows: list[dict], images: tuple[ImageRecord, ...], report: Report)
     return _index_of(image_ids, np.array([image.id for image in images]), "image_id", "images", "A30", report)
 
 
-def _labels(
-    category_ids: NDArray[np.int64], categories: tuple[Category, ...], report: Report
-) -> NDArray[np.int64]:
+def _labels(category_ids: NDArray[np.int64], categories: tuple[Category, ...], report: Report) -> NDArray[np.int64]:
     known = np.array([category.id for category in categories])
     strays = category_ids[~np.isin(category_ids, known)]
     if strays.size and not strays.any() and known.min() == 1:

@@ -147,9 +147,7 @@ def open_detection(
     if split not in found:
         names = ", ".join(f"{name} ({file.relative_to(root)})" for name, (file, _) in found.items())
         looked = " or ".join(_SPLIT_NAMES[split])
-        raise DataError(
-            f"there is no split {looked}; present: {names}", where=root, remedy="add its annotations"
-        )
+        raise DataError(f"there is no split {looked}; present: {names}", where=root, remedy="add its annotations")
     file, folders = found[split]
     annotations = read_annotations(file, image_folders=folders)
     if categories is not None:

@@ -85,11 +85,7 @@ def explained(error: Exception, file: BinaryIO, where: str | Path) -> DataError:
         start, middle, end = _SIZE_FIELDS.get(kind, (0, 4, 8))
         if len(head) >= end and not (any(head[start:middle]) and any(head[middle:end])):
             what, code = f"{kind} of width or height 0", "I20"
-    elif (
-        isinstance(error, EOFError)
-        or "truncated" in text.lower()
-        or (kind == "WEBP" and _riff_size(head) > size)
-    ):
+    elif isinstance(error, EOFError) or "truncated" in text.lower() or (kind == "WEBP" and _riff_size(head) > size):
         what, code = f"{kind} is cut off before its end", _code_of_cut(kind, text, file)
     else:
         what, code = f"{kind} is damaged ({text.rstrip('.') or type(error).__name__})", "I07"

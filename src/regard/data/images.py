@@ -42,9 +42,7 @@ from .image_faults import (
 # while a hostile header of a few bytes can claim a thousand times more.
 MAX_PIXELS = 178_956_970
 BACKGROUND = (255, 255, 255)
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-)
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -110,9 +108,7 @@ def to_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
             raise DataError("an address instead of a file", where=source, remedy="download the image first")
         return read_image(source, max_pixels=max_pixels)
     if isinstance(source, Image.Image):
-        return _guarded(
-            lambda _, where, limit: _pixels(source, where, limit), io.BytesIO(), "Pillow image", max_pixels
-        )
+        return _guarded(lambda _, where, limit: _pixels(source, where, limit), io.BytesIO(), "Pillow image", max_pixels)
     if isinstance(source, Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -189,9 +185,7 @@ def _refuse(error: OSError) -> NoReturn:
 # Decoding
 
 
-def _guarded(
-    step: Callable[[BinaryIO, str | Path, int], _T], file: BinaryIO, where: str | Path, max_pixels: int
-) -> _T:
+def _guarded(step: Callable[[BinaryIO, str | Path, int], _T], file: BinaryIO, where: str | Path, max_pixels: int) -> _T:
     """`step` with the exceptions of Pillow and its codecs, of a dozen kinds, turned into `DataError`."""
     try:
         return step(file, where, max_pixels)
@@ -345,9 +339,7 @@ def _from_array(array: np.ndarray) -> Tensor:
         expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         remedy = "pass array.transpose(1, 2, 0)" if len(shape) == 3 and shape[0] in (1, 3, 4) else None
         remedy = "pass a list of images" if len(shape) == 4 else remedy
-        raise DataError(
-            f"{what} where {expected} without empty sides was expected", remedy=remedy, code="I31"
-        )
+        raise DataError(f"{what} where {expected} without empty sides was expected", remedy=remedy, code="I31")
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
         array = _bytes_from_floats(values, where=what, code="I31").numpy()

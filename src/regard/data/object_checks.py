@@ -88,9 +88,7 @@ def _boxes(rows: list[dict], report: Report) -> NDArray[np.float64]:
             return float_array(flat).reshape(-1, 4)
     row = next(k for k, value in enumerate(values) if not _is_box(value))
     what = f"bbox is {values[row]!r:.60}, not four numbers" if "bbox" in rows[row] else "bbox is missing"
-    raise report.error(
-        "A17", what, "annotations", row, "bbox", remedy="write [x, y, width, height] in pixels"
-    )
+    raise report.error("A17", what, "annotations", row, "bbox", remedy="write [x, y, width, height] in pixels")
 
 
 def _is_box(value: object) -> bool:
@@ -107,9 +105,7 @@ def _check_values(boxes: NDArray[np.float64], report: Report) -> None:
     negative = np.flatnonzero((boxes[:, 2:] < 0).any(axis=1))
     if negative.size:
         what = f"box {_shown(boxes[negative[0]])} has a negative width or height"
-        remedy = (
-            f"{negative.size} of {len(boxes)} boxes affected; write [x, y, width, height] from the top left"
-        )
+        remedy = f"{negative.size} of {len(boxes)} boxes affected; write [x, y, width, height] from the top left"
         raise report.error("A14", what, "annotations", int(negative[0]), "bbox", remedy=remedy)
 
 

@@ -73,9 +73,7 @@ def check_segmentations(
         if not value and (value is None or isinstance(value, list)):
             continue
         if isinstance(value, dict):
-            run_lengths[row], counts = _checked_run_lengths(
-                value, int(heights[row]), int(widths[row]), row, report
-            )
+            run_lengths[row], counts = _checked_run_lengths(value, int(heights[row]), int(widths[row]), row, report)
             boxes[row], areas[row] = _box_of_runs(counts, int(heights[row])), counts[1::2].sum()
         elif isinstance(value, list):
             for k, polygon in enumerate(value):
@@ -200,9 +198,7 @@ def _check_reach(
     point, axis = map(int, far[0])
     polygon = int(np.searchsorted(first_point, point, side="right")) - 1
     row, k = places[polygon]
-    what = (
-        f"polygon point {'xy'[axis]}={points[point, axis]:.6g} outside {widths[polygon]}x{heights[polygon]}"
-    )
+    what = f"polygon point {'xy'[axis]}={points[point, axis]:.6g} outside {widths[polygon]}x{heights[polygon]}"
     index = 2 * (point - int(first_point[polygon])) + axis
     place = ("annotations", row, "segmentation", k, index)
     raise report.error("A38", what, *place, remedy="clip or remove the polygon")

@@ -149,9 +149,7 @@ def _landscape(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
 def _texture(size: int, cells: int, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise (size, size, 3), about -1..1, that changes `cells` times across the image."""
     coarse = rng.uniform(-1, 1, (cells, cells, 3)).astype(np.float32)
-    channels = [
-        Image.fromarray(coarse[..., c]).resize((size, size), Image.Resampling.BICUBIC) for c in range(3)
-    ]
+    channels = [Image.fromarray(coarse[..., c]).resize((size, size), Image.Resampling.BICUBIC) for c in range(3)]
     return np.stack([np.asarray(c) for c in channels], axis=-1)
 
 
@@ -162,7 +160,10 @@ def _draw_shape(name: str, config: ShapesConfig, rng: np.random.Generator) -> np
     centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
     turn = rng.uniform(0, 1) if name != "heart" else rng.uniform(-0.1, 0.1)
     points = [
-        (centre[0] + radius * r * math.sin(2 * math.pi * (a + turn)), centre[1] - radius * r * math.cos(2 * math.pi * (a + turn)))
+        (
+            centre[0] + radius * r * math.sin(2 * math.pi * (a + turn)),
+            centre[1] - radius * r * math.cos(2 * math.pi * (a + turn)),
+        )
         for r, a in _outline(name)
     ]
     canvas = Image.new("L", (size, size), 0)
@@ -183,7 +184,11 @@ def _outline(name: str) -> list[tuple[float, float]]:
     if name == "cross":
         arm, corner = math.hypot(1, 0.32), 0.32 * math.sqrt(2)
         half = math.atan(0.32) / (2 * math.pi)
-        return [p for i in range(4) for p in ((arm * 0.95, i / 4 - half), (arm * 0.95, i / 4 + half), (corner * 0.95, i / 4 + 0.125))]
+        return [
+            p
+            for i in range(4)
+            for p in ((arm * 0.95, i / 4 - half), (arm * 0.95, i / 4 + half), (corner * 0.95, i / 4 + 0.125))
+        ]
     # heart: the usual curve, x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t
     outline = []
     for i in range(40):
@@ -203,7 +208,9 @@ def _paint(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.
 
 
 def _write_split(config: ShapesConfig, folder: Path, split: str, scenes: Any) -> None:
-    categories = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(SHAPES[: config.classes])]
+    categories = [
+        {"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(SHAPES[: config.classes])
+    ]
     stuff = [{"id": FIRST_STUFF_ID + i, "name": name, "supercategory": "stuff"} for i, name in enumerate(STUFF)]
     images: list[dict] = []
     instances: list[dict] = []
@@ -213,7 +220,11 @@ def _write_split(config: ShapesConfig, folder: Path, split: str, scenes: Any) ->
         Image.fromarray(scene.image).save(folder / split / name, compress_level=1)
         images.append({"id": i, "file_name": name, "height": config.size, "width": config.size})
         segments = []
-        for segment, category in [*enumerate(label + 1 for label in scene.labels), (-1, FIRST_STUFF_ID), (-2, FIRST_STUFF_ID + 1)]:
+        for segment, category in [
+            *enumerate(label + 1 for label in scene.labels),
+            (-1, FIRST_STUFF_ID),
+            (-2, FIRST_STUFF_ID + 1),
+        ]:
             mask = scene.segments == segment
             if not mask.any():
                 continue

@@ -104,9 +104,7 @@ def _parse(text: str, path: Path, build: Callable[[list], dict], literal: Callab
     except RecursionError as error:
         raise DataError("JSON nested too deeply", where=path, remedy="export it again", code="A05") from error
     except ValueError as error:  # Python refuses integers of more than 4300 digits: they take quadratic time
-        raise DataError(
-            "a number of thousands of digits", where=path, remedy="export it again", code="A05"
-        ) from error
+        raise DataError("a number of thousands of digits", where=path, remedy="export it again", code="A05") from error
 
 
 def _place_of(document: Any, is_it: Callable[[Any], bool]) -> tuple[str | int, ...]:

@@ -114,9 +114,7 @@ class SetCriterion:
             "loss_giou": _sum_by_layer(loss_giou, matches.layer, len(logits)) / num_boxes,
         }
 
-    def _cross_entropy(
-        self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None
-    ) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Weighted mean over all queries of the batch, as in the authors' code (the paper divides by objects)."""
         classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
         weights = torch.full(logits.shape[:3], self.no_object_weight, device=logits.device)

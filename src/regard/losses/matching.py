@@ -68,9 +68,7 @@ class HungarianMatcher:
         pairs = self._solve(output.logits[None], output.boxes[None], targets, output.num_groups)
         return [(torch.from_numpy(query), torch.from_numpy(target)) for query, target in pairs[0]]
 
-    def match_layers(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], num_groups: int = 1
-    ) -> Matches:
+    def match_layers(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], num_groups: int = 1) -> Matches:
         """Match all decoder layers at once: logits (L, B, Q, C) and boxes (L, B, Q, 4).
 
         There is one copy from the device to the host, of the costs of each image against its own targets.
@@ -80,7 +78,9 @@ class HungarianMatcher:
         for layer, images in enumerate(pairs):
             for image, (query, target) in enumerate(images):
                 for column, values in zip(
-                    columns, (np.full_like(query, layer), np.full_like(query, image), query, target), strict=True
+                    columns,
+                    (np.full_like(query, layer), np.full_like(query, image), query, target),
+                    strict=True,
                 ):
                     column.append(values)
         stacked = torch.from_numpy(np.stack([np.concatenate(column) for column in columns]))

@@ -18,7 +18,6 @@ from regard.attention import attend, attention_weights, sine_embedding
 from regard.attention.positions import SCALE
 from regard.models.transformer import MLP, Decoder, DecoderLayer, Trace
 
-
 TEMPERATURE = 20.0  # of the sines of anchors and of the image's positions (DAB-DETR, section 4.4)
 PLACE_GAIN = 4.0
 
@@ -89,7 +88,12 @@ class AnchorQueries(nn.Module):
         return self._with_denoising(content, anchors, group, targets, most)
 
     def _with_denoising(
-        self, content: Tensor, anchors: Tensor, group: Tensor, targets: Sequence[Mapping[str, Tensor]], most: int
+        self,
+        content: Tensor,
+        anchors: Tensor,
+        group: Tensor,
+        targets: Sequence[Mapping[str, Tensor]],
+        most: int,
     ) -> QuerySet:
         device, copies = content.device, self.denoising_groups
         labels = torch.zeros(len(targets), most, dtype=torch.int64)
@@ -126,9 +130,7 @@ class AnchorDecoderLayer(DecoderLayer):
     one matrix: a query first looks at the place of its own anchor. That is ours; without it the start takes longer.
     """
 
-    def __init__(
-        self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool
-    ) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool) -> None:
         super().__init__(embed_dim, num_heads, feedforward_dim, dropout, norm_first)
         self.query_place = nn.Linear(embed_dim, embed_dim, bias=False)
         self.memory_place = nn.Linear(embed_dim, embed_dim, bias=False)

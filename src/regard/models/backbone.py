@@ -98,7 +98,9 @@ class OtherBackbone(nn.Module):
 
     def __init__(self, name: str, *, norm: str) -> None:
         super().__init__()
-        self.body = _timm_features(name.removeprefix("timm/")) if name.startswith("timm/") else _torchvision_features(name)
+        self.body = (
+            _timm_features(name.removeprefix("timm/")) if name.startswith("timm/") else _torchvision_features(name)
+        )
         if norm == "frozen":
             self.body = freeze_batch_norm(self.body)
         was_training = self.body.training

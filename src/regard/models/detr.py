@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from regard.attention import LearnedPositionEncoding, SinePositionEncoding
 from regard.batches import ImageBatch
 from regard.errors import ConfigError
-from regard.models.anchors import TEMPERATURE, AnchorDecoder, AnchorDecoderLayer, AnchorQueries, QuerySet, group_mask
+from regard.models.anchors import (
+    TEMPERATURE,
+    AnchorDecoder,
+    AnchorDecoderLayer,
+    AnchorQueries,
+    QuerySet,
+    group_mask,
+)
 from regard.models.backbone import create_backbone
 from regard.models.transformer import MLP, Trace, Transformer
 from regard.outputs import Denoising, DetectionOutput
@@ -50,7 +57,14 @@ class DETRConfig:
     box_noise: float = 0.4  # DN-DETR: largest shift of a corner, in halves of the box
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "num_queries", "decoder_layers", "query_groups", "num_heads", "embed_dim"):
+        for name in (
+            "num_classes",
+            "num_queries",
+            "decoder_layers",
+            "query_groups",
+            "num_heads",
+            "embed_dim",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
         if self.encoder_layers < 0 or self.denoising_groups < 0:

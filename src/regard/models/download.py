@@ -262,9 +262,7 @@ def _disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "free some space, or set REGARD_HOME to a folder that you can write to"
-        raise MachineError(
-            f"cannot write ({_reason(error)})", where=path, remedy=remedy, code="T05"
-        ) from error
+        raise MachineError(f"cannot write ({_reason(error)})", where=path, remedy=remedy, code="T05") from error
 
 
 def _check_space(path: Path, needed: int | None) -> None:

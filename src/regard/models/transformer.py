@@ -74,9 +74,12 @@ class Transformer(nn.Module):
         super().__init__()
         sizes = (embed_dim, num_heads, feedforward_dim, dropout, norm_first)
         self.encoder = Encoder(
-            [EncoderLayer(*sizes) for _ in range(encoder_layers)], nn.LayerNorm(embed_dim) if norm_first else None
+            [EncoderLayer(*sizes) for _ in range(encoder_layers)],
+            nn.LayerNorm(embed_dim) if norm_first else None,
         )
-        self.decoder = (decoder or Decoder)([(layer or DecoderLayer)(*sizes) for _ in range(decoder_layers)], nn.LayerNorm(embed_dim))
+        self.decoder = (decoder or Decoder)(
+            [(layer or DecoderLayer)(*sizes) for _ in range(decoder_layers)], nn.LayerNorm(embed_dim)
+        )
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -141,9 +144,7 @@ class Decoder(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward block, each with a residual sum and a layer norm."""
 
-    def __init__(
-        self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool
-    ) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.self_attn = MultiHeadAttention(embed_dim, num_heads, dropout)
@@ -153,9 +154,7 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None = None, trace: Trace | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         if self.norm_first:
             x = x + self.dropout(self._attend(self.norm1(x), positions, mask, trace))
@@ -176,9 +175,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention of the queries, cross-attention to the memory, feed-forward block."""
 
-    def __init__(
-        self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool
-    ) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.self_attn = MultiHeadAttention(embed_dim, num_heads, dropout)

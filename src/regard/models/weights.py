@@ -135,7 +135,11 @@ def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> 
         return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
 
     body = r"backbone\.0\.body\.layer{}\.(\d+)\."
-    blocks = (count(body.format(3)), count(body.format(4)), "backbone.0.body.layer1.0.conv3.weight" in tensors)
+    blocks = (
+        count(body.format(3)),
+        count(body.format(4)),
+        "backbone.0.body.layer1.0.conv3.weight" in tensors,
+    )
     if blocks not in RESNET_OF_BLOCKS:
         raise CheckpointError("the backbone is none of torchvision's ResNets 18 to 152", where=path, code="K07")
     prefix = "transformer.decoder.layers.0."
@@ -151,4 +155,3 @@ def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> 
         norm_first="transformer.encoder.norm.weight" in tensors,
         position_encoding="learned" if "backbone.1.row_embed.weight" in tensors else "sine",
     )
-

@@ -192,9 +192,7 @@ def lock_run(run: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]
-) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The state of an optimiser as flat tensors, named after the parameters and not after their order.
 
     Keys: `exp_avg/<parameter>` and so on; `untouched/<parameter>` (empty) for a parameter that has had no
@@ -466,9 +464,7 @@ def _pass_over(error: CheckpointError) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        what, code = (
-            ("a file, not a checkpoint folder", "K02") if path.exists() else ("no such checkpoint", "K01")
-        )
+        what, code = ("a file, not a checkpoint folder", "K02") if path.exists() else ("no such checkpoint", "K01")
         raise CheckpointError(what, where=path, remedy="pass a folder RUN/checkpoints/step_N", code=code)
     place = path / "manifest.json"
     text = _read_bytes(place, missing="K17")
@@ -570,9 +566,7 @@ def _named_slots(
             yield names[parameter], parameter, group
 
 
-def _first_state(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def _first_state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """What the optimiser keeps for a parameter: seen on a stand-in, as state appears with the first step."""
     stand_in = torch.nn.Parameter(torch.zeros_like(parameter))
     stand_in.grad = torch.zeros_like(stand_in)

@@ -83,12 +83,18 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}", where="device", remedy="auto, cpu, cuda, cuda:0 or mps", code="C10") from error
+        raise ConfigError(
+            f"unknown device {name!r}", where="device", remedy="auto, cpu, cuda, cuda:0 or mps", code="C10"
+        ) from error
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device.type, False):
-        raise MachineError(f"no {device.type} device on this machine", where="device", remedy="use device=cpu", code="C10")
+        raise MachineError(
+            f"no {device.type} device on this machine", where="device", remedy="use device=cpu", code="C10"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MachineError(
-            f"no device {name!r}, this machine has {torch.cuda.device_count()} CUDA devices", where="device", code="C10"
+            f"no device {name!r}, this machine has {torch.cuda.device_count()} CUDA devices",
+            where="device",
+            code="C10",
         )
     return device

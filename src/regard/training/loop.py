@@ -21,7 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import ConfigError, DivergedError, RegardError
 from regard.training.batches import mix
-from regard.training.checkpoints import load_optimizer, newest_checkpoint, optimizer_tensors, read_checkpoint, save_checkpoint
+from regard.training.checkpoints import (
+    load_optimizer,
+    newest_checkpoint,
+    optimizer_tensors,
+    read_checkpoint,
+    save_checkpoint,
+)
 from regard.training.distributed import Processes
 from regard.training.reports import Reporter
 from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
@@ -186,7 +192,10 @@ class Trainer:
         """
         batches = self.task.batches(self.progress.step * self.config.accumulate)
         saved_at = time.monotonic()
-        with _signals() as asked, self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch):
+        with (
+            _signals() as asked,
+            self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch),
+        ):
             while self._share_done() < 1.0:
                 started = time.monotonic()
                 logs = self._step(batches)
@@ -242,7 +251,12 @@ class Trainer:
         if self.average:
             self.average.update(self.model, step)
         lr = total.new_tensor(self.optimizer.param_groups[0]["lr"])
-        return {"loss": total, **{k: v.detach() for k, v in logs.items()}, "grad_norm": norm.detach(), "lr": lr}
+        return {
+            "loss": total,
+            **{k: v.detach() for k, v in logs.items()},
+            "grad_norm": norm.detach(),
+            "lr": lr,
+        }
 
     def _check_finite(self, total: Tensor, norm: Tensor, seen: list[Any]) -> None:
         values = torch.stack((total.float(), norm.float())).tolist()

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def learning_rate_factor(
-    kind: str, *, step: int, warmup_steps: int, progress: float, drop_at: float = 2 / 3
-) -> float:
+def learning_rate_factor(kind: str, *, step: int, warmup_steps: int, progress: float, drop_at: float = 2 / 3) -> float:
     """What to multiply the learning rate with.
 
     Args:

@@ -1,0 +1,51 @@
+"""Pictures of a training run: what a detector is shown, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regard.batches import ImageBatch
+from regard.boxes import cxcywh_to_xyxy
+from regard.categories import Category
+from regard.data.images import read_image
+from regard.data.samples import Sample
+from regard.pictures import class_color, compare, draw_boxes, grid
+
+MOST_IMAGES = 16  # of a batch
+LEAST_SCORE = 0.3  # of predictions that are drawn
+
+
+def draw_batch(images: ImageBatch, targets: Sequence[dict[str, Tensor]], categories: Sequence[Category]) -> Image.Image:
+    """A batch as the model gets it, augmented, with its targets. Pixels are uint8, boxes fractions 0..1."""
+    drawn = []
+    for pixels, (height, width), target in list(zip(images.pixels, images.sizes, targets, strict=True))[:MOST_IMAGES]:
+        boxes = cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+        drawn.append(_draw(pixels[:, :height, :width], boxes, target["labels"], categories))
+    return grid(drawn, columns=min(4, len(drawn)))
+
+
+def draw_comparison(
+    samples: Sequence[Sample],
+    found: Sequence[tuple[Tensor, Tensor, Tensor]],
+    categories: Sequence[Category],
+) -> Image.Image:
+    """Truth beside prediction: annotated samples of files, and (scores, labels, boxes xyxy in pixels) of each."""
+    pairs = []
+    for sample, (scores, labels, boxes) in zip(samples, found, strict=True):
+        image = read_image(sample.path)
+        sure = scores >= LEAST_SCORE
+        truth = _draw(image, sample.boxes, sample.labels, categories)
+        pairs.append(compare(truth, _draw(image, boxes[sure], labels[sure], categories, scores[sure])))
+    return grid(pairs, columns=min(2, len(pairs)), longest=960)
+
+
+def _draw(
+    image: Tensor, boxes: Tensor, labels: Tensor, categories: Sequence[Category], scores: Tensor | None = None
+) -> Image.Image:
+    names = [categories[label].name for label in labels.tolist()]
+    colors = [class_color(label) for label in labels.tolist()]
+    return draw_boxes(image, boxes, names, colors, None if scores is None else scores.tolist())

@@ -1,0 +1,62 @@
+"""`regard quickstart`: from nothing to a trained detector and pictures of what it finds, in minutes on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from regard.data.shapes import data_folder
+from regard.errors import ConfigError, RegardError
+from regard.evaluation.detection import DetectionScores
+from regard.training.distributed import choose_device
+from regard.training.launch import quiet_threads, torchrun_command
+
+MODEL, DATA = "detr_tiny", "shapes"
+
+
+def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
+    """Train `detr_tiny` on generated images for so many minutes and show what came of it.
+
+    Args:
+        minutes: training time; writing the images and judging come on top.
+        output: the run's folder. One that an earlier quickstart made is replaced.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+    console = Console()
+    _make_room(output)
+    where = choose_device(device)
+    console.print(f"1. Generating images of coloured shapes ({DATA}; kept for the next time) ...")
+    folder = data_folder(DATA)
+    console.print(f"2. Training {MODEL}, a small DETR, for {minutes:g} minutes on {where} ...")
+    # Small matrix products gain nothing from a second thread, but a second process has half of the images.
+    count = min(2, os.cpu_count() or 1) if where.type == "cpu" else 1
+    arguments = ["train", MODEL, "--data", DATA, "--output", str(output), f"minutes={minutes}", "epochs=1000"]
+    arguments += [f"device={device}", f"batch_size={32 // count}", "evaluate_every=10", "workers=0"]
+    command = torchrun_command(arguments, count) if count > 1 else [sys.executable, "-m", "regard", *arguments]
+    finished = subprocess.run(command, env=quiet_threads(count))
+    if finished.returncode:
+        raise RegardError("training did not finish; its own message stands above", where=output)
+    scores = DetectionScores.from_dict(json.loads((output / "metrics.json").read_text()))
+    console.print(f"3. Scores on {scores.images} images that were not trained on:")
+    console.print(scores.table())
+    console.print("4. What it sees:")
+    for picture in sorted((output / "pictures").iterdir()):
+        console.print(f"   {picture}", highlight=False)
+    console.print(f"\nNext:  regard predict {output} {folder / 'val'} --output {output}/drawn", highlight=False)
+    console.print("       regard train detr_resnet50 --data YOUR_COCO_FOLDER", highlight=False)
+
+
+def _make_room(output: Path) -> None:
+    """Remove the folder of an earlier quickstart; never anything else."""
+    if not output.exists() or not any(output.iterdir()):
+        return
+    ours = output / "config.yaml"
+    if not (ours.exists() and f"name: {MODEL}\n" in ours.read_text() and f"data: {DATA}\n" in ours.read_text()):
+        raise ConfigError("the output folder is not empty", where=output, remedy="name another one", code="C11")
+    shutil.rmtree(output)

@@ -1,0 +1,71 @@
+"""How fast DETR learns with and without what has been found since: same data, same size, same time.
+
+    regard study convergence --minutes 4
+
+Plain DETR takes hundreds of epochs to find where to look (DETR, section 4; Conditional DETR, figure 1). Anchors,
+denoising and focal loss mend that; here one sees by how much, in minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from regard.data.shapes import data_folder
+from regard.errors import RegardError
+from regard.training.launch import quiet_threads, torchrun_command
+from regard.training.reports import read_rows
+
+# The same backbone, width and depth; each row adds one idea to the one before.
+VARIANTS: dict[str, list[str]] = {
+    "plain DETR": [
+        "model.anchors=false", "model.denoising_groups=0", "model.query_groups=1", "model.sigmoid=false",
+        "class_weight=1",
+    ],
+    "+ focal loss, anchors": ["model.denoising_groups=0", "model.query_groups=1"],
+    "detr_tiny (all)": [],
+}  # fmt: skip
+
+
+def convergence(minutes: float, output: Path) -> None:
+    """Train each variant for so many minutes; write `convergence.png` and print the last scores."""
+    data_folder("shapes")
+    curves = {}
+    for number, (name, settings) in enumerate(VARIANTS.items()):
+        run = output / f"{number}"
+        arguments = ["train", "detr_tiny", "--data", "shapes", "--output", str(run), f"minutes={minutes}"]
+        arguments += ["epochs=1000", "batch_size=16", "evaluate_every=4", "workers=0", *settings]
+        if subprocess.run(torchrun_command(arguments, 2), env=quiet_threads(2)).returncode:
+            raise RegardError(f"{name} did not finish; its own message stands above", where=run)
+        curves[name] = _curve(run, minutes)
+    _draw(curves, minutes, output / "convergence.png")
+    table = Table("model", "AP", "AP50", title=f"{minutes:g} minutes of training each")
+    for name, points in curves.items():
+        table.add_row(name, f"{points[-1][1]:.3f}", f"{points[-1][2]:.3f}")
+    Console().print(table)
+    print(output / "convergence.png")
+
+
+def _curve(run: Path, minutes: float) -> list[tuple[float, float, float]]:
+    """(minutes of training, AP, AP50) of every evaluation."""
+    rows = read_rows(run / "metrics.jsonl")
+    last = max(row["step"] for row in rows)
+    judged = [row for row in rows if "val/AP" in row]
+    return [(minutes * row["step"] / last, row["val/AP"], row["val/AP50"]) for row in judged]
+
+
+def _draw(curves: dict[str, list[tuple[float, float, float]]], minutes: float, path: Path) -> None:
+    from regard.evaluation.figures import figure, legend, save, style
+
+    picture = figure(9, 3.6)
+    for place, (column, label) in enumerate(((1, "AP"), (2, "AP50")), start=1):
+        axes = picture.add_subplot(1, 2, place)
+        for name, points in curves.items():
+            axes.plot([p[0] for p in points], [p[column] for p in points], marker=".", label=name)
+        axes.set(xlabel="minutes of training", ylabel=label, ylim=(0, 1), xlim=(0, minutes))
+        style(axes)
+        legend(axes)
+    save(picture, path)
