@@ -1,0 +1,132 @@
+"""Settings: what is accepted, and what is answered with one clear line."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from regard.config import apply_mapping, apply_overrides, line_of, read_yaml, to_mapping
+from regard.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    width: int = 8
+    kind: Literal["on", "off", "auto"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    lr: float = 0.1
+    steps: int = 10
+    ema: bool = False
+    name: str = "x"
+    minutes: float | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("word", "path", "value"),
+    [
+        ("lr=1e-4", "lr", 1e-4),
+        ("lr=1", "lr", 1.0),
+        ("steps=3", "steps", 3),
+        ("steps=3.0", "steps", 3),
+        ("steps=1e3", "steps", 1000),
+        ("ema=true", "ema", True),
+        ("--ema=off", "ema", False),
+        ("name=a=b", "name", "a=b"),
+        ("minutes=2", "minutes", 2.0),
+        ("minutes=none", "minutes", None),
+        ("inner.width=16", "inner.width", 16),
+        ("inner.kind=off", "inner.kind", "off"),
+    ],
+)
+def test_accepted(word, path, value):
+    found = apply_overrides(Outer(), [word])
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "says"),
+    [
+        ("learning_rate=1", "C01", "unknown key 'learning_rate'"),
+        ("stepz=1", "C01", "did you mean 'steps'"),
+        ("inner.widht=1", "C01", "did you mean 'inner.width'"),
+        ("lr", "C01", "expected key=value"),
+        ("=3", "C01", "expected key=value"),
+        ("lr=fast", "C02", "lr='fast', expected a number"),
+        ("lr=nan", "C02", "expected a number"),
+        ("lr=inf", "C02", "expected a number"),
+        ("steps=2.5", "C02", "expected a whole number"),
+        ("ema=maybe", "C02", "expected true or false"),
+        ("inner=3", "C02", "inner holds settings of its own"),
+        ("inner.kind=atuo", "C02", "did you mean 'auto'"),
+    ],
+)
+def test_refused(word, code, says):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(Outer(), [word])
+    assert caught.value.code == code
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_yaml_types_are_checked_without_loss():
+    values = {"lr": "1e-3", "steps": 5, "inner": {"kind": True}}  # YAML 1.1: 1e-3 is text, on is a truth value
+    assert apply_mapping(Outer(), values) == Outer(lr=1e-3, steps=5, inner=Inner(kind="on"))
+    for wrong in ({"steps": True}, {"ema": 1}, {"name": 3}, {"steps": None}, {"lr": [1]}, {"inner": None}):
+        with pytest.raises(ConfigError):
+            apply_mapping(Outer(), wrong)
+
+
+def test_round_trip(tmp_path):
+    import yaml
+
+    config = Outer(lr=3e-5, minutes=1.5, inner=Inner(kind="off"))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(to_mapping(config)))
+    assert apply_mapping(Outer(), read_yaml(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lr: 1\nlr: 2\n", "'lr' stands twice"),
+        ("inner:\n  width: 1\n  width: 2\n", "'width' stands twice"),
+        ("a: !!python/object/apply:os.system ['true']\n", "is not allowed"),
+        ("a: !mine 3\n", "is not allowed"),
+        ("a: [1, 2\n", "settings.yaml:2"),
+        ("- 1\n- 2\n", "expected settings"),
+        ("just text", "expected settings"),
+        ("", "expected settings"),
+        ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n" for p, c in zip("abcdef", "bcdefg", strict=True)), "aliases"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("x" * 1_000_001, "bytes of settings"),
+    ],
+)  # fmt: skip
+def test_hostile_yaml(tmp_path, text, says):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_unreadable_files(tmp_path):
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot read the settings"):
+            read_yaml(path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_yaml(tmp_path / "bytes.yaml")
+
+
+def test_place_of_a_key(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("lr: 1\ninner:\n  width: 3\n  widht: 4\n")
+    assert line_of(path, "inner.widht") == f"{path}:4"
+    assert line_of(path, "nothing") == str(path)
