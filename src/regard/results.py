@@ -112,7 +112,7 @@ class Detections:
         ]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Rows of a COCO results file: `image_id`, `category_id` (the data set's own), `bbox` xywh in pixels, `score`."""
+        """Rows of a COCO results file: `image_id`, `category_id`, `bbox` xywh in pixels, `score`."""
         boxes_xywh = xyxy_to_xywh(self.boxes.double()).tolist()
         return [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
@@ -215,7 +215,12 @@ def postprocess(
     Returns:
         For each image scores (N,) 0..1, labels (N,) int64 and boxes (N, 4) xyxy, which are not cut at the border.
         Scores and boxes are float32 under mixed precision too.
+
+    Raises:
+        ConfigError: not one size for each image.
     """
+    if len(sizes) != len(output.logits):
+        raise ConfigError(f"{len(sizes)} sizes for predictions of {len(output.logits)} images")
     logits = output.logits.float()
     boxes = cxcywh_to_xyxy(output.boxes.float())
     num_queries = logits.shape[1]

@@ -1,0 +1,282 @@
+"""Detections and post-processing against the authors' numbers, transformers, supervision and plain loops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from regard.categories import Category
+from regard.errors import ConfigError, DataError, DivergedError, MachineError
+from regard.outputs import DetectionOutput
+from regard.pictures import class_color
+from regard.results import Detections, postprocess
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+CATEGORIES = (Category(7, "raccoon"), Category(3, "dog"), Category(90, "Waschbär"))
+
+
+def detections(**changes: object) -> Detections:
+    values: dict = {
+        "scores": torch.tensor([0.25, 0.75, 0.5, 0.5]),
+        "labels": torch.tensor([1, 0, 0, 2]),
+        "boxes": torch.tensor([[0.0, 1, 2, 3], [10.25, 20.5, 40, 60], [-5, 0, 5, 8], [1, 1, 2, 4]]),
+        "categories": CATEGORIES,
+        "size": (80, 100),
+        "image": torch.full((3, 80, 100), 200, dtype=torch.uint8),
+    }
+    return Detections(**{**values, **changes})
+
+
+def random_output(batch: int, queries: int, classes: int, seed: int = 0) -> DetectionOutput:
+    g = torch.Generator().manual_seed(seed)
+    return DetectionOutput(
+        3 * torch.randn(batch, queries, classes, generator=g), torch.rand(batch, queries, 4, generator=g)
+    )
+
+
+class TestPostprocess:
+    def test_equals_the_authors(self) -> None:
+        raw = load_file(GOLDEN / "detr_resnet50.outputs.safetensors")
+        expected = load_file(GOLDEN / "detr_resnet50.detections.safetensors")
+        output = DetectionOutput(raw["pred_logits"], raw["pred_boxes"])
+        found = postprocess(output, [(480, 640), (600, 536)], softmax=True)
+        assert len(found) == 2
+        for i, (scores, labels, boxes) in enumerate(found):
+            torch.testing.assert_close(scores, expected[f"{i}.scores"], atol=1e-6, rtol=0)
+            assert torch.equal(labels, expected[f"{i}.labels"])
+            torch.testing.assert_close(boxes, expected[f"{i}.boxes"], atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("top_k", [None, 1, 7, 1000])
+    def test_sigmoid_takes_the_best_pairs(self, top_k: int | None) -> None:
+        output = random_output(2, 6, 4)
+        sizes = [(50, 200), (33, 77)]
+        for i, (scores, labels, boxes) in enumerate(postprocess(output, sizes, softmax=False, top_k=top_k)):
+            height, width = sizes[i]
+            pairs = []
+            for query in range(6):
+                cx, cy, w, h = output.boxes[i, query].tolist()
+                box = [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
+                probabilities = output.logits[i, query].sigmoid().tolist()
+                pairs += [(probability, label, box) for label, probability in enumerate(probabilities)]
+            pairs.sort(key=lambda pair: -pair[0])
+            pairs = pairs[: 6 if top_k is None else top_k]
+            torch.testing.assert_close(scores, torch.tensor([pair[0] for pair in pairs]))
+            assert labels.tolist() == [pair[1] for pair in pairs]
+            torch.testing.assert_close(boxes, torch.tensor([pair[2] for pair in pairs]), atol=1e-4, rtol=1e-5)
+
+    @pytest.mark.slow  # importing transformers takes most of it
+    def test_sigmoid_equals_transformers(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrObjectDetectionOutput
+
+        output = random_output(2, 30, 9, seed=1)
+        sizes = [(480, 640), (600, 536)]
+        peer = transformers.DeformableDetrImageProcessor().post_process_object_detection(
+            DeformableDetrObjectDetectionOutput(logits=output.logits, pred_boxes=output.boxes),
+            threshold=0.0, target_sizes=sizes, top_k=30,
+        )  # fmt: skip
+        for (scores, labels, boxes), expected in zip(postprocess(output, sizes, softmax=False), peer, strict=True):
+            torch.testing.assert_close(scores, expected["scores"])
+            assert torch.equal(labels, expected["labels"])
+            torch.testing.assert_close(boxes, expected["boxes"])
+
+    def test_softmax_top_k_are_the_best_queries_of_all(self) -> None:
+        output = random_output(2, 12, 5)
+        everything = postprocess(output, [(50, 60)] * 2, softmax=True)
+        for every, best in zip(everything, postprocess(output, [(50, 60)] * 2, softmax=True, top_k=4), strict=True):
+            order = sorted(range(12), key=lambda query: -every[0][query])[:4]
+            for a, b in zip(every, best, strict=True):
+                assert torch.equal(a[order], b)
+
+    def test_no_object_is_never_returned(self) -> None:
+        logits = torch.tensor([[[0.0, 1.0, 50.0]]])
+        [(scores, labels, _)] = postprocess(DetectionOutput(logits, torch.rand(1, 1, 4)), [(9, 9)], softmax=True)
+        assert labels.tolist() == [1]
+        assert scores.item() < 1e-20
+
+    def test_boxes_are_not_cut(self) -> None:
+        output = DetectionOutput(torch.zeros(1, 1, 3), torch.tensor([[[0.0, 0.5, 1.0, 2.0]]]))
+        for softmax in (True, False):
+            [(_, _, boxes)] = postprocess(output, [(10, 20)], softmax=softmax)
+            assert boxes.tolist() == [[-10.0, -5.0, 10.0, 15.0]]
+
+    @pytest.mark.parametrize("softmax", [True, False])
+    def test_half_precision_costs_no_more_than_its_own_rounding(self, softmax: bool) -> None:
+        exact = random_output(1, 20, 5)
+        half = DetectionOutput(exact.logits.bfloat16(), exact.boxes.bfloat16())
+        rounded = DetectionOutput(half.logits.float(), half.boxes.float())
+        found, expected = (postprocess(o, [(1000, 1500)], softmax=softmax)[0] for o in (half, rounded))
+        assert found[0].dtype == found[2].dtype == torch.float32
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+
+    @pytest.mark.parametrize("sizes", [[(10, 10)], [(10, 10)] * 3])
+    def test_one_size_for_each_image(self, sizes: list[tuple[int, int]]) -> None:
+        with pytest.raises(ConfigError, match="sizes for predictions of 2 images"):
+            postprocess(random_output(2, 3, 4), sizes, softmax=True)
+
+
+class TestDetections:
+    def test_are_sorted_together_and_ties_stay_in_order(self) -> None:
+        found = detections()
+        assert found.scores.tolist() == [0.75, 0.5, 0.5, 0.25]
+        assert found.labels.tolist() == [0, 0, 2, 1]
+        assert found.boxes[:, 0].tolist() == [10.25, -5, 1, 0]
+        assert found.names == ["raccoon", "raccoon", "Waschbär", "dog"]
+        assert found.category_ids == [7, 7, 90, 3]
+
+    def test_selecting(self) -> None:
+        found = detections()
+        kept = [
+            found[1:3],
+            found[torch.tensor([False, True, True, False])],
+            found[[1, 2]],
+            found[(found.scores == 0.5).numpy()],
+        ]
+        for part in kept:
+            assert part.boxes.tolist() == [[-5, 0, 5, 8], [1, 1, 2, 4]]
+            assert part.names == ["raccoon", "Waschbär"]
+        assert found[-1].names == ["dog"]
+        assert [one.names[0] for one in (found[i] for i in range(len(found)))] == found.names
+        assert [one.scores.item() for one in found] == found.scores.tolist()  # type: ignore[attr-defined]
+        assert len(found[[]]) == len(found[:0][[]]) == len(found[:0][torch.zeros(0, dtype=torch.bool)]) == 0
+        with pytest.raises(IndexError):
+            found[4]
+        with pytest.raises(IndexError):
+            found[torch.tensor([True, False])]
+
+    def test_above_leaves_out_the_threshold_itself(self) -> None:
+        assert len(detections().above(0.5)) == 1
+        assert len(detections().above(0.49)) == 3
+        assert detections().above(0.99).to_dicts() == []
+
+    def test_dicts_have_the_shape_of_the_transformers_pipeline(self) -> None:
+        first = detections().to_dicts()[0]
+        assert first == {
+            "label": "raccoon",
+            "score": 0.75,
+            "box": {"xmin": 10.25, "ymin": 20.5, "xmax": 40, "ymax": 60},
+        }
+        assert json.loads(detections().to_json()) == detections().to_dicts()
+        assert "Waschbär" in detections().to_json()
+
+    def test_coco_rows_are_what_pycocotools_loads(self) -> None:
+        coco_module = pytest.importorskip("pycocotools.coco")
+        rows = detections().to_coco(image_id=42)
+        assert rows[0] == {"image_id": 42, "category_id": 7, "bbox": [10.25, 20.5, 29.75, 39.5], "score": 0.75}
+        truth = coco_module.COCO()
+        truth.dataset = {
+            "images": [{"id": 42}], "annotations": [], "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES]
+        }  # fmt: skip
+        truth.createIndex()
+        loaded = truth.loadRes(rows)
+        assert [a["area"] for a in loaded.loadAnns(loaded.getAnnIds())] == [29.75 * 39.5, 80, 3, 4]
+
+    def test_pandas(self) -> None:
+        pytest.importorskip("pandas")
+        table = detections(path="a.png").to_pandas()
+        assert list(table.columns) == ["path", "label", "category_id", "score", "xmin", "ymin", "xmax", "ymax"]
+        assert table.iloc[0].tolist() == ["a.png", "raccoon", 7, 0.75, 10.25, 20.5, 40, 60]
+        empty = detections()[:0].to_pandas()
+        assert len(empty) == 0
+        assert empty.dtypes[["category_id", "score", "xmin"]].tolist() == ["int64", "float32", "float32"]
+
+    @pytest.mark.filterwarnings("ignore:OpenCV")
+    def test_supervision(self) -> None:
+        supervision = pytest.importorskip("supervision")
+        bridge = detections().to_supervision()
+        assert bridge.xyxy.tolist() == detections().boxes.tolist()
+        assert bridge.class_id.tolist() == [0, 0, 2, 1]
+        assert bridge.confidence.tolist() == [0.75, 0.5, 0.5, 0.25]
+        sure = bridge[bridge.confidence > 0.3]
+        assert sure.data["class_name"].tolist() == ["raccoon", "raccoon", "Waschbär"]
+        bridge.xyxy[:] = 0
+        assert detections().to_supervision().xyxy.any()
+        assert len(detections()[:0].to_supervision()) == 0
+        assert len(supervision.Detections.merge([bridge, detections().to_supervision()])) == 8
+
+    def test_the_bridge_shares_no_memory(self) -> None:
+        pytest.importorskip("supervision")
+        found = detections()
+        found.to_supervision().xyxy[:] = 0
+        assert found.boxes.any()
+
+    @pytest.mark.parametrize(("package", "call"), [("pandas", "to_pandas"), ("supervision", "to_supervision")])
+    def test_missing_packages_are_named(self, package: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+        with pytest.raises(MachineError, match=r"pip install 'regard\[interop\]'"):
+            getattr(detections(), call)()
+
+    def test_summary(self) -> None:
+        assert detections().summary() == "2 raccoon, 1 Waschbär, 1 dog"
+        assert detections()[:0].summary() == "nothing"
+        assert repr(detections(path="a\nb.png")) == r"Detections(2 raccoon, 1 Waschbär, 1 dog; a\nb.png, 80x100)"
+
+    def test_half_precision_with_gradient_comes_in(self) -> None:
+        found = detections(scores=torch.tensor([0.25, 0.75, 0.5, 0.5], dtype=torch.bfloat16, requires_grad=True))
+        assert found.scores.dtype == torch.float32
+        assert not found.scores.requires_grad
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"labels": torch.tensor([0, 1, 2, 3])}, ConfigError, "label 3 among 3 categories"),
+            ({"labels": torch.tensor([0, 1, 2, -1])}, ConfigError, "label -1 among 3 categories"),
+            ({"labels": torch.tensor([0])}, ConfigError, r"got \(4,\), \(1,\) and \(4, 4\)"),
+            ({"scores": torch.tensor(0.5)}, ConfigError, r"got \(\), \(4,\) and \(4, 4\)"),
+            ({"boxes": torch.zeros(4, 5)}, ConfigError, r"got \(4,\), \(4,\) and \(4, 5\)"),
+            ({"scores": torch.tensor([0.1, float("nan"), 0, 0])}, DivergedError, "not finite"),
+            ({"boxes": torch.full((4, 4), float("inf"))}, DivergedError, "not finite"),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_is_refused(
+        self, changes: dict[str, Tensor], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            detections(**changes)
+
+
+class TestPictures:
+    def test_plot_draws_what_is_above_the_threshold(self) -> None:
+        found = detections(
+            scores=torch.tensor([0.9, 0.4]), labels=torch.tensor([0, 1]),
+            boxes=torch.tensor([[10.0, 20, 30, 60], [60, 20, 90, 60]]),
+        )  # fmt: skip
+        factor = found.plot().width // 100
+        right, left = (90 * factor, 40 * factor), (30 * factor, 40 * factor)
+        assert found.plot().getpixel(left) == class_color(0)
+        assert found.plot().getpixel(right) == class_color(1)
+        assert found.plot(threshold=0.5).getpixel(left) == class_color(0)
+        assert found.plot(threshold=0.5).getpixel(right) == (200, 200, 200)
+        assert (found.image == 200).all()  # type: ignore[union-attr]
+
+    def test_the_file_is_read_when_it_is_needed(self, tmp_path: Path) -> None:
+        path = tmp_path / "street.png"
+        found = detections(image=None, path=str(path))
+        with pytest.raises(DataError, match=r"street\.png"):
+            found.plot()
+        Image.new("RGB", (400, 400), (1, 2, 3)).save(path)
+        assert found[:0].plot().getcolors() == [(160000, (1, 2, 3))]
+
+    def test_without_any_image(self) -> None:
+        with pytest.raises(ConfigError, match="no image to draw on"):
+            detections(image=None).plot()
+
+    @pytest.mark.parametrize("name", ["a.png", "deep/er/a.jpg", "a.webp", "a.tiff"])
+    def test_save(self, name: str, tmp_path: Path) -> None:
+        detections().save(tmp_path / name, threshold=0.3)
+        with Image.open(tmp_path / name) as saved:
+            assert saved.size == detections().plot().size
+
+    def test_save_says_what_is_wrong_with_the_path(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="suffix"):
+            detections().save(tmp_path / "a.xyz")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(MachineError, match="cannot be written"):
+            detections().save(tmp_path / "file" / "a.png")
