@@ -120,9 +120,7 @@ def test_a_cut_connection_goes_on_where_it_stopped(server, tmp_path):
 
 def test_gives_up_after_three_cuts_and_goes_on_in_the_next_run(server, tmp_path):
     server.cuts = [1000, 1000, 1000]
-    with pytest.raises(
-        MachineError, match=r"connection broke 3 times after 0\.0 MB .*3000 of 3072000"
-    ) as caught:
+    with pytest.raises(MachineError, match=r"connection broke 3 times after 0\.0 MB .*3000 of 3072000") as caught:
         download(server.url, folder=tmp_path)
     assert "\n" not in str(caught.value)
     assert (tmp_path / f"{NAME}.part").read_bytes() == CONTENT[:3000]
@@ -156,6 +154,11 @@ def test_wrong_part_of_an_earlier_run_is_dropped(server, tmp_path, part):
     (tmp_path / f"{NAME}.part").write_bytes(part)
     assert download(server.url, folder=tmp_path).read_bytes() == CONTENT
     assert files(tmp_path) == [NAME]
+
+
+def test_part_that_no_checksum_can_prove_is_dropped(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(b"\0" * 5000)
+    assert download(server.url, sha256_prefix="", folder=tmp_path).read_bytes() == CONTENT
 
 
 def test_complete_part_needs_no_server(tmp_path):
@@ -210,9 +213,7 @@ def test_threads_download_once(server, tmp_path):
 
 def test_processes_download_once(server, tmp_path):
     context = multiprocessing.get_context("fork")
-    workers = [
-        context.Process(target=download, args=(server.url,), kwargs={"folder": tmp_path}) for _ in range(3)
-    ]
+    workers = [context.Process(target=download, args=(server.url,), kwargs={"folder": tmp_path}) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -239,9 +239,10 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict[str, Tensor], dict[st
             if length > _MAX_HEADER:
                 raise _bad("K15", path, f"has a header of {length} bytes; at most {_MAX_HEADER}")
             header = json.loads(file.read(length), object_pairs_hook=_unique)
-        if len(header) > MAX_TENSORS + 1:
-            raise _too_many(len(header) - 1, path)
-        return load_file(path), header.get("__metadata__", {})
+        metadata = header.pop("__metadata__", {})
+        if len(header) > MAX_TENSORS:
+            raise _too_many(len(header), path)
+        return load_file(path), metadata
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
