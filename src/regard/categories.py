@@ -1,4 +1,4 @@
-"""Classes of data sets and models."""
+"""Classes of data sets and models, and the card that a model carries."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ class Category:
     id: int
     name: str
     is_thing: bool = True
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What belongs to a model beside its parameters; `model.card`.
+
+    categories: the meaning of every class index. short_side, max_size: evaluation resize in pixels.
+    """
+
+    name: str
+    categories: tuple[Category, ...]
+    short_side: int = 800
+    max_size: int = 1333
 
 
 _COCO_NAMES = (

@@ -62,7 +62,7 @@ def train(
 
     # Without a model, for --resume and --config, the first setting stands in the model's place.
     if model is not None and "=" in model:
-        model, settings = None, (model, *settings)
+        settings, model = (model, *settings), None
     run = train(
         model, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config, overrides=settings,
         quiet=quiet,
@@ -182,9 +182,10 @@ def check(folder: Path) -> None:
     Args:
         folder: in COCO's layout.
     """
-    from regard.data.formats import check_folder
+    from regard.data.health import check_folder
 
-    sys.exit(check_folder(folder))
+    for line in check_folder(folder):
+        print(line)
 
 
 @data_app.command

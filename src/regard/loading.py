@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from regard.categories import Category
-from regard.config import apply_mapping, unknown_name
+from regard.config import apply_mapping, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
-from regard.models.catalog import WEIGHTS, ModelCard, build, list_models
+from regard.models.catalog import WEIGHTS, Detector, build, list_models
 from regard.models.detr import DETRConfig
 from regard.models.download import download
 from regard.models.files import load_exactly
@@ -17,7 +16,7 @@ from regard.models.weights import load_file
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 
 
-def load(source: str | Path, *, model: str | None = None) -> nn.Module:
+def load(source: str | Path, *, model: str | None = None) -> Detector:
     """A model with weights, in evaluation mode.
 
     Args:
@@ -48,11 +47,9 @@ def load(source: str | Path, *, model: str | None = None) -> nn.Module:
     return load_file(download(weights.url, sha256_prefix=weights.sha256_prefix), model=name)
 
 
-def model_state(net: nn.Module) -> dict:
+def model_state(net: Detector) -> dict[str, Any]:
     """What a checkpoint keeps beside the weights so that `load` can build the model again (JSON)."""
-    from regard.config import to_mapping
-
-    card: ModelCard = net.card
+    card = net.card
     return {
         "model": card.name,
         "config": to_mapping(net.config),
@@ -78,7 +75,7 @@ def best_checkpoint(run: Path) -> Path:
     return best if step is not None and best.is_dir() else newest
 
 
-def _load_folder(path: Path) -> nn.Module:
+def _load_folder(path: Path) -> Detector:
     if not (path / "manifest.json").exists():
         path = best_checkpoint(path)
     state = read_checkpoint(path, parts=[]).state

@@ -87,7 +87,7 @@ def draw_boxes(
             room = min(picture.width, max(outline[2] - outline[0], picture.width // 2))
             text, font = _fitted(label, ending, size, room - size)
             place = _place(outline, math.ceil(font.getlength(text)) + size * 2 // 3, size, line, tags, picture.size)
-            if place is not None:
+            if place is not None and text:
                 tags.append(_Tag(place, text, font, color))
     for outline, color in reversed(outlines):
         _draw_outline(pen, outline, color, line, dashed)
@@ -113,10 +113,12 @@ def grid(
         longest: pictures with a longer side than this many pixels are shrunk to it.
 
     Raises:
-        ConfigError: no picture, or fewer than one column.
+        ConfigError: no picture, fewer than one column, or not one caption for each picture.
     """
     if not images or columns < 1:
         raise ConfigError(f"{len(images)} pictures in {columns} columns make no sheet")
+    if captions is not None and len(captions) != len(images):
+        raise ConfigError(f"{len(captions)} captions for {len(images)} pictures")
     cells = [_shrunk(image, longest) for image in images]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     widths = [max(row[i].width for row in rows if i < len(row)) for i in range(len(rows[0]))]
@@ -230,15 +232,14 @@ def _place(
     height = round(1.4 * size)
     # The name joins the line and seems to be one with it; boxes that are hardly more than their line stay visible.
     joint = line if min(x1 - x0, y1 - y0) > 4 * line else -1
-    above = [(x, y0 - height + joint) for x in (x0, x1 - width)]
-    below = [(x, y1 - joint) for x in (x0, x1 - width)]
-    rows = range(y0, max(y1 - height, y0) + 1, height)[:8]
-    inside = [(x, y) for y in rows for x in (x0, x1 - width)]
-    above = [place for place in above if place[1] >= 0]
-    below = [place for place in below if place[1] + height <= picture[1]]
+    ends = (x0, x1 - width, *range(x0 + width, x1 - 2 * width, width)[:6])
+    above = [(x, y0 - height + joint) for x in ends if y0 - height + joint >= 0]
+    below = [(x, y1 - joint) for x in ends if y1 - joint + height <= picture[1]]
+    beside = [(x, y) for x in (x1, x0 - width) for y in (y0, y1 - height) if 0 <= x <= picture[0] - width]
+    inside = [(x, y) for y in range(y0, max(y1 - height, y0) + 1, height)[:8] for x in ends[:2]]
     # The name should not hide the object: inside comes last for boxes that are hardly larger than the name.
     is_small = y1 - y0 < 3 * height
-    places = above + below + inside if is_small else above + inside[:2] + below + inside[2:]
+    places = above + below + beside + inside if is_small else above + inside[:2] + below + inside[2:] + beside
     best, least = None, width * height // 2
     for left, top in places:
         left = max(0, min(left, picture[0] - width))

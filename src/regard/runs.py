@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torchvision
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 import regard
 from regard.config import apply_mapping, apply_overrides, line_of, read_yaml, to_mapping
@@ -29,7 +29,7 @@ from regard.evaluation.detection import DetectionScores
 from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
 from regard.loading import best_checkpoint, load, model_state
 from regard.losses import SetCriterion
-from regard.models.catalog import build
+from regard.models.catalog import Detector, build
 from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_for
 from regard.training.checkpoints import lock_run, read_checkpoint
@@ -45,7 +45,7 @@ class Run:
     folder: Path
     scores: dict[str, float]
 
-    def load(self) -> nn.Module:
+    def load(self) -> Detector:
         """The best model of the run."""
         return load(self.folder)
 
@@ -115,7 +115,7 @@ def resolve(
 
 
 def evaluate(
-    source: str | Path | nn.Module,
+    source: str | Path | Detector,
     data: str | Path,
     *,
     output: str | Path | None = None,
@@ -130,7 +130,7 @@ def evaluate(
         data: folder in COCO's layout, or `shapes`.
         output: folder for `metrics.json` and pictures; the run itself if `source` is one; none if None otherwise.
     """
-    net = source if isinstance(source, nn.Module) else load(source)
+    net = source if isinstance(source, Detector) else load(source)
     where = choose_device(device)
     dataset = open_detection(data_folder(str(data)), "val")
     criterion = SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
@@ -145,7 +145,7 @@ def evaluate(
         workers=workers,
         processes=Processes(0, 1, where),
     )
-    if output is None and not isinstance(source, nn.Module) and (Path(source) / "checkpoints").is_dir():
+    if output is None and not isinstance(source, Detector) and (Path(source) / "checkpoints").is_dir():
         output = source
     if output is not None:
         _write_evaluation(Path(output), evaluation, str(data))
@@ -184,7 +184,8 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
         if group.is_main:
             pictures.mkdir(exist_ok=True)
             _describe(run, settings, train_data, val_data)
-        for note in [*notes, *more]:
+        findings = [str(issue) for data in (train_data, val_data) for issue in data.annotations.report.issues]
+        for note in [*findings, *notes, *more]:
             reporter.say(note)
         task = DetectionTask(
             train_data,
@@ -267,12 +268,12 @@ def _with_reachable_weights(settings: Recipe) -> tuple[Recipe, Mapping[str, Tens
 
 def _starting_model(
     settings: Recipe, data: CocoDataset, backbone: Mapping[str, Tensor], resume: bool
-) -> tuple[nn.Module, list[str]]:
+) -> tuple[Detector, list[str]]:
     """The model before the first step, and what the user has to know of it."""
     torch.manual_seed(settings.seed)
     net = build(settings.model, settings.name, data.categories, (settings.short_side, settings.max_size))
     if backbone:
-        load_backbone(net, backbone, where=settings.model.backbone)
+        load_backbone(net.backbone, backbone, where=settings.model.backbone)
     if resume or settings.start_from in ("none", "backbone"):
         return net, []
     return net, [transfer(load(settings.start_from), net)]

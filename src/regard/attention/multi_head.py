@@ -30,7 +30,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The weights that `attend` uses and never stores: (B, heads, N, M), each row sums to 1, or to 0 if all is masked."""
+    """The weights that `attend` uses and never stores: (B, heads, N, M), rows sum to 1, or to 0 if all is masked."""
     logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     if mask is None:
         return logits.softmax(dim=-1)

@@ -11,12 +11,12 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
     """Run a benchmark by name and print its table."""
     names = ("loading", "losses")
     if name == "loading":
-        from regard.benchmarks import loading
+        from regard.benchmarks.loading import main
 
-        loading.main(data, rounds)
+        main(data, rounds)
     elif name == "losses":
-        from regard.benchmarks import losses
+        from regard.benchmarks.losses import main as compare_losses
 
-        losses.main(rounds)
+        compare_losses(rounds)
     else:
         raise unknown_name("benchmark", name, names, code="C01")

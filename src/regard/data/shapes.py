@@ -251,7 +251,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _box(mask: np.ndarray) -> list[int]:
     """COCO box [x, y, width, height] around a mask."""
-    y, x = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
 
 

@@ -168,7 +168,7 @@ class AnchorDecoder(Decoder):
         layers, norm: as in `Decoder`.
     """
 
-    def __init__(self, layers: list[AnchorDecoderLayer], norm: nn.LayerNorm) -> None:
+    def __init__(self, layers: Sequence[AnchorDecoderLayer], norm: nn.LayerNorm) -> None:
         super().__init__(layers, norm)
         self.embed_dim = embed_dim = norm.normalized_shape[0]
         self.position_mlp = MLP(2 * embed_dim, embed_dim, embed_dim, num_layers=2)
@@ -177,9 +177,10 @@ class AnchorDecoder(Decoder):
 
     def reset_parameters(self) -> None:
         """Look at the anchor's own place, in the size of the anchor."""
-        for layer in self.layers:
-            layer.reset_places()
-        nn.init.ones_(self.scale_mlp.layers[-1].bias)
+        for module in self.modules():
+            if isinstance(module, AnchorDecoderLayer):
+                module.reset_places()
+        nn.init.ones_(self.scale_mlp.last.bias)
 
     def decode(
         self,

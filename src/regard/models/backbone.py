@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision
@@ -18,7 +19,7 @@ RESNETS = (
 )  # fmt: skip
 
 
-def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") -> nn.Module:
+def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") -> Backbone:
     """A backbone by name, with random weights: `backbone(pixels (B, 3, H, W)) -> list of (B, C_i, h_i, w_i)`.
 
     The list runs from fine to coarse; `backbone.num_channels` is C of the last map.
@@ -27,7 +28,8 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
         name: a torchvision ResNet or other CNN (`resnet50`, `convnext_tiny`, ...), `timm/NAME` for any timm model with
             feature maps, or `small` for ours for images of 32 to 256 pixels.
         dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
-        norm: `frozen` keeps batch norm statistics and scales as loaded; `batch` trains them.
+        norm: `frozen` keeps batch norm, and in ResNets the stem and stage 1, as loaded (models/backbone.py of the
+            authors); `batch` trains all.
     """
     if name == "small":
         return SmallBackbone()
@@ -42,7 +44,14 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
     return OtherBackbone(name, norm=norm)
 
 
-class ResNetBackbone(nn.Module):
+class Backbone(nn.Module):
+    """What all backbones have: `num_channels` of their last map, and `body`, the network itself."""
+
+    num_channels: int
+    body: Any
+
+
+class ResNetBackbone(Backbone):
     """torchvision's ResNet without its classifier. Gives the maps of stages 1 to 4, strides 4, 8, 16 and 32."""
 
     def __init__(self, name: str, *, dilation: bool, norm: str) -> None:
@@ -56,6 +65,9 @@ class ResNetBackbone(nn.Module):
         self.num_channels = resnet.fc.in_features
         del resnet.fc, resnet.avgpool
         self.body = resnet
+        if norm == "frozen":
+            for part in (resnet.conv1, resnet.layer1):
+                part.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         body = self.body
@@ -66,12 +78,8 @@ class ResNetBackbone(nn.Module):
             maps.append(x)
         return maps
 
-    def frozen_parameters(self) -> list[nn.Parameter]:
-        """Those that the paper keeps as pretrained: the stem and stage 1 (models/backbone.py)."""
-        return [p for part in (self.body.conv1, self.body.bn1, self.body.layer1) for p in part.parameters()]
 
-
-class SmallBackbone(nn.Module):
+class SmallBackbone(Backbone):
     """A small residual network for images of 32 to 256 pixels: one map of stride 8.
 
     Group norm instead of batch norm: batches of any size, nothing to freeze, and one image's result does not depend
@@ -89,11 +97,8 @@ class SmallBackbone(nn.Module):
     def forward(self, pixels: Tensor) -> list[Tensor]:
         return [self.body(pixels.contiguous(memory_format=torch.channels_last))]
 
-    def frozen_parameters(self) -> list[nn.Parameter]:
-        return []
 
-
-class OtherBackbone(nn.Module):
+class OtherBackbone(Backbone):
     """The convolutional part of another torchvision or timm classifier; gives its last feature map."""
 
     def __init__(self, name: str, *, norm: str) -> None:
@@ -111,9 +116,6 @@ class OtherBackbone(nn.Module):
     def forward(self, pixels: Tensor) -> list[Tensor]:
         maps = self.body(pixels)
         return list(maps) if isinstance(maps, (list, tuple)) else [maps]
-
-    def frozen_parameters(self) -> list[nn.Parameter]:
-        return []
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:

@@ -6,14 +6,18 @@ import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
 
-from regard.categories import COCO, Category
+from regard.categories import COCO, Category, ModelCard
 from regard.config import unknown_name
 from regard.errors import ConfigError
 from regard.models.detr import DETR, DETR_PRESETS, DETRConfig
 from regard.models.detr_demo import DETRDemo, DETRDemoConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DETR_URL = "https://dl.fbaipublicfiles.com/detr/"
 
@@ -34,18 +38,7 @@ class Weights:
         return self.file_name.rsplit("-", 1)[1].split(".")[0]
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What belongs to a model beside its parameters; `model.card`.
-
-    categories: the meaning of every class index. short_side, max_size: evaluation resize in pixels.
-    """
-
-    name: str
-    categories: tuple[Category, ...]
-    short_side: int = 800
-    max_size: int = 1333
-
+Detector = DETR | DETRDemo
 
 CONFIGS: dict[str, DETRConfig | DETRDemoConfig] = {**DETR_PRESETS, "detr_demo": DETRDemoConfig()}
 
@@ -66,7 +59,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(CONFIGS, pattern))
 
 
-def create(name: str, *, num_classes: int | None = None) -> nn.Module:
+def create(name: str, *, num_classes: int | None = None) -> Detector:
     """A model by name, with random weights. Nothing is downloaded.
 
     Args:
@@ -94,9 +87,9 @@ def build(
     name: str,
     categories: Sequence[Category] | None = None,
     sizes: tuple[int, int] | None = None,
-) -> nn.Module:
+) -> Detector:
     """A model of any configuration, with its card. Classes without names are called by their number."""
-    model: nn.Module = DETRDemo(config) if isinstance(config, DETRDemoConfig) else DETR(config)
+    model: Detector = DETRDemo(config) if isinstance(config, DETRDemoConfig) else DETR(config)
     if categories is None:
         categories = COCO if config.num_classes == len(COCO) else _numbered(config.num_classes)
     if len(categories) != config.num_classes:
@@ -104,6 +97,22 @@ def build(
     short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
     model.card = ModelCard(name, tuple(categories), short_side, max_size)
     return model
+
+
+def table(pattern: str = "*") -> Table:
+    """The models that match a pattern, as a table. Models are built without memory to count their parameters."""
+    from rich.table import Table
+
+    found = Table("model", "parameters", "weights", "published")
+    for name in list_models(pattern):
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build(preset(name), name).parameters())
+        weights = WEIGHTS.get(name)
+        scores = ", ".join(f"{key} {value}" for key, value in weights.scores.items()) if weights else ""
+        found.add_row(name, f"{count / 1e6:.1f} M", weights.file_name if weights else "", scores)
+    if not found.rows:
+        raise unknown_name("model", pattern, list_models(), code="C01")
+    return found
 
 
 def _numbered(count: int) -> list[Category]:

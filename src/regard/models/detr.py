@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from regard.attention import LearnedPositionEncoding, SinePositionEncoding
 from regard.batches import ImageBatch
+from regard.categories import ModelCard
 from regard.errors import ConfigError
 from regard.models.anchors import (
     TEMPERATURE,
@@ -106,6 +107,8 @@ class DETR(nn.Module):
         config: sizes and options.
     """
 
+    card: ModelCard  # set by `regard.models.catalog.build`
+
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
         self.config = config
@@ -127,7 +130,7 @@ class DETR(nn.Module):
         self.class_embed = nn.Linear(c, config.num_classes + (0 if config.sigmoid else 1))
         self.bbox_embed = MLP(c, c, 4, num_layers=3)
         if config.anchors:
-            self.query_embed = AnchorQueries(
+            self.query_embed: nn.Module = AnchorQueries(
                 num_queries=config.num_queries,
                 num_groups=config.query_groups,
                 denoising_groups=config.denoising_groups,
@@ -136,8 +139,8 @@ class DETR(nn.Module):
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
             )
-            nn.init.zeros_(self.bbox_embed.layers[-1].weight)  # boxes start at their anchors
-            nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+            nn.init.zeros_(self.bbox_embed.last.weight)  # boxes start at their anchors
+            nn.init.zeros_(self.bbox_embed.last.bias)
         else:
             self.query_embed = nn.Embedding(config.num_queries * config.query_groups, c)
         if config.sigmoid:
@@ -183,22 +186,20 @@ class DETR(nn.Module):
         positions = self.position_encoding(padding).flatten(1, 2)  # (B, hw, C)
         tokens = self.input_proj(features).flatten(2).transpose(1, 2)  # (B, hw, C)
         memory = self.transformer.encoder(tokens, positions, mask, trace)
-        if self.config.anchors:
+        decoder = self.transformer.decoder
+        if isinstance(decoder, AnchorDecoder):
             queries = self.query_embed(len(batch), targets)
-            hidden, boxes = self.transformer.decoder.decode(
-                queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace
-            )
+            hidden, boxes = decoder.decode(queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace)
             return self._output(self.class_embed(hidden), boxes, queries)
         embed, query_mask = self._learned_queries(len(batch))
-        hidden = self.transformer.decoder(
-            embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace
-        )  # (L, B, Q, C)
+        hidden = decoder(embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace)  # (L, B, Q, C)
         return self._output(self.class_embed(hidden), self.bbox_embed(hidden).sigmoid())
 
     def _learned_queries(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
         """Query embeddings (B, Q, C): all groups in training, the first group else."""
         config = self.config
         groups = config.query_groups if self.training else 1
+        assert isinstance(self.query_embed, nn.Embedding)
         embed = self.query_embed.weight[: config.num_queries * groups].expand(batch_size, -1, -1)
         if groups == 1:
             return embed, None
@@ -242,12 +243,6 @@ def _padding_of(batch: ImageBatch, features: Tensor) -> tuple[Tensor, Tensor | N
 
 
 # Only what differs from the paper's DETR-R50. The names are torch hub's; `detr_tiny` and its like are ours.
-FAST = {
-    "norm_first": True,
-    "dropout": 0.0,
-    "sigmoid": True,
-    "anchors": True,
-}
 DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet50": DETRConfig(),
     "detr_resnet50_dc5": DETRConfig(dilation=True),
@@ -256,7 +251,7 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet18": DETRConfig(backbone="resnet18"),
     "detr_resnet34": DETRConfig(backbone="resnet34"),
     "detr_tiny": DETRConfig(
-        **FAST, backbone="small", embed_dim=96, num_heads=4, encoder_layers=1, decoder_layers=3, feedforward_dim=256,
-        num_queries=12, denoising_groups=4,
+        backbone="small", embed_dim=96, num_heads=4, encoder_layers=1, decoder_layers=3, feedforward_dim=256,
+        dropout=0.0, norm_first=True, num_queries=12, sigmoid=True, anchors=True, query_groups=3, denoising_groups=4,
     ),
 }  # fmt: skip

@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from regard.batches import ImageBatch
+from regard.categories import ModelCard
 from regard.errors import ConfigError
 from regard.outputs import DetectionOutput
 
@@ -36,6 +37,8 @@ class DETRDemo(nn.Module):
     Args:
         config: number of classes and queries.
     """
+
+    card: ModelCard  # set by `regard.models.catalog.build`
 
     def __init__(self, config: DETRDemoConfig) -> None:
         super().__init__()

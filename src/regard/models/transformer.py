@@ -8,7 +8,9 @@ Masks are bool, True where a token may be looked at, and broadcast to (B, heads,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,14 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives the output."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -89,7 +98,7 @@ class Transformer(nn.Module):
 class Encoder(nn.Module):
     """Self-attention among all image tokens, layer after layer."""
 
-    def __init__(self, layers: list[EncoderLayer], norm: nn.Module | None) -> None:
+    def __init__(self, layers: Sequence[EncoderLayer], norm: nn.Module | None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
@@ -106,7 +115,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Queries look at each other, then at the image, layer after layer."""
 
-    def __init__(self, layers: list[DecoderLayer], norm: nn.Module) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], norm: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm

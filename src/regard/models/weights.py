@@ -12,17 +12,23 @@ import torchvision
 from torch import Tensor, nn
 
 from regard.errors import CheckpointError, MachineError
-from regard.models.catalog import WEIGHTS, build, preset
+from regard.models.catalog import WEIGHTS, Detector, build, preset
 from regard.models.detr import DETRConfig
 from regard.models.detr_demo import DETRDemoConfig
 from regard.models.download import download
 from regard.models.files import load_exactly, read_weights
 
-RESNET_OF_BLOCKS = {(2, 2, False): "resnet18", (6, 3, False): "resnet34", (6, 3, True): "resnet50", (23, 3, True): "resnet101",
-                    (36, 3, True): "resnet152"}  # fmt: skip
+# (blocks of stage 3, blocks of stage 4, whether blocks are bottlenecks)
+RESNET_OF_BLOCKS = {
+    (2, 2, False): "resnet18",
+    (6, 3, False): "resnet34",
+    (6, 3, True): "resnet50",
+    (23, 3, True): "resnet101",
+    (36, 3, True): "resnet152",
+}
 
 
-def load_file(path: str | Path, *, model: str | None = None) -> nn.Module:
+def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     """A model from a file of the DETR authors, with its weights, in evaluation mode.
 
     Sizes and the number of classes are read off the tensors. Whether the last stage is dilated (DC5) leaves no trace
@@ -75,14 +81,15 @@ def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
     return read_weights(download(url, sha256_prefix=prefix)).tensors
 
 
-def load_backbone(net: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
+def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
     """Weights of a classifier into the backbone of a detector; what only the classifier has is left out."""
-    wanted = net.backbone.body.state_dict()
-    load_exactly(net.backbone.body, {key: value for key, value in tensors.items() if key in wanted}, where=where)
+    body = backbone.get_submodule("body")
+    wanted = body.state_dict()
+    load_exactly(body, {key: value for key, value in tensors.items() if key in wanted}, where=where)
 
 
 @torch.no_grad()
-def transfer(source: nn.Module, net: nn.Module) -> str:
+def transfer(source: Detector, net: Detector) -> str:
     """Copy what fits from a trained model to a new one with other classes, and say what was done.
 
     Class outputs are copied row by row for classes of the same name, and for no-object; others start at random.

@@ -324,11 +324,11 @@ class Trainer:
 def _signals() -> Iterator[list[int]]:
     """The list fills when SIGTERM or SIGINT comes; a second one ends the process as usual."""
     asked: list[int] = []
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def note(number: int, _: object) -> None:
         asked.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -338,5 +338,5 @@ def _signals() -> Iterator[list[int]]:
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for known, handler in before.items():
+            signal.signal(known, handler)

@@ -85,7 +85,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line of text above the bar."""
-        (self._bar.console if self._bar else self.console).print(text, markup=False, highlight=False)
+        (self._bar.console if self._bar else self.console).print(text, markup=False, highlight=False, soft_wrap=True)
 
     def rewind(self, step: int) -> None:
         """Drop rows of steps after `step`, and half a line that a kill may have left."""
