@@ -196,8 +196,6 @@ class TestDetections:
         assert bridge.confidence.tolist() == [0.75, 0.5, 0.5, 0.25]
         sure = bridge[bridge.confidence > 0.3]
         assert sure.data["class_name"].tolist() == ["raccoon", "raccoon", "Waschbär"]
-        bridge.xyxy[:] = 0
-        assert detections().to_supervision().xyxy.any()
         assert len(detections()[:0].to_supervision()) == 0
         assert len(supervision.Detections.merge([bridge, detections().to_supervision()])) == 8
 
