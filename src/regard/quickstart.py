@@ -37,7 +37,13 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     # Small matrix products gain nothing from a second thread, but a second process has half of the images.
     count = min(2, os.cpu_count() or 1) if where.type == "cpu" else 1
     arguments = ["train", MODEL, "--data", DATA, "--output", str(output), f"minutes={minutes}", "epochs=1000"]
-    arguments += [f"device={device}", f"batch_size={32 // count}", "evaluate_every=10", "workers=0"]
+    arguments += [
+        f"device={device}",
+        f"batch_size={32 // count}",
+        "evaluate_every=10",
+        "workers=0",
+        "augmentation=flip",
+    ]
     command = torchrun_command(arguments, count) if count > 1 else [sys.executable, "-m", "regard", *arguments]
     finished = subprocess.run(command, env=quiet_threads(count))
     if finished.returncode:

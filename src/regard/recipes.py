@@ -28,7 +28,7 @@ class Recipe(TrainingConfig):
     )
     short_side: int = 800  # pixels of the shorter side at evaluation, and the most in training
     max_size: int = 1333  # most pixels of the longer side
-    augmentation: Literal["paper", "small"] = "paper"
+    augmentation: Literal["paper", "small", "flip"] = "paper"
     no_object_weight: float = 0.1
     class_weight: float = 1.0
     bbox_weight: float = 5.0

@@ -22,7 +22,7 @@ from regard.config import apply_mapping, apply_overrides, line_of, read_yaml, to
 from regard.data.checks import to_coco
 from regard.data.formats import CocoDataset, open_detection
 from regard.data.shapes import data_folder
-from regard.data.transforms import EvaluationResize, Pipeline, paper_augmentation, small_augmentation
+from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
 from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
 from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import DetectionScores
@@ -243,6 +243,8 @@ def criterion_of(settings: Recipe) -> SetCriterion:
 
 def augmentation_of(settings: Recipe) -> Pipeline:
     """The training augmentation of a recipe."""
+    if settings.augmentation == "flip":
+        return Pipeline((RandomFlip(),))
     if settings.augmentation == "small":
         return small_augmentation(settings.short_side)
     return paper_augmentation(settings.short_side, settings.max_size)

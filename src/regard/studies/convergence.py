@@ -37,7 +37,7 @@ def convergence(minutes: float, output: Path) -> None:
     for number, (name, settings) in enumerate(VARIANTS.items()):
         run = output / f"{number}"
         arguments = ["train", "detr_tiny", "--data", "shapes", "--output", str(run), f"minutes={minutes}"]
-        arguments += ["epochs=1000", "batch_size=16", "evaluate_every=4", "workers=0", *settings]
+        arguments += ["epochs=1000", "batch_size=16", "evaluate_every=4", "workers=0", "augmentation=flip", *settings]
         if subprocess.run(torchrun_command(arguments, 2), env=quiet_threads(2)).returncode:
             raise RegardError(f"{name} did not finish; its own message stands above", where=run)
         curves[name] = _curve(run, minutes)
