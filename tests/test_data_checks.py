@@ -733,7 +733,7 @@ def damaged(draw: st.DrawFn) -> dict[str, Any]:
             target = target[key]
         action = draw(st.sampled_from(["replace", "replace", "delete", "repeat"]))
         if action == "replace":
-            target[last] = draw(JUNK)
+            target[last] = copy.deepcopy(draw(JUNK))
         elif action == "delete":
             del target[last]
         elif isinstance(target, list):

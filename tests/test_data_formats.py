@@ -19,9 +19,7 @@ from regard.data.samples import Category
 from regard.errors import DataError
 
 
-def document(
-    prefix: str = "", ids: tuple[int, int] = (1, 3), names: tuple[str, str] = ("cat", "dog")
-) -> dict:
+def document(prefix: str = "", ids: tuple[int, int] = (1, 3), names: tuple[str, str] = ("cat", "dog")) -> dict:
     """Images 7 (40x30) and 5 (24x32), in this order; two objects and a crowd in image 7, one in image 5."""
 
     def row(number: int, image: int, category: int, box: list[float], crowd: int = 0) -> dict[str, Any]:
@@ -77,9 +75,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("split", "name"), [("train", "train"), ("val", "val"), ("val", "valid"), ("val", "test")]
-)
+@pytest.mark.parametrize(("split", "name"), [("train", "train"), ("val", "val"), ("val", "valid"), ("val", "test")])
 def test_layouts(layout: str, split: Any, name: str, tmp_path: Path) -> None:
     annotations, images, prefix = (part.format(name) for part in LAYOUTS[layout])
     write(tmp_path / annotations, tmp_path / images, document(prefix))
@@ -206,9 +202,7 @@ def test_image_of_another_size(tmp_path: Path) -> None:
         dataset[1]
     assert raised.value.code == "A33"
     dataset = open_detection(standard(tmp_path, train=with_size(40, 30)), "train")
-    with pytest.raises(
-        DataError, match="the image is 40x30, its annotations say 30x40"
-    ):  # no EXIF explains it
+    with pytest.raises(DataError, match="the image is 40x30, its annotations say 30x40"):  # no EXIF explains it
         dataset[1]
 
 
