@@ -37,14 +37,17 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
 def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     """Generalised IoU of boxes one by one, -1..1; the leading dimensions broadcast.
 
-    For every pair of (N, 4) and (M, 4) pass `boxes1[:, None]` and `boxes2[None]`: the result is (N, M). Boxes without
-    area have IoU 0 where both are points, never NaN. (Rezatofighi et al. 2019, eq. 4.)
+    For every pair of (N, 4) and (M, 4) pass `boxes1[:, None]` and `boxes2[None]`: the result is (N, M). Where nothing
+    has an area there is nothing to divide by: that term and its gradient are 0, never NaN. (Rezatofighi et al. 2019,
+    eq. 4.)
     """
     iou, union = _iou_and_union(boxes1_xyxy, boxes2_xyxy)
-    left_top = torch.minimum(boxes1_xyxy[..., :2], boxes2_xyxy[..., :2])
-    right_bottom = torch.maximum(boxes1_xyxy[..., 2:], boxes2_xyxy[..., 2:])
-    hull = (right_bottom - left_top).clamp(min=0).prod(-1)
-    return iou - (hull - union) / hull.clamp(min=_tiny(hull))
+    ax0, ay0, ax1, ay1 = boxes1_xyxy.unbind(-1)
+    bx0, by0, bx1, by1 = boxes2_xyxy.unbind(-1)
+    width = torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)
+    height = torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
+    hull = width.clamp(min=0) * height.clamp(min=0)
+    return iou - _ratio(hull - union, hull)
 
 
 def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
@@ -53,16 +56,17 @@ def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
 
 
 def _iou_and_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    left_top = torch.maximum(boxes1_xyxy[..., :2], boxes2_xyxy[..., :2])
-    right_bottom = torch.minimum(boxes1_xyxy[..., 2:], boxes2_xyxy[..., 2:])
-    overlap = (right_bottom - left_top).clamp(min=0).prod(-1)
-    union = _area(boxes1_xyxy) + _area(boxes2_xyxy) - overlap
-    return overlap / union.clamp(min=_tiny(union)), union
+    # Coordinate by coordinate: three times as fast as pairs of them, whose innermost dimension holds but two numbers.
+    ax0, ay0, ax1, ay1 = boxes1_xyxy.unbind(-1)
+    bx0, by0, bx1, by1 = boxes2_xyxy.unbind(-1)
+    width = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
+    height = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
+    overlap = width.clamp(min=0) * height.clamp(min=0)
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - overlap
+    return _ratio(overlap, union), union
 
 
-def _area(boxes_xyxy: Tensor) -> Tensor:
-    return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
-
-
-def _tiny(x: Tensor) -> float:
-    return torch.finfo(x.dtype).tiny
+def _ratio(part: Tensor, area: Tensor) -> Tensor:
+    """part / area, or 0 without an area. Dividing by a tiny number instead would give gradients without bound."""
+    nothing = area <= torch.finfo(area.dtype).tiny
+    return part.masked_fill(nothing, 0) / area.masked_fill(nothing, 1)

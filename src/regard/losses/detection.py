@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regard.boxes import cxcywh_to_xyxy, generalized_iou
+from regard.errors import DataError
 from regard.losses.matching import HungarianMatcher, Matches, Target
 from regard.outputs import Denoising, DetectionOutput
 
@@ -66,7 +67,9 @@ class SetCriterion:
 
         Raises:
             DivergedError: a prediction is not finite.
+            DataError: a label is not below `num_classes`. Only looked for on the host: asking a device would stop it.
         """
+        _check_labels(targets, self.num_classes)
         layers = [*output.auxiliary, output]
         logits = torch.stack([layer.logits for layer in layers]).float()
         boxes = torch.stack([layer.boxes for layer in layers]).float()
@@ -74,7 +77,7 @@ class SetCriterion:
             num_boxes = average_over_processes(sum(len(t["labels"]) for t in targets), logits.device)
             matches = self.matcher.match_layers(logits, boxes, targets, output.num_groups)
             losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups)
-            losses |= self._statistics(logits, targets, matches)
+            losses |= self._statistics(logits, targets, matches, output.num_groups)
             named = _by_name(losses)
             if output.denoising is not None:
                 named |= _by_name(self._denoising_losses(output.denoising, targets, num_boxes), "_dn")
@@ -123,16 +126,24 @@ class SetCriterion:
         if counted is not None:
             weights = weights * counted
         entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weights)
-        return (weights * entropy).sum((1, 2)) / weights.sum((1, 2))
+        # Nothing counts in a batch without objects if no-object has weight 0.
+        return (weights * entropy).sum((1, 2)) / weights.sum((1, 2)).clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _focal(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Sum of the sigmoid focal loss over all queries and classes (Lin et al. 2017, eq. 5)."""
-        truth = torch.zeros_like(logits)
-        truth[(*at, labels)] = 1.0
-        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        alpha = self.focal_alpha * truth + (1 - self.focal_alpha) * (1 - truth)
-        loss = alpha * entropy * (logits.sigmoid() - truth).abs() ** self.focal_gamma
-        return (loss if counted is None else loss * counted[..., None]).sum((1, 2, 3))
+        # All logits as those of absent classes, then the few of present ones put right: no tensor of truth is needed.
+        absent = self._focal_of_absent(logits).sum(-1)
+        if counted is not None:
+            absent = absent * counted
+        present = logits[(*at, labels)]
+        change = self._focal_of_present(present) - self._focal_of_absent(present)
+        return absent.sum((1, 2)) + _sum_by_layer(change, at[0], len(logits))
+
+    def _focal_of_absent(self, logits: Tensor) -> Tensor:
+        return (1 - self.focal_alpha) * logits.sigmoid() ** self.focal_gamma * F.softplus(logits)
+
+    def _focal_of_present(self, logits: Tensor) -> Tensor:
+        return self.focal_alpha * (-logits).sigmoid() ** self.focal_gamma * F.softplus(-logits)
 
     def _denoising_losses(
         self, denoising: Denoising, targets: Sequence[Target], num_boxes: Tensor | float
@@ -149,18 +160,20 @@ class SetCriterion:
         return self._losses(logits, boxes, targets, matches, num_boxes * copies, counted)
 
     @torch.no_grad()
-    def _statistics(self, logits: Tensor, targets: Sequence[Target], matches: Matches) -> dict[str, Tensor]:
+    def _statistics(
+        self, logits: Tensor, targets: Sequence[Target], matches: Matches, num_groups: int
+    ) -> dict[str, Tensor]:
         """Numbers of the authors' logs: class error (last layer only) and cardinality error."""
-        best = logits.argmax(-1)  # (L, B, Q)
+        best = logits[matches.layer, matches.image, matches.query].argmax(-1)
         labels, _ = _gather_targets(targets, matches)
         last = matches.layer == len(logits) - 1
-        right = (best[matches.layer, matches.image, matches.query] == labels) & last
-        class_error = 100 - 100 * right.sum() / last.sum().clamp(min=1)
-        counts = torch.tensor([float(len(t["labels"])) for t in targets]).to(logits.device, non_blocking=True)
+        class_error = 100 - 100 * ((best == labels) & last).sum() / last.sum().clamp(min=1)
         if self.classification == "softmax":
-            predicted = (best != self.num_classes).sum(-1)
+            found = logits[..., :-1].amax(-1) >= logits[..., -1]
         else:
-            predicted = (logits.amax(-1) > 0).sum(-1)
+            found = logits.amax(-1) > 0
+        counts = torch.tensor([float(len(t["labels"])) for t in targets]).to(logits.device, non_blocking=True)
+        predicted = found.sum(-1) / num_groups
         return {"class_error": class_error[None], "cardinality_error": (predicted - counts).abs().mean(-1)}
 
 
@@ -171,6 +184,20 @@ def average_over_processes(count: float, device: torch.device) -> Tensor | float
     total = torch.tensor(float(count), device=device)
     torch.distributed.all_reduce(total)
     return (total / torch.distributed.get_world_size()).clamp(min=1)
+
+
+def _check_labels(targets: Sequence[Target], num_classes: int) -> None:
+    """A label beyond the classes would mean no-object, or stop a GPU with an error that names something else."""
+    for i, target in enumerate(targets):
+        labels = target["labels"]
+        if labels.device.type == "cpu" and len(labels):
+            low, high = (int(value) for value in labels.aminmax())
+            if low < 0 or high >= num_classes:
+                raise DataError(
+                    f"label {low if low < 0 else high} in image {i} of the batch, expected 0 to {num_classes - 1}",
+                    remedy="labels count the categories from 0, whatever the ids of the data set",
+                    code="A20",
+                )
 
 
 def _gather_targets(targets: Sequence[Target], matches: Matches) -> tuple[Tensor, Tensor]:

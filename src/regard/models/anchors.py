@@ -20,6 +20,7 @@ from regard.models.transformer import MLP, Decoder, DecoderLayer, Trace
 
 TEMPERATURE = 20.0  # of the sines of anchors and of the image's positions (DAB-DETR, section 4.4)
 PLACE_GAIN = 4.0
+EPS = 1e-3  # nothing smaller is divided by, or has its logarithm taken
 
 
 class QuerySet(NamedTuple):
@@ -83,9 +84,11 @@ class AnchorQueries(nn.Module):
         if not self.training:
             return QuerySet(content, anchors)
         most = max((len(t["labels"]) for t in targets), default=0) if targets is not None else 0
-        if not (self.denoising_groups and targets is not None and most):
-            return QuerySet(content, anchors, group_mask(group) if self.num_groups > 1 else None)
-        return self._with_denoising(content, anchors, group, targets, most)
+        if self.denoising_groups and targets is not None and most:
+            return self._with_denoising(content, anchors, group, targets, most)
+        if self.denoising_groups:  # a parameter without gradient would stop DistributedDataParallel
+            content = content + 0 * self.labels.weight[0]
+        return QuerySet(content, anchors, group_mask(group) if self.num_groups > 1 else None)
 
     def _with_denoising(
         self,
@@ -216,7 +219,8 @@ class AnchorDecoder(Decoder):
 
     def _look_from(self, x: Tensor, anchors: Tensor) -> Tensor:
         """Sines of the centre as in the image's own position encoding, sharper for smaller boxes (DAB-DETR, eq. 6)."""
-        cx, cy, w, h = anchors.unbind(-1)
+        cx, cy, _, _ = anchors.unbind(-1)
+        w, h = anchors[..., 2:].clamp(min=EPS).unbind(-1)
         y, x_ = (sine_embedding(p * SCALE, self.embed_dim // 2, TEMPERATURE) for p in (cy, cx))
         ref_w, ref_h = self.size_mlp(x).sigmoid().unbind(-1)
         sines = torch.cat((y * (ref_h / h)[..., None], x_ * (ref_w / w)[..., None]), dim=-1)
@@ -237,7 +241,7 @@ def group_mask(group: Tensor) -> Tensor:
     return (group[:, None] == group[None, :])[None, None]
 
 
-def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
+def inverse_sigmoid(x: Tensor) -> Tensor:
     """Logit of x in 0..1, kept finite."""
-    x = x.clamp(eps, 1 - eps)
+    x = x.clamp(EPS, 1 - EPS)
     return torch.log(x / (1 - x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -103,11 +103,12 @@ class OtherBackbone(Backbone):
 
     def __init__(self, name: str, *, norm: str) -> None:
         super().__init__()
-        self.body = (
-            _timm_features(name.removeprefix("timm/")) if name.startswith("timm/") else _torchvision_features(name)
-        )
-        if norm == "frozen":
-            self.body = freeze_batch_norm(self.body)
+        if name.startswith("timm/"):
+            self.body = _timm_features(name.removeprefix("timm/"), norm)
+        else:
+            self.body = _torchvision_features(name)
+            if norm == "frozen":
+                self.body = freeze_batch_norm(self.body)
         was_training = self.body.training
         with torch.no_grad():
             self.num_channels = self.eval()(torch.zeros(1, 3, 64, 64))[-1].shape[1]
@@ -119,7 +120,7 @@ class OtherBackbone(Backbone):
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """`module` with every `BatchNorm2d` replaced by one that keeps its present statistics, scale and shift."""
+    """`module` with every batch norm of torch replaced by one that keeps its statistics, scale and shift."""
     if isinstance(module, nn.BatchNorm2d):
         frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
         frozen.load_state_dict(module.state_dict())
@@ -138,26 +139,24 @@ def _torchvision_features(name: str) -> nn.Module:
         hint = f"did you mean {near[0]!r}?" if near else "names: torchvision's CNNs, or timm/NAME"
         raise ConfigError(f"unknown backbone {name!r}", where="backbone", remedy=hint)
     model = torchvision.models.get_model(name, weights=None)
-    # The ways in which torchvision's CNNs hold their convolutional part.
-    parts: dict[str, Callable[[], nn.Module]] = {
-        "features": lambda: model.features,
-        "layers": lambda: model.layers,
-        "trunk_output": lambda: nn.Sequential(model.stem, model.trunk_output),
-    }
-    for attribute, part in parts.items():
-        if hasattr(model, attribute) and "swin" not in name:
-            return part()
+    # The ways in which torchvision's CNNs hold their convolutional part, whose tensors keep their names.
+    for parts in (("features",), ("layers",), ("stem", "trunk_output")):
+        if all(hasattr(model, part) for part in parts) and "swin" not in name:
+            return nn.Sequential(OrderedDict((part, getattr(model, part)) for part in parts))
     raise ConfigError(f"{name} has no feature map that DETR can read", where="backbone", remedy=f"try timm/{name}")
 
 
-def _timm_features(name: str) -> nn.Module:
+def _timm_features(name: str, norm: str) -> nn.Module:
     try:
         import timm
+        from timm.utils.model import freeze_batch_norm_2d
     except ImportError as error:
         raise MachineError(f"backbone timm/{name} needs timm", remedy="pip install 'regard[interop]'") from error
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}", where="backbone", remedy="see timm.list_models()")
-    return timm.create_model(name, pretrained=False, features_only=True)
+    model = timm.create_model(name, pretrained=False, features_only=True)
+    # timm's own function, because some of its batch norms hold the activation as well.
+    return freeze_batch_norm_2d(model) if norm == "frozen" else model
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1, relu: bool = True) -> nn.Module:

@@ -27,6 +27,14 @@ RESNET_OF_BLOCKS = {
     (36, 3, True): "resnet152",
 }
 
+# What the authors' files have, and those of DETR's relatives lack.
+DETR_KEYS = (
+    "class_embed.weight",
+    "query_embed.weight",
+    "transformer.decoder.layers.0.linear1.weight",
+    "transformer.decoder.norm.weight",
+)
+
 
 def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     """A model from a file of the DETR authors, with its weights, in evaluation mode.
@@ -47,7 +55,7 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     if "linear_class.weight" in tensors and "query_pos" in tensors:
         name = name or "detr_demo"
         config: DETRConfig | DETRDemoConfig = DETRDemoConfig(num_classes=len(tensors["linear_class.weight"]) - 1)
-    elif "class_embed.weight" in tensors and "transformer.decoder.norm.weight" in tensors:
+    elif all(key in tensors for key in DETR_KEYS):
         known = preset(name) if name else DETRConfig()
         config = _config_of(tensors, known if isinstance(known, DETRConfig) else DETRConfig(), path)
         tensors = {_our_name(key): value for key, value in tensors.items()}
