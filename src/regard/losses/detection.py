@@ -120,7 +120,7 @@ class SetCriterion:
     def _cross_entropy(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Weighted mean over all queries of the batch, as in the authors' code (the paper divides by objects)."""
         classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
-        weights = torch.full(logits.shape[:3], self.no_object_weight, device=logits.device)
+        weights = logits.new_full(logits.shape[:3], self.no_object_weight)
         classes[at] = labels
         weights[at] = 1.0
         if counted is not None:

@@ -95,7 +95,7 @@ class HungarianMatcher:
 
         counts = [len(target["labels"]) for target in targets]
         costs = self.costs(logits, boxes, targets).cpu().numpy()  # (L, B, Q, T): the one copy to the host
-        _check_finite(costs, counts)
+        _check_finite(costs)
         per_group = costs.shape[2] // num_groups
         pairs = []
         for layer in costs:
@@ -149,10 +149,9 @@ def _pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tenso
     return labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True)
 
 
-def _check_finite(costs: np.ndarray, counts: Sequence[int]) -> None:
+def _check_finite(costs: np.ndarray) -> None:
     """The costs are on the host already: asking here costs no synchronisation."""
-    finite = np.isfinite(costs).all(axis=(0, 2, 3))
-    broken = [i for i, (fine, count) in enumerate(zip(finite, counts, strict=True)) if count and not fine]
+    broken = np.flatnonzero(~np.isfinite(costs).all(axis=(0, 2, 3))).tolist()
     if broken:
         raise DivergedError(
             f"predictions for images {broken} of the batch are not finite",
