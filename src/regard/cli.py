@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
@@ -60,12 +63,13 @@ def train(
     """
     from regard.runs import train
 
-    # Without a model, for --resume and --config, the first setting stands in the model's place.
-    if model is not None and "=" in model:
-        settings, model = (model, *settings), None
+    # Words come in any order, and without a model for --resume and --config.
+    words = [word for word in (model, *settings) if word is not None]
+    names = [word for word in words if "=" not in word]
+    settings = (*names[1:], *(word for word in words if "=" in word))
     run = train(
-        model, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config, overrides=settings,
-        quiet=quiet,
+        names[0] if names else None, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config,
+        overrides=settings, quiet=quiet,
     )  # fmt: skip
     print(run.folder)
 
@@ -208,15 +212,20 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        app(words, exit_on_error=False, print_error=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app(_plain_settings(words), exit_on_error=False, print_error=False)
     except RegardError as error:
         _leave(error.line, error.exit_code, debug)
     except CycloptsError as error:
-        _leave(f"error: {' '.join(str(error).split())}", 2, debug)
+        _leave(escape(f"error: {' '.join(str(error).split())}"), 2, debug)
     except KeyboardInterrupt:
         _leave("error: interrupted", 130, debug)
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        place = "" if error.filename is None else f" — {error.filename}"
+        _leave(escape(f"error: {error.strerror or error}{place}"), 6, debug)
     except MemoryError:
         _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
     except Exception as error:
@@ -224,6 +233,33 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         what = escape(f"{type(error).__name__}: {error}")
         _leave(f"error: {what} — this is not expected: please report it with the output of --debug", 1, debug)
+
+
+def _plain_settings(words: Sequence[str]) -> list[str]:
+    """`--lr=1e-4` as `lr=1e-4` where the command takes settings and has no option of that name."""
+    commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes}
+    command = commands.get(" ".join(words[: 2 if words[:1] == ["data"] else 1]))
+    if command is None:
+        return list(words)
+    options = {f"--{name}" for name in inspect.signature(command).parameters}
+    plain = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        is_setting = key.startswith("--") and equals and key not in options
+        plain.append(f"{key[2:].replace('-', '_')}={value}" if is_setting else word)
+    return plain
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a line, without the place in the code."""
+    print(escape(f"warning: {message}"), file=sys.stderr)
 
 
 def _leave(line: str, code: int, debug: bool) -> None:

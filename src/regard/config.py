@@ -132,7 +132,7 @@ def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
     if kind is Any or isinstance(converted, kind):
         return converted
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise ConfigError(f"{path}={value!r}, expected {wanted}", where=where, code="C02")
+    raise ConfigError(f"{path}={value!r:.80}, expected {wanted}", where=where, code="C02")
 
 
 def _to_number(value: Any, kind: type) -> Any:
@@ -148,9 +148,9 @@ def _to_number(value: Any, kind: type) -> Any:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             return None
-    if not math.isfinite(number) or (kind is int and number != int(number)):
-        return None
-    return kind(number)
+    if kind is float:
+        return number if math.isfinite(number) else None
+    return int(number) if isinstance(number, int) or number.is_integer() else None
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from regard.errors import DataError
 from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
 from regard.losses import SetCriterion
 from regard.results import postprocess
-from regard.training.batches import Augmented, EndlessBatches, training_loader
+from regard.training.batches import Augmented, Caught, EndlessBatches, collate_caught, raising, training_loader
 from regard.training.distributed import Processes
 
 PICTURES = 6  # of an evaluation
@@ -109,7 +110,7 @@ class DetectionTask:
         """Batches without end; the first of a run is drawn to `pictures/train_batch.jpg`."""
         order = EndlessBatches(len(self.data.dataset), self.batch_size, self.seed, self.processes, start)
         loader = training_loader(self.data, order, collate, self.workers, self.processes.device)
-        batches = iter(loader)
+        batches = raising(loader)
         if start == 0 and self.pictures is not None:
             first = next(batches)
             picture = draw_batch(first.images, first.targets, self.categories)
@@ -180,12 +181,13 @@ def evaluate_detector(
     was_training = model.training
     model.eval()
     mine = range(processes.rank, len(dataset), processes.world_size)
-    loader = DataLoader(_Resized(dataset, resize, mine, label_of), batch_size, collate_fn=collate, num_workers=workers)
+    samples = Caught(_Resized(dataset, resize, mine, label_of))
+    loader = DataLoader(samples, batch_size, collate_fn=partial(collate_caught, collate), num_workers=workers)
     category_of = {label: category.id for label, category in zip(label_of, dataset.categories, strict=True)}
     columns: list[tuple[np.ndarray, ...]] = []
     sums: dict[str, float] = {}
     shown: list[tuple[Tensor, Tensor, Tensor]] = []
-    for batch in loader:
+    for batch in raising(loader):
         output = model(batch.images.to(processes.device).normalized())
         for name, value in criterion(output, batch.targets).items():
             if name in ("loss_ce", "loss_bbox", "loss_giou"):
@@ -202,8 +204,8 @@ def evaluate_detector(
     losses = {"loss": sum(criterion.weights[name] * value for name, value in total.items()), **total}
     ground_truth = to_coco(dataset.annotations)
     if picture is not None:
-        samples = [replace(dataset[i], labels=torch.tensor(label_of)[dataset[i].labels]) for i in mine[: len(shown)]]
-        draw_comparison(samples, shown, categories).save(picture, quality=90)
+        truth = [replace(dataset[i], labels=torch.tensor(label_of)[dataset[i].labels]) for i in mine[: len(shown)]]
+        draw_comparison(truth, shown, categories).save(picture, quality=90)
     return DetectorEvaluation(evaluate_detections(ground_truth, detections), losses, detections, ground_truth)
 
 

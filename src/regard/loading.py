@@ -32,6 +32,9 @@ def load(source: str | Path, *, model: str | None = None) -> Detector:
     path = Path(source)
     if path.is_dir():
         return _load_folder(path)
+    if path.is_file() and (path.parent / "manifest.json").exists():
+        remedy = f"name its folder: {path.parent}"
+        raise CheckpointError("a part of a checkpoint", where=path, remedy=remedy, code="K06")
     if path.is_file() or path.suffix:
         return load_file(path, model=model)
     name = str(source)

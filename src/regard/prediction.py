@@ -42,8 +42,10 @@ def predict(
         One result for one image, a list for a list or a folder.
 
     Raises:
+        ConfigError: `threshold` or `batch_size` is out of range.
         DataError: an image that cannot be read; the line names it.
     """
+    _check_numbers(threshold, batch_size)
     if isinstance(images, (list, tuple)):
         sources = list(images)
     elif isinstance(images, (str, Path)) and Path(images).is_dir():
@@ -53,7 +55,7 @@ def predict(
     return list(predict_each(model, sources, threshold=threshold, batch_size=batch_size, device=device))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose results may not be changed in place
 def predict_each(
     model: Detector | str | Path,
     sources: Sequence[Any],
@@ -65,26 +67,34 @@ def predict_each(
     """`predict` for many images, one result after the other: nothing but the present batch is held in memory."""
     net = model if isinstance(model, Detector) else load(model)
     where = choose_device(device)
+    was_training = net.training
     net = net.to(where).eval()
+    try:
+        for first in range(0, len(sources), batch_size):
+            for result in _predict_batch(net, sources[first : first + batch_size], where):
+                yield result.above(threshold)
+    finally:
+        net.train(was_training)
+
+
+def _predict_batch(net: Detector, sources: Sequence[Any], device: torch.device) -> Iterator[Detections]:
     resize = EvaluationResize(net.card.short_side, net.card.max_size)
-    for first in range(0, len(sources), batch_size):
-        group = sources[first : first + batch_size]
-        pixels = [to_image(source) for source in group]
-        samples = [resize(Sample(image)) for image in pixels]
-        batch = ImageBatch.from_images([sample.image for sample in samples]).to(where).normalized()
-        sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
-        found = postprocess(net(batch), sizes, softmax=not net.config.sigmoid)
-        for source, image, size, (scores, labels, boxes) in zip(group, pixels, sizes, found, strict=True):
-            is_file = isinstance(source, (str, Path))
-            yield Detections(
-                scores=scores.cpu(),
-                labels=labels.cpu(),
-                boxes=boxes.cpu(),
-                categories=net.card.categories,
-                path=str(source) if is_file else None,
-                size=size,
-                image=None if is_file else image,
-            ).above(threshold)
+    pixels = [to_image(source) for source in sources]
+    samples = [resize(Sample(image)) for image in pixels]
+    batch = ImageBatch.from_images([sample.image for sample in samples]).to(device).normalized()
+    sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
+    found = postprocess(net(batch), sizes, softmax=not net.config.sigmoid)
+    for source, image, size, (scores, labels, boxes) in zip(sources, pixels, sizes, found, strict=True):
+        is_file = isinstance(source, (str, Path))
+        yield Detections(
+            scores=scores,
+            labels=labels,
+            boxes=boxes,
+            categories=net.card.categories,
+            path=str(source) if is_file else None,
+            size=size,
+            image=None if is_file else image,
+        )
 
 
 def predict_files(
@@ -103,33 +113,42 @@ def predict_files(
 
     Args:
         output: folder for pictures with boxes drawn, named like the images, `.jpg`.
-        json_file: file for all detections, in COCO's result format, with the image's file name beside its number.
+        json_file: file for all detections, in COCO's result format; `image_id` counts the images from 1, and
+            `file_name` stands beside it.
+
+    Raises:
+        ConfigError: what is to be written would replace an image (C11), or a number is out of range.
+        DataError: images cannot be read.
     """
-    files = [file for path in paths for file in list_images(path)]
+    _check_numbers(threshold, batch_size)
+    files = list(dict.fromkeys(file for path in paths for file in list_images(path)))
     if not files:
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
-    if not 0 <= threshold <= 1 or batch_size < 1:
-        raise ConfigError(f"threshold={threshold}, batch_size={batch_size}, expected 0..1 and at least 1", code="C03")
+    names = picture_names(files)
+    numbers = {file: number for number, file in enumerate(files, start=1)}
+    _check_targets(files, [output / name for name in names.values()] if output else [], json_file)
     net = model if isinstance(model, Detector) else load(model)
     for folder in (output, json_file.parent if json_file else None):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-    names = picture_names(files)
     rows: list[dict[str, Any]] = []
     bad: list[DataError] = []
     for first in range(0, len(files), batch_size):
         group = files[first : first + batch_size]
-        for number, result in enumerate(_readable(net, group, bad, threshold, batch_size, device), start=first + 1):
+        for result in _readable(net, group, bad, threshold, batch_size, device):
+            file = Path(result.path or "")
             if output is not None:
-                result.save(output / names[Path(result.path or "")])
-            rows += [{**row, "file_name": result.path} for row in result.to_coco(number)]
+                result.save(output / names[file])
+            rows += [{**row, "file_name": result.path} for row in result.to_coco(numbers[file])]
             yield escape(f"{result.path}: {result.summary()}")
     if json_file is not None:
         json_file.write_text(json.dumps(rows))
-    for error in bad[:-1]:
-        yield error.line
+    if len(bad) == 1:
+        raise bad[0]
     if bad:
-        raise bad[-1]
+        yield from (error.line for error in bad)
+        what = f"{len(bad)} of {len(files)} images cannot be used, the first: {bad[0].what}"
+        raise DataError(what, where=bad[0].where, remedy=bad[0].remedy, code=bad[0].code)
 
 
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:
@@ -158,3 +177,17 @@ def _readable(
             bad.append(error)
             return []
     return [r for file in group for r in _readable(net, [file], bad, threshold, 1, device)]
+
+
+def _check_numbers(threshold: float, batch_size: int) -> None:
+    if not 0 <= threshold <= 1 or batch_size < 1:
+        what = f"threshold={threshold} and batch_size={batch_size}, expected 0 to 1 and at least 1"
+        raise ConfigError(what, code="C03")
+
+
+def _check_targets(files: Sequence[Path], pictures: Sequence[Path], json_file: Path | None) -> None:
+    """Images are never written over."""
+    images = {file.resolve() for file in files}
+    for target in (*pictures, *([json_file] if json_file else [])):
+        if target.resolve() in images:
+            raise ConfigError("this would replace an image", where=target, remedy="write to another folder", code="C11")

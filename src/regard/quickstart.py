@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from regard.training.distributed import choose_device
 from regard.training.launch import quiet_threads, torchrun_command
 
 MODEL, DATA = "detr_tiny", "shapes"
+EPOCHS = 1000  # more than anybody waits for: the minutes end the training
 
 
 def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
@@ -28,6 +30,8 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
         output: the run's folder. One that an earlier quickstart made is replaced.
         device: `auto`, `cpu`, `cuda`, ...
     """
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     console = Console()
     _make_room(output)
     where = choose_device(device)
@@ -36,7 +40,7 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     console.print(f"2. Training {MODEL}, a small DETR, for {minutes:g} minutes on {where} ...")
     # Small matrix products gain nothing from a second thread, but a second process has half of the images.
     count = min(2, os.cpu_count() or 1) if where.type == "cpu" else 1
-    arguments = ["train", MODEL, "--data", DATA, "--output", str(output), f"minutes={minutes}", "epochs=1000"]
+    arguments = ["train", MODEL, "--data", DATA, "--output", str(output), f"minutes={minutes}", f"epochs={EPOCHS}"]
     arguments += [
         f"device={device}",
         f"batch_size={32 // count}",
@@ -48,7 +52,8 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     finished = subprocess.run(command, env=quiet_threads(count))
     if finished.returncode:
         raise RegardError("training did not finish; its own message stands above", where=output)
-    scores = DetectionScores.from_dict(json.loads((output / "metrics.json").read_text()))
+    content = json.loads((output / "metrics.json").read_text())
+    scores = DetectionScores.from_dict({k: v for k, v in content.items() if k not in ("data", "losses")})
     console.print(f"3. Scores on {scores.images} images that were not trained on:")
     console.print(scores.table())
     console.print("4. What it sees:")
@@ -60,9 +65,10 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
 
 def _make_room(output: Path) -> None:
     """Remove the folder of an earlier quickstart; never anything else."""
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or (output.is_dir() and not any(path.name != ".lock" for path in output.iterdir())):
         return
     ours = output / "config.yaml"
-    if not (ours.exists() and f"name: {MODEL}\n" in ours.read_text() and f"data: {DATA}\n" in ours.read_text()):
+    marks = (f"name: {MODEL}\n", f"data: {DATA}\n", f"epochs: {EPOCHS}\n")
+    if not (ours.is_file() and all(mark in ours.read_text() for mark in marks)):
         raise ConfigError("the output folder is not empty", where=output, remedy="name another one", code="C11")
     shutil.rmtree(output)

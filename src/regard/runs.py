@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import platform
+import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from regard.data.formats import CocoDataset, open_detection
 from regard.data.shapes import data_folder
 from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
 from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
-from regard.errors import ConfigError, MachineError
+from regard.errors import ConfigError, DataError, MachineError
 from regard.evaluation.detection import DetectionScores
 from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
 from regard.loading import best_checkpoint, load, model_state
@@ -32,7 +33,7 @@ from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
 from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_for
-from regard.training.checkpoints import lock_run, read_checkpoint
+from regard.training.checkpoints import lock_run, newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, choose_device, processes
 from regard.training.loop import Trainer
 from regard.training.reports import Reporter, read_rows
@@ -94,6 +95,9 @@ def resolve(
     overrides: Sequence[str],
 ) -> Recipe:
     """The settings of a run: recipe or file first, then arguments, then `key=value`, each over the one before."""
+    if config is not None and (resume or recipe is not None):
+        other = "--resume" if resume else "--recipe"
+        raise ConfigError(f"--config and {other} both say how to train", remedy="leave one of them out", code="C09")
     if resume:
         if output is None:
             raise ConfigError("--resume needs the run's folder", remedy="add --output RUN", code="C09")
@@ -130,21 +134,25 @@ def evaluate(
         data: folder in COCO's layout, or `shapes`.
         output: folder for `metrics.json` and pictures; the run itself if `source` is one; none if None otherwise.
     """
+    if batch_size < 1 or workers < 0:
+        what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and 0"
+        raise ConfigError(what, code="C03")
     net = source if isinstance(source, Detector) else load(source)
     where = choose_device(device)
     dataset = open_detection(data_folder(str(data)), "val")
     criterion = SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
-    evaluation = evaluate_detector(
-        net.to(where),
-        dataset,
-        resize=EvaluationResize(net.card.short_side, net.card.max_size),
-        softmax=not net.config.sigmoid,
-        criterion=criterion,
-        categories=net.card.categories,
-        batch_size=batch_size,
-        workers=workers,
-        processes=Processes(0, 1, where),
-    )
+    with _advice(str(data)):
+        evaluation = evaluate_detector(
+            net.to(where),
+            dataset,
+            resize=EvaluationResize(net.card.short_side, net.card.max_size),
+            softmax=not net.config.sigmoid,
+            criterion=criterion,
+            categories=net.card.categories,
+            batch_size=batch_size,
+            workers=workers,
+            processes=Processes(0, 1, where),
+        )
     if output is None and not isinstance(source, Detector) and (Path(source) / "checkpoints").is_dir():
         output = source
     if output is not None:
@@ -160,20 +168,46 @@ def _from_file(path: Path) -> Recipe:
             "no name of a model", where=path, remedy="add a line such as: name: detr_resnet50", code="C01"
         )
     try:
-        return apply_mapping(recipe_for(name), values)
+        recipe = recipe_for(name)
     except ConfigError as error:
-        key = error.what.split("'")[1] if "unknown key" in error.what else error.what.split("=")[0]
-        raise ConfigError(error.what, where=line_of(path, key), remedy=error.remedy, code=error.code) from error
+        raise _placed(error, line_of(path, "name")) from error
+    try:
+        return apply_mapping(recipe, values)
+    except ConfigError as error:
+        # It names the setting: the first of its words that is a key of the file.
+        lines = (line_of(path, word) for word in re.findall(r"[a-z_][\w.]*", error.what))
+        raise _placed(error, next((line for line in lines if line != str(path)), str(path))) from error
+
+
+def _placed(error: ConfigError, where: str) -> ConfigError:
+    return ConfigError(error.what, where=where, remedy=error.remedy, code=error.code)
+
+
+@contextmanager
+def _advice(data: str) -> Iterator[None]:
+    """An image that cannot be used seldom is the only one: the error tells how to find them all."""
+    try:
+        yield
+    except DataError as error:
+        if not (error.code or "").startswith(("I", "A33")):
+            raise
+        remedy = f"{error.remedy}; find all such images: regard data check {data_folder(data)}"
+        raise DataError(error.what, where=error.where, remedy=remedy, code=error.code) from error
 
 
 def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
     if settings.amp == "fp16" and group.device.type == "cpu":
         raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
     train_data, val_data, settings = _open_data(settings)
-    settings, backbone, notes = _with_reachable_weights(settings)
+    # A run that was stopped before its first checkpoint starts anew.
+    started = resume and output is not None and newest_checkpoint(output / "checkpoints") is not None
+    backbone: Mapping[str, Tensor] = {}
+    notes: list[str] = []
+    if not started:
+        settings, backbone, notes = _with_reachable_weights(settings)
     run = _run_folder(output, settings.name, resume, group)
     with lock_run(run) if group.is_main else nullcontext():
-        net, more = _starting_model(settings, train_data, backbone, resume)
+        net, more = _starting_model(settings, train_data, backbone, started)
         reporter = Reporter(
             run if group.is_main else None,
             log_every=settings.log_every,
@@ -201,13 +235,14 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             pictures=pictures if group.is_main else None,
         )
         trainer = Trainer(net.to(group.device), task, settings, run, group, {"model_state": model_state(net)}, reporter)
-        if resume:
+        if started:
             trainer.resume()
         reporter.say(
             f"{settings.name}: {len(train_data)} training and {len(val_data)} validation images, "
             f"{len(train_data.categories)} classes, on {group.device} -> {run}"
         )
-        trainer.fit()
+        with _advice(settings.data):
+            trainer.fit()
         scores = _finish(run, group, task)
     return Run(run, scores)
 
@@ -269,14 +304,14 @@ def _with_reachable_weights(settings: Recipe) -> tuple[Recipe, Mapping[str, Tens
 
 
 def _starting_model(
-    settings: Recipe, data: CocoDataset, backbone: Mapping[str, Tensor], resume: bool
+    settings: Recipe, data: CocoDataset, backbone: Mapping[str, Tensor], started: bool
 ) -> tuple[Detector, list[str]]:
     """The model before the first step, and what the user has to know of it."""
     torch.manual_seed(settings.seed)
     net = build(settings.model, settings.name, data.categories, (settings.short_side, settings.max_size))
     if backbone:
         load_backbone(net.backbone, backbone, where=settings.model.backbone)
-    if resume or settings.start_from in ("none", "backbone"):
+    if started or settings.start_from in ("none", "backbone"):
         return net, []
     return net, [transfer(load(settings.start_from), net)]
 
@@ -287,7 +322,15 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
         number = next(n for n in itertools.count(1) if not Path("runs", f"{name}-{n}").exists())
         output = Path(group.gather(str(Path("runs", f"{name}-{number}")))[0])
         group.wait()
-    if not resume and group.is_main and output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if group.is_main:
+        _make_run_folder(output, resume)
+    group.wait()
+    return output
+
+
+def _make_run_folder(output: Path, resume: bool) -> None:
+    # A lock file is all that is left where an earlier run failed before it began.
+    if not resume and output.exists() and (not output.is_dir() or any(p.name != ".lock" for p in output.iterdir())):
         raise ConfigError(
             "the output folder is not empty",
             where=output,
@@ -296,7 +339,7 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".write-test-{group.rank}"
+        probe = output / ".write-test"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -306,7 +349,6 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
             remedy="name another folder with --output",
             code="C11",
         ) from error
-    return output
 
 
 def _describe(run: Path, settings: Recipe, train_data: CocoDataset, val_data: CocoDataset) -> None:

@@ -29,19 +29,25 @@ def check_folder(folder: Path) -> Iterator[str]:
             yield error.line
     yield from _repeated(train, val)
     if broken:
-        raise DataError(f"{broken} images cannot be used", where=folder, remedy="replace or remove them")
+        what = f"{broken} of {len(train) + len(val)} images cannot be used"
+        raise DataError(what, where=folder, remedy="replace or remove them")
     yield "every image can be read"
 
 
 def _repeated(train: CocoDataset, val: CocoDataset) -> Iterator[str]:
     """Images of the same bytes in both splits: scores on them say little (I30)."""
     known = {_digest(train.image_folder / name): name for name in train.names}
+    known.pop(None, None)
     both = [(known[digest], name) for name in val.names if (digest := _digest(val.image_folder / name)) in known]
     if both:
         first = f"{both[0][0]} = {both[0][1]}"
         yield escape(f"warn[I30]: {len(both)} validation images are training images too — first: {first}")
 
 
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _digest(path: Path) -> bytes | None:
+    """None for files that cannot be read: decoding has told that already."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None

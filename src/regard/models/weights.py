@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from regard.errors import CheckpointError, MachineError
+from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.catalog import WEIGHTS, Detector, build, preset
 from regard.models.detr import DETRConfig
 from regard.models.detr_demo import DETRDemoConfig
@@ -52,11 +52,13 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     path = Path(path)
     tensors = read_weights(path).tensors
     name = model or _released_name(path)
+    known = preset(name) if name else None
+    config: DETRConfig | DETRDemoConfig
     if "linear_class.weight" in tensors and "query_pos" in tensors:
-        name = name or "detr_demo"
-        config: DETRConfig | DETRDemoConfig = DETRDemoConfig(num_classes=len(tensors["linear_class.weight"]) - 1)
+        config = DETRDemoConfig(
+            num_classes=len(tensors["linear_class.weight"]) - 1, num_queries=len(tensors["query_pos"])
+        )
     elif all(key in tensors for key in DETR_KEYS):
-        known = preset(name) if name else DETRConfig()
         config = _config_of(tensors, known if isinstance(known, DETRConfig) else DETRConfig(), path)
         tensors = {_our_name(key): value for key, value in tensors.items()}
     else:
@@ -66,7 +68,10 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
             remedy="expected the DETR authors' layout",
             code="K07",
         )
-    net = build(config, name or f"detr_{config.backbone}" if isinstance(config, DETRConfig) else name or "detr_demo")
+    if known is not None and _family(known) != _family(config):
+        what = f"weights of a {_family(config)}, but {name} is a {_family(known)}"
+        raise CheckpointError(what, where=path, remedy="name the model that the file belongs to", code="K07")
+    net = build(config, name or (f"detr_{config.backbone}" if isinstance(config, DETRConfig) else "detr_demo"))
     load_exactly(net, tensors, where=path)
     return net.eval()
 
@@ -75,16 +80,21 @@ def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
     """Released ImageNet weights of a backbone: torchvision's first set, as the authors used, or timm's own.
 
     Raises:
+        ConfigError: there are none.
         MachineError: they cannot be downloaded.
     """
     if backbone.startswith("timm/"):
-        import timm
-
         try:
+            import timm
+
             return timm.create_model(backbone.removeprefix("timm/"), pretrained=True, features_only=True).state_dict()
-        except (OSError, RuntimeError) as error:
+        except (ImportError, OSError, RuntimeError) as error:
             raise MachineError(f"cannot get timm's weights: {error}", where=backbone) from error
-    url = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"].url
+    try:
+        url = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"].url
+    except (ValueError, KeyError) as error:
+        remedy = "correct model.backbone, or set start_from=none"
+        raise ConfigError(f"no ImageNet weights of backbone {backbone!r}", remedy=remedy, code="C09") from error
     prefix = url.rsplit("-", 1)[1].split(".")[0]
     return read_weights(download(url, sha256_prefix=prefix)).tensors
 
@@ -106,10 +116,16 @@ def transfer(source: Detector, net: Detector) -> str:
         CheckpointError: the two are different models.
     """
     ours, theirs = net.state_dict(), source.state_dict()
+    same_classes = [c.name for c in source.card.categories] == [c.name for c in net.card.categories]
+    # Tensors with a row for every class.
+    heads = [] if same_classes else [k for k in ours if k.startswith(("class_embed.", "query_embed.labels."))]
+    heads = [k for k in heads if k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
     differing = [k for k in ours if k not in theirs or ours[k].shape != theirs[k].shape]
-    heads = [k for k in differing if k.startswith("class_embed.")]
-    if len(heads) != len(differing):
-        names = ", ".join(k for k in differing if k not in heads)
+    misfits = [k for k in differing if k not in heads]
+    if source.config.sigmoid != net.config.sigmoid:
+        misfits.append("class_embed (softmax and sigmoid)")
+    if misfits:
+        names = ", ".join(misfits)
         raise CheckpointError(
             f"{source.card.name} does not fit {net.card.name}: {names}"[:300],
             remedy="start from the same model, with as many queries",
@@ -122,7 +138,7 @@ def transfer(source: Detector, net: Detector) -> str:
     for key in heads:
         for ours_row, theirs_row in pairs:
             ours[key][ours_row] = theirs[key][theirs_row]
-        if not net.config.sigmoid:
+        if not net.config.sigmoid and key.startswith("class_embed."):
             ours[key][-1] = theirs[key][-1]  # no-object
     known = f", {len(pairs)} of them known by name" if heads else ""
     return f"started from {source.card.name}; {len(net.card.categories)} classes{known}"
@@ -141,6 +157,10 @@ def _our_name(name: str) -> str:
 
 def _released_name(path: Path) -> str | None:
     return next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
+
+
+def _family(config: DETRConfig | DETRDemoConfig) -> str:
+    return f"DETR with {config.backbone}" if isinstance(config, DETRConfig) else "DETR demo"
 
 
 def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> DETRConfig:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from regard.config import unknown_name
+from regard.errors import ConfigError
 
 
 def run_study(name: str, minutes: float, output: Path) -> None:
@@ -14,4 +16,6 @@ def run_study(name: str, minutes: float, output: Path) -> None:
     studies = {"convergence": convergence}
     if name not in studies:
         raise unknown_name("study", name, list(studies), code="C01")
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     studies[name](minutes, output)

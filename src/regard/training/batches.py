@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from regard.errors import RegardError
 from regard.training.distributed import Processes
 
 
@@ -82,13 +84,46 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
 def training_loader(
     dataset: Augmented, batches: EndlessBatches, collate: Callable, workers: int, device: torch.device
 ) -> DataLoader:
-    """Batches without end. Worker processes start once and live as long as the iterator."""
+    """Batches without end, to be read through `raising`. Workers start once and live as long as the iterator."""
     return DataLoader(
-        dataset,
+        Caught(dataset),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=partial(collate_caught, collate),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # or the loader would draw from the generator that the model's dropout uses
     )
+
+
+class Caught(Dataset):
+    """Samples, or in their place the error that a sample raised.
+
+    torch makes anew what a worker process raises: of the same type, with the traceback for its message. So errors
+    travel as values, through `collate_caught`, and `raising` raises them where the batches arrive.
+    """
+
+    def __init__(self, dataset: MapDataset | Augmented) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # never asked of `Augmented`, which has no end
+
+    def __getitem__(self, place: Any) -> Any:
+        try:
+            return self.dataset[place]
+        except RegardError as error:
+            return error
+
+
+def collate_caught(collate: Callable, samples: Sequence[Any]) -> Any:
+    """A batch of the samples, or the first error among them."""
+    return next((sample for sample in samples if isinstance(sample, RegardError)), None) or collate(samples)
+
+
+def raising(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader over `Caught` samples; the errors among them are raised."""
+    for batch in batches:
+        if isinstance(batch, RegardError):
+            raise batch
+        yield batch

@@ -66,7 +66,7 @@ class TrainingConfig:
         }  # fmt: skip
         for name, low in least.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
+            if not low <= value < math.inf:
                 raise ConfigError(f"{name}={value}, expected at least {low}", code="C03")
         if self.lr == 0:
             raise ConfigError("lr=0, expected more than 0", code="C03")
@@ -159,9 +159,7 @@ class Trainer:
         self.progress = Progress()
         self.steps_per_epoch = max(1, task.batches_per_epoch // config.accumulate)
         self.total_steps = self.steps_per_epoch * config.epochs
-        self._parallel: nn.Module = (
-            DistributedDataParallel(model, broadcast_buffers=False) if processes.world_size > 1 else model
-        )
+        self._parallel: nn.Module = DistributedDataParallel(model) if processes.world_size > 1 else model
 
     @property
     def result(self) -> nn.Module:
