@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class ShapesConfig:
     train: int = 4000  # images for training
     val: int = 250  # images for validation
     classes: int = 3  # the first so many of SHAPES
-    min_objects: int = 1  # in an image
+    min_objects: int = 1  # in an image; fewer where there is no room for them
     max_objects: int = 4
     min_scale: float = 0.25  # extent of an object as a share of the image
     max_scale: float = 0.5
@@ -78,12 +79,15 @@ def shapes_folder(config: ShapesConfig, root: Path | None = None) -> Path:
     """The folder of these images; generated at the first call, under the user's cache folder if `root` is None."""
     folder = (root or cache_folder() / "data") / f"shapes-{config.size}px-{config.fingerprint}"
     if not folder.exists():
-        temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-        write_shapes(config, temporary)
+        temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
         try:
             temporary.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(temporary)
+            write_shapes(config, temporary)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -94,7 +98,13 @@ def cache_folder() -> Path:
 
 
 def write_shapes(config: ShapesConfig, folder: Path) -> None:
-    """Write images and annotations as a COCO folder: `train/`, `val/`, `annotations/`."""
+    """Write images and annotations as a COCO folder: `train/`, `val/`, `annotations/`.
+
+    Raises:
+        ConfigError: there is something at `folder` already (C11).
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError("the folder is not empty", where=folder, remedy="name another one", code="C11")
     (folder / "annotations").mkdir(parents=True)
     for number, (split, count) in enumerate((("train", config.train), ("val", config.val))):
         (folder / split).mkdir()

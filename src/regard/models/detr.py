@@ -65,6 +65,7 @@ class DETRConfig:
             "query_groups",
             "num_heads",
             "embed_dim",
+            "feedforward_dim",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
@@ -77,6 +78,9 @@ class DETRConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}, expected 0 <= dropout < 1", code="C03")
+        if not (0 <= self.label_noise <= 1 and 0 <= self.box_noise <= 1):
+            what = f"model.label_noise is {self.label_noise} and model.box_noise {self.box_noise}, expected 0 to 1"
+            raise ConfigError(what, code="C03")
         if self.denoising_groups and not self.anchors:
             raise ConfigError(
                 "model.denoising_groups needs anchor queries: a noised target is a box",
