@@ -81,8 +81,8 @@ def shapes_folder(config: ShapesConfig, root: Path | None = None) -> Path:
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
         try:
-            temporary.rename(folder)
             write_shapes(config, temporary)
+            temporary.rename(folder)
         except OSError:
             if not folder.exists():  # else another process was faster
                 raise
