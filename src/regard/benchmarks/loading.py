@@ -3,15 +3,12 @@
 Both read the same files and make the same random draws. The Pillow side does what DETR's authors do: decode,
 flip, resize and crop with Pillow, then `ToTensor` and `Normalize` to floats. Ours leaves uint8 pixels: the
 device normalises them as part of the batch, so that this share of the work is gone from the cores and not
-measured. Boxes are left out on both sides. Time is the processor's on one core, so that other programs count
-for little.
+measured. Boxes are left out on both sides.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
+from regard.benchmarks.timing import medians
 from regard.data.images import list_images, read_image
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize, Transform, paper_augmentation, resized_size
@@ -67,15 +65,10 @@ def run(data: Path | None = None, *, num_images: int = 24, rounds: int = 7) -> l
         else:
             every = list_images(data)
             paths = every[:: max(1, len(every) // num_images)][:num_images]
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return [
-                _row("train", paths, rounds, _pillow_train, paper_augmentation()),
-                _row("eval", paths, rounds, _pillow_evaluation, EvaluationResize()),
-            ]
-        finally:
-            torch.set_num_threads(threads)
+        return [
+            _row("train", paths, rounds, _pillow_train, paper_augmentation()),
+            _row("eval", paths, rounds, _pillow_evaluation, EvaluationResize()),
+        ]
 
 
 def table(rows: Sequence[LoadingRow]) -> Table:
@@ -100,15 +93,15 @@ def _row(
     def ours(path: Path, generator: torch.Generator) -> Tensor:
         return transform(Sample(read_image(path)), generator).image
 
-    seconds: dict[Callable, list[float]] = {pillow: [], ours: []}
-    for number in range(rounds + 1):
-        for load in (pillow, ours) if number % 2 else (ours, pillow):
-            start = time.process_time()
+    def all_paths(load: Callable[[Path, torch.Generator], Tensor]) -> Callable[[int], None]:
+        def load_all(number: int) -> None:
             for index, path in enumerate(paths):
                 load(path, torch.Generator().manual_seed(number * len(paths) + index))
-            if number:  # round 0 brings files into the cache and code into memory
-                seconds[load].append(time.process_time() - start)
-    return LoadingRow(name, *(len(paths) / statistics.median(seconds[load]) for load in (pillow, ours)))
+
+        return load_all
+
+    seconds = medians([all_paths(pillow), all_paths(ours)], rounds)
+    return LoadingRow(name, *(len(paths) / s for s in seconds))
 
 
 def _pillow_train(path: Path, generator: torch.Generator) -> Tensor:
