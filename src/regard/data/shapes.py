@@ -27,6 +27,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 STUFF = ("sky", "ground")
 FIRST_STUFF_ID = 101
 SUPERSAMPLING = 4  # outlines are drawn so much larger and then reduced: smooth edges
+MOST_TURN = 0.06  # of a full turn, either way: shapes stand nearly upright
 LEAST_VISIBLE = 0.6  # share of an object that later ones may not cover
 VERSION = 1  # part of the cache key: to be raised when the same options give other bytes
 
@@ -168,7 +169,7 @@ def _draw_shape(name: str, config: ShapesConfig, rng: np.random.Generator) -> np
     size = config.size * SUPERSAMPLING
     radius = rng.uniform(config.min_scale, config.max_scale) / 2 * size
     centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
-    turn = rng.uniform(0, 1) if name != "heart" else rng.uniform(-0.1, 0.1)
+    turn = rng.uniform(-MOST_TURN, MOST_TURN)
     points = [
         (
             centre[0] + radius * r * math.sin(2 * math.pi * (a + turn)),
@@ -186,7 +187,7 @@ def _outline(name: str) -> list[tuple[float, float]]:
     if name == "circle":
         return [(0.9, i / 40) for i in range(40)]
     if name == "square":
-        return [(1.0, i / 4) for i in range(4)]
+        return [(1.0, (i + 0.5) / 4) for i in range(4)]
     if name == "triangle":
         return [(1.0, i / 3) for i in range(3)]
     if name == "star":

@@ -188,7 +188,8 @@ class DETR(nn.Module):
             trace.feature_size = (features.shape[-2], features.shape[-1])
 
         positions = self.position_encoding(padding).flatten(1, 2)  # (B, hw, C)
-        tokens = self.input_proj(features).flatten(2).transpose(1, 2)  # (B, hw, C)
+        # A 1x1 convolution is a linear layer on tokens, and needs no change of memory layout as one.
+        tokens = F.linear(features.flatten(2).transpose(1, 2), self.input_proj.weight.flatten(1), self.input_proj.bias)
         memory = self.transformer.encoder(tokens, positions, mask, trace)
         decoder = self.transformer.decoder
         if isinstance(decoder, AnchorDecoder):
@@ -255,7 +256,7 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet18": DETRConfig(backbone="resnet18"),
     "detr_resnet34": DETRConfig(backbone="resnet34"),
     "detr_tiny": DETRConfig(
-        backbone="small", embed_dim=96, num_heads=4, encoder_layers=1, decoder_layers=3, feedforward_dim=256,
-        dropout=0.0, norm_first=True, num_queries=12, sigmoid=True, anchors=True, query_groups=3, denoising_groups=4,
+        backbone="small", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2, feedforward_dim=256,
+        dropout=0.0, norm_first=True, num_queries=10, sigmoid=True, anchors=True, query_groups=3, denoising_groups=2,
     ),
 }  # fmt: skip
