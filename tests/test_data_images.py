@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,13 +170,29 @@ def test_file_is_opened_and_decoded_once(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(data)
     prepare = ImageFile.ImageFile.load_prepare
+    simplejpeg = pytest.importorskip("simplejpeg")
     with (
+        mock.patch.object(simplejpeg, "decode_jpeg", wraps=simplejpeg.decode_jpeg) as quick,
         mock.patch.object(pathlib.Path, "open", side_effect=lambda mode: io.FileIO(path, "r")) as opened,
         mock.patch.object(Image, "open", wraps=Image.open) as parsed,
         mock.patch.object(ImageFile.ImageFile, "load_prepare", autospec=True, side_effect=prepare) as decoded,
     ):
         read_image(path)
-    assert opened.call_count == parsed.call_count == decoded.call_count == 1
+    assert opened.call_count == parsed.call_count == decoded.call_count + quick.call_count == 1
+    assert quick.call_count == (data == JPEG)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_simplejpeg_gives_the_same_pixels(subsampling: int, progressive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    rng = np.random.default_rng(subsampling)
+    noise = Image.fromarray(rng.integers(0, 256, (61, 83, 3), dtype=np.uint8)).resize((83, 61))
+    file = io.BytesIO()
+    noise.save(file, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+    quick = decode_image(file.getvalue(), name="a.jpg")
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert torch.equal(quick, decode_image(file.getvalue(), name="a.jpg"))
 
 
 def test_cut_images_are_refused_where_another_library_allows_them(

@@ -205,6 +205,11 @@ def _guarded(step: Callable[[BinaryIO, str | Path, int], _T], file: BinaryIO, wh
 def _decode(file: BinaryIO, where: str | Path, max_pixels: int) -> Tensor:
     image = _open_image(file, where)
     scan = file.tell()
+    _check_size(image, where, max_pixels)
+    fast = _simplejpeg_pixels(file, image)
+    if fast is not None:
+        return fast
+    file.seek(scan)
     pixels = _pixels(image, where, max_pixels)
     if image.format == "JPEG":
         check_jpeg_end(file, scan, where)
@@ -248,6 +253,24 @@ def _check_size(image: Image.Image, where: str | Path, max_pixels: int) -> None:
     if width * height > max_pixels:
         code = "I16" if image.format == "GIF" else "I17" if width * height > MAX_PIXELS else "I18"
         raise too_large(f"{width}x{height}", max_pixels, code, where)
+
+
+def _simplejpeg_pixels(file: BinaryIO, image: Image.Image) -> Tensor | None:
+    """An upright RGB JPEG through simplejpeg, where it is installed: the same pixels as Pillow's in less time.
+
+    None for all others, and for files that it refuses: Pillow decides on those.
+    """
+    if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
+        return None
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    file.seek(0)
+    try:
+        return torch.from_numpy(simplejpeg.decode_jpeg(file.read(), colorspace="RGB")).permute(2, 0, 1)
+    except ValueError:
+        return None
 
 
 def _pixels(image: Image.Image, where: str | Path, max_pixels: int) -> Tensor:
