@@ -80,10 +80,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_node(node, path)
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that no month has, a number of 5,000 digits
+        if isinstance(error, ConfigError):
+            raise
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
+        problem = getattr(error, "problem", None) or f"not YAML ({error})"
         raise ConfigError(f"{problem}", where=f"{path}{line}", remedy="correct the file", code="C12") from error
     except RecursionError as error:
         raise ConfigError("settings are nested too deeply", where=path, code="C12") from error

@@ -6,6 +6,7 @@ linear layer; there is no padding mask, so images of different sizes go through 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,9 @@ class DETRDemo(nn.Module):
         self.backbone = torchvision.models.resnet50(weights=None)
         del self.backbone.fc
         self.conv = nn.Conv2d(2048, c, kernel_size=1)
-        self.transformer = nn.Transformer(c, nhead=8, num_encoder_layers=6, num_decoder_layers=6)
+        with warnings.catch_warnings():  # of a fast path that the authors' layout does not have
+            warnings.filterwarnings("ignore", message="enable_nested_tensor")
+            self.transformer = nn.Transformer(c, nhead=8, num_encoder_layers=6, num_decoder_layers=6)
         self.linear_class = nn.Linear(c, config.num_classes + 1)
         self.linear_bbox = nn.Linear(c, 4)
         self.query_pos = nn.Parameter(torch.rand(config.num_queries, c))

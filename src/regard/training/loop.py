@@ -68,6 +68,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if not low <= value < math.inf:
                 raise ConfigError(f"{name}={value}, expected at least {low}", code="C03")
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed={self.seed}"[:80] + ", expected a number of 63 bits", code="C03")
         if self.lr == 0:
             raise ConfigError("lr=0, expected more than 0", code="C03")
         if self.ema >= 1 or self.drop_at > 1:

@@ -1,0 +1,414 @@
+"""Models by name, run and file; classes carried over by their names."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import shutil
+import socket
+import threading
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import regard
+from regard.categories import COCO, Category
+from regard.errors import CheckpointError, ConfigError, MachineError
+from regard.loading import best_checkpoint, load
+from regard.models.catalog import CONFIGS, WEIGHTS, Weights, build, create, list_models, table
+from regard.models.detr import DETR
+from regard.models.detr_demo import DETRDemo, DETRDemoConfig
+from regard.models.weights import load_file, official_name, transfer
+from run_files import PETS, SMALL, write_run
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """Nothing of the user's, and no network beyond this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        assert isinstance(address, tuple) and address[0] == "127.0.0.1", f"connects to {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket, "getaddrinfo", _local_only(socket.getaddrinfo))
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def _local_only(look_up):
+    def guarded(host, *rest, **options):
+        assert host == "127.0.0.1", f"looks for {host}"
+        return look_up(host, *rest, **options)
+
+    return guarded
+
+
+def official(net: DETR) -> dict[str, Tensor]:
+    """The weights under the authors' names."""
+    return {official_name(name): tensor for name, tensor in net.state_dict().items()}
+
+
+@cache
+def small_resnet(backbone: str = "resnet18") -> DETR:
+    torch.manual_seed(5)
+    # Eight heads as in the paper: the tensors do not tell how many.
+    return DETR(replace(SMALL, backbone=backbone, num_queries=6, num_heads=8)).eval()
+
+
+@pytest.fixture(scope="module")
+def resnet18_file(tmp_path_factory) -> Path:
+    """A file as the authors' training writes it."""
+    path = tmp_path_factory.mktemp("weights") / "mine.pth"
+    torch.save({"model": official(small_resnet()), "epoch": 3}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def resnet50_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "r50.pth"
+    torch.save({"model": official(small_resnet("resnet50"))}, path)
+    return path
+
+
+# Names
+
+
+def test_list_models():
+    assert list_models() == sorted(CONFIGS) and "detr_resnet50" in list_models()
+    assert list_models("detr_resnet50*") == ["detr_resnet50", "detr_resnet50_dc5"]
+    assert list_models("*dc5") == ["detr_resnet101_dc5", "detr_resnet50_dc5"]
+    assert list_models("detr_tin?") == ["detr_tiny"]
+    assert list_models("vit*") == []
+    assert regard.list_models is list_models
+
+
+def test_create_needs_no_network(home):
+    for name in list_models():
+        with torch.device("meta"):
+            net = create(name, num_classes=4)
+        assert net.card.name == name and net.config.num_classes == 4
+    assert not home.exists()
+
+
+def test_create_is_random_and_of_the_right_size():
+    net = create("detr_tiny")
+    outputs = net.class_embed.out_features
+    assert outputs == 91  # sigmoid: no place for no-object
+    with torch.device("meta"):
+        assert create("detr_resnet18").class_embed.out_features == 92
+        assert create("detr_resnet18", num_classes=2).class_embed.out_features == 3
+        parameters = sum(p.numel() for p in create("detr_resnet50").parameters())
+        trained = sum(p.numel() for p in create("detr_resnet50").parameters() if p.requires_grad)
+    assert (parameters, trained) == (41_524_768, 41_302_368)  # 41.3 M in table 1 of the paper
+
+
+@pytest.mark.parametrize("call", [create, load])
+def test_unknown_names(call):
+    with pytest.raises(ConfigError, match=r"'detr_resnet5' — did you mean 'detr_resnet50'\?") as caught:
+        call("detr_resnet5")
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match="known: detr_demo, detr_resnet101"):
+        call("yolo")
+    with pytest.raises(ConfigError, match="unknown model 'yolo"):
+        table("yolo*")
+
+
+def test_wrong_number_of_classes():
+    with pytest.raises(ConfigError, match="num_classes is 0, expected at least 1"):
+        create("detr_tiny", num_classes=0)
+    with pytest.raises(ConfigError, match="3 categories for a model of 4 classes"):
+        build(replace(SMALL, num_classes=4), "mine", PETS)
+
+
+def test_card_has_coco():
+    """The classes of COCO by their ids, as torchvision has them."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    theirs = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    with torch.device("meta"):
+        card = create("detr_resnet50").card
+    assert len(theirs) == len(card.categories) == 91
+    for label, (category, name) in enumerate(zip(card.categories, theirs, strict=True)):
+        assert category.id == label
+        assert category.name == (f"unused {label}" if name in ("N/A", "__background__") else name)
+    assert len({category.name for category in COCO}) == 91
+    assert (card.short_side, card.max_size) == (800, 1333)
+    assert [c.name for c in create("detr_tiny", num_classes=2).card.categories] == ["0", "1"]
+
+
+# Released weights by name
+
+
+def test_offline(monkeypatch, home):
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
+    with pytest.raises(MachineError) as caught:
+        load("detr_resnet50")
+    line = caught.value.line
+    assert caught.value.exit_code == 6 and "\n" not in line
+    assert "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth" in line
+    assert str(home / "weights" / "detr-r50-e632da11.pth") in line
+    assert not home.exists()
+
+
+def test_no_released_weights():
+    with pytest.raises(ConfigError, match="no released weights of detr_tiny — train it: regard train detr_tiny"):
+        load("detr_tiny")
+
+
+def released(path: Path, monkeypatch, address: str) -> Weights:
+    """Let `detr_resnet18` have released weights: the file at `path`, under a name with its hash."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    weights = Weights(f"{address}/detr-r18-{digest}.pth")
+    monkeypatch.setitem(WEIGHTS, "detr_resnet18", weights)
+    assert digest == weights.sha256_prefix
+    return weights
+
+
+def test_by_name_from_the_cache(resnet18_file, monkeypatch, home):
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
+    weights = released(resnet18_file, monkeypatch, "https://example.org")
+    (home / "weights").mkdir(parents=True)
+    shutil.copy(resnet18_file, home / "weights" / weights.file_name)
+    net = regard.load("detr_resnet18")
+    assert net.card.name == "detr_resnet18" and not net.training
+    assert_same_outputs(net, small_resnet())
+
+
+def test_a_damaged_file_in_the_cache(resnet18_file, monkeypatch, home):
+    weights = released(resnet18_file, monkeypatch, "https://example.org")
+    (home / "weights").mkdir(parents=True)
+    path = home / "weights" / weights.file_name
+    path.write_bytes(resnet18_file.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError, match="checksum mismatch") as caught:
+        load("detr_resnet18")
+    assert caught.value.code == "K05" and str(path) in caught.value.line and path.exists()
+
+
+def test_by_name_over_the_network_once(resnet18_file, monkeypatch, home):
+    asked = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            data = resnet18_file.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        weights = released(resnet18_file, monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        first, second = load("detr_resnet18"), load("detr_resnet18")
+        server.shutdown()
+    assert asked == [f"/{weights.file_name}"]
+    assert [path.name for path in (home / "weights").iterdir()] == [weights.file_name]
+    assert_same_outputs(first, second)
+
+
+def test_published_numbers_and_file_names():
+    assert set(WEIGHTS) <= set(CONFIGS)
+    for weights in WEIGHTS.values():
+        assert weights.url.startswith("https://") and len(weights.sha256_prefix) == 8
+        int(weights.sha256_prefix, 16)
+        assert all(20 < score < 70 for score in weights.scores.values())
+
+
+# Files
+
+
+def assert_same_outputs(net, other) -> None:
+    torch.manual_seed(0)
+    images = [torch.randn(3, 64, 96), torch.randn(3, 80, 64)]
+    with torch.no_grad():
+        ours, theirs = net(images), other(images)
+    assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.boxes, theirs.boxes)
+
+
+def test_a_file_of_the_authors_training(resnet18_file):
+    net = load(resnet18_file)
+    assert isinstance(net, DETR) and not net.training
+    assert net.config == small_resnet().config
+    assert_same_outputs(net, small_resnet())
+    assert net.card.name == "detr_resnet18"
+    assert [c.name for c in net.card.categories] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "model", "dilation"),
+    [("my.pth", None, False), ("my.pth", "detr_resnet50_dc5", True), ("detr-r50-dc5-f0fb7ef5.pth", None, True)],
+)  # fmt: skip
+def test_dilation_is_told_by_name(resnet50_file, tmp_path, file_name, model, dilation):
+    path = tmp_path / file_name
+    path.symlink_to(resnet50_file)
+    net = load(path, model=model)
+    assert net.config.dilation is dilation and net.config.backbone == "resnet50"
+    assert net.card.name == ("detr_resnet50_dc5" if dilation else "detr_resnet50")
+
+
+def test_a_model_that_the_file_is_not(resnet18_file):
+    for model in ("detr_resnet34", "detr_demo", "detr_tiny"):
+        with pytest.raises(CheckpointError, match=f"weights of a DETR with resnet18, but {model} is a") as caught:
+            load(resnet18_file, model=model)
+        assert caught.value.code == "K07" and str(resnet18_file) in caught.value.line
+    with pytest.raises(ConfigError, match="did you mean 'detr_resnet18'"):
+        load(resnet18_file, model="detr_resnet1")
+
+
+def test_demo_file(tmp_path):
+    with torch.device("meta"):
+        demo = DETRDemo(DETRDemoConfig()).half()  # as released
+    tensors = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in demo.state_dict().items()}
+    tensors["query_pos"] = torch.rand(100, 256).half()
+    torch.save(tensors, tmp_path / "demo.pth")
+    net = load(tmp_path / "demo.pth")
+    assert isinstance(net, DETRDemo) and net.card.name == "detr_demo" and net.card.categories == COCO
+    assert torch.equal(net.query_pos, tensors["query_pos"].float())
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    net = small_resnet()
+    save_file(official(net), tmp_path / "w.safetensors")
+    assert torch.equal(load(tmp_path / "w.safetensors").class_embed.weight, net.class_embed.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [("a.pth", b"<!DOCTYPE html>", "K06"), ("a.pth", b"", "K03"), ("a.safetensors", b"12", "K04"),
+     ("notes.txt", b"hello there, this is text", "K06"), ("weights", b"hello there, this is text", "K06"),
+     ("a.pth", {"fc.weight": torch.zeros(3, 4)}, "K07"), ("a.pth", {"epoch": 3}, "K06"), ("a.pth", [1], "K06")],
+)  # fmt: skip
+def test_wrong_files(tmp_path, name, content, code):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert caught.value.code == code and str(path) in caught.value.line and caught.value.exit_code == 4
+    assert path.read_bytes() == before
+
+
+def test_missing_files_and_folders(tmp_path):
+    (tmp_path / "mine.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no such file.*did you mean mine\.pth") as caught:
+        load(tmp_path / "mien.pth")
+    assert caught.value.code == "K01"
+    with pytest.raises(CheckpointError, match="no checkpoint in this folder") as caught:
+        load(tmp_path)
+    assert caught.value.code == "K02"
+    with pytest.raises(ConfigError, match="unknown model, run or file"):
+        load("runs/none")
+
+
+def test_weights_of_another_shape(tmp_path):
+    tensors = official(small_resnet())
+    tensors["bbox_embed.layers.0.bias"] = torch.zeros(3)
+    torch.save(tensors, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"bbox_embed\.layers\.0\.bias \(3,\), the model has \(16,\)"):
+        load_file(tmp_path / "odd.pth")
+    tensors = {name.replace("layer1", "layer7"): tensor for name, tensor in official(small_resnet()).items()}
+    torch.save(tensors, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_file(tmp_path / "other.pth")
+    assert caught.value.code == "K07"
+
+
+# Runs
+
+
+def test_a_run_gives_its_best_checkpoint(tmp_path):
+    net = build(SMALL, "mine", PETS, (40, 60))
+    write_run(tmp_path / "run", net, {2: 0.1, 4: 0.3, 6: 0.2})
+    assert best_checkpoint(tmp_path / "run").name == "step_4"
+    found = load(tmp_path / "run")
+    assert found.class_embed.bias.tolist() == [4.0] * 4 and not found.training
+    assert found.card == net.card and found.config == SMALL
+    newest = load(tmp_path / "run" / "checkpoints" / "step_6")
+    assert newest.class_embed.bias.tolist() == [6.0] * 4
+
+
+def test_the_average_is_preferred(tmp_path):
+    write_run(tmp_path / "run", build(SMALL, "mine", PETS), {2: 0.1}, average=True)
+    assert load(tmp_path / "run").class_embed.bias.tolist() == [2.5] * 4
+
+
+def test_a_file_of_a_checkpoint(tmp_path):
+    write_run(tmp_path / "run", build(SMALL, "mine", PETS), {2: 0.1})
+    part = tmp_path / "run" / "checkpoints" / "step_2" / "model.safetensors"
+    with pytest.raises(CheckpointError, match=f"a part of a checkpoint — .* — name its folder: {part.parent}"):
+        load(part)
+    part.write_bytes(part.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError) as caught:
+        load(part.parent)
+    assert caught.value.code == "K05"
+
+
+# Other classes
+
+
+def make(names: list[str], seed: int, **changes) -> DETR:
+    torch.manual_seed(seed)
+    categories = [Category(i, name) for i, name in enumerate(names)]
+    return build(replace(SMALL, num_classes=len(names), **changes), f"model {seed}", categories)
+
+
+def test_transfer_by_class_name():
+    source, net = make(["cat", "dog", "owl", "cow"], 1), make(["owl", "fox", "cat"], 2)
+    random = net.class_embed.weight[1].clone()
+    note = transfer(source, net)
+    assert note == "started from model 1; 3 classes, 2 of them known by name"
+    for ours, theirs in ((net.class_embed.weight, source.class_embed.weight),
+                         (net.class_embed.bias, source.class_embed.bias)):  # fmt: skip
+        assert torch.equal(ours[0], theirs[2]) and torch.equal(ours[2], theirs[0])
+        assert torch.equal(ours[3], theirs[4])  # no-object, the last
+    assert torch.equal(net.class_embed.weight[1], random)
+    for name, tensor in net.state_dict().items():
+        if not name.startswith("class_embed."):
+            assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+def test_transfer_of_as_many_classes_in_another_order():
+    source, net = make(["cat", "dog"], 1), make(["dog", "cat"], 2)
+    assert transfer(source, net).endswith("2 classes, 2 of them known by name")
+    assert torch.equal(net.class_embed.weight, source.class_embed.weight[[1, 0, 2]])
+
+
+def test_transfer_of_the_same_classes():
+    source, net = make(["cat", "dog"], 1), make(["cat", "dog"], 2)
+    assert transfer(source, net) == "started from model 1; 2 classes"
+    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), net.state_dict().values(), strict=True))
+
+
+def test_transfer_with_denoising():
+    later = {"anchors": True, "sigmoid": True, "denoising_groups": 2}
+    source, net = make(["cat", "dog", "owl"], 1, **later), make(["fox", "owl"], 2, **later)
+    fox = net.class_embed.weight[0].clone()
+    transfer(source, net)
+    assert torch.equal(net.class_embed.weight[0], fox)
+    assert torch.equal(net.class_embed.weight[1], source.class_embed.weight[2])  # nothing is no-object here
+    assert torch.equal(net.query_embed.labels.weight[1], source.query_embed.labels.weight[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"num_queries": 9}, "query_embed.weight"), ({"decoder_layers": 3}, "decoder.layers.2"),
+     ({"embed_dim": 32}, "transformer."), ({"sigmoid": True}, "softmax and sigmoid")],
+)  # fmt: skip
+def test_transfer_to_another_model(changes, says):
+    source, net = make(["cat", "dog", "owl"], 1), make(["cat", "fox"], 2, **changes)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match="model 1 does not fit model 2: ") as caught:
+        transfer(source, net)
+    assert says in caught.value.what and len(caught.value.line) < 500 and caught.value.code == "K07"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

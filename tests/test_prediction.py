@@ -1,0 +1,386 @@
+"""`regard.predict`: whatever holds an image in, boxes in pixels of that very image out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import regard
+from image_files import encode, exif, turned
+from regard.batches import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
+from regard.categories import Category, ModelCard
+from regard.errors import ConfigError, DataError, MachineError
+from regard.models.detr import DETR, DETRConfig
+from regard.outputs import DetectionOutput
+from regard.prediction import picture_names, predict, predict_each, predict_files
+from regard.results import Detections
+from run_files import PETS, small_detector, write_run
+
+# Ids that are neither contiguous nor in step with the labels.
+CATEGORIES = (Category(7, "dark"), Category(90, "bright"))
+CONFIG = DETRConfig(
+    num_classes=2, backbone="small", embed_dim=16, num_heads=2, encoder_layers=1, decoder_layers=1,
+    feedforward_dim=16, num_queries=4,
+)  # fmt: skip
+
+
+class Finder(DETR):
+    """Gives the bounding box of all bright pixels as `bright`, score 0.9, and the whole image as `dark`, 0.3.
+
+    It reads the normalised batch as a detector does, and keeps what it was given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG)
+        self.card = ModelCard("finder", CATEGORIES, short_side=64, max_size=128)
+        self.batches: list[ImageBatch] = []
+
+    def forward(
+        self, images: ImageBatch | Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> DetectionOutput:
+        assert isinstance(images, ImageBatch) and images.pixels.is_floating_point() and not self.training
+        self.batches.append(images)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        boxes = []
+        for pixels, (height, width) in zip(images.pixels, images.sizes, strict=True):
+            bright = ((pixels[:, :height, :width] * std + mean) > 0.5).all(0)
+            rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
+            x0, x1 = columns.min() / width, (columns.max() + 1) / width
+            y0, y1 = rows.min() / height, (rows.max() + 1) / height
+            found = torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0))
+            boxes.append(torch.stack((torch.tensor([0.5, 0.5, 1, 1]), found)))
+        scores = torch.tensor([[0.3, 1e-9, 0.7], [1e-9, 0.9, 0.1]])
+        return DetectionOutput(scores.log().expand(len(boxes), -1, -1), torch.stack(boxes))
+
+
+@pytest.fixture
+def finder() -> Finder:
+    return Finder()
+
+
+BOX = (30, 20, 70, 60)  # xyxy
+SIZE = (90, 140)  # (height, width)
+
+
+def scene(box=BOX, size=SIZE) -> np.ndarray:
+    """(H, W, 3) uint8: a white rectangle on black."""
+    image = np.zeros((*size, 3), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    return image
+
+
+def assert_found(result: Detections, box=BOX, size=SIZE) -> None:
+    assert isinstance(result, Detections) and result.size == size
+    assert result.names == ["bright"] and result.category_ids == [90]
+    assert result.scores.item() == pytest.approx(0.9)
+    step = max(size) / 128 + 1  # pixels of the original in one of the resized image
+    assert result.boxes[0].tolist() == pytest.approx(box, abs=step)
+
+
+def write(path: Path, image: np.ndarray, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+# One image
+
+
+def test_every_kind_of_source(finder, tmp_path):
+    path = write(tmp_path / "street.png", scene())
+    array = scene()
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    sources = {
+        "path": path, "text": str(path), "PIL": Image.fromarray(array), "array": array, "floats": array / 255,
+        "grey": array[..., 0], "tensor": tensor, "float tensor": tensor / 255,
+    }  # fmt: skip
+    results = {kind: predict(finder, source) for kind, source in sources.items()}
+    for kind, result in results.items():
+        assert_found(result)
+        assert torch.equal(result.boxes, results["path"].boxes), kind
+        assert result.path == (str(path) if kind in ("path", "text") else None)
+        picture = result.plot()  # on the file, or on the pixels that were given
+        assert picture.size[0] >= SIZE[1] and np.asarray(picture).std() > 20
+    assert (array == scene()).all()
+    assert all(batch.sizes == ((64, 99),) for batch in finder.batches)
+
+
+def test_one_in_one_out_and_lists(finder, tmp_path):
+    path = write(tmp_path / "a.png", scene())
+    other = scene((5, 50, 25, 80), (90, 40))
+    assert_found(predict(finder, path))
+    (single,) = predict(finder, [path])
+    assert_found(single)
+    first, second = predict(finder, (path, other))
+    assert_found(first)
+    assert_found(second, (5, 50, 25, 80), (90, 40))
+    assert predict(finder, []) == []
+
+
+def test_folder(finder, tmp_path):
+    write(tmp_path / "b.png", scene())
+    write(tmp_path / "deeper" / "c.jpg", scene(), quality=95)
+    write(tmp_path / "a.bmp", scene())
+    (tmp_path / "notes.txt").write_text("no image")
+    for folder in (tmp_path, str(tmp_path)):
+        results = predict(finder, folder)
+        assert [Path(r.path).name for r in results] == ["a.bmp", "b.png", "c.jpg"]
+        for result in results:
+            assert_found(result)
+    with pytest.raises(DataError, match="a directory instead of an image"):
+        predict(finder, [tmp_path])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (31, 200), (200, 31), (480, 640), (7, 9), (1, 1), (1, 400)])
+def test_original_coordinates(finder, size):
+    height, width = size
+    box = (width // 4, height // 4, max(1, 3 * width // 4), max(1, 3 * height // 4))
+    result = predict(finder, scene(box, size))
+    assert_found(result, box, size)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_those_of_the_displayed_image(finder, tmp_path, orientation):
+    shown = scene()
+    stored = next(s for s in (turned(shown, k) for k in range(1, 9)) if np.array_equal(turned(s, orientation), shown))
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encode(stored, "JPEG", quality=95, exif=exif(orientation)))
+    result = predict(finder, path)
+    assert_found(result)
+    opened = predict(finder, Image.open(io.BytesIO(path.read_bytes())))
+    assert torch.equal(opened.boxes, result.boxes)
+
+
+def test_greyscale_and_palette_files(finder, tmp_path):
+    grey = Image.fromarray(scene()[..., 0])
+    grey.save(tmp_path / "grey.png")
+    grey.convert("1").save(tmp_path / "bilevel.png")
+    Image.fromarray(scene()).quantize(4).save(tmp_path / "palette.gif")
+    for name in ("grey.png", "bilevel.png", "palette.gif"):
+        assert_found(predict(finder, tmp_path / name))
+
+
+def test_threshold(finder):
+    assert predict(finder, scene(), threshold=0.2).names == ["bright", "dark"]
+    assert predict(finder, scene(), threshold=0.2).boxes[1].tolist() == [0, 0, 140, 90]
+    assert len(predict(finder, scene(), threshold=0.95)) == 0
+    assert len(predict(finder, scene(), threshold=0)) == 2
+
+
+@pytest.mark.parametrize("numbers", [{"threshold": 1.5}, {"threshold": -0.1}, {"threshold": float("nan")},
+                                     {"batch_size": 0}, {"batch_size": -1}])  # fmt: skip
+def test_numbers_out_of_range(finder, tmp_path, numbers):
+    write(tmp_path / "a.png", scene())
+    for call in (
+        lambda: predict(finder, [scene()], **numbers),
+        lambda: predict(finder, [], **numbers),
+        lambda: list(predict_files(finder, [tmp_path], **numbers)),
+    ):
+        with pytest.raises(ConfigError, match=f"{next(iter(numbers))}=") as caught:
+            call()
+        assert caught.value.code == "C03"
+
+
+def test_wrong_sources(finder, tmp_path):
+    for source in (None, 3, {"a": 1}, scene().tolist()[0][0][0], np.zeros((4, 4, 7), np.uint8), "missing.png",
+                   "https://example.org/a.jpg", torch.zeros(2, 3, 8, 8), np.full((8, 8, 3), np.nan)):  # fmt: skip
+        with pytest.raises(DataError) as caught:
+            predict(finder, source)
+        assert "\n" not in caught.value.line
+    with pytest.raises(ConfigError, match="unknown device 'gpu'"):
+        predict(finder, scene(), device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(MachineError, match="no cuda device"):
+            predict(finder, scene(), device="cuda")
+
+
+# Many
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+def test_batches(finder, batch_size):
+    sizes = [(90, 140), (140, 90), (64, 64), (300, 100), (50, 200)]
+    boxes = [(w // 3, h // 3, w - 9, h - 9) for h, w in sizes]
+    images = [scene(box, size) for box, size in zip(boxes, sizes, strict=True)]
+    results = predict(finder, images, batch_size=batch_size)
+    assert [len(batch) for batch in finder.batches] == {2: [2, 2, 1], 3: [3, 2], 8: [5]}[batch_size]
+    for result, box, size in zip(results, boxes, sizes, strict=True):
+        assert_found(result, box, size)
+    assert finder.batches[0].is_padded
+
+
+def test_batches_of_a_network():
+    """Without padding an image's result does not depend on its neighbours."""
+    net = small_detector()
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (40, 60, 3), np.uint8) for _ in range(4)]
+    alone = predict(net, images, threshold=0)
+    together = predict(net, images, threshold=0, batch_size=4)
+    assert not torch.equal(alone[0].boxes, alone[1].boxes)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.allclose(one.scores, other.scores, atol=1e-5)
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-2)
+
+
+def test_results_come_one_by_one(finder):
+    results = predict_each(finder, [scene()] * 5)
+    assert_found(next(results))
+    assert len(finder.batches) == 1
+    results.close()
+
+
+def test_the_model_is_left_as_it_was(finder):
+    finder.train()
+    predict(finder, scene())
+    assert finder.training
+    finder.eval()
+    result = predict(finder, scene())
+    assert not finder.training
+    result.boxes.clamp_(max=50)  # results may be changed, and used where gradients flow
+    weight = torch.ones(4, requires_grad=True)
+    (weight * result.boxes).sum().backward()
+    assert weight.grad is not None and torch.is_grad_enabled()
+
+
+def test_a_run_by_its_path(tmp_path):
+    net = small_detector()
+    write_run(tmp_path / "run", net, {1: 0.5})
+    result = regard.predict(tmp_path / "run", scene(), threshold=0)
+    same = regard.predict(net, scene(), threshold=0)
+    assert torch.equal(result.boxes, same.boxes) and result.categories == PETS
+
+
+# Files
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Four images, two of one name."""
+    folder = tmp_path / "photos"
+    write(folder / "a" / "cat.png", scene())
+    write(folder / "b" / "cat.png", scene((5, 5, 40, 30), (50, 60)))
+    write(folder / "b" / "Cat.jpg", scene(), quality=95)
+    write(folder / "dog.png", scene((10, 10, 20, 20), (32, 32)))
+    return folder
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_pictures_and_json(finder, photos, tmp_path):
+    before = digest(photos)
+    output, json_file = tmp_path / "new" / "drawn", tmp_path / "new" / "found" / "all.json"
+    lines = list(predict_files(finder, [photos], output=output, json_file=json_file, threshold=0.2))
+    files = ["a/cat.png", "b/Cat.jpg", "b/cat.png", "dog.png"]
+    assert lines == [f"{photos / name}: 1 bright, 1 dark" for name in files]
+    assert digest(photos) == before
+
+    names = ["cat.jpg", "Cat-2.jpg", "cat-3.jpg", "dog.jpg"]
+    assert sorted(path.name for path in output.iterdir()) == sorted(names)
+    for name, file in zip(names, files, strict=True):
+        drawn, image = (np.asarray(Image.open(path)).astype(int) for path in (output / name, photos / file))
+        assert drawn.shape[0] >= image.shape[0] and drawn.shape[0] / drawn.shape[1] == pytest.approx(
+            image.shape[0] / image.shape[1], rel=0.02
+        )
+        colours = drawn.max(2) - drawn.min(2)
+        assert (colours > 100).any()  # the images have none
+
+    rows = json.loads(json_file.read_text())
+    assert [(row["image_id"], row["file_name"]) for row in rows[::2]] == [
+        (number, str(photos / name)) for number, name in enumerate(files, start=1)
+    ]
+    assert [row["category_id"] for row in rows] == [90, 7] * 4
+    assert all(set(row) == {"image_id", "category_id", "bbox", "score", "file_name"} for row in rows)
+    assert rows[0]["bbox"] == pytest.approx([30, 20, 40, 40], abs=2)
+    assert rows[1]["bbox"] == [0, 0, 140, 90]
+
+
+def test_json_is_read_by_pycocotools(finder, photos, tmp_path, capsys):
+    from pycocotools.coco import COCO
+
+    list(predict_files(finder, [photos], json_file=tmp_path / "found.json"))
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": i} for i in range(1, 5)],
+        "annotations": [],
+        "categories": [{"id": c.id, "name": c.name} for c in CATEGORIES],
+    }
+    truth.createIndex()
+    assert len(truth.loadRes(str(tmp_path / "found.json")).anns) == 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_one_broken_image(finder, photos, tmp_path, batch_size):
+    """The others are done, and numbered as if it were whole."""
+    broken = photos / "b" / "broken.png"
+    broken.write_bytes((photos / "dog.png").read_bytes()[:60])
+    before = digest(photos)
+    lines: list[str] = []
+    with pytest.raises(DataError) as caught:
+        for line in predict_files(
+            finder, [photos], output=tmp_path / "out", json_file=tmp_path / "all.json", batch_size=batch_size
+        ):
+            lines.append(line)
+    assert caught.value.code == "I09" and str(broken) in caught.value.line and caught.value.exit_code == 3
+    assert len(lines) == 4 and not any("broken.png" in line for line in lines)
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    rows = json.loads((tmp_path / "all.json").read_text())
+    assert [(row["image_id"], Path(row["file_name"]).name) for row in rows] == [
+        (1, "cat.png"), (2, "Cat.jpg"), (4, "cat.png"), (5, "dog.png"),
+    ]  # fmt: skip
+    assert digest(photos) == before
+
+
+def test_several_broken_images(finder, photos):
+    for name in ("x.png", "y.png"):
+        (photos / name).write_bytes(b"")
+    lines = []
+    with pytest.raises(DataError, match=r"2 of 6 images cannot be used, the first: empty file — .*x\.png") as caught:
+        for line in predict_files(finder, [photos]):
+            lines.append(line)
+    assert caught.value.code == "I01"
+    assert [line.startswith("error[I01]") for line in lines] == [False] * 4 + [True] * 2
+    assert str(photos / "y.png") in lines[-1]
+
+
+def test_images_are_not_replaced(finder, tmp_path):
+    photo = write(tmp_path / "photos" / "cat.jpg", scene())
+    write(tmp_path / "photos" / "dog.png", scene())
+    before = digest(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "photos")
+    for targets in ({"output": photo.parent}, {"output": link}, {"json_file": photo}):
+        with pytest.raises(ConfigError, match="this would replace an image") as caught:
+            list(predict_files(finder, [tmp_path / "photos"], **targets))
+        assert caught.value.code == "C11" and "cat.jpg" in caught.value.line
+    assert digest(tmp_path) == before and not finder.batches
+
+
+def test_a_file_that_is_named_twice(finder, photos, tmp_path):
+    photo = photos / "dog.png"
+    assert len(list(predict_files(finder, [photo, photos, photo], output=tmp_path / "out"))) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_missing_files_are_told_before_anything_is_done(photos, tmp_path):
+    with pytest.raises(DataError, match=r"no such file — .*nine\.png"):
+        list(predict_files("no-such-model.pth", [photos, photos / "nine.png"], output=tmp_path / "out"))
+    with pytest.raises(ConfigError, match="no images given"):
+        list(predict_files("no-such-model.pth", []))
+    assert not (tmp_path / "out").exists()
+
+
+def test_picture_names():
+    files = [Path(name) for name in ("a/cat.png", "b/cat.png", "b/CAT.jpg", "cat-2.png", "c/dog.tar.gif")]
+    names = picture_names(files)
+    assert list(names.values()) == ["cat.jpg", "cat-2.jpg", "CAT-3.jpg", "cat-2-2.jpg", "dog.tar.jpg"]

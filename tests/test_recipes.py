@@ -1,0 +1,198 @@
+"""Recipes: the published numbers, and no setting that takes nonsense."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from regard.config import apply_mapping, apply_overrides, to_mapping
+from regard.errors import ConfigError
+from regard.models.catalog import list_models
+from regard.models.detr import DETRConfig
+from regard.recipes import RECIPES, Recipe, recipe_for
+from regard.runs import augmentation_of, criterion_of
+
+TRAINED = [name for name in list_models() if name != "detr_demo"]
+LARGE = [name for name in TRAINED if name != "detr_tiny"]
+
+
+def test_paper_recipe_is_the_published_one():
+    """Section 4 and appendix A.4 of the paper, and the defaults of the authors' main.py."""
+    recipe = recipe_for("detr_resnet50", "paper")
+    published = {
+        "epochs": 300, "lr": 1e-4, "lr_backbone": 1e-5, "weight_decay": 1e-4, "batch_size": 2, "accumulate": 1,
+        "schedule": "step", "warmup_steps": 0, "clip_norm": 0.1, "ema": 0.0, "amp": "off", "seed": 42, "workers": 2,
+        "start_from": "backbone", "short_side": 800, "max_size": 1333, "augmentation": "paper", "minutes": None,
+        "no_object_weight": 0.1, "class_weight": 1.0, "bbox_weight": 5.0, "giou_weight": 2.0, "patience": 0,
+    }  # fmt: skip
+    assert {name: getattr(recipe, name) for name in published} == published
+    assert recipe.epochs * recipe.drop_at == pytest.approx(200)
+    model = {
+        "num_classes": 91, "backbone": "resnet50", "backbone_norm": "frozen", "dilation": False, "embed_dim": 256,
+        "num_heads": 8, "encoder_layers": 6, "decoder_layers": 6, "feedforward_dim": 2048, "dropout": 0.1,
+        "norm_first": False, "position_encoding": "sine", "num_queries": 100, "sigmoid": False, "anchors": False,
+        "query_groups": 1, "denoising_groups": 0,
+    }  # fmt: skip
+    assert {name: getattr(recipe.model, name) for name in model} == model
+
+
+def test_paper_loss_and_augmentation():
+    recipe = recipe_for("detr_resnet50")
+    assert recipe == recipe_for("detr_resnet50", "paper")  # the model's own
+    criterion = criterion_of(recipe)
+    weights = {name: criterion.weights[name] for name in ("loss_ce", "loss_bbox", "loss_giou")}
+    assert weights == {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+    _, choice = augmentation_of(recipe).steps
+    assert choice.first.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert choice.first.max_size == 1333
+    scale, crop, scale_again = choice.second.steps
+    assert scale.short_sides == (400, 500, 600) and (crop.min_size, crop.max_size) == (384, 600)
+    assert scale_again == choice.first
+
+
+def test_dc5_and_deeper_backbones():
+    assert recipe_for("detr_resnet101").model == DETRConfig(backbone="resnet101")
+    assert recipe_for("detr_resnet50_dc5").model == DETRConfig(dilation=True)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_all_recipes_of_all_models(name):
+    for recipe in RECIPES:
+        if recipe == "small" and name in LARGE:
+            with pytest.raises(ConfigError, match=f"small is for detr_tiny, not for {name}"):
+                recipe_for(name, recipe)
+            continue
+        made = recipe_for(name, recipe)
+        assert made.name == name
+        assert apply_mapping(made, to_mapping(made)) == made  # what is written can be read
+    own = recipe_for(name)
+    assert own == recipe_for(name, "paper" if name in LARGE else "small")
+
+
+def test_finetune_and_fast():
+    finetune = recipe_for("detr_resnet50", "finetune")
+    assert (finetune.start_from, finetune.epochs) == ("detr_resnet50", 50)
+    assert finetune.epochs * finetune.drop_at == pytest.approx(40)
+    assert finetune.model == DETRConfig()  # or the weights would not fit
+    fast = recipe_for("detr_resnet50", "fast")
+    assert fast.epochs == 50 and fast.model.anchors and fast.model.sigmoid and fast.model.denoising_groups
+    small = recipe_for("detr_tiny")
+    assert (small.start_from, small.short_side, small.data) == ("none", 64, "shapes")
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match=r"unknown recipe 'fats' — did you mean 'fast'\?"):
+        recipe_for("detr_resnet50", "fats")
+    with pytest.raises(ConfigError, match=r"unknown model 'detr_resnet5'.* — did you mean 'detr_resnet50'\?"):
+        recipe_for("detr_resnet5")
+    with pytest.raises(ConfigError, match="detr_demo cannot be trained here — train one of detr_resnet101"):
+        recipe_for("detr_demo")
+
+
+# Every setting, from the schema: new ones are held to the same.
+
+
+def settings() -> dict[str, Any]:
+    """Dotted path -> type of every setting of a recipe."""
+    found = {}
+    for config, prefix in ((Recipe, ""), (DETRConfig, "model.")):
+        hints = get_type_hints(config)
+        for field in dataclasses.fields(config):
+            if not dataclasses.is_dataclass(hints[field.name]):
+                found[prefix + field.name] = hints[field.name]
+    return found
+
+
+SETTINGS = settings()
+NUMBERS = {path: kind for path, kind in SETTINGS.items() if kind in (int, float) or float in get_args(kind)}
+WORDS = {path: kind for path, kind in SETTINGS.items() if isinstance((*get_args(kind), None)[0], str)}
+ANY_TEXT = [path for path, kind in SETTINGS.items() if kind is str]
+
+
+def refused(path: str, value: object) -> ConfigError:
+    """The error for a value; both ways to give it refuse it with one line that names the setting."""
+    recipe = recipe_for("detr_resnet50")
+    nested: Any = value
+    for name in reversed(path.split(".")):
+        nested = {name: nested}
+    with pytest.raises(ConfigError) as caught:
+        apply_mapping(recipe, nested)
+    errors = [caught.value]
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and path not in ANY_TEXT:
+        with pytest.raises(ConfigError) as caught:
+            apply_overrides(recipe, [f"{path}={value}"])
+        errors.append(caught.value)
+    for error in errors:
+        assert "\n" not in error.line and path.rpartition(".")[2] in error.line
+        assert error.code in ("C01", "C02", "C03", "C05", "C08", "C09") and error.exit_code == 2
+    return errors[0]
+
+
+def test_the_schema_is_covered():
+    assert len(SETTINGS) > 40
+    truth = [path for path, kind in SETTINGS.items() if kind is bool]
+    assert sorted([*NUMBERS, *WORDS, *ANY_TEXT, *truth]) == sorted(SETTINGS)
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_wrong_types(path):
+    for value in ([1, 2], {"a": 1}, object()):
+        refused(path, value)
+    if type(None) not in get_args(SETTINGS[path]):
+        refused(path, None)
+    if path not in ANY_TEXT:
+        refused(path, "nonsense")
+        refused(path, "")
+    if path in NUMBERS:
+        refused(path, True)
+    else:
+        refused(path, 2.5)
+    if SETTINGS[path] is int:
+        refused(path, 2.5)
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_numbers_out_of_range(path):
+    for value in (float("nan"), float("inf"), float("-inf"), "nan", "1e999", -1, -1e30):
+        refused(path, value)
+
+
+POSITIVE = (
+    "epochs", "batch_size", "accumulate", "lr", "evaluate_every", "log_every", "minutes", "short_side", "max_size",
+    "model.num_classes", "model.num_queries", "model.num_heads", "model.embed_dim", "model.decoder_layers",
+    "model.feedforward_dim", "model.query_groups",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", POSITIVE)
+def test_zero_is_too_little(path):
+    refused(path, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("ema", 1), ("drop_at", 1.5), ("model.dropout", 1), ("model.label_noise", 1.1), ("model.box_noise", 2),
+     ("short_side", 2000), ("model.embed_dim", 250), ("model.num_heads", 7), ("model.denoising_groups", 2),
+     ("seed", 2**70)],
+)  # fmt: skip
+def test_too_much(path, value):
+    refused(path, value)
+
+
+@pytest.mark.parametrize("path", SETTINGS)
+def test_misspelt(path):
+    """A letter less, more, or another one: the right name is offered."""
+    name = path.rpartition(".")[2]
+    for wrong in (path[:-1], path + "s", path[:-2] + string.ascii_letters[len(name)] + path[-1]):
+        if wrong in SETTINGS or wrong == "cr":  # half of two letters is too little to go by
+            continue
+        error = refused(wrong, 1)
+        assert error.code == "C01" and error.remedy == f"did you mean {path!r}?", error.line
+
+
+def test_a_million_digits():
+    error = refused("epochs", "9" * 1_000_000)
+    assert len(error.line) < 200
