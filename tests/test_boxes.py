@@ -99,6 +99,7 @@ class TestOverlap:
             ([0, 0, 0, 1], [0, 0, 0, 1], 0, 0),  # twice the same line
             ([0, 0, 0, 1], [0, 3, 0, 4], 0, 0),  # two lines on one line: even the hull is empty
             ([2, 3, 2, 3], [2, 3, 2, 3], 0, 0),  # twice the same point
+            ([1, 1, 0, 0], [1, 1, 0, 0], 0, 0),  # corners in the wrong order
         ],
     )
     def test_by_hand(self, a: list[float], b: list[float], expected_iou: float, expected_giou: float) -> None:

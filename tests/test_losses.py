@@ -40,15 +40,15 @@ CASES = ("plain", "auxiliary", "groups", "denoising", "crowded", "one empty", "a
 def case(name: str, kind: str, seed: int = 0) -> tuple[DetectionOutput, Targets]:
     """An output with leaves that take gradients, and targets of 4 classes."""
     classes = 4 + (kind == "softmax")
-    counts = {"crowded": [9, 1], "one empty": [3, 0], "all empty": [0, 0]}.get(name, [3, 2])
+    counts = {"crowded": [9, 1, 2], "one empty": [3, 0, 2], "all empty": [0, 0, 0]}.get(name, [3, 1, 1])
     targets = random_targets(counts, 4, seed)
     groups = 3 if name in ("groups", "denoising") else 1
     depth = 1 if name == "plain" else 3
-    layers = [random_output(2, 6 * groups, classes, 10 * seed + i) for i in range(depth)]
+    layers = [random_output(3, 6 * groups, classes, 10 * seed + i) for i in range(depth)]
     output = layers[-1]._replace(auxiliary=layers[:-1], num_groups=groups)
-    if name == "denoising":  # two copies of three targets, and of two with padding
-        noised = [random_output(2, 6, classes, 100 + i) for i in range(depth)]
-        known = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, -1, 0, 1, -1]])
+    if name == "denoising":  # two copies of three targets, and of one with padding
+        noised = [random_output(3, 6, classes, 100 + i) for i in range(depth)]
+        known = torch.tensor([[0, 1, 2] * 2, [0, -1, -1] * 2, [0, -1, -1] * 2])
         parts = (torch.stack([n.logits for n in noised]), torch.stack([n.boxes for n in noised]))
         output = output._replace(denoising=Denoising(*parts, known))
     for leaf in leaves(output):
@@ -191,7 +191,7 @@ class TestWrittenOut:
             differences.append(abs(predicted / 3 - len(target["labels"])))
         assert 0 < sum(wrong) < len(wrong)
         assert found["class_error"].item() == pytest.approx(100 * sum(wrong) / len(wrong))
-        assert found["cardinality_error"].item() == pytest.approx(sum(differences) / 2)
+        assert found["cardinality_error"].item() == pytest.approx(sum(differences) / 3)
         assert "class_error_0" not in found and "cardinality_error_1" in found
 
 
@@ -224,7 +224,7 @@ class TestOptions:
     def test_weight_of_no_object(self, weight: float) -> None:
         output, targets = case("plain", "softmax")
         loss = SetCriterion(4, no_object_weight=weight)(output, targets)["loss_ce"]
-        classes = torch.full((2, 6), 4)
+        classes = torch.full((3, 6), 4)
         for i, (query, target) in enumerate(SetCriterion(4).matcher(output, targets)):
             classes[i, query] = targets[i]["labels"][target]
         weights = torch.tensor([1.0, 1, 1, 1, weight])
@@ -335,7 +335,7 @@ def test_one_copy_to_the_host_for_all_layers(name: str, kind: str, monkeypatch: 
     losses = criterion_of(kind)(there, targets)
     total = criterion_of(kind).total(losses)
     largest = max(len(target["labels"]) for target in targets)
-    assert OnDevice.copies == [(3, 2, output.logits.shape[1], largest)]
+    assert OnDevice.copies == [(3, 3, output.logits.shape[1], largest)]
     assert isinstance(total, OnDevice) and all(isinstance(value, OnDevice) for value in losses.values())
     with NoWaiting():
         total.backward()

@@ -1,0 +1,139 @@
+"""Backbones: the maps are torchvision's and timm's, frozen means frozen, and wrong names are answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from detr_cases import SMALL, reference_image
+from regard.errors import ConfigError, MachineError
+from regard.models.backbone import create_backbone
+from regard.models.detr import DETR
+from regard.models.weights import load_backbone
+
+OTHERS = ("mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf", "mnasnet0_5")
+TIMM = ("timm/mobilenetv3_small_050", "timm/resnet10t")
+
+
+def classifier(name: str) -> nn.Module:
+    """The whole classifier with random weights and statistics of batch norm."""
+    torch.manual_seed(0)
+    if name.startswith("timm/"):
+        timm = pytest.importorskip("timm")
+        net = timm.create_model(name.removeprefix("timm/"), features_only=True)
+    else:
+        net = torchvision.models.get_model(name, weights=None)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+class TestResNets:
+    @pytest.mark.parametrize(("name", "dilation"), [("resnet18", False), ("resnet50", False), ("resnet50", True)])
+    @torch.no_grad()
+    def test_maps_are_torchvisions(self, name: str, dilation: bool) -> None:
+        torch.manual_seed(0)
+        whole = torchvision.models.get_model(
+            name, weights=None, replace_stride_with_dilation=[False, False, dilation]
+        ).eval()
+        backbone = create_backbone(name, dilation=dilation).eval()
+        load_backbone(backbone, whole.state_dict(), where=name)
+        pixels = reference_image(1, 96, 64)[None]
+        maps = backbone(pixels)
+        stem = whole.maxpool(whole.relu(whole.bn1(whole.conv1(pixels))))
+        for found, stage in zip(maps, (whole.layer1, whole.layer2, whole.layer3, whole.layer4), strict=True):
+            stem = stage(stem)
+            torch.testing.assert_close(found, stem, atol=1e-4, rtol=1e-4)
+        last = 16 if dilation else 32
+        assert [96 // m.shape[2] for m in maps] == [4, 8, 16, last] and [64 // m.shape[3] for m in maps][3] == last
+        assert maps[-1].shape[1] == backbone.num_channels == (512 if name == "resnet18" else 2048)
+
+    def test_frozen_stem_and_norms(self) -> None:
+        backbone = create_backbone("resnet18").train()
+        frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+        assert frozen == {n for n, _ in backbone.named_parameters() if ".conv1." in n[:11] or ".layer1." in n}
+        assert not [name for name, _ in backbone.named_parameters() if ".bn" in name]
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        backbone(torch.randn(2, 3, 64, 64))
+        assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+    def test_batch_norm_is_trained_on_request(self) -> None:
+        backbone = create_backbone("resnet18", norm="batch").train()
+        assert all(p.requires_grad for p in backbone.parameters())
+        before = backbone.body.bn1.running_mean.clone()
+        backbone(torch.randn(2, 3, 64, 64))
+        assert not torch.equal(before, backbone.body.bn1.running_mean)
+
+
+class TestOthers:
+    @pytest.mark.parametrize("name", [*OTHERS, *TIMM])
+    @torch.no_grad()
+    def test_weights_of_the_classifier_give_its_features_frozen_or_not(self, name: str) -> None:
+        whole = classifier(name)
+        pixels = reference_image(1, 64, 96)[None]
+        backbones = [create_backbone(name, norm=norm) for norm in ("frozen", "batch")]
+        for backbone in backbones:
+            load_backbone(backbone, whole.state_dict(), where=name)
+        frozen, trained = (backbone.eval()(pixels)[-1] for backbone in backbones)
+        if name.startswith("timm/"):
+            expected = whole(pixels)[-1]
+        elif hasattr(whole, "trunk_output"):
+            expected = whole.trunk_output(whole.stem(pixels))
+        else:
+            expected = (whole.features if hasattr(whole, "features") else whole.layers)(pixels)
+        torch.testing.assert_close(trained, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(frozen, expected, atol=1e-4, rtol=1e-3)
+        assert frozen.shape[1] == backbones[0].num_channels
+        assert not [m for m in backbones[0].modules() if isinstance(m, nn.BatchNorm2d)]
+
+    @pytest.mark.parametrize("name", ["mobilenet_v3_small", "timm/mobilenetv3_small_050"])
+    def test_detr_learns_on_them(self, name: str) -> None:
+        if name.startswith("timm/"):
+            pytest.importorskip("timm")
+        net = DETR(dataclasses.replace(SMALL, backbone=name))
+        output = net([reference_image(1, 64, 96), reference_image(2, 96, 64)])
+        assert output.logits.shape == (2, 5, 5)
+        output.logits.square().sum().backward()
+        assert all(p.grad is not None for p in net.backbone.parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def test_small(self) -> None:
+        backbone = create_backbone("small").eval()
+        (only,) = backbone(torch.randn(2, 3, 40, 64))
+        assert only.shape == (2, backbone.num_channels, 5, 8)
+        assert all(p.requires_grad for p in backbone.parameters())
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("resnet51", "unknown backbone 'resnet51'.*did you mean"),
+            ("swin_t", "no feature map.*try timm/swin_t"),
+            ("googlenet", "no feature map"),
+            ("timm/resnet51q_not", "timm has no model"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore::FutureWarning")
+    def test_names(self, name: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            create_backbone(name)
+
+    @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+    def test_dilation_needs_bottlenecks(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=f"not {name}"):
+            create_backbone(name, dilation=True)
+
+    def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(MachineError, match="pip install"):
+            create_backbone("timm/resnet18")
