@@ -16,7 +16,9 @@ from cyclopts.exceptions import CycloptsError
 from regard import __version__
 from regard.errors import RegardError, escape
 
-app = App(name="regard", help="Vision models built on attention.", version=__version__)
+app = App(
+    name="regard", help="Vision models built on attention.", version=__version__, suppress_keyboard_interrupt=False
+)
 data_app = App(name="data", help="Make and check data sets.")
 app.command(data_app)
 
@@ -214,6 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
+            warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, which do not count here
             app(_plain_settings(words), exit_on_error=False, print_error=False)
     except RegardError as error:
         _leave(error.line, error.exit_code, debug)
@@ -226,9 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         place = "" if error.filename is None else f" — {error.filename}"
         _leave(escape(f"error: {error.strerror or error}{place}"), 6, debug)
-    except MemoryError:
-        _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
     except Exception as error:
+        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second is torch's
+            _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
         if debug:
             raise
         what = escape(f"{type(error).__name__}: {error}")

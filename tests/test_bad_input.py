@@ -1,0 +1,438 @@
+"""What users and accidents bring, through the command line: one line that says what and where, and an exit code.
+
+The ids are those of the errors: I images, C settings, K weights. Nothing that was there before is ever changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import regard
+from command_line import digest, run
+from image_corpus import Bad, Good, bad_images, good_images
+from image_files import encode, scene
+from regard.config import to_mapping
+from regard.data.images import MAX_PIXELS
+from regard.data.shapes import ShapesConfig, write_shapes
+from regard.errors import DataError
+from regard.recipes import recipe_for
+from run_files import small_detector, write_run
+
+# Those that are bad only where fewer pixels are allowed than `predict` allows are no case here.
+BAD = [case for case in bad_images() if case.max_pixels == MAX_PIXELS]
+GOOD = good_images()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run to predict with."""
+    folder = tmp_path_factory.mktemp("runs") / "pets"
+    write_run(folder, small_detector(), {1: 0.5})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shapes_source(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(ShapesConfig(size=32, train=6, val=2), folder)
+    return folder
+
+
+@pytest.fixture
+def shapes(shapes_source, tmp_path) -> Path:
+    """A small data set, to be damaged."""
+    return shutil.copytree(shapes_source, tmp_path / "shapes")
+
+
+@pytest.fixture
+def images(tmp_path) -> Iterator[Path]:
+    """A folder that is the same before and after whatever a test does once it has filled it."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    yield folder
+
+
+# Images
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.id)
+def test_bad_images(capsys, trained, images, case: Bad):
+    path = images / "0007.jpg"
+    path.write_bytes(case.data)
+    before = digest(images.parent)
+    finished = run(capsys, "predict", trained, path)
+    assert finished.code == 3 and finished.out == ""
+    code = finished.err.partition("]")[0].removeprefix("error[")
+    assert code in case.code.split("|")
+    finished.refused(3, code, path)
+    assert digest(images.parent) == before
+
+
+def test_which_ids_are_covered():
+    ids = {case.code[:3] for case in BAD} | {case.id[:3] for case in BAD} | {case.id[:3] for case in GOOD}
+    others = {"I18", "I27", "I28", "I29", "I30", "I31"}  # below, and in test_data_images
+    assert ids | others == {f"I{number:02}" for number in range(1, 33)}
+
+
+@pytest.mark.parametrize("case", GOOD, ids=lambda case: case.id)
+def test_good_images(capsys, trained, images, case: Good):
+    """Whatever the suffix says. An animation gives one warning in one line."""
+    path = images / "0007.jpg"
+    path.write_bytes(case.data)
+    before = digest(images.parent)
+    finished = run(capsys, "predict", trained, path)
+    assert finished.worked().startswith(f"{path}: ") and finished.out.count("\n") == 1
+    lines = finished.err.splitlines()
+    if case.warns:
+        (line,) = lines
+        assert line.startswith("warning: image has more than one frame") and str(path) in line
+    else:
+        assert not lines
+    assert digest(images.parent) == before
+
+
+def test_bad_among_good(capsys, trained, images, tmp_path):
+    for number, case in enumerate(BAD):
+        (images / f"{number:03}.jpg").write_bytes(case.data)
+    for number in range(3):
+        (images / f"good{number}.png").write_bytes(encode(scene(number), "PNG"))
+    before = digest(images)
+    finished = run(capsys, "predict", trained, images, "--output", tmp_path / "out", "--batch-size", "4")
+    finished.refused(3, "I01", f"{len(BAD)} of {len(BAD) + 3} images cannot be used", images / "000.jpg")
+    lines = finished.out.splitlines()
+    assert [line.startswith("error[I") for line in lines] == [False] * 3 + [True] * len(BAD)
+    for number in range(len(BAD)):
+        assert sum(f"{images / f'{number:03}.jpg'}" in line for line in lines) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"good{n}.jpg" for n in range(3)]
+    assert digest(images) == before
+
+
+def test_things_that_are_no_files(capsys, trained, images):
+    """I27: none is waited for."""
+    (images / "gone.jpg").symlink_to(images / "nothing.jpg")
+    (images / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(images / "pipe.jpg")
+    (images / "folder.jpg").mkdir()
+    (images / "loop.jpg").symlink_to(images / "loop.jpg")
+    before = sorted(images.iterdir())
+    for name, says in (("gone", "link to a missing file"), ("zero", "a pipe, socket or device"),
+                       ("pipe", "a pipe, socket or device"), ("loop", "cannot be read")):  # fmt: skip
+        run(capsys, "predict", trained, images / f"{name}.jpg").refused(3, "I27", says, images / f"{name}.jpg")
+    run(capsys, "predict", trained, images / "folder.jpg").refused(3, None, "no image in the directory")
+    run(capsys, "predict", trained, images / "nothing.jpg").refused(3, "I29", "no such file")
+    assert sorted(images.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_forbidden_file(capsys, trained, images):
+    path = images / "a.png"
+    path.write_bytes(encode(scene(), "PNG"))
+    path.chmod(0)
+    run(capsys, "predict", trained, path).refused(3, "I27", "cannot be read", path)
+
+
+NAMES = (
+    "größe 图像.png", "two\nlines.png", "%s%n.png", "-leading.png", "red\x1b[31m.png", "a" * 251 + ".png", "case.png",
+    "CASE.PNG", "quote'\".png", " space .png", "<b>&amp;.png", os.fsdecode(b"latin-\xe9.png"),
+)  # fmt: skip
+
+
+def test_names(capsys, trained, images, tmp_path, monkeypatch):
+    """I28: every name is read, drawn and told on one line."""
+    for name in NAMES:
+        (images / name).write_bytes(encode(scene(), "PNG"))
+    before = digest(images)
+    output = tmp_path / "out"
+    finished = run(capsys, "predict", trained, images, "--output", output, "--json", tmp_path / "f.json")
+    lines = finished.worked().splitlines()
+    assert len(lines) == len(NAMES) and all(line.isprintable() for line in lines)
+    assert len(list(output.iterdir())) == len(NAMES)
+    for name in NAMES[:5]:
+        (images / name).write_bytes(b"")
+        run(capsys, "predict", trained, images / name).refused(3, "I01", "empty file")
+        (images / name).write_bytes(encode(scene(), "PNG"))
+    monkeypatch.chdir(images)
+    assert run(capsys, "predict", trained, "--", "-leading.png").worked().startswith("-leading.png: ")
+    run(capsys, "predict", trained, "-leading.png").refused(2, None, "-leading.png")
+    assert digest(images) == before
+
+
+def test_a_file_that_is_gone_when_its_turn_comes(capsys, trained, images, monkeypatch):
+    """I29"""
+    (images / "a.png").write_bytes(encode(scene(), "PNG"))
+    monkeypatch.setattr("regard.prediction.list_images", lambda _: [images / "a.png", images / "b.png"])
+    finished = run(capsys, "predict", trained, images)
+    finished.refused(3, "I29", "no such file", images / "b.png")
+    assert finished.out.startswith(f"{images / 'a.png'}: ")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (np.full((8, 8, 3), np.nan), "nan"),
+        (np.full((8, 8, 3), np.inf, np.float32), "inf"),
+        (np.random.rand(8, 8, 3) * 255, "divide 0..255 by 255"),
+        (np.zeros((3, 8, 8), np.uint8), "array.transpose(1, 2, 0)"),
+        (np.zeros((8, 8, 2), np.uint8), "(8, 8, 2)"),
+        (np.zeros((8, 8, 0), np.uint8), "(8, 8, 0)"),
+        (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "pass a list of images"),
+        (np.zeros((8, 8, 3), np.int64), "make it uint8"),
+        (torch.zeros(8, 8, 3), "tensor.permute(2, 0, 1)"),
+        (torch.zeros(2, 3, 8, 8), "pass a list of images"),
+        (torch.zeros(4, 8, 8), "(4, 8, 8)"),
+        (None, "NoneType"),
+    ],
+)
+def test_arrays(source, says):
+    """I31: what was expected, and what was found."""
+    with pytest.raises(ValueError) as caught:
+        regard.predict(small_detector(), source)
+    assert isinstance(caught.value, DataError) and caught.value.code == "I31" and says in caught.value.line
+
+
+def test_the_same_image_in_both_splits(capsys, shapes):
+    """I30"""
+    shutil.copy(shapes / "train" / "000004.png", shapes / "val" / "000001.png")
+    before = digest(shapes)
+    text = run(capsys, "data", "check", shapes).worked()
+    assert "warn[I30]: 1 validation images are training images too — first: 000004.png = 000001.png" in text
+    assert digest(shapes) == before
+
+
+# Broken images in a data set
+
+
+def break_image(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_training_image(capsys, shapes, tmp_path, workers):
+    """The error of a loader process is the same line as without one."""
+    break_image(shapes / "train" / "000003.png")
+    before = digest(shapes)
+    words = ["train", "detr_tiny", "--data", shapes, "--quiet", "--output", tmp_path / "run", "epochs=1"]
+    finished = run(capsys, *words, "batch_size=2", "short_side=32", "max_size=32", f"workers={workers}")
+    line = finished.refused(3, "I09", "PNG is cut off before its end", shapes / "train" / "000003.png")
+    assert line.endswith(f"find all such images: regard data check {shapes}")
+    assert digest(shapes) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_validation_image(capsys, shapes, tmp_path, workers):
+    from regard.categories import Category
+    from regard.models.catalog import build
+    from run_files import SMALL
+
+    net = build(SMALL, "mine", [Category(1, "circle"), Category(2, "square"), Category(3, "triangle")], (32, 64))
+    write_run(tmp_path / "run", net, {1: 0.5})
+    break_image(shapes / "val" / "000002.png")
+    finished = run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", workers)
+    finished.refused(3, "I09", shapes / "val" / "000002.png", f"regard data check {shapes}")
+    assert not (tmp_path / "run" / "metrics.json").exists()  # no score of a part
+
+
+def test_check_finds_all_of_them(capsys, shapes):
+    for name in ("train/000001.png", "train/000005.png", "val/000002.png"):
+        break_image(shapes / name)
+    (shapes / "train" / "000002.png").write_bytes(encode(scene(), "PNG"))  # of another size
+    before = digest(shapes)
+    finished = run(capsys, "data", "check", shapes)
+    finished.refused(3, None, "4 of 8 images cannot be used", shapes)
+    broken = [line for line in finished.out.splitlines() if line.startswith("error")]
+    assert [line[6:9] for line in broken] == ["I09", "A33", "I09", "I09"]
+    for line, name in zip(broken, ("train/000001", "train/000002", "train/000005", "val/000002"), strict=True):
+        assert f"{shapes / name}.png" in line
+    assert digest(shapes) == before
+
+
+def test_no_such_data(capsys, shapes, tmp_path):
+    run(capsys, "train", "detr_tiny", "--data", tmp_path / "none").refused(3, None, "no such folder", tmp_path / "none")
+    run(capsys, "data", "check", shapes / "train").refused(3, None, "no COCO annotations", shapes / "train")
+    (shapes / "train" / "000001.png").unlink()
+    run(capsys, "data", "check", shapes).refused(3, "A31", "1 of 6 image files are missing: '000001.png'")
+    (shapes / "annotations" / "instances_val.json").unlink()
+    run(capsys, "data", "check", shapes).refused(3, "A31")
+    many = ["train", "detr_tiny", "--data", shapes, "model.num_queries=1"]
+    run(capsys, *many).refused(3, "A31")
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "code", "says"),
+    [
+        ("learning_rat=1", 2, "C01", "unknown key 'learning_rat'"),
+        ("epoch=3", 2, "C01", "did you mean 'epochs'?"),
+        ("model.num_querys=3", 2, "C01", "did you mean 'model.num_queries'?"),
+        ("--modle.dropout=0", 2, "C01", "did you mean 'model'?"),
+        ("--recipe fats", 2, "C01", "did you mean 'fast'?"),
+        ("lr=high", 2, "C02", "lr='high', expected a number"),
+        ("batch_size=2.5", 2, "C02", "batch_size='2.5', expected a whole number"),
+        ("model.anchors=perhaps", 2, "C02", "expected true or false"),
+        ("amp=fp8", 2, "C02", "did you mean 'fp16'?"),
+        ("model=big", 2, "C02", "model holds settings of its own"),
+        ("lr=-1", 2, "C03", "lr=-1.0"),
+        ("lr=0", 2, "C03", "lr=0"),
+        ("lr=nan", 2, "C02", "lr='nan'"),
+        ("--epochs 0", 2, "C03", "epochs=0, expected at least 1"),
+        ("--epochs -5", 2, "C03", "epochs=-5"),
+        ("batch_size=0", 2, "C03", "batch_size=0"),
+        ("ema=1", 2, "C03", "ema"),
+        ("short_side=900 max_size=800", 2, "C03", "16 <= short_side <= max_size"),
+        ("model.embed_dim=250", 2, "C05", "embed_dim 250 is not a multiple of 4"),
+        ("model.num_queries=0", 2, "C08", "num_queries is 0, expected at least 1"),
+        ("model.decoder_layers=0", 2, "C08", "decoder_layers is 0"),
+        ("model.anchors=false", 2, "C09", "denoising_groups needs anchor queries"),
+        ("--resume", 2, "C09", "--resume needs the run's folder"),
+        ("--resume --output NONE", 2, "C09", "no run to go on with"),
+        ("--recipe paper", 2, "C09", "no ImageNet weights of backbone 'small'"),
+        ("device=gpu", 2, "C10", "unknown device 'gpu'"),
+        ("amp=fp16 device=cpu", 2, "C10", "amp=fp16 needs a GPU"),
+        ("model.num_queries=1", 2, "A43", "set model.num_queries="),
+    ],
+)
+def test_settings(capsys, shapes_source, tmp_path, monkeypatch, words, exit_code, code, says):
+    monkeypatch.chdir(tmp_path)
+    before = digest(shapes_source)
+    finished = run(capsys, "train", "detr_tiny", "--data", shapes_source, "--quiet", *words.split())
+    finished.refused(exit_code, code, says)
+    assert not list(tmp_path.iterdir()) and digest(shapes_source) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_silent_cpu(capsys, trained, shapes_source, images):
+    """C10"""
+    (images / "a.png").write_bytes(encode(scene(), "PNG"))
+    for words in (["train", "detr_tiny", "--data", shapes_source, "device=cuda"],
+                  ["evaluate", trained, "--data", shapes_source, "--device", "cuda"],
+                  ["predict", trained, images, "--device", "cuda:1"]):  # fmt: skip
+        run(capsys, *words).refused(6, "C10", "no cuda device on this machine", "device=cpu")
+
+
+def test_contradictions(capsys, tmp_path):
+    """C09"""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(to_mapping(recipe_for("detr_tiny"))))
+    run(capsys, "train").refused(2, "C09", "which model?", "regard models")
+    run(capsys, "train", "detr_resnet50", "--recipe", "small").refused(2, "C09", "small is for detr_tiny")
+    run(capsys, "train", "detr_demo").refused(2, None, "detr_demo cannot be trained here", "detr_resnet50")
+    run(capsys, "train", "--config", path, "--recipe", "fast").refused(2, "C09", "--config and --recipe")
+    run(capsys, "train", "--config", path, "--resume", "--output", tmp_path).refused(2, "C09", "--config and --resume")
+    run(capsys, "train", "detr_resnet50", "--config", path).refused(
+        2, "C09", "for detr_tiny, not for detr_resnet50", path
+    )
+
+
+def test_where_the_run_goes(capsys, shapes_source, tmp_path):
+    """C11"""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    before = digest(tmp_path)
+    train = ["train", "detr_tiny", "--data", shapes_source, "--quiet", "--output"]
+    run(capsys, *train, folder).refused(2, "C11", "the output folder is not empty", folder, "--resume")
+    run(capsys, *train, folder / "notes.txt").refused(2, "C11", folder / "notes.txt")
+    run(capsys, *train, folder / "notes.txt" / "run").refused(6, "C11", "cannot write here", folder / "notes.txt")
+    assert digest(tmp_path) == before
+
+
+def test_predictions_have_nowhere_to_go(capsys, trained, images, tmp_path):
+    (images / "a.png").write_bytes(encode(scene(), "PNG"))
+    (tmp_path / "file").write_text("")
+    before = digest(tmp_path)
+    for option in ("--output", "--json"):
+        for target in (tmp_path / "file" / "x", images if option == "--json" else tmp_path / "file"):
+            line = run(capsys, "predict", trained, images, option, target).refused(6, None)
+            assert str(tmp_path / "file") in line or str(images) in line
+    run(capsys, "predict", trained, images / "a.png", "--json", images / "a.png").refused(2, "C11", "replace an image")
+    assert digest(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "code", "says"),
+    [
+        ("learning_rat: 1\n", ":2", "C01", "unknown key 'learning_rat'"),
+        ("lr: 1.0e-4\nmodel:\n  num_queries: 9\n  num_querys: 9\n", ":5", "C01", "did you mean 'model.num_queries'?"),
+        ("# a comment\n\nepochs: many\n", ":4", "C02", "epochs='many'"),
+        ("model:\n  dropout: high\n", ":3", "C02", "model.dropout='high'"),
+        ("amp: fp8\n", ":2", "C02", "did you mean 'fp16'?"),
+        ("epochs: -1\n", ":2", "C03", "epochs=-1"),
+        ("model:\n  num_queries: 0\n", ":3", "C08", "model.num_queries is 0"),
+        ("epochs:\n- 1\n", ":2", "C02", "epochs=[1]"),
+        ("lr: 1\nlr: 2\n", ":1", "C12", "'lr' stands twice"),
+        ("lr: !!python/object/apply:os.system ['touch HACKED']\n", ":2", "C12", "is not allowed"),
+        ("lr: [1, 2\nepochs: 3\n", ":", "C12", "correct the file"),
+        ("lr: 2020-13-45\n", "", "C12", "not YAML"),
+        (f"epochs: {'9' * 5000}\n", "", "C12", "not YAML"),
+        ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n"
+         for p, c in zip("abcdef", "bcdefg", strict=True)), "", "C12", "aliases"),
+    ],
+)  # fmt: skip
+def test_config_files(capsys, tmp_path, monkeypatch, text, place, code, says):
+    """The line of the file is told, and nothing in it is run."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "cfg.yaml"
+    path.write_text("name: detr_tiny\n" + text)
+    before = digest(tmp_path)
+    run(capsys, "train", "--config", path, "--data", "shapes").refused(2, code, f"{path}{place}", says)
+    assert digest(tmp_path) == before
+
+
+def test_config_files_without_a_model(capsys, tmp_path):
+    path = tmp_path / "cfg.yaml"
+    run(capsys, "train", "--config", path).refused(2, None, "cannot read the settings", path)
+    path.write_text("lr: 1\nname: detr_resnet5\n")
+    run(capsys, "train", "--config", path).refused(2, "C01", f"{path}:2", "did you mean 'detr_resnet50'?")
+    path.write_text("lr: 1\n")
+    run(capsys, "train", "--config", path).refused(2, "C01", path, "name: detr_resnet50")
+    path.write_bytes(b"\xff\xfe")
+    run(capsys, "train", "--config", path).refused(2, None, path, "not UTF-8")
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "K03"), (b"<!DOCTYPE html>", "K06"), (b"version https://git-lfs.github.com/spec/v1\n", "K06"),
+     (b"PK\x03\x04" + bytes(50), "K04"), (b"\x80\x04cos\nsystem\n", "K12")],
+)  # fmt: skip
+def test_weights(capsys, images, content, code):
+    (images / "a.png").write_bytes(encode(scene(), "PNG"))
+    path = images.parent / "weights.pth"
+    path.write_bytes(content)
+    before = digest(images.parent)
+    run(capsys, "predict", path, images).refused(4, code, path)
+    run(capsys, "evaluate", path, "--data", "shapes").refused(4, code, path)
+    assert digest(images.parent) == before
+
+
+def test_runs(capsys, trained, images, tmp_path):
+    (images / "a.png").write_bytes(encode(scene(), "PNG"))
+    run(capsys, "predict", tmp_path, images).refused(4, "K02", tmp_path)
+    run(capsys, "predict", "runs/none", images).refused(2, "K01", "runs/none")
+    copy = shutil.copytree(trained, tmp_path / "copy") / "checkpoints" / "step_1"
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    run(capsys, "predict", copy, images).refused(4, "K05", "checksum mismatch", copy)
+    run(capsys, "predict", weights, images).refused(4, "K06", copy)
+
+
+def test_weights_that_need_the_network(capsys, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    (images / "a.png").write_bytes(encode(scene(), "PNG"))
+    line = run(capsys, "predict", "detr_resnet50", images).refused(6, None, tmp_path / "home" / "weights")
+    assert "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth" in line
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,318 @@
+"""The command line: verbs, settings in every spelling, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+import regard
+from command_line import digest, run
+from regard import cli
+from regard.config import to_mapping
+from regard.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    MachineError,
+    RegardError,
+)
+from regard.models.catalog import list_models
+from regard.recipes import recipe_for
+from regard.runs import resolve
+from run_files import small_detector, write_run
+
+VERBS = ("quickstart", "train", "evaluate", "predict", "models", "study", "benchmark", "data")
+
+
+# Real processes: the entry point, its exit code and its streams
+
+
+def test_version_of_the_module():
+    finished = subprocess.run([sys.executable, "-m", "regard", "--version"], capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, f"{regard.__version__}\n", "")
+
+
+def test_an_error_of_the_module(tmp_path):
+    words = [sys.executable, "-m", "regard", "data", "shapes", "new", "sise=64"]
+    finished = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert finished.returncode == 2 and finished.stdout == ""
+    assert finished.stderr == "error[C01]: unknown key 'sise' — did you mean 'size'?\n"
+    assert not list(tmp_path.iterdir())
+
+
+# Help and words
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["data"], *([verb, "--help"] for verb in VERBS), ["data", "check", "--help"]]
+)
+def test_help(capsys, words):
+    text = run(capsys, *words).worked()
+    expected = VERBS if words in ([], ["--help"]) else ["check", "shapes"] if words[1:] == [] else ["Usage"]
+    assert all(word in text for word in expected)
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "quickstart"])
+def test_help_explains_every_option(capsys, verb):
+    """Each parameter of the function stands in the help with its explanation."""
+    import inspect
+
+    text = " ".join(run(capsys, verb, "--help").worked().replace("│", " ").split())
+    function = getattr(cli, verb)
+    described = dict(
+        line.strip().split(": ", 1) for line in inspect.getdoc(function).partition("Args:")[2].splitlines() if line
+    )
+    for name in inspect.signature(function).parameters:
+        if name != "settings":
+            assert name.upper() in text or f"--{name.replace('_', '-')}" in text, name
+            assert " ".join(described[name].replace("`", "").split())[:20] in text.replace("`", ""), name
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["tarin"], 'Did you mean "train"?'),
+        (["data", "chek", "x"], 'Did you mean "check"?'),
+        (["train", "--epoch", "3"], "Did you mean --epochs?"),
+        (["train", "detr_tiny", "--epochs", "many"], 'Invalid value for --epochs: unable to convert "many" into int'),
+        (["evaluate", "run"], "--data"),
+        (["predict"], "--checkpoint"),
+        (["predict", "run", "a.jpg", "--threshold", "high"], "--threshold"),
+        (["models", "a", "b"], "b"),
+    ],
+)
+def test_wrong_words(capsys, words, says):
+    run(capsys, *words).refused(2, None, says)
+
+
+def test_unknown_names(capsys):
+    run(capsys, "study", "convergance").refused(2, "C01", "did you mean 'convergence'?")
+    run(capsys, "benchmark", "loses").refused(2, "C01", "did you mean 'losses'?")
+    run(capsys, "models", "yolo*").refused(2, "C01", "'yolo*'", "detr_resnet50")
+    run(capsys, "predict", "detr_resnet5", "x.png").refused(3, "I29", "x.png")
+    run(capsys, "evaluate", "detr_resnet5", "--data", "shapes").refused(2, "K01", "did you mean 'detr_resnet50'?")
+
+
+def test_models(capsys):
+    text = run(capsys, "models").worked()
+    assert all(name in text for name in list_models())
+    row = next(line for line in text.splitlines() if "detr_resnet50 " in line)
+    assert "41.5 M" in row
+    only = run(capsys, "models", "*dc5").worked()
+    assert "detr_resnet101_dc5" in only and "detr_resnet18" not in only
+
+
+# Settings
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple]:
+    """What `regard train` hands on, without training."""
+    calls: list[tuple] = []
+
+    class Run:
+        folder = "RUN"
+
+    def noted(model, data, **options):
+        calls.append((model, data, options))
+        return Run
+
+    monkeypatch.setattr("regard.runs.train", noted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["detr_tiny", "lr=1e-4", "model.num_queries=30", "--data", "DIR", "--epochs", "5"],
+        ["detr_tiny", "--lr=1e-4", "--model.num_queries=30", "--data=DIR", "--epochs=5"],
+        ["--data", "DIR", "lr=1e-4", "detr_tiny", "--epochs", "5", "--model.num-queries=30"],
+        ["lr=1e-4", "model.num_queries=30", "--model=detr_tiny", "--data", "DIR", "--epochs", "5"],
+    ],
+)
+def test_spellings_of_settings(capsys, asked, words):
+    assert run(capsys, "train", *words).worked() == "RUN\n"
+    ((model, data, options),) = asked
+    assert (model, data, options["epochs"]) == ("detr_tiny", "DIR", 5)
+    assert options["overrides"] == ("lr=1e-4", "model.num_queries=30")
+    settings = resolve(model, data, options["epochs"], None, False, None, None, options["overrides"])
+    assert (settings.lr, settings.model.num_queries, settings.epochs, settings.data) == (1e-4, 30, 5, "DIR")
+
+
+def test_resume_needs_no_model(capsys, asked):
+    run(capsys, "train", "--resume", "--output", "RUN", "lr=1").worked()
+    assert asked[0][0] is None and asked[0][2]["overrides"] == ("lr=1",)
+    run(capsys, "train", "--resume", "--output", "RUN", "--quiet").worked()
+    assert asked[1][0] is None and asked[1][2]["overrides"] == () and asked[1][2]["quiet"] is True
+
+
+def test_a_word_too_many(capsys):
+    run(capsys, "train", "detr_tiny", "my_data").refused(2, "C01", "expected key=value, got 'my_data'")
+
+
+def test_precedence(tmp_path):
+    """Recipe, file, arguments, key=value: each over the one before (C14)."""
+    path = tmp_path / "config.yaml"
+    path.write_text("name: detr_tiny\nlr: 0.5\nepochs: 7\ndata: here\nmodel:\n  num_queries: 9\n")
+    own = recipe_for("detr_tiny")
+    settings = resolve(None, None, None, None, False, None, path, [])
+    assert (settings.lr, settings.epochs, settings.data, settings.model.num_queries) == (0.5, 7, "here", 9)
+    assert (settings.batch_size, settings.model.embed_dim) == (own.batch_size, own.model.embed_dim)
+    settings = resolve(None, "there", 8, None, False, None, path, ["lr=0.25", "model.num_queries=11"])
+    assert (settings.lr, settings.epochs, settings.data, settings.model.num_queries) == (0.25, 8, "there", 11)
+    assert resolve(None, None, 8, None, False, None, path, ["epochs=9"]).epochs == 9
+
+
+def test_a_complete_config_file(tmp_path):
+    """What a run writes down gives the same run."""
+    settings = resolve("detr_resnet50", "coco", 3, None, False, "fast", None, ["lr=1e-5", "minutes=2"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
+    assert resolve(None, None, None, None, False, None, path, []) == settings
+
+
+# Exit codes
+
+
+def test_exit_codes(capsys, monkeypatch):
+    raised: list[Exception] = []
+
+    def fails(*_):
+        raise raised[-1]
+
+    monkeypatch.setattr("regard.data.health.check_folder", fails)
+    kinds = {RegardError: 1, ConfigError: 2, DataError: 3, CheckpointError: 4, DivergedError: 5, MachineError: 6}
+    for kind, code in kinds.items():
+        raised.append(kind("a\nb \x1b[31m", where="file\n.png", remedy="do it", code="X01"))
+        line = run(capsys, "data", "check", "x").refused(code, "X01")
+        assert line == r"error[X01]: a\nb \x1b[31m — file\n.png — do it"
+    raised.append(OSError(28, "No space left on device", "/disk/a\nb"))
+    assert run(capsys, "data", "check", "x").refused(6, None) == r"error: No space left on device — /disk/a\nb"
+    raised.append(MemoryError())
+    run(capsys, "data", "check", "x").refused(6, None, "out of memory")
+    raised.append(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch"))
+    run(capsys, "data", "check", "x").refused(6, None, "out of memory", "smaller batch_size")
+    raised.append(KeyboardInterrupt())
+    run(capsys, "data", "check", "x").refused(130, None, "interrupted")
+    raised.append(ZeroDivisionError("oops"))
+    run(capsys, "data", "check", "x").refused(1, None, "ZeroDivisionError: oops", "please report")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["data", "check", "x", "--debug"])
+
+
+def test_debug_shows_where(capsys):
+    finished = run(capsys, "train", "--debug", "detr_resnet5")
+    assert finished.code == 2 and "Traceback" in finished.err and "recipe_for" in finished.err
+    assert finished.err.splitlines()[-1].startswith("error[C01]: ")
+
+
+def test_warnings_are_lines(capsys, monkeypatch):
+    import warnings
+
+    def warns(_):
+        warnings.warn("take\ncare", stacklevel=2)
+        return []
+
+    monkeypatch.setattr("regard.data.health.check_folder", warns)
+    shown = warnings.showwarning
+    assert run(capsys, "data", "check", "x").err == "warning: take\\ncare\n"
+    assert warnings.showwarning is shown
+
+
+# Data, and a run
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    with pytest.raises(SystemExit) as left:
+        cli.main(["data", "shapes", str(folder), "size=32", "--train=4", "val=2", "classes=3"])
+    assert left.value.code == 0
+    return folder
+
+
+def test_data_shapes_and_check(capsys, shapes, tmp_path):
+    assert len(list((shapes / "train").iterdir())) == 4 and len(list((shapes / "val").iterdir())) == 2
+    before = digest(shapes)
+    lines = run(capsys, "data", "check", shapes).worked().splitlines()
+    assert lines[0].startswith("train: 4 images, ") and lines[0].endswith(" objects, 3 classes")
+    assert lines[1].startswith("val: 2 images, ") and lines[-1] == "every image can be read"
+    assert run(capsys, "data", "shapes", tmp_path / "s", "size=32", "train=1", "val=1").worked() == f"{tmp_path}/s\n"
+    run(capsys, "data", "shapes", shapes, "size=32").refused(2, "C11", shapes)
+    run(capsys, "data", "shapes", tmp_path / "t", "sise=32").refused(2, "C01", "did you mean 'size'?")
+    run(capsys, "data", "shapes", tmp_path / "t", "--size=3").refused(2, "C03", "size=3, expected 32 to 2048")
+    assert digest(shapes) == before and not (tmp_path / "t").exists()
+
+
+def test_predict_and_evaluate(capsys, shapes, tmp_path):
+    from regard.categories import Category
+    from regard.models.catalog import build
+    from run_files import SMALL
+
+    names = ("circle", "square", "triangle")
+    net = build(SMALL, "mine", [Category(i + 1, name) for i, name in enumerate(names)], (32, 64))
+    write_run(tmp_path / "run", net, {3: 0.5})
+    before = digest(shapes)
+    words = ["--output", tmp_path / "out", "--json", tmp_path / "f.json", "--threshold", "0", "--batch-size", "2"]
+    lines = run(capsys, "predict", tmp_path / "run", shapes / "val", *words).worked().splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [f"{shapes}/val/00000{i}.png" for i in (1, 2)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000001.jpg", "000002.jpg"]
+    assert len(json.loads((tmp_path / "f.json").read_text())) == 2 * SMALL.num_queries
+    text = run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", "0").worked()
+    assert "AP50" in text and "triangle" in text
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["data"] == str(shapes)
+    assert digest(shapes) == before
+    run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--batch-size", "0").refused(2, "C03", "batch_size=0")
+    run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", "-1").refused(2, "C03", "workers=-1")
+    write_run(tmp_path / "pets", small_detector(), {3: 0.5})
+    line = run(capsys, "evaluate", tmp_path / "pets", "--data", shapes).refused(3, "K20", "3 of 3 classes: circle")
+    assert str(shapes / "annotations" / "instances_val.json") in line
+
+
+def test_every_public_name():
+    assert set(regard.__all__) <= set(dir(regard))
+    for name in regard.__all__:
+        assert getattr(regard, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = regard.nothing
+    assert regard.train is importlib.import_module("regard.runs").train
+
+
+# Things that run for minutes check their words first
+
+
+def test_quickstart_and_study_check_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    for minutes in ("0", "-1", "nan", "inf"):
+        for words in (["quickstart"], ["study"]):
+            run(capsys, *words, f"--minutes={minutes}", "--output", tmp_path / "q").refused(2, "C03", "minutes=")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    for path in (mine, mine / "thesis.tex"):
+        run(capsys, "quickstart", "--output", path).refused(2, "C11", path)
+    # A run of the same model on the same data, but one's own.
+    (mine / "config.yaml").write_text(yaml.safe_dump(to_mapping(recipe_for("detr_tiny"))))
+    run(capsys, "quickstart", "--output", mine).refused(2, "C11", mine)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+    assert not (tmp_path / "q").exists() and not (tmp_path / "home").exists()
+    run(capsys, "quickstart", "--device", "gpu", "--output", tmp_path / "q").refused(2, "C10", "gpu")
+
+
+def test_quickstart_makes_room_for_itself(tmp_path):
+    from regard.quickstart import EPOCHS, _make_room
+
+    run_folder = tmp_path / "run"
+    (run_folder / "pictures").mkdir(parents=True)
+    settings = resolve("detr_tiny", None, EPOCHS, None, False, None, None, ["minutes=4"])
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
+    _make_room(run_folder)
+    assert not run_folder.exists()
