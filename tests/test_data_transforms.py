@@ -140,9 +140,7 @@ def test_paper_augmentation_equals_pillow(seed: int, short_side: int, max_size: 
     assert result.size == (expected.image.height, expected.image.width)
     assert result.labels.tolist() == expected.kept
     # Pillow's boxes are double precision here; 3e-7 is two roundings of a float32.
-    torch.testing.assert_close(
-        result.boxes, torch.tensor(expected.boxes).reshape(-1, 4), rtol=3e-7, atol=1e-4
-    )
+    torch.testing.assert_close(result.boxes, torch.tensor(expected.boxes).reshape(-1, 4), rtol=3e-7, atol=1e-4)
     difference = np.asarray(expected.image).astype(int) - result.image.permute(1, 2, 0).numpy()
     assert np.abs(difference).mean() < 0.1
     assert np.abs(difference).max() <= 2  # two resizes, one level each
@@ -150,9 +148,7 @@ def test_paper_augmentation_equals_pillow(seed: int, short_side: int, max_size: 
 
 def test_these_seeds_crop_objects_away() -> None:
     """The test above proves less if its seeds keep all objects."""
-    removed = sum(
-        len(paper_augmentation()(sample_of(480, 640, seed), seeded(seed)).boxes) < 6 for seed in range(12)
-    )
+    removed = sum(len(paper_augmentation()(sample_of(480, 640, seed), seeded(seed)).boxes) < 6 for seed in range(12))
     assert removed >= 2
 
 
@@ -182,9 +178,7 @@ def test_extreme_images_pass_every_pipeline(height: int, width: int) -> None:
             assert len(result.boxes) == len(result.labels)
 
 
-@pytest.mark.parametrize(
-    ("size", "new_size"), [((480, 640), (800, 1066)), ((640, 480), (213, 160)), ((9, 7), (9, 31))]
-)
+@pytest.mark.parametrize(("size", "new_size"), [((480, 640), (800, 1066)), ((640, 480), (213, 160)), ((9, 7), (9, 31))])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_resize_equals_pillow(size: tuple[int, int], new_size: tuple[int, int], channels_last: bool) -> None:
     image = photo(*size)
@@ -223,9 +217,7 @@ def test_flip_twice_is_identity_and_flip_moves_the_right_pixels() -> None:
 
 
 def test_crop_removes_objects_with_labels_and_masks_together() -> None:
-    boxes = torch.tensor(
-        [[0.0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 25, 25], [0, 0, 50, 8], [10, 10, 10, 30]]
-    )
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 25, 25], [0, 0, 50, 8], [10, 10, 10, 30]])
     masks = torch.stack([torch.full((40, 50), i % 2 == 0) for i in range(5)])
     result = crop(Sample(photo(40, 50), boxes, torch.arange(5), masks), top=8, left=10, height=20, width=15)
     assert result.labels.tolist() == [1, 2]  # the others lie outside, touch the edge only, or have no width
@@ -233,9 +225,7 @@ def test_crop_removes_objects_with_labels_and_masks_together() -> None:
     assert torch.equal(result.masks, masks[1:3, 8:28, 10:25])
     nothing = crop(result, 0, 0, 1, 1)
     assert crop(nothing, 0, 0, 1, 1) is nothing
-    nothing = crop(
-        replace(result, boxes=result.boxes[:1], labels=result.labels[:1], masks=masks[:1]), 0, 0, 2, 2
-    )
+    nothing = crop(replace(result, boxes=result.boxes[:1], labels=result.labels[:1], masks=masks[:1]), 0, 0, 2, 2)
     assert (nothing.boxes.shape, nothing.labels.shape, nothing.masks.shape) == ((0, 4), (0,), (0, 2, 2))
     assert resize(nothing, (5, 7)).masks.shape == (0, 5, 7)
 
@@ -316,9 +306,7 @@ def test_paper_numbers() -> None:
     assert choice.second.steps[1] == RandomSizeCrop(192, 300)
 
 
-@pytest.mark.parametrize(
-    "transform", [paper_augmentation(200, 300), small_augmentation(64)], ids=["paper", "small"]
-)
+@pytest.mark.parametrize("transform", [paper_augmentation(200, 300), small_augmentation(64)], ids=["paper", "small"])
 def test_a_sample_depends_on_its_generator_alone(transform: Pipeline) -> None:
     sample = sample_of(120, 160)
     image, boxes = sample.image.clone(), sample.boxes.clone()

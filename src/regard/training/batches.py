@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from regard.errors import RegardError
+from regard.errors import MachineError, RegardError
 from regard.training.distributed import Processes
 
 
@@ -123,7 +123,16 @@ def collate_caught(collate: Callable, samples: Sequence[Any]) -> Any:
 
 def raising(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches of a loader over `Caught` samples; the errors among them are raised."""
-    for batch in batches:
-        if isinstance(batch, RegardError):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, RegardError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MachineError(
+            "a process that loads images was killed",
+            remedy="most likely memory ran out: set workers or batch_size lower",
+            code="T10",
+        ) from error
