@@ -14,6 +14,7 @@ from regard.models.catalog import list_models
 from regard.models.detr import DETRConfig
 from regard.recipes import RECIPES, Recipe, recipe_for
 from regard.runs import augmentation_of, criterion_of
+from regard.studies.convergence import VARIANTS
 
 TRAINED = [name for name in list_models() if name != "detr_demo"]
 LARGE = [name for name in TRAINED if name != "detr_tiny"]
@@ -81,6 +82,30 @@ def test_finetune_and_fast():
     assert fast.epochs == 50 and fast.model.anchors and fast.model.sigmoid and fast.model.denoising_groups
     small = recipe_for("detr_tiny")
     assert (small.start_from, small.short_side, small.data) == ("none", 64, "shapes")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["short_side=1600", "max_size=2000"], ["model.anchors=false", "model.denoising_groups=0"],
+     ["model.embed_dim=90", "model.num_heads=5", "model.embed_dim=100"]],
+)  # fmt: skip
+def test_settings_that_fit_together_come_in_any_order(words):
+    made = apply_overrides(recipe_for("detr_tiny"), words)
+    assert made == apply_overrides(recipe_for("detr_tiny"), [*words[::-1], *words[-1:]])
+    (key, value), *_ = (word.split("=") for word in words[-1:])
+    assert str(getattr(made.model if "." in key else made, key.rpartition(".")[2])) == value
+
+
+def test_a_group_is_no_setting():
+    for words in (["model=3", "model.dropout=0"], ["model.dropout=0", "model=3"]):
+        with pytest.raises(ConfigError, match="model holds settings of its own, got '3'"):
+            apply_overrides(recipe_for("detr_tiny"), words)
+
+
+def test_studies_have_settings_that_exist():
+    made = [apply_overrides(recipe_for("detr_tiny"), words) for words in VARIANTS.values()]
+    assert made[-1] == recipe_for("detr_tiny") and len({repr(recipe) for recipe in made}) == len(made)
+    assert not made[0].model.anchors and not made[0].model.sigmoid
 
 
 def test_unknown_names():

@@ -23,17 +23,24 @@ MOST_NODES = 10_000  # values of YAML, aliases counted as often as they are used
 
 
 def apply_overrides(config: T, overrides: Sequence[str], where: str | None = None) -> T:
-    """`config` with settings replaced by words such as `lr=1e-4` or `model.num_queries=300`."""
+    """`config` with settings replaced by words such as `lr=1e-4` or `model.num_queries=300`, all at once.
+
+    So settings that have to fit each other may come in any order; of two words for one setting the later counts.
+    """
+    values: dict[str, Any] = {}
     for word in overrides:
         key, equals, text = word.partition("=")
         key = key.removeprefix("--")
         if not (key and equals):
             raise ConfigError(f"expected key=value, got {word!r}", where=where, code="C01")
-        value: Any = text
-        for name in reversed(key.split(".")):
-            value = {name: value}
-        config = apply_mapping(config, value, where=where)
-    return config
+        *groups, name = key.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{group} holds settings of its own, got {place!r}", where=where, code="C02")
+        place[name] = text
+    return apply_mapping(config, values, where=where)
 
 
 def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None, prefix: str = "") -> T:

@@ -26,7 +26,15 @@ from regard.errors import DataError
 from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
 from regard.losses import SetCriterion
 from regard.results import postprocess
-from regard.training.batches import Augmented, Caught, EndlessBatches, collate_caught, raising, training_loader
+from regard.training.batches import (
+    Augmented,
+    Caught,
+    EndlessBatches,
+    collate_caught,
+    outlive_signals,
+    raising,
+    training_loader,
+)
 from regard.training.distributed import Processes
 
 PICTURES = 6  # of an evaluation
@@ -182,14 +190,21 @@ def evaluate_detector(
     model.eval()
     mine = range(processes.rank, len(dataset), processes.world_size)
     samples = Caught(_Resized(dataset, resize, mine, label_of))
-    loader = DataLoader(samples, batch_size, collate_fn=partial(collate_caught, collate), num_workers=workers)
+    loader = DataLoader(
+        samples,
+        batch_size,
+        collate_fn=partial(collate_caught, collate),
+        num_workers=workers,
+        worker_init_fn=outlive_signals,
+    )
     category_of = {label: category.id for label, category in zip(label_of, dataset.categories, strict=True)}
     columns: list[tuple[np.ndarray, ...]] = []
     sums: dict[str, float] = {}
     shown: list[tuple[Tensor, Tensor, Tensor]] = []
     for batch in raising(loader):
         output = model(batch.images.to(processes.device).normalized())
-        for name, value in criterion(output, batch.targets).items():
+        # Processes may have different numbers of batches.
+        for name, value in criterion(output, batch.targets, together=False).items():
             if name in ("loss_ce", "loss_bbox", "loss_giou"):
                 sums[name] = sums.get(name, 0.0) + value.item() * len(batch.samples)
         found = postprocess(output, [s.original_size for s in batch.samples], softmax=softmax)
@@ -200,7 +215,8 @@ def evaluate_detector(
     model.train(was_training)
     everything = processes.gather((columns, sums))
     detections = _join([c for part, _ in everything for c in part])
-    total = {name: sum(part.get(name, 0.0) for _, part in everything) / len(dataset) for name in sums}
+    names = dict.fromkeys(name for _, part in everything for name in part)
+    total = {name: sum(part.get(name, 0.0) for _, part in everything) / len(dataset) for name in names}
     losses = {"loss": sum(criterion.weights[name] * value for name, value in total.items()), **total}
     ground_truth = to_coco(dataset.annotations)
     if picture is not None:

@@ -65,7 +65,7 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
 
 def _make_room(output: Path) -> None:
     """Remove the folder of an earlier quickstart; never anything else."""
-    if not output.exists() or (output.is_dir() and not any(path.name != ".lock" for path in output.iterdir())):
+    if not output.exists() or (output.is_dir() and not any(path.name[0] != "." for path in output.iterdir())):
         return
     ours = output / "config.yaml"
     marks = (f"name: {MODEL}\n", f"data: {DATA}\n", f"epochs: {EPOCHS}\n")

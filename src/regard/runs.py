@@ -36,7 +36,7 @@ from regard.recipes import Recipe, recipe_for
 from regard.training.checkpoints import lock_run, newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, choose_device, processes
 from regard.training.loop import Trainer
-from regard.training.reports import Reporter, read_rows
+from regard.training.reports import Reporter, read_rows, replace_text
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,6 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             images_per_step=settings.batch_size * settings.accumulate * group.world_size,
             quiet=quiet,
         )
-        pictures = run / "pictures"
-        if group.is_main:
-            pictures.mkdir(exist_ok=True)
-            _describe(run, settings, train_data, val_data)
         findings = [str(issue) for data in (train_data, val_data) for issue in data.annotations.report.issues]
         for note in [*findings, *notes, *more]:
             reporter.say(note)
@@ -232,18 +228,20 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             workers=settings.workers,
             seed=settings.seed,
             processes=group,
-            pictures=pictures if group.is_main else None,
+            pictures=run / "pictures" if group.is_main else None,
         )
         trainer = Trainer(net.to(group.device), task, settings, run, group, {"model_state": model_state(net)}, reporter)
-        if started:
+        if resume:
             trainer.resume()
+        if group.is_main:  # not before: settings that the checkpoint refuses would stay in config.yaml
+            _describe(run, settings, train_data, val_data)
         reporter.say(
             f"{settings.name}: {len(train_data)} training and {len(val_data)} validation images, "
             f"{len(train_data.categories)} classes, on {group.device} -> {run}"
         )
         with _advice(settings.data):
             trainer.fit()
-        scores = _finish(run, group, task)
+        scores = _finish(settings, run, group, task)
     return Run(run, scores)
 
 
@@ -329,31 +327,25 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
 
 
 def _make_run_folder(output: Path, resume: bool) -> None:
-    # A lock file is all that is left where an earlier run failed before it began.
-    if not resume and output.exists() and (not output.is_dir() or any(p.name != ".lock" for p in output.iterdir())):
-        raise ConfigError(
-            "the output folder is not empty",
-            where=output,
-            remedy="add --resume, or name another folder",
-            code="C11",
-        )
+    # Hidden files are all that is left where an earlier run ended before it began.
+    used = output.exists() and (not output.is_dir() or any(p.name[0] != "." for p in output.iterdir()))
+    if used and not resume:
+        remedy = "add --resume, or name another folder"
+        raise ConfigError("the output folder is not empty", where=output, remedy=remedy, code="C11")
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / ".write-test"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise MachineError(
-            f"cannot write here: {error.strerror}",
-            where=output,
-            remedy="name another folder with --output",
-            code="C11",
-        ) from error
+        remedy = "name another folder with --output"
+        raise MachineError(f"cannot write here: {error.strerror}", where=output, remedy=remedy, code="C11") from error
 
 
 def _describe(run: Path, settings: Recipe, train_data: CocoDataset, val_data: CocoDataset) -> None:
     """`config.yaml`, `environment.json` and a picture of the data set: what is needed to do it again."""
-    (run / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
+    # First of all: a run with settings can be gone on with, and a folder without anything can be started in.
+    replace_text(run / "config.yaml", yaml.safe_dump(to_mapping(settings), sort_keys=False))
     environment = {
         "regard": regard.__version__,
         "python": platform.python_version(),
@@ -363,11 +355,12 @@ def _describe(run: Path, settings: Recipe, train_data: CocoDataset, val_data: Co
         "git": _git_state(),
         "data": {split.split: split.fingerprint() for split in (train_data, val_data)},
     }
-    (run / "environment.json").write_text(json.dumps(environment, indent=2))
+    replace_text(run / "environment.json", json.dumps(environment, indent=2))
+    (run / "pictures").mkdir(exist_ok=True)
     plot_dataset(to_coco(train_data.annotations), run / "pictures")
 
 
-def _finish(run: Path, group: Processes, task: DetectionTask) -> dict[str, float]:
+def _finish(settings: Recipe, run: Path, group: Processes, task: DetectionTask) -> dict[str, float]:
     """`metrics.json` and report pictures of the best checkpoint; training curves."""
     group.wait()
     best = read_checkpoint(best_checkpoint(run), parts=[])
@@ -375,15 +368,18 @@ def _finish(run: Path, group: Processes, task: DetectionTask) -> dict[str, float
     if group.is_main:
         plot_curves(read_rows(run / "metrics.jsonl"), run / "pictures" / "curves.png")
         evaluation = task.best_evaluation
-        if evaluation is not None:
-            _write_evaluation(run, evaluation, None)
+        if evaluation is not None and evaluation.scores.stats["AP"] == scores.get("AP"):
+            _write_evaluation(run, evaluation, settings.data)
+        else:  # the best came before the run was stopped and resumed
+            workers, batch_size = settings.workers, settings.batch_size
+            evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers)
     return scores
 
 
 def _write_evaluation(folder: Path, evaluation: DetectorEvaluation, data: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"data": data, "losses": evaluation.losses, **evaluation.scores.to_dict()}
-    (folder / "metrics.json").write_text(json.dumps(content, indent=2))
+    replace_text(folder / "metrics.json", json.dumps(content, indent=2))
     plot_detections(evaluation.ground_truth, evaluation.detections, folder / "pictures")
 
 

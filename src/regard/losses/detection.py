@@ -56,8 +56,14 @@ class SetCriterion:
             focal_gamma=focal_gamma,
         )
 
-    def __call__(self, output: DetectionOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def __call__(
+        self, output: DetectionOutput, targets: Sequence[Target], *, together: bool = True
+    ) -> dict[str, Tensor]:
         """Losses of an output for targets `{"labels": (T,) int64 below num_classes, "boxes": (T, 4) cxcywh 0..1}`.
+
+        Args:
+            together: divide by the number of objects of all processes, each of which has to call this equally often;
+                else by that of this batch.
 
         Returns:
             Unweighted scalars under the authors' names: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, with
@@ -74,7 +80,8 @@ class SetCriterion:
         logits = torch.stack([layer.logits for layer in layers]).float()
         boxes = torch.stack([layer.boxes for layer in layers]).float()
         with torch.autocast(logits.device.type, enabled=False):
-            num_boxes = average_over_processes(sum(len(t["labels"]) for t in targets), logits.device)
+            count = sum(len(t["labels"]) for t in targets)
+            num_boxes = average_over_processes(count, logits.device) if together else max(1.0, float(count))
             matches = self.matcher.match_layers(logits, boxes, targets, output.num_groups)
             losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups)
             losses |= self._statistics(logits, targets, matches, output.num_groups)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -74,7 +76,7 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         epoch, skip = divmod(self.start, self.batches_per_epoch)
         while True:
             order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mix(self.seed, epoch))).tolist()
-            order += order[: -len(order) % self.world_size]
+            order += (order * self.world_size)[: -len(order) % self.world_size]
             together = self.batch_size * self.world_size
             for first in range(skip * together, len(order), together):
                 yield [(epoch, i) for i in order[first : first + together][self.rank :: self.world_size]]
@@ -92,6 +94,7 @@ def training_loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        worker_init_fn=outlive_signals,
         generator=torch.Generator(),  # or the loader would draw from the generator that the model's dropout uses
     )
 
@@ -123,11 +126,27 @@ def collate_caught(collate: Callable, samples: Sequence[Any]) -> Any:
 
 def raising(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches of a loader over `Caught` samples; the errors among them are raised."""
-    try:
+    with naming_killed_workers():
         for batch in batches:
             if isinstance(batch, RegardError):
                 raise batch
             yield batch
+
+
+def outlive_signals(worker: int) -> None:
+    """Ctrl-C, `timeout` and job managers signal all processes of a job, but the trainer answers for its workers.
+
+    It finishes its step, for which it may need another batch. A second SIGTERM ends a worker as usual.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@contextmanager
+def naming_killed_workers() -> Iterator[None]:
+    """Say what it means that a worker was killed. torch raises it anywhere: from a handler of the child's signal."""
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

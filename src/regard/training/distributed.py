@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from regard.errors import ConfigError, MachineError
 
@@ -42,6 +43,12 @@ class Processes:
         total = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(total)
         return bool(total.item())
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Put the first process's values into the tensors of all."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
         """Return when every process has come here."""

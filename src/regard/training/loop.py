@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import ConfigError, DivergedError, RegardError
-from regard.training.batches import mix
+from regard.training.batches import mix, naming_killed_workers
 from regard.training.checkpoints import (
     load_optimizer,
     newest_checkpoint,
@@ -29,7 +29,7 @@ from regard.training.checkpoints import (
     save_checkpoint,
 )
 from regard.training.distributed import Processes
-from regard.training.reports import Reporter
+from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
 
 
@@ -106,6 +106,7 @@ class Progress:
     best_score: float | None = None
     best_step: int | None = None
     since_best: int = 0
+    judged_step: int = 0  # of the last evaluation
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
@@ -169,18 +170,28 @@ class Trainer:
         return self.average.model if self.average else self.model
 
     def resume(self) -> bool:
-        """Go on from the newest sound checkpoint; False if there is none."""
+        """Go on from the newest sound checkpoint; False if there is none.
+
+        Raises:
+            ConfigError: `state` is not that of the checkpoint: another model (C13).
+        """
         path = newest_checkpoint(self.folder)
         if path is None:
+            self.reporter.rewind(0)
             return False
         checkpoint = read_checkpoint(path)
+        differences = _differences({key: checkpoint.state.get(key) for key in self.state}, self.state)
+        if differences:
+            remedy = "resume with the settings that the run began with"
+            raise ConfigError(", ".join(differences)[:300], where=path, remedy=remedy, code="C13")
         self.model.load_state_dict(checkpoint.tensors["model"])
         if self.average:
-            self.average.model.load_state_dict(checkpoint.tensors["ema"])
+            self.average.model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
         load_optimizer(self.optimizer, self.model.named_parameters(), checkpoint.tensors["optimizer"])
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        if checkpoint.state["scaler"]:  # empty unless the run has had amp=fp16 before
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = Progress(**checkpoint.state["progress"])
-        self.reporter.rewind(self.progress.step)
+        self.reporter.rewind(self.progress.step, checkpoint.state.get("pending", ()))
         return True
 
     def fit(self) -> Progress:
@@ -190,50 +201,46 @@ class Trainer:
             DivergedError: a loss or gradient is not finite; the weights of the step before are not touched.
             Stopped: SIGTERM or SIGINT came; a checkpoint is written first.
         """
-        batches = self.task.batches(self.progress.step * self.config.accumulate)
-        saved_at = time.monotonic()
         with (
             _signals() as asked,
+            naming_killed_workers(),
             self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch),
         ):
-            while self._share_done() < 1.0:
+            batches = self.task.batches(self.progress.step * self.config.accumulate)
+            saved_at = time.monotonic()
+            share = self._share_done()
+            # A run that was stopped at the last step of an epoch has that epoch's evaluation before it.
+            if self._judge_if_due(share):
+                self._save()
+            while share < 1.0 and not self._is_stale():
                 started = time.monotonic()
-                logs = self._step(batches)
+                logs = self._step(batches, share)
                 self.progress.seconds += time.monotonic() - started
                 self.progress.step += 1
-                self.reporter.step(self.progress.step, self.progress.seconds, self._share_done(), logs)
-                stop = self.processes.any(bool(asked)) if self.processes.world_size > 1 else bool(asked)
-                ended = self._share_done() >= 1.0
-                if not stop and (ended or self._epoch_to_judge()):
-                    self._judge()
-                    ended = ended or 0 < self.config.patience <= self.progress.since_best
-                    self._save()
-                    saved_at = time.monotonic()
-                elif stop or time.monotonic() - saved_at >= 60 * self.config.save_minutes:
+                share = self._share_done()
+                self.reporter.step(self.progress.step, self.progress.seconds, share, logs)
+                stop = self.processes.any(bool(asked))
+                judged = not stop and self._judge_if_due(share)
+                if stop or judged or time.monotonic() - saved_at >= 60 * self.config.save_minutes:
                     self._save()
                     saved_at = time.monotonic()
                 if stop:
+                    self.processes.wait()  # whoever leaves first makes torchrun end the others
                     raise Stopped(asked[0] if asked else signal.SIGTERM, self.progress.step, self.run)
-                if ended:
-                    break
         return self.progress
 
-    def _step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+    def _step(self, batches: Iterator[Any], share: float) -> dict[str, Tensor]:
         """One step of the optimizer. One synchronisation with the device, to ask whether all is finite."""
         config, step = self.config, self.progress.step
         factor = learning_rate_factor(
-            config.schedule,
-            step=step,
-            warmup_steps=config.warmup_steps,
-            progress=self._share_done(),
-            drop_at=config.drop_at,
+            config.schedule, step=step, warmup_steps=config.warmup_steps, progress=share, drop_at=config.drop_at
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(mix(config.seed, step, self.processes.rank))
         self.model.train()
         total = torch.zeros((), device=self.processes.device)
-        seen = []
+        seen, parts = [], []
         for _ in range(config.accumulate):
             batch = next(batches)
             seen.append(batch)
@@ -241,6 +248,7 @@ class Trainer:
                 loss, logs = self.task.loss(self._parallel, batch)
             self.scaler.scale(loss / config.accumulate).backward()
             total += loss.detach() / config.accumulate
+            parts.append(logs)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
@@ -251,12 +259,7 @@ class Trainer:
         if self.average:
             self.average.update(self.model, step)
         lr = total.new_tensor(self.optimizer.param_groups[0]["lr"])
-        return {
-            "loss": total,
-            **{k: v.detach() for k, v in logs.items()},
-            "grad_norm": norm.detach(),
-            "lr": lr,
-        }
+        return {"loss": total, **mean_by_name(parts), "grad_norm": norm.detach(), "lr": lr}
 
     def _check_finite(self, total: Tensor, norm: Tensor, seen: list[Any]) -> None:
         values = torch.stack((total.float(), norm.float())).tolist()
@@ -294,12 +297,25 @@ class Trainer:
             share = max(share, max(self.processes.gather(self.progress.seconds)) / (60 * self.config.minutes))
         return min(1.0, share)
 
-    def _epoch_to_judge(self) -> bool:
-        return self.progress.step % (self.steps_per_epoch * self.config.evaluate_every) == 0
+    def _is_stale(self) -> bool:
+        return 0 < self.config.patience <= self.progress.since_best
+
+    def _judge_if_due(self, share: float) -> bool:
+        """Evaluate after so many epochs and at the end, once."""
+        progress = self.progress
+        due = share >= 1.0 or progress.step % (self.steps_per_epoch * self.config.evaluate_every) == 0
+        if due and progress.judged_step != progress.step:
+            self._judge()
+            return True
+        return False
 
     def _judge(self) -> None:
         progress = self.progress
-        progress.scores = self.task.evaluate(self.result, progress.step)
+        # Each process has batch statistics of its own; those of the first are what is saved.
+        self.processes.share(self.result.buffers())
+        scores = self.task.evaluate(self.result, progress.step)
+        progress.scores = {name: value for name, value in scores.items() if math.isfinite(value)}
+        progress.judged_step = progress.step
         score = progress.scores.get(self.task.score)
         if score is not None and (progress.best_score is None or score > progress.best_score):
             progress.best_score, progress.best_step, progress.since_best = score, progress.step, 0
@@ -308,16 +324,29 @@ class Trainer:
         self.reporter.evaluation(progress.step, progress.scores, best=progress.best_step == progress.step)
 
     def _save(self) -> None:
-        if self.processes.is_main:
-            kept = optimizer_tensors(self.optimizer, self.model.named_parameters())
-            tensors = {"model": self.model.state_dict(), "optimizer": kept}
-            if self.average:
-                tensors["ema"] = self.average.model.state_dict()
-            state = {**self.state, "progress": vars(self.progress), "scaler": self.scaler.state_dict()}
-            protect = () if self.progress.best_step is None else (self.progress.best_step,)
-            save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
-            self.reporter.saved()
-        self.processes.wait()
+        """Write a checkpoint, in the first process. Nobody waits for it: its clock alone says when."""
+        if not self.processes.is_main:
+            return
+        kept = optimizer_tensors(self.optimizer, self.model.named_parameters())
+        tensors = {"model": self.model.state_dict(), "optimizer": kept}
+        if self.average:
+            tensors["ema"] = self.average.model.state_dict()
+        state = {
+            **self.state,
+            "progress": vars(self.progress),
+            "scaler": self.scaler.state_dict(),
+            "pending": self.reporter.pending(),
+        }
+        protect = () if self.progress.best_step is None else (self.progress.best_step,)
+        save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
+        self.reporter.saved()
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs in two nested dictionaries, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [found for key in {**old, **new} for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
+    return [] if old == new else [f"{path.strip('.')} was {old}, is {new}"]
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,18 @@ class Reporter:
         self.log_every = log_every
         self.images_per_step = images_per_step
         self.console = Console(file=sys.stderr, quiet=quiet or run is None)
-        self._waiting: list[Mapping[str, Tensor]] = []
+        self._waiting: list[Mapping[str, Tensor]] = []  # numbers of the steps since the last row
+        self._fetched: list[dict[str, float | None]] = []  # the earlier of them, on the host already
         self._since = (0, 0.0)  # step and seconds of training at the last row
         self._bar: Progress | None = None
         self._steps_per_epoch = 1
-        self._board = _tensorboard(run)
+        self._board: Any = None
 
     @contextmanager
     def training(self, step: int, seconds: float, steps_per_epoch: int) -> Iterator[None]:
         """Show a progress bar, on a terminal. `step` and `seconds` of training are done already."""
         self._since, self._steps_per_epoch = (step, seconds), steps_per_epoch
+        self._board = _tensorboard(self.run)
         # Without redirection: a forked loader process that prints would wait for ever for the bar's lock.
         bar = Progress(
             TextColumn("{task.description}"),
@@ -67,12 +70,13 @@ class Reporter:
     def step(self, step: int, seconds: float, share: float, logs: Mapping[str, Tensor]) -> None:
         """Take the numbers of a step. `seconds` of training so far; `share` of it that is done."""
         self._waiting.append(logs)
-        if len(self._waiting) >= self.log_every or step % self._steps_per_epoch == 0:
+        count = len(self._fetched) + len(self._waiting)
+        if count >= self.log_every or step % self._steps_per_epoch == 0 or share >= 1.0:
             self._flush(step, seconds, share)
 
     def evaluation(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Write and print the numbers of an evaluation."""
-        self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
+        self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": _known(v) for k, v in scores.items()}})
         main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in ("AP", "AP50", "loss"))
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
 
@@ -87,30 +91,35 @@ class Reporter:
         """A line of text above the bar."""
         (self._bar.console if self._bar else self.console).print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def rewind(self, step: int) -> None:
-        """Drop rows of steps after `step`, and half a line that a kill may have left."""
+    def pending(self) -> list[dict[str, float | None]]:
+        """Numbers of the steps since the last row: kept in checkpoints, or a resumed run would write other rows."""
+        if self._waiting:
+            # One copy from the device for all numbers of all steps.
+            values = iter(torch.stack([v.float() for logs in self._waiting for v in logs.values()]).tolist())
+            self._fetched += [{name: _known(next(values)) for name in logs} for logs in self._waiting]
+            self._waiting = []
+        return list(self._fetched)
+
+    def rewind(self, step: int, pending: Iterable[Mapping[str, float | None]] = ()) -> None:
+        """Drop rows of steps after `step`, and half a line that a kill may have left; take what was `pending`."""
+        self._waiting, self._fetched = [], [dict(numbers) for numbers in pending]
         if self.run is None or not (self.run / "metrics.jsonl").exists():
             return
         path = self.run / "metrics.jsonl"
         rows = [row for row in read_rows(path) if row["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(path)
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _flush(self, step: int, seconds: float, share: float) -> None:
-        names = self._waiting[0].keys()
-        # One copy from the device for all numbers of all steps.
-        stacked = torch.stack([torch.stack([logs[name].float() for name in names]) for logs in self._waiting])
-        means = dict(zip(names, stacked.mean(0).tolist(), strict=True))
+        means = _means(self.pending())
         steps, time_taken = step - self._since[0], max(1e-9, seconds - self._since[1])
         speed = steps * self.images_per_step / time_taken
-        self._waiting, self._since = [], (step, seconds)
+        self._fetched, self._since = [], (step, seconds)
         row = {"step": step, "epoch": self._epoch(step), **{f"train/{k}": v for k, v in means.items()}}
         row["images_per_second"] = round(speed, 2)
         if torch.cuda.is_available():
             row["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self._write(row)
-        note = "  ".join(f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in SHOWN if k in means)
+        note = "  ".join(f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in SHOWN if means.get(k) is not None)
         left = seconds * (1 / share - 1) if share else 0.0
         note += f"  {speed:.1f} images/s  {_clock(left)} left"
         if self._bar is not None:
@@ -132,6 +141,24 @@ class Reporter:
                     self._board.add_scalar(name, value, row["step"])
 
 
+def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of every name over those that have it, detached."""
+    if len(logs) == 1:
+        return {name: value.detach() for name, value in logs[0].items()}
+    names = dict.fromkeys(name for numbers in logs for name in numbers)
+    return {name: torch.stack([numbers[name].detach() for numbers in logs if name in numbers]).mean() for name in names}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is whole or as before, whatever interrupts it."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; a last line that was cut off is left out."""
     rows = []
@@ -151,9 +178,21 @@ def write_csv(source: Path, path: Path) -> None:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text(text.getvalue())
-    temporary.replace(path)
+    replace_text(path, text.getvalue())
+
+
+def _means(numbers: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean of every name over the steps that have it: a batch without objects has fewer losses."""
+    known: dict[str, list[float]] = {}
+    for step in numbers:
+        for name, value in step.items():
+            known.setdefault(name, []).extend([] if value is None else [value])
+    return {name: sum(values) / len(values) if values else None for name, values in known.items()}
+
+
+def _known(value: float) -> float | None:
+    """None for what JSON cannot hold: infinite gradients, which fp16 skips."""
+    return value if math.isfinite(value) else None
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,117 @@
+"""Runs that were stopped: at the start, before the first checkpoint, after the best one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+import regard.runs
+from command_line import run
+from regard.categories import Category
+from regard.config import to_mapping
+from regard.data.shapes import SHAPES, ShapesConfig, write_shapes
+from regard.errors import RegardError
+from regard.models.catalog import build
+from regard.recipes import recipe_for
+from regard.runs import resolve
+from regard.training.distributed import Processes
+from regard.training.loop import Trainer
+from run_files import write_run
+
+SIZES = ["short_side=32", "max_size=32", "batch_size=2", "workers=0", "epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(ShapesConfig(size=32, train=4, val=2), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished_run(shapes, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    run_ = regard.runs.train("detr_tiny", shapes, output=folder, overrides=SIZES, quiet=True)
+    assert run_.folder == folder and (folder / "metrics.json").exists()
+    return folder
+
+
+@pytest.fixture
+def trainers(monkeypatch) -> list[Trainer]:
+    """Everything up to the first step; the trainers that would have gone on."""
+    made: list[Trainer] = []
+
+    def fit(self):
+        made.append(self)
+        raise RegardError("here training would begin")
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    return made
+
+
+def test_going_on(capsys, finished_run, trainers):
+    words = ["train", "--resume", "--output", finished_run, "--quiet", "epochs=3", "lr=0.5"]
+    run(capsys, *words).refused(1, None, "here training would begin")
+    (trainer,) = trainers
+    assert trainer.progress.step == 2 and trainer.total_steps == 6 and trainer.config.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [("model.num_queries=11", "num_queries was 10, is 11"), ("model.embed_dim=48", "config.embed_dim was 96, is 48"),
+     ("short_side=48 max_size=48", "sizes was [32, 32], is [48, 48]")],
+)  # fmt: skip
+def test_another_model(capsys, finished_run, trainers, setting, says):
+    """C13"""
+    words = ["train", "--resume", "--output", finished_run, "--quiet", *setting.split()]
+    run(capsys, *words).refused(2, "C13", says, finished_run / "checkpoints" / "step_2")
+    assert not trainers
+
+
+def test_stopped_before_the_first_checkpoint(capsys, shapes, finished_run, tmp_path, trainers):
+    """Such a run has no weights of its own yet: it starts from those that it was told to start from."""
+    settings = resolve("detr_tiny", shapes, None, None, False, None, None, [*SIZES, f"start_from={finished_run}"])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings)))
+    run(capsys, "train", "--resume", "--output", folder, "--quiet").refused(1, None, "here training would begin")
+    (trainer,) = trainers
+    weights = regard.load(finished_run).state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.progress.step == 0
+
+
+def test_a_start_that_failed_can_be_repeated(capsys, shapes, finished_run, tmp_path, trainers):
+    words = ["train", "detr_tiny", "--data", shapes, "--output", tmp_path / "run", "--quiet", *SIZES]
+    run(capsys, *words, "start_from=runs/none").refused(2, "K01", "runs/none")
+    run(capsys, *words, f"start_from={finished_run}").refused(1, None, "here training would begin")
+    assert len(trainers) == 1
+    run(capsys, *words).refused(2, "C11", "the output folder is not empty")
+
+
+@pytest.mark.parametrize(("last_score", "judged_again"), [(0.3, False), (0.1, True), (None, True)])
+def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_score, judged_again):
+    """After a restart the best evaluation may be one of the first half, whose numbers are gone."""
+    categories = [Category(i + 1, name) for i, name in enumerate(SHAPES[:3])]
+    settings = resolve("detr_tiny", "DATA", None, None, False, None, None, ["model.num_classes=3"])
+    write_run(tmp_path, build(settings.model, "detr_tiny", categories), {2: 0.3, 4: 0.1})
+    (tmp_path / "metrics.jsonl").write_text("")
+    done = []
+    monkeypatch.setattr(regard.runs, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(regard.runs, "evaluate", lambda run, data, **_: done.append(("again", run, data)))
+    monkeypatch.setattr(regard.runs, "_write_evaluation", lambda run, _, data: done.append(("kept", run, data)))
+    task = SimpleNamespace(best_evaluation=SimpleNamespace(scores=SimpleNamespace(stats={"AP": last_score})))
+    scores = regard.runs._finish(settings, tmp_path, Processes(0, 1, torch.device("cpu")), task)
+    assert scores == {"AP": 0.3}
+    assert done == [("again" if judged_again else "kept", tmp_path, "DATA")]
+
+
+def test_what_resume_needs(capsys, tmp_path):
+    run(capsys, "train", "--resume").refused(2, "C09", "--output RUN")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_mapping(recipe_for("detr_tiny"))))
+    line = run(capsys, "train", "detr_resnet50", "--resume", "--output", tmp_path).refused(2, "C09")
+    assert "for detr_tiny, not for detr_resnet50" in line

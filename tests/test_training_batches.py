@@ -1,0 +1,87 @@
+"""Order of samples: a function of (seed, epoch, sample) and of nothing else."""
+
+from itertools import islice
+
+import pytest
+import torch
+
+from regard.errors import DataError
+from regard.training.batches import Augmented, EndlessBatches, mix, raising, training_loader
+from regard.training.distributed import Processes
+
+CPU = torch.device("cpu")
+
+
+def batches(length=10, size=4, seed=1, rank=0, world=1, start=0, count=6):
+    return list(islice(EndlessBatches(length, size, seed, Processes(rank, world, CPU), start), count))
+
+
+def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
+    found = batches(count=9)
+    epochs = [[place for batch in found[k : k + 3] for place in batch] for k in (0, 3, 6)]
+    for number, epoch in enumerate(epochs):
+        assert sorted(epoch) == [(number, i) for i in range(10)]
+    assert len({tuple(i for _, i in epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_any_start_gives_the_rest_of_the_same_order(start):
+    assert batches(start=start, count=5) == batches(count=start + 5)[start:]
+
+
+def test_processes_share_the_order():
+    alone = batches(length=12, size=4, count=3)
+    together = [batches(length=12, size=2, rank=r, world=2, count=3) for r in range(2)]
+    for whole, first, second in zip(alone, *together, strict=True):
+        assert sorted(whole) == sorted(first + second)
+
+
+def test_seeds_differ():
+    assert len({mix(a, b, c) for a in range(20) for b in range(20) for c in range(5)}) == 2000
+    assert mix(1, 2) != mix(2, 1)
+
+
+class Numbers:
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        if index == 99:
+            raise DataError("broken", where="a.jpg", code="I04")
+        return torch.tensor([float(index)])
+
+
+class Broken(Numbers):
+    def __getitem__(self, index):
+        raise DataError("broken", where="a.jpg", remedy="copy it again", code="I04")
+
+
+def noisy(sample, generator):
+    return sample + torch.rand(1, generator=generator)
+
+
+def load(dataset, workers, start=0, count=5):
+    order = EndlessBatches(7, 3, 5, Processes(0, 1, CPU), start)
+    return [b.clone() for b in islice(raising(training_loader(dataset, order, torch.stack, workers, CPU)), count)]
+
+
+def test_workers_and_restarts_change_nothing():
+    data = Augmented(Numbers(), noisy, seed=3)
+    here = load(data, 0)
+    assert all(torch.equal(a, b) for a, b in zip(here, load(data, 2), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(here[2:], load(data, 0, start=2, count=3), strict=True))
+
+
+def test_the_loader_leaves_the_random_numbers_of_the_model_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load(Augmented(Numbers(), noisy, seed=3), 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_keep_their_line(workers):
+    with pytest.raises(DataError) as caught:
+        load(Augmented(Broken(), noisy, seed=3), workers)
+    assert caught.value.line == "error[I04]: broken — a.jpg — copy it again"
