@@ -99,7 +99,7 @@ def test_a_folder_with_files_is_left_alone(data, tmp_path):
 
 
 def test_more_objects_than_queries(data, tmp_path):
-    with pytest.raises(ConfigError, match="has . objects but the model has 1 queries") as caught:
+    with pytest.raises(ConfigError, match=r"has . objects but the model has 1 queries") as caught:
         regard.train("detr_tiny", data, output=tmp_path / "e", overrides=(*SMALL, "model.num_queries=1"), quiet=True)
     assert caught.value.code == "A43"
 
