@@ -128,6 +128,36 @@ def test_a_crash_between_checkpoints_changes_nothing(tmp_path):
     assert metrics_of(tmp_path / "whole") == metrics_of(run)
 
 
+def test_resume_keeps_the_memory_order_of_the_optimizer(tmp_path):
+    """Convolutions in channels-last order: a fused optimizer with state in another order moves the wrong weights."""
+
+    class Pictures(Line):
+        def loss(self, model, batch):
+            x = batch[1][:, :, None, None].expand(-1, -1, 5, 5)
+            loss = (model[0].conv(x.contiguous()) - x.sum(1, keepdim=True)).square().mean()
+            return loss, {"loss_line": loss}
+
+        def evaluate(self, model, step):
+            return {"fit": 0.0}
+
+    def with_conv(run):
+        job = trainer(run, Pictures())
+        model = nn.Sequential(nn.Module())
+        torch.manual_seed(0)
+        model[0].conv = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last)
+        return Trainer(model, job.task, job.config, run, job.processes, {}, job.reporter)
+
+    with_conv(tmp_path / "whole").fit()
+    half = with_conv(tmp_path / "parts")
+    half.total_steps = 6
+    half.fit()
+    second = with_conv(tmp_path / "parts")
+    assert second.resume()
+    for name in ("exp_avg", "exp_avg_sq"):
+        weight = second.model[0].conv.weight
+        assert second.optimizer.state[weight][name].stride() == weight.stride()
+
+
 def test_sigint_leaves_with_130(tmp_path):
     def stop(x):
         os.kill(os.getpid(), signal.SIGINT)

@@ -246,7 +246,11 @@ def load_optimizer(
     for _, parameter, _ in slots:
         optimizer.state.pop(parameter, None)
     for full_name, (parameter, key, device) in places.items():
-        optimizer.state.setdefault(parameter, {})[key] = tensors[full_name].to(device, copy=True)
+        value = tensors[full_name].to(device, copy=True)
+        if value.shape == parameter.shape:
+            # In the parameter's own memory order: fused kernels walk both side by side without looking at strides.
+            value = torch.empty_like(parameter, dtype=value.dtype, device=device).copy_(value).detach()
+        optimizer.state.setdefault(parameter, {})[key] = value
     for index, group in enumerate(optimizer.param_groups):
         rate = tensors[f"lr/{index}"]
         group["lr"] = rate.to(group["lr"]) if isinstance(group["lr"], Tensor) else rate.item()

@@ -1,0 +1,287 @@
+"""Several processes: the same training as one with their batches put together, and an end that all of them reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import regard
+from process_group import together
+from regard import detection
+from regard.data.formats import open_detection
+from regard.data.shapes import ShapesConfig, write_shapes
+from regard.data.transforms import EvaluationResize
+from regard.detection import evaluate_detector
+from regard.errors import ConfigError, DivergedError, MachineError
+from regard.losses import SetCriterion
+from regard.losses.detection import average_over_processes
+from regard.training import loop
+from regard.training.batches import EndlessBatches
+from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.training.distributed import Processes, choose_device
+from regard.training.launch import quiet_threads, torchrun_command
+from regard.training.loop import Stopped, Trainer, TrainingConfig
+from regard.training.reports import Reporter, read_rows
+from run_files import small_detector
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have used torch")
+CONFIG = TrainingConfig(
+    epochs=3, batch_size=4, lr=0.01, lr_backbone=0.002, schedule="cosine", clip_norm=0.5, ema=0.8, workers=0,
+    device="cpu", log_every=2,
+)  # fmt: skip
+
+
+class Plane:
+    """Fit a plane to 24 points, in double precision."""
+
+    score = "fit"
+
+    def __init__(self, processes: Processes, batch_size: int, spoilt: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.points = torch.randn(24, 3, generator=generator, dtype=torch.float64)
+        self.order = EndlessBatches(24, batch_size, 1, processes)
+        self.batches_per_epoch = self.order.batches_per_epoch
+        self.spoilt = spoilt
+
+    def batches(self, start: int):
+        return (torch.tensor([i for _, i in batch]) for batch in islice(iter(self.order), start, None))
+
+    def loss(self, model: nn.Module, batch: Tensor):
+        points = self.points[batch]
+        loss = (model(points) - points.sum(1, keepdim=True) - 1).square().mean()
+        if self.spoilt is not None and self.spoilt in batch.tolist():
+            loss = loss * torch.nan
+        return loss, {"loss_plane": loss}
+
+    def describe(self, batch: Tensor) -> str:
+        return f"points {batch.tolist()}"
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        model.eval()
+        return {"fit": -float((model(self.points) - self.points.sum(1, keepdim=True) - 1).detach().square().mean())}
+
+
+def trainer(group: Processes, folder: Path, config: TrainingConfig, task: Plane | None = None) -> Trainer:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"backbone": nn.Linear(3, 5), "head": nn.Linear(5, 1)}).double()
+    model.forward = lambda x: model["head"](model["backbone"](x).tanh())  # type: ignore[method-assign]
+    folder.mkdir(exist_ok=True)
+    reporter = Reporter(folder if group.is_main else None, log_every=2, images_per_step=4, quiet=True)
+    return Trainer(model, task or Plane(group, config.batch_size), config, folder, group, {}, reporter)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_two_processes_equal_one_with_the_double_batch(tmp_path, accumulate):
+    config = replace(CONFIG, accumulate=accumulate)
+    alone = trainer(Processes(0, 1, CPU), tmp_path / "one", config)
+    alone.fit()
+
+    def half(group: Processes, folder: Path) -> list:
+        job = trainer(group, folder / "two", replace(config, batch_size=2))
+        job.fit()
+        return [p.tolist() for p in [*job.model.parameters(), *job.result.parameters()]]
+
+    first, second = together(half, tmp_path)
+    assert first == second
+    expected = [*alone.model.parameters(), *alone.result.parameters()]
+    for found, wanted in zip(first, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), wanted.detach(), rtol=0, atol=1e-10)
+    steps = [row["step"] for row in read_rows(tmp_path / "one" / "metrics.jsonl")]
+    assert [row["step"] for row in read_rows(tmp_path / "two" / "metrics.jsonl")] == steps
+
+
+def test_messages(tmp_path):
+    def messages(group: Processes, _: Path) -> tuple:
+        numbers = torch.full((2,), float(group.rank))
+        group.share([numbers])
+        group.wait()
+        gathered = group.gather({"rank": group.rank})
+        flags = group.any(group.rank == 2), group.any(False), group.any(True)
+        return gathered, flags, numbers.tolist(), float(average_over_processes(group.rank, CPU)), group.is_main
+
+    for rank, found in enumerate(together(messages, tmp_path, count=3)):
+        assert found == ([{"rank": 0}, {"rank": 1}, {"rank": 2}], (True, False, True), [0.0, 0.0], 1.0, rank == 0)
+
+
+def test_alone_needs_no_messages():
+    one = Processes(0, 1, CPU)
+    assert one.is_main and one.gather(5) == [5] and one.any(True) and not one.any(False)
+    one.wait()
+    one.share([torch.zeros(1)])
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
+    def stopped(group: Processes, folder: Path) -> tuple:
+        task = Plane(group, 2)
+        if group.rank == 1:  # asks itself to stop during step 8
+            original = task.loss
+            calls = iter(range(100))
+            task.loss = lambda *a: (next(calls) == 7 and os.kill(os.getpid(), signal.SIGTERM)) or original(*a)  # type: ignore[method-assign]
+        with pytest.raises(Stopped) as caught:
+            trainer(group, folder / "run", replace(CONFIG, batch_size=2), task).fit()
+        newest = newest_checkpoint(folder / "run" / "checkpoints")
+        return caught.value.exit_code, newest and newest.name
+
+    # Whoever leaves does so after the first process has saved.
+    assert together(stopped, tmp_path) == [(143, "step_8")] * 2
+
+
+def test_clocks_need_not_agree(tmp_path):
+    """One process finds that it is time to save at every step, the other never does."""
+
+    def skewed(group: Processes, folder: Path) -> int:
+        class Clock:
+            now = 0.0
+
+            def monotonic(self) -> float:
+                self.now += 1000.0 * group.rank
+                return self.now
+
+        loop.time = Clock()  # type: ignore[assignment]
+        return trainer(group, folder / "run", replace(CONFIG, batch_size=2, evaluate_every=2)).fit().step
+
+    assert together(skewed, tmp_path) == [18, 18]
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step_18"
+
+
+def test_minutes_of_the_slowest_count(tmp_path):
+    def timed(group: Processes, folder: Path) -> tuple:
+        config = replace(CONFIG, batch_size=2, epochs=10**6, minutes=0.3 / 60, evaluate_every=10**6)
+        job = trainer(group, folder / "run", config)
+        return job.fit().step, job.optimizer.param_groups[0]["lr"]
+
+    first, second = together(timed, tmp_path)
+    assert first == second and first[0] > 1 and first[1] < 0.001
+
+
+def test_a_loss_that_diverges_in_one_stops_all(tmp_path):
+    def diverging(group: Processes, folder: Path) -> str:
+        task = Plane(group, 2, spoilt=5)
+        with pytest.raises(DivergedError) as caught:
+            trainer(group, folder / "run", replace(CONFIG, batch_size=2), task).fit()
+        return str(caught.value)
+
+    lines = together(diverging, tmp_path)
+    assert all("is no longer finite at step " in line for line in lines)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_batch_statistics_that_are_judged_are_those_that_are_saved(tmp_path):
+    """Each process has running means of its own images; a checkpoint holds those of the first."""
+
+    def judged(group: Processes, folder: Path) -> dict[str, float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.5), nn.Linear(4, 1)).double()
+        (folder / "run").mkdir(exist_ok=True)
+        reporter = Reporter(folder / "run" if group.is_main else None, log_every=2, images_per_step=4, quiet=True)
+        job = Trainer(model, Plane(group, 2), replace(CONFIG, ema=0.0), folder / "run", group, {}, reporter)
+        return job.fit().scores
+
+    first, second = together(judged, tmp_path)
+    assert first == second
+    saved = read_checkpoint(newest_checkpoint(tmp_path / "run" / "checkpoints"))
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double().eval()
+    model.load_state_dict(saved.tensors["model"])
+    plane = Plane(Processes(0, 1, CPU), 2)
+    assert plane.evaluate(model, 18) == pytest.approx(first) and saved.state["progress"]["scores"] == first
+
+
+# Detection
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_an_evaluation_is_shared(tmp_path, monkeypatch, count):
+    """Five images: three in two batches and two in one, or some processes without any."""
+    write_shapes(ShapesConfig(size=32, train=1, val=5), tmp_path / "data")
+    dataset = open_detection(tmp_path / "data", "val")
+    # Scoring has threads, which would not survive a fork.
+    monkeypatch.setattr(detection, "evaluate_detections", lambda truth, found: len(truth["images"]))
+
+    def evaluation(group: Processes, _: Path) -> tuple:
+        found = evaluate_detector(
+            small_detector(), dataset, resize=EvaluationResize(32, 32), softmax=True, criterion=SetCriterion(3),
+            categories=dataset.categories, batch_size=2, workers=0, processes=group,
+        )  # fmt: skip
+        rows = zip(*(column.tolist() for column in vars(found.detections).values()), strict=True)
+        return (
+            found.scores,
+            found.losses,
+            sorted([image, category, *box, score] for image, category, box, score in rows),
+        )
+
+    scores, losses, detections = evaluation(Processes(0, 1, CPU), tmp_path)
+    for other_scores, other_losses, others in together(evaluation, tmp_path, count):
+        assert other_scores == scores == 5
+        torch.testing.assert_close(torch.tensor(others), torch.tensor(detections))
+        assert other_losses == pytest.approx(losses, rel=0.3)  # divided by the objects of other batches
+    assert len(detections) == 5 * 5 and {"loss", "loss_ce", "loss_bbox", "loss_giou"} == losses.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_scores_of_a_run_of_several_processes_can_be_had_again(tmp_path, ema):
+    write_shapes(ShapesConfig(size=32, train=9, val=5), tmp_path / "data")
+    run = tmp_path / "run"
+    words = ["train", "detr_tiny", "--data", str(tmp_path / "data"), "--output", str(run), "--quiet", f"ema={ema}"]
+    small = ["workers=0", "batch_size=2", "device=cpu", "evaluate_every=1", "epochs=2", "lr=0.01"]
+    subprocess.run(torchrun_command([*words, *small], 2), env=quiet_threads(2), check=True, timeout=300)
+    written = json.loads((run / "metrics.json").read_text())
+    regard.evaluate(run, tmp_path / "data", output=tmp_path / "again", workers=0, device="cpu")
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["stats"] == pytest.approx(written["stats"], abs=1e-6)
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows if "val/AP" in row] == [3, 6]
+
+
+# Devices and commands
+
+
+def test_devices():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("gpu", "cuda:x", ""):
+        with pytest.raises(ConfigError, match="unknown device") as caught:
+            choose_device(name)
+        assert caught.value.code == "C10"
+    with pytest.raises(MachineError, match="no xpu device on this machine"):
+        choose_device("xpu")
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match=r"no cuda device on this machine — device — use device=cpu") as caught:
+        choose_device("cuda:0")
+    assert caught.value.exit_code == 6
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("auto") == torch.device("cuda")
+    with pytest.raises(MachineError, match="no device 'cuda:2', this machine has 2 CUDA devices"):
+        choose_device("cuda:2")
+
+
+def test_command_and_environment(monkeypatch):
+    command = torchrun_command(["train", "--help"], 3)
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert command[command.index("--nproc-per-node") + 1] == "3" and command[-4:] == [
+        "-m",
+        "regard",
+        "train",
+        "detr_tiny",
+    ]
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert quiet_threads(2)["OMP_NUM_THREADS"] == "3" and quiet_threads(20)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert quiet_threads(2)["OMP_NUM_THREADS"] == "5" and quiet_threads(2)["OMP_WAIT_POLICY"] == "PASSIVE"
