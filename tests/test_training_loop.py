@@ -9,75 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from line_task import CONFIG, Line, metrics_of, same, state_of, strict_rows, trainer
 from regard.errors import ConfigError, DivergedError
-from regard.training.checkpoints import newest_checkpoint, read_checkpoint
-from regard.training.distributed import Processes
+from regard.training.checkpoints import newest_checkpoint
 from regard.training.loop import Stopped, Trainer, TrainingConfig
-from regard.training.reports import Reporter, read_rows
-from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
-
-CONFIG = TrainingConfig(
-    epochs=3, batch_size=4, lr=0.05, lr_backbone=0.05, clip_norm=1.0, ema=0.9, schedule="cosine", warmup_steps=2,
-    seed=7, workers=0, log_every=2, device="cpu",
-)  # fmt: skip
-
-
-class Line:
-    """Fit y = 2x + 1 with a layer that drops inputs, so that random numbers matter."""
-
-    batches_per_epoch = 6
-    score = "fit"
-
-    def __init__(self, at_step=None):
-        self.at_step = at_step or {}
-        self.step = 0
-        self.seen = []
-
-    def batches(self, start):
-        while True:
-            generator = torch.Generator().manual_seed(start)
-            yield start, torch.randn(4, 3, generator=generator)
-            start += 1
-
-    def loss(self, model, batch):
-        number, x = batch
-        self.seen.append(number)
-        action = self.at_step.get(number)
-        if action:
-            x = action(x)
-        loss = (model(x) - (2 * x.sum(1, keepdim=True) + 1)).square().mean()
-        return loss, {"loss_line": loss}
-
-    def describe(self, batch):
-        return f"sample {batch[0]}"
-
-    def evaluate(self, model, step):
-        x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            return {"fit": -float((model(x) - (2 * x.sum(1, keepdim=True) + 1)).square().mean())}
-
-
-def trainer(run, task=None, config=CONFIG):
-    torch.manual_seed(0)
-    run.mkdir(exist_ok=True)
-    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
-    reporter = Reporter(run, log_every=config.log_every, images_per_step=4, quiet=True)
-    return Trainer(model, task or Line(), config, run, Processes(0, 1, torch.device("cpu")), {"note": 1}, reporter)
-
-
-def state_of(run):
-    found = read_checkpoint(newest_checkpoint(run / "checkpoints"))
-    return found.tensors, {**found.state["progress"], "seconds": None}
-
-
-def metrics_of(run):
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_rows(run / "metrics.jsonl")]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(
-        a[part].keys() == b[part].keys() and all(torch.equal(a[part][n], b[part][n]) for n in a[part]) for part in a
-    )
+from regard.training.reports import read_rows
+from regard.training.schedules import parameter_groups
 
 
 def test_it_learns_and_leaves_a_record(tmp_path):
@@ -91,7 +28,7 @@ def test_it_learns_and_leaves_a_record(tmp_path):
     assert f"step_{done.best_step}" in names and "step_18" in names
 
 
-@pytest.mark.parametrize("step", [1, 5, 6, 7, 13])
+@pytest.mark.parametrize("step", [1, 5, 6, 7, 13, 18])
 def test_resume_after_a_signal_reaches_the_same_weights(tmp_path, step):
     trainer(tmp_path / "whole").fit()
 
@@ -108,6 +45,7 @@ def test_resume_after_a_signal_reaches_the_same_weights(tmp_path, step):
     second.fit()
     (tensors, progress), (others, other_progress) = state_of(tmp_path / "whole"), state_of(run)
     assert same(tensors, others) and progress == other_progress
+    assert metrics_of(tmp_path / "whole") == metrics_of(run)
 
 
 def test_a_crash_between_checkpoints_changes_nothing(tmp_path):
@@ -225,40 +163,143 @@ def test_settings_are_checked(name, value):
         TrainingConfig(**{name: value})
 
 
-class TestSchedules:
-    def test_paper_drops_after_two_thirds(self):
-        factors = [
-            learning_rate_factor("step", step=e, warmup_steps=0, progress=e / 300, drop_at=2 / 3) for e in range(300)
-        ]
-        assert factors[:200] == [1.0] * 200 and factors[200:] == [0.1] * 100
-
-    def test_cosine_and_warmup(self):
-        assert learning_rate_factor("cosine", step=99, warmup_steps=0, progress=0.5) == pytest.approx(0.5)
-        assert learning_rate_factor("cosine", step=99, warmup_steps=0, progress=1.0) == pytest.approx(0.0)
-        assert learning_rate_factor("step", step=4, warmup_steps=10, progress=0.0) == pytest.approx(0.5)
-
-    def test_groups(self):
-        model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
-        model["backbone"].bias.requires_grad_(False)
-        head, backbone = parameter_groups(model, 1e-4, 1e-5)
-        assert [p.shape for p in head["params"]] == [(1, 2), (1,)] and head["lr"] == 1e-4
-        assert [p.shape for p in backbone["params"]] == [(2, 2)] and backbone["lr"] == 1e-5
-
-    def test_moving_average(self):
-        model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-        average = MovingAverage(model, 0.9)
-        expected = model[0].weight.detach().clone()
-        for step in range(100):
-            with torch.no_grad():
-                model[0].weight += torch.randn(2, 2)
-            average.update(model, step)
-            decay = min(0.9, (1 + step) / (10 + step))
-            expected = decay * expected + (1 - decay) * model[0].weight.detach()
-        torch.testing.assert_close(average.model[0].weight, expected)
-        assert not average.model.training and not average.model[0].weight.requires_grad
-
-
 def test_state_is_plain_json(tmp_path):
     trainer(tmp_path).fit()
     path = newest_checkpoint(tmp_path / "checkpoints") / "state.json"
     assert json.loads(path.read_text())["note"] == 1
+
+
+def test_the_best_and_the_last_checkpoint_stay(tmp_path):
+    class Falling(Line):
+        def evaluate(self, model, step):
+            return {"fit": 1.0 if step == 12 else -step / 100}
+
+    done = trainer(tmp_path, Falling(), replace(CONFIG, epochs=6)).fit()
+    assert (done.best_step, done.best_score, done.since_best) == (12, 1.0, 4)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_12", "step_30", "step_36"]
+
+
+def test_scores_that_are_no_numbers_are_not_best(tmp_path):
+    class Odd(Line):
+        def evaluate(self, model, step):
+            return {"fit": {6: float("nan"), 12: 0.25}.get(step, 0.125), "other": float("inf")}
+
+    done = trainer(tmp_path, Odd()).fit()
+    assert done.best_step == 12 and done.scores == {"fit": 0.125}
+    rows = strict_rows(tmp_path)
+    assert [(row["step"], row["val/fit"]) for row in rows if "val/fit" in row] == [(12, 0.25), (18, 0.125)]
+
+
+# The step
+
+
+def gradient_of_first_step(run, config):
+    """By plain descent, where a weight's change is its gradient."""
+    job = trainer(run, config=replace(config, warmup_steps=0))
+    job.optimizer = torch.optim.SGD(parameter_groups(job.model, 1.0, 1.0))
+    before = [p.detach().clone() for p in job.model.parameters()]
+    logs = job._step(job.task.batches(0), 0.0)
+    return torch.cat([(b - p.detach()).flatten() for b, p in zip(before, job.model.parameters(), strict=True)]), logs
+
+
+def test_clipping(tmp_path):
+    free, logs = gradient_of_first_step(tmp_path / "free", replace(CONFIG, clip_norm=0.0))
+    assert float(free.norm()) == pytest.approx(float(logs["grad_norm"])) and free.norm() > 0.5
+    clipped, logs = gradient_of_first_step(tmp_path / "clipped", replace(CONFIG, clip_norm=0.25))
+    assert float(clipped.norm()) == pytest.approx(0.25, rel=1e-4)
+    torch.testing.assert_close(clipped, free * 0.25 / free.norm(), rtol=1e-4, atol=1e-6)
+    assert float(logs["grad_norm"]) == pytest.approx(float(free.norm()))  # before clipping
+
+
+def test_bf16(tmp_path):
+    class Watched(Line):
+        def loss(self, model, batch):
+            kinds.add(model(batch[1]).dtype)
+            return super().loss(model, batch)
+
+        def evaluate(self, model, step):
+            kinds.add(model(torch.zeros(1, 3)).dtype)
+            return super().evaluate(model, step)
+
+    kinds: set = set()
+    job = trainer(tmp_path, Watched(), replace(CONFIG, amp="bf16"))
+    job.fit()
+    assert kinds == {torch.bfloat16, torch.float32}  # evaluation stays in single precision
+    assert {p.dtype for p in job.model.parameters()} == {torch.float32}
+    rows = [row for row in strict_rows(tmp_path) if "train/loss" in row]
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"] / 2
+
+
+def test_learning_rates_of_a_run(tmp_path):
+    rates = []
+
+    class Watched(Line):
+        def loss(self, model, batch):
+            rates.append(job.optimizer.param_groups[0]["lr"])
+            return super().loss(model, batch)
+
+    job = trainer(tmp_path, Watched(), replace(CONFIG, schedule="step", drop_at=2 / 3, warmup_steps=3))
+    job.fit()
+    expected = [1 / 3, 2 / 3, *[1.0] * 10, *[0.1] * 6]
+    assert rates == pytest.approx([CONFIG.lr * factor for factor in expected])
+
+
+def test_an_infinite_gradient_stops_as_well(tmp_path):
+    def spoil(x):
+        job.model[0].weight.register_hook(lambda gradient: gradient * float("inf"))
+        return x
+
+    job = trainer(tmp_path, Line({8: spoil}))
+    with pytest.raises(DivergedError, match="the gradient is no longer finite at step 8"):
+        job.fit()
+
+
+def test_divergence_leaves_weights_optimizer_and_checkpoints(tmp_path):
+    kept = {}
+
+    def spoil(x):
+        kept["weights"] = [p.detach().clone() for p in job.model.parameters()]
+        kept["average"] = [p.clone() for p in job.result.parameters()]
+        kept["files"] = {p: p.read_bytes() for p in tmp_path.rglob("step_*/*")}
+        return x * float("nan")
+
+    job = trainer(tmp_path, Line({8: spoil}))
+    with pytest.raises(DivergedError):
+        job.fit()
+    assert all(torch.equal(a, b) for a, b in zip(kept["weights"], job.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept["average"], job.result.parameters(), strict=True))
+    assert kept["files"] == {p: p.read_bytes() for p in tmp_path.rglob("step_*/*")} != {}
+    assert {float(s["step"]) for s in job.optimizer.state.values()} == {8.0}
+
+
+# Going on with other settings
+
+
+def test_an_early_stop_lasts(tmp_path):
+    class Flat(Line):
+        def evaluate(self, model, step):
+            return {"fit": 0.5}
+
+    config = replace(CONFIG, epochs=50, patience=2)
+    trainer(tmp_path, Flat(), config).fit()
+    second = trainer(tmp_path, Flat(), config)
+    assert second.resume() and second.fit().step == 18
+    third = trainer(tmp_path, Flat(), replace(config, patience=3))
+    assert third.resume() and third.fit().step == 24
+
+
+def test_going_on_after_the_end_does_nothing(tmp_path):
+    trainer(tmp_path).fit()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+    again = trainer(tmp_path)
+    assert again.resume() and again.fit().step == 18 and again.task.seen == []
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+
+
+def test_an_average_can_begin_late(tmp_path):
+    trainer(tmp_path, config=replace(CONFIG, ema=0.0)).fit()
+    second = trainer(tmp_path, config=replace(CONFIG, ema=0.9, epochs=4))
+    assert second.resume()
+    saved = state_of(tmp_path)[0]["model"]
+    assert all(torch.equal(saved[name], value) for name, value in second.result.state_dict().items())
+    assert second.fit().step == 24 and "ema" in state_of(tmp_path)[0]

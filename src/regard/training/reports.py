@@ -76,7 +76,7 @@ class Reporter:
 
     def evaluation(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Write and print the numbers of an evaluation."""
-        self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": _known(v) for k, v in scores.items()}})
+        self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
         main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in ("AP", "AP50", "loss"))
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
 

@@ -1,0 +1,111 @@
+"""Rows of `metrics.jsonl` and `metrics.csv`: means that an interruption does not change, in strict JSON."""
+
+import csv
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from line_task import CONFIG, Line, metrics_of, strict_rows, trainer
+from regard.training.loop import Stopped
+from regard.training.reports import Reporter, replace_text
+
+
+class Terms(Line):
+    """Some batches have a loss of their own, as those without objects have none for boxes; one is infinite."""
+
+    def loss(self, model, batch):
+        loss, _ = super().loss(model, batch)
+        logs = {"plain": torch.tensor(float(batch[0]))}
+        if batch[0] % 2:
+            logs["odd"] = torch.tensor(float("inf") if batch[0] == 13 else 10.0 * batch[0])
+        return loss, logs
+
+
+def test_rows_are_means_over_the_steps_that_have_a_number(tmp_path):
+    trainer(tmp_path, Terms(), replace(CONFIG, log_every=4)).fit()
+    rows = {row["step"]: row for row in strict_rows(tmp_path) if "train/loss" in row}
+    assert list(rows) == [4, 6, 10, 12, 16, 18]  # a row never spans two epochs
+    assert rows[4]["train/plain"] == 1.5 and rows[4]["train/odd"] == 20.0
+    assert rows[6]["train/odd"] == 50.0 and rows[6]["epoch"] == 1
+    assert rows[16]["train/odd"] == 150.0  # of steps 13 and 15, of which one is infinite
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["step"] for row in table] == [str(row["step"]) for row in strict_rows(tmp_path)]
+    assert table[0]["train/odd"] == "20.0" and table[0]["val/fit"] == ""
+
+
+def test_numbers_that_are_never_finite_are_null(tmp_path):
+    reporter = Reporter(tmp_path, log_every=1, images_per_step=1, quiet=True)
+    with reporter.training(0, 0.0, 4):
+        reporter.step(1, 0.1, 0.25, {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(float("inf"))})
+    (row,) = strict_rows(tmp_path)
+    assert row["train/loss"] == 1.0 and row["train/grad_norm"] is None
+    reporter.saved()
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1].startswith("1,0.25,1.0,,10.0")
+
+
+def test_accumulated_batches_are_one_number(tmp_path):
+    trainer(tmp_path, Terms(), replace(CONFIG, log_every=1, accumulate=3, epochs=1)).fit()
+    rows = [row for row in strict_rows(tmp_path) if "train/loss" in row]
+    assert [(row["train/plain"], row["train/odd"]) for row in rows] == [(1.0, 10.0), (4.0, 40.0)]
+
+
+def test_a_row_across_a_restart_counts_both_sides(tmp_path):
+    def stop(x):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return x
+
+    config = replace(CONFIG, log_every=6, epochs=1)
+    with pytest.raises(Stopped):
+        trainer(tmp_path, Terms({3: stop}), config).fit()
+    second = trainer(tmp_path, Terms(), config)
+    assert second.resume()
+    second.fit()
+    (row,) = [row for row in strict_rows(tmp_path) if "train/loss" in row]
+    assert (row["step"], row["train/plain"], row["train/odd"]) == (6, 2.5, 30.0)
+
+
+def test_a_start_before_the_first_checkpoint_starts_the_rows_anew(tmp_path):
+    def crash(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "run", Line({5: crash})).fit()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "tra')
+    second = trainer(tmp_path / "run")
+    assert second.resume() is False
+    second.fit()
+    trainer(tmp_path / "whole").fit()
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+
+
+def test_the_last_steps_have_a_row_when_the_clock_ends_a_run(tmp_path):
+    config = replace(CONFIG, epochs=10**6, minutes=0.2 / 60, evaluate_every=10**6, log_every=10**6)
+    job = trainer(tmp_path, config=config)
+    job.steps_per_epoch = 10**6
+    done = job.fit()
+    assert [(row["step"], "train/loss" in row) for row in strict_rows(tmp_path)] == [
+        (done.step, True),
+        (done.step, False),
+    ]
+
+
+def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    replace_text(path, "old\n")
+
+    def fail(descriptor):
+        raise OSError("the machine stops")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="stops"):
+            replace_text(path, "new and longer\n")
+    assert path.read_text() == "old\n"
+    assert all(p == path or p.name.startswith(".") for p in tmp_path.iterdir())  # what is hidden blocks no new run
+    replace_text(path, "new\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"] and path.read_text() == "new\n"
