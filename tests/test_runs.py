@@ -10,7 +10,8 @@ import regard
 from regard.data.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, MachineError
 from regard.runs import resolve
-from regard.training.checkpoints import lock_run, newest_checkpoint, read_checkpoint
+from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.training.run_lock import lock_run
 
 SMALL = (
     "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",

@@ -33,10 +33,11 @@ from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
 from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_for
-from regard.training.checkpoints import lock_run, newest_checkpoint, read_checkpoint
+from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, choose_device, processes
 from regard.training.loop import Trainer
 from regard.training.reports import Reporter, read_rows, replace_text
+from regard.training.run_lock import lock_run
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from regard.errors import CheckpointError, ConfigError, DivergedError, MachineError, RegardError
+from regard.errors import CheckpointError, DivergedError, MachineError, RegardError
 
 SCHEMA = 1
 
@@ -163,97 +162,6 @@ def read_checkpoint(
         tensors[part] = {key: tensor.to(device) for key, tensor in content.items()}
     state = json.loads(_read_file(path / "state.json", files["state.json"]))
     return Checkpoint(path, step, tensors, state)
-
-
-@contextlib.contextmanager
-def lock_run(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process, so that no second job writes to it.
-
-    The lock ends with the process, however that ends; the file `.lock` stays and means nothing by itself.
-    Where there is no `flock` (Windows, some network file systems) the run goes on without it, after one
-    warning.
-
-    Raises:
-        MachineError: another job holds the folder (T14), or it cannot be written (T06).
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        what = f"cannot write to the run folder: {error.strerror}"
-        raise MachineError(what, where=run, remedy="choose another --output", code="T06") from error
-    _held_locks.add(descriptor)
-    try:
-        _take_lock(descriptor, run)
-        yield
-    finally:
-        if descriptor in _held_locks:  # absent in a forked child, where it is closed already
-            _held_locks.discard(descriptor)
-            os.close(descriptor)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The state of an optimiser as flat tensors, named after the parameters and not after their order.
-
-    Keys: `exp_avg/<parameter>` and so on; `untouched/<parameter>` (empty) for a parameter that has had no
-    gradient yet; `lr/<group>` (float64) for each parameter group. Other settings of the groups belong to the
-    recipe. The tensors are the optimiser's own: save them before its next step.
-
-    Args:
-        parameters: `model.named_parameters()`.
-
-    Raises:
-        ConfigError: the optimiser keeps state that is not tensors, or parameters that have no name.
-    """
-    tensors: dict[str, Tensor] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        tensors[f"lr/{index}"] = torch.tensor(float(group["lr"]), dtype=torch.float64)
-    for name, parameter, _ in _named_slots(optimizer, parameters):
-        kept = {key: value for key, value in optimizer.state.get(parameter, {}).items() if value is not None}
-        for key, value in kept.items():
-            if not isinstance(value, Tensor):
-                what = f"{type(optimizer).__name__} keeps {key} as {type(value).__name__}, not as a tensor"
-                raise ConfigError(what, where=name, remedy="use an optimizer such as AdamW or SGD")
-            tensors[f"{key}/{name}"] = value
-        if not kept:
-            tensors[f"untouched/{name}"] = torch.zeros(0)
-    return tensors
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put what `optimizer_tensors` gave into an optimiser of the same kind; bit for bit, `step` included.
-
-    Nothing is changed where an error is raised.
-
-    Raises:
-        CheckpointError: tensors are missing, extra, or of another shape or dtype (K07).
-        ConfigError: the optimiser holds parameters that have no name.
-    """
-    slots = list(_named_slots(optimizer, parameters))
-    scalar = torch.empty((), dtype=torch.float64, device="meta")
-    wanted = {f"lr/{index}": scalar for index in range(len(optimizer.param_groups))}
-    places = {}
-    for name, parameter, group in slots:
-        if f"untouched/{name}" in tensors:
-            wanted[f"untouched/{name}"] = torch.empty(0, device="meta")
-            continue
-        for key, value in _first_state(optimizer, parameter, group).items():
-            wanted[f"{key}/{name}"] = torch.empty_like(value, device="meta")
-            places[f"{key}/{name}"] = (parameter, key, value.device)
-    _compare(tensors, wanted)
-    for _, parameter, _ in slots:
-        optimizer.state.pop(parameter, None)
-    for full_name, (parameter, key, device) in places.items():
-        value = tensors[full_name].to(device, copy=True)
-        if value.shape == parameter.shape:
-            # In the parameter's own memory order: fused kernels walk both side by side without looking at strides.
-            value = torch.empty_like(parameter, dtype=value.dtype, device=device).copy_(value).detach()
-        optimizer.state.setdefault(parameter, {})[key] = value
-    for index, group in enumerate(optimizer.param_groups):
-        rate = tensors[f"lr/{index}"]
-        group["lr"] = rate.to(group["lr"]) if isinstance(group["lr"], Tensor) else rate.item()
 
 
 # --- writing ---
@@ -520,75 +428,3 @@ def _unreadable(error: OSError, path: Path) -> MachineError:
 
 
 # --- lock ---
-
-_held_locks: set[int] = set()
-
-
-def _take_lock(descriptor: int, run: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
-        what, remedy = (
-            f"another job writes to this run folder ({holder})",
-            "stop it, or choose another --output",
-        )
-        raise MachineError(what, where=run, remedy=remedy, code="T14") from None
-    except (ImportError, OSError):
-        warnings.warn(f"{run} cannot be locked here: start no second job on it", stacklevel=4)
-    with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-
-def _drop_inherited_locks() -> None:
-    """A forked data-loader worker that outlives a killed trainer must not keep the run locked."""
-    for descriptor in _held_locks:
-        os.close(descriptor)
-    _held_locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_inherited_locks)
-
-
-# --- optimiser ---
-
-
-def _named_slots(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]
-) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-    """(name, parameter, group) of every parameter that the optimiser holds."""
-    names = {parameter: name for name, parameter in parameters}
-    for index, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
-            if parameter not in names:
-                what = f"a parameter of shape {tuple(parameter.shape)} in optimizer group {index} has no name"
-                raise ConfigError(what, remedy="pass named_parameters() of the model that it optimizes")
-            yield names[parameter], parameter, group
-
-
-def _first_state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the optimiser keeps for a parameter: seen on a stand-in, as state appears with the first step."""
-    stand_in = torch.nn.Parameter(torch.zeros_like(parameter))
-    stand_in.grad = torch.zeros_like(stand_in)
-    options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    trial = type(optimizer)([{**options, "params": [stand_in]}])  # type: ignore[call-arg]
-    trial.step()
-    return {key: value for key, value in trial.state[stand_in].items() if isinstance(value, Tensor)}
-
-
-def _compare(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    kinds = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in wanted.items()}
-    have = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in found.items()}
-    problems = [f"missing {name}" for name in kinds if name not in have]
-    problems += [f"unexpected {name}" for name in have if name not in kinds]
-    both = [name for name in kinds if name in have]
-    problems += [f"{name} is {have[name]}, not {kinds[name]}" for name in both if have[name] != kinds[name]]
-    if problems:
-        more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-        what = f"optimizer state does not fit this model and optimizer: {', '.join(problems[:4])}{more}"
-        remedy = "resume with the model and optimizer that the run began with"
-        raise CheckpointError(what, remedy=remedy, code="K07")

@@ -21,14 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import ConfigError, DivergedError, RegardError
 from regard.training.batches import mix, naming_killed_workers
-from regard.training.checkpoints import (
-    load_optimizer,
-    newest_checkpoint,
-    optimizer_tensors,
-    read_checkpoint,
-    save_checkpoint,
-)
+from regard.training.checkpoints import newest_checkpoint, read_checkpoint, save_checkpoint
 from regard.training.distributed import Processes
+from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
 
