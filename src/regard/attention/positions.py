@@ -77,3 +77,13 @@ class LearnedPositionEncoding(nn.Module):
         rows = self.row_embed.weight[:h, None].expand(-1, w, -1)
         columns = self.col_embed.weight[None, :w].expand(h, -1, -1)
         return torch.cat((columns, rows), dim=-1).expand(b, -1, -1, -1)
+
+
+def coordinate_channels(x: Tensor) -> Tensor:
+    """The row and the column of every cell, -1 at the first and 1 at the last: (B, C, H, W) -> (B, 2, H, W).
+
+    Concatenated to a map, they tell convolutions and attention where they are (CoordConv, Liu et al. 2018).
+    """
+    b, _, h, w = x.shape
+    rows, columns = (2 * torch.arange(n, device=x.device, dtype=x.dtype) / max(n - 1, 1) - 1 for n in (h, w))
+    return torch.stack((rows[:, None].expand(h, w), columns.expand(h, w))).expand(b, -1, -1, -1)
