@@ -1,0 +1,152 @@
+"""Images with one class each: which layout the data have is found out, not asked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regard.categories import Category
+from regard.data.class_folders import ClassFolders, SplitFolders
+from regard.data.class_listing import SPLIT_NAMES, Images, Layout, Split
+from regard.data.report import Report
+from regard.errors import DataError
+
+_LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz], train.csv"
+
+
+@dataclass(frozen=True)
+class ClassSample:
+    """A decoded image and its class. image: (3, H, W) uint8, RGB. label: index into the data set's categories."""
+
+    image: Tensor
+    label: int
+    path: str = ""
+
+
+class ClassificationDataset:
+    """Images with one class each; `dataset[i]` decodes image i into a `ClassSample`.
+
+    Holds no open files and can be sent to the workers of a data loader.
+
+    Attributes:
+        categories: what labels index.
+        labels: (N,) int64, the label of every image.
+        report: what is worth a line to the user, such as how the data were split.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: NDArray[np.int64],
+        categories: tuple[Category, ...],
+        split: Split,
+        report: Report,
+    ) -> None:
+        self.images = images
+        self.labels = torch.from_numpy(labels)
+        self.categories = categories
+        self.split = split
+        self.report = report
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> ClassSample:
+        """Raises DataError, with the path and what is wrong, for an image that cannot be read."""
+        return ClassSample(self.images.read(index), int(self.labels[index]), self.images.path(index))
+
+    def counts(self) -> list[int]:
+        """Images of each class."""
+        return torch.bincount(self.labels, minlength=len(self.categories)).tolist()
+
+    def fingerprint(self) -> str:
+        """sha256 of the class names and of the images' names, sizes in bytes and labels; no image is decoded."""
+        digest = hashlib.sha256(
+            "\0".join(category.name for category in self.categories).encode("utf-8", "surrogatepass")
+        )
+        for index, label in enumerate(self.labels.tolist()):
+            digest.update(f"\0{self.images.identity(index)}\0{label}".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def open_classification(root: str | Path, split: Split = "train") -> ClassificationDataset:
+    """Open one split of a classification data set.
+
+    Labels follow the natural order of the class names (`2` before `10`), or the lines of a `labels.txt`; those of
+    `val` are those of `train` wherever there is a `train`.
+
+    Args:
+        root: a folder with `train/CLASS/*` and `val/CLASS/*`; class folders alone, of which a fixed fifth is kept
+            for validation; shards `train-0000.tar` or `.tar.gz`; lists `train.csv` and `val.csv` with the columns
+            path and label. Or a word: `digits` (scikit-learn's handwritten digits), `shapes` or
+            `shapes:size=32,classes=6` (generated, one shape each). `./digits` is a folder of that name.
+        split: `val` also finds what is called `valid`, `validation` or `test`, in this order.
+
+    Raises:
+        DataError: no layout fits (A48), the split is not there, or its images or classes are wrong: a class that
+            training does not know, a class or a split without images (A48), a single class (A45), a wrong row of a
+            list (A49).
+    """
+    if split not in SPLIT_NAMES:
+        raise DataError(f"split {split!r}, expected train or val", where=root)
+    root = Path(root)
+    layout = _find_layout(root)
+    if split not in layout.splits:
+        there = ", ".join(f"{name} ({place})" for name, place in layout.splits.items())
+        looked = " or ".join(SPLIT_NAMES[split])
+        raise DataError(f"there is no split {looked}; present: {there}", where=root, remedy="add its images")
+    names = layout.class_names("train" if "train" in layout.splits else "val")
+    if split == "train" and len(names) < 2:
+        what = f"one class only, {names[0]!r:.40}" if names else "no classes"
+        raise DataError(what, where=root / layout.splits[split], remedy="there must be two to tell apart", code="A45")
+    return _dataset(layout, split, names, root)
+
+
+def _dataset(layout: Layout, split: Split, names: tuple[str, ...], root: Path) -> ClassificationDataset:
+    listing = layout.listing(split)
+    where = root / layout.splits[split]
+    label_of = {name: label for label, name in enumerate(names)}
+    for index, name in enumerate(listing.class_names):
+        if name not in label_of:
+            what = f"class {name!r:.40} is not among the {len(names)} of the training split"
+            raise DataError(what, where=listing.images.path(index), remedy="train and val need the same", code="A48")
+    if not len(listing.images):
+        raise DataError("no image in the split", where=where, code="A48")
+    labels = np.array([label_of[name] for name in listing.class_names], dtype=np.int64)
+    report = Report(where)
+    if layout.notice:
+        report.add("A48", "fix", layout.notice)
+    missing = [name for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True) if not count]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        report.add("A46", "warn", f"no image of {len(missing)} of {len(names)} classes: {shown}")
+    categories = tuple(Category(label, name) for label, name in enumerate(names))
+    return ClassificationDataset(listing.images, labels, categories, split, report)
+
+
+def _find_layout(root: Path) -> Layout:
+    if not root.is_dir():
+        what = "no such folder" if not root.exists() else "a file, not a folder"
+        raise DataError(what, where=root, remedy="name the folder of the data")
+    for find in (SplitFolders.find, ClassFolders.find):
+        layout = find(root)
+        if layout is not None:
+            return layout
+    raise _no_layout(root)
+
+
+def _no_layout(root: Path) -> DataError:
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+    listed = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") or "nothing"
+    remedy = None
+    if any(root.glob("annotations/*.json")) or any(root.glob("*/_annotations.coco.json")):
+        remedy = "this looks like COCO: that is for detection, classification needs images in folders by class"
+    return DataError(
+        f"no classification data; looked for {_LOOKED}; found {listed}", where=root, remedy=remedy, code="A48"
+    )
