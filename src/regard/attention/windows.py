@@ -1,0 +1,68 @@
+"""Square windows around every cell of a map, for attention that looks k x k cells far.
+
+What lies outside the map is zero or a reflection; maps may be smaller than the window. Windows number their cells row
+by row: cell m = k (p + a) + (p + b) lies a rows below and b columns right of the centre, p = (k - 1) / 2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PADDINGS = ("zero", "reflect")
+
+
+def unfold_windows(x: Tensor, kernel_size: int, padding: str = "zero") -> Tensor:
+    """The k x k cells around each cell: (B, C, H, W) -> (B, C, k*k, H, W), any H and W from 1 up.
+
+    Time and memory O(B C k^2 H W): each number is copied k^2 times.
+
+    Args:
+        x: a map.
+        kernel_size: k, odd.
+        padding: `zero`, or `reflect` about the border cells, which are not repeated. A map smaller than the border is
+            reflected again and again (0 1 2 1 0 1 ...), where `torch.nn.ReflectionPad2d` refuses it.
+
+    Raises:
+        ValueError: an even k, another padding.
+    """
+    if padding not in PADDINGS:
+        raise ValueError(f"padding {padding!r} is none of {', '.join(PADDINGS)}")
+    border = window_border(kernel_size)
+    b, c, h, w = x.shape
+    if padding == "zero":
+        return F.unfold(x, kernel_size, padding=border).view(b, c, kernel_size**2, h, w)
+    reflected = reflect_border(x, border)
+    return F.unfold(reflected, kernel_size).view(b, c, kernel_size**2, h, w)
+
+
+def window_border(kernel_size: int) -> int:
+    """Cells p = (k - 1) / 2 that a window reaches beyond its centre; ValueError if no cell is the centre."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size {kernel_size} must be odd and positive, so that windows have a centre")
+    return kernel_size // 2
+
+
+def reflect_border(x: Tensor, border: int) -> Tensor:
+    """Add `border` reflected cells on all sides: (B, C, H, W) -> (B, C, H + 2 border, W + 2 border)."""
+    rows = _reflected(x.shape[-2], border, x.device)
+    columns = _reflected(x.shape[-1], border, x.device)
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+def _reflected(length: int, border: int, device: torch.device) -> Tensor:
+    """Which cell of a side of `length` stands at -border .. length + border - 1."""
+    period: int = torch.sym_max(2 * length - 2, 1)  # there and back; one cell reflects to itself
+    places = torch.arange(-border, length + border, device=device) % period
+    return torch.minimum(places, period - places) % length
+
+
+def cells_inside(height: int, width: int, kernel_size: int, device: torch.device | None = None) -> Tensor:
+    """Which cells of each window lie on the map: bool (k*k, H, W)."""
+    border = window_border(kernel_size)
+    steps = torch.arange(-border, border + 1, device=device)
+    y = torch.arange(height, device=device) + steps[:, None]  # (k, H)
+    x = torch.arange(width, device=device) + steps[:, None]
+    rows, columns = (y >= 0) & (y < height), (x >= 0) & (x < width)
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
