@@ -53,9 +53,9 @@ def reflect_border(x: Tensor, border: int) -> Tensor:
 
 def _reflected(length: int, border: int, device: torch.device) -> Tensor:
     """Which cell of a side of `length` stands at -border .. length + border - 1."""
-    period: int = torch.sym_max(2 * length - 2, 1)  # there and back; one cell reflects to itself
-    places = torch.arange(-border, length + border, device=device) % period
-    return torch.minimum(places, period - places) % length
+    period = torch.sym_max(2 * length - 2, 1)  # there and back; one cell reflects to itself
+    places = torch.arange(-border, length + border, device=device).remainder(period)
+    return places.minimum(places.neg().add(period)) % length
 
 
 def cells_inside(height: int, width: int, kernel_size: int, device: torch.device | None = None) -> Tensor:
