@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 
@@ -15,6 +15,9 @@ from regard.config import unknown_name
 from regard.errors import ConfigError
 from regard.models.detr import DETR, DETR_PRESETS, DETRConfig
 from regard.models.detr_demo import DETRDemo, DETRDemoConfig
+from regard.models.mnasnet import MNASNET_PRESETS, MnasNet, MnasNetConfig
+from regard.models.resnet import RESNET_PRESETS, ResNet, ResNetConfig
+from regard.models.wide_resnet import WIDE_RESNET_PRESETS, WideResNet, WideResNetConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,8 +42,20 @@ class Weights:
 
 
 Detector = DETR | DETRDemo
+Classifier = ResNet | WideResNet | MnasNet
+Model = Detector | Classifier
 
-CONFIGS: dict[str, DETRConfig | DETRDemoConfig] = {**DETR_PRESETS, "detr_demo": DETRDemoConfig()}
+DetectorConfig = DETRConfig | DETRDemoConfig
+ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig
+ModelConfig = DetectorConfig | ClassifierConfig
+
+CONFIGS: dict[str, ModelConfig] = {
+    **DETR_PRESETS,
+    "detr_demo": DETRDemoConfig(),
+    **RESNET_PRESETS,
+    **WIDE_RESNET_PRESETS,
+    **MNASNET_PRESETS,
+}
 
 WEIGHTS: dict[str, Weights] = {
     "detr_resnet50": Weights(DETR_URL + "detr-r50-e632da11.pth", {"box AP": 42.0, "AP50": 62.4}),
@@ -59,7 +74,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(CONFIGS, pattern))
 
 
-def create(name: str, *, num_classes: int | None = None) -> Detector:
+def create(name: str, *, num_classes: int | None = None) -> Model:
     """A model by name, with random weights. Nothing is downloaded.
 
     Args:
@@ -75,28 +90,62 @@ def create(name: str, *, num_classes: int | None = None) -> Detector:
     return build(config, name)
 
 
-def preset(name: str) -> DETRConfig | DETRDemoConfig:
+def preset(name: str) -> ModelConfig:
     """The configuration of a named model."""
     if name not in CONFIGS:
         raise unknown_name("model", name, list_models(), code="C01")
     return CONFIGS[name]
 
 
+@overload
 def build(
-    config: DETRConfig | DETRDemoConfig,
+    config: DetectorConfig,
+    name: str,
+    categories: Sequence[Category] | None = ...,
+    sizes: tuple[int, int] | None = ...,
+) -> Detector: ...
+
+
+@overload
+def build(
+    config: ClassifierConfig,
+    name: str,
+    categories: Sequence[Category] | None = ...,
+    sizes: tuple[int, int] | None = ...,
+) -> Classifier: ...
+
+
+def build(
+    config: ModelConfig,
     name: str,
     categories: Sequence[Category] | None = None,
     sizes: tuple[int, int] | None = None,
-) -> Detector:
+) -> Model:
     """A model of any configuration, with its card. Classes without names are called by their number."""
-    model: Detector = DETRDemo(config) if isinstance(config, DETRDemoConfig) else DETR(config)
+    model = _construct(config)
     if categories is None:
-        categories = COCO if config.num_classes == len(COCO) else _numbered(config.num_classes)
+        categories = (
+            COCO if isinstance(model, Detector) and config.num_classes == len(COCO) else _numbered(config.num_classes)
+        )
     if len(categories) != config.num_classes:
         raise ConfigError(f"{len(categories)} categories for a model of {config.num_classes} classes", where=name)
+    if sizes is None and isinstance(config, ClassifierConfig):
+        sizes = (config.image_size, config.image_size)
     short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
     model.card = ModelCard(name, tuple(categories), short_side, max_size)
     return model
+
+
+def _construct(config: ModelConfig) -> Model:
+    if isinstance(config, DETRDemoConfig):
+        return DETRDemo(config)
+    if isinstance(config, ResNetConfig):
+        return ResNet(config)
+    if isinstance(config, WideResNetConfig):
+        return WideResNet(config)
+    if isinstance(config, MnasNetConfig):
+        return MnasNet(config)
+    return DETR(config)
 
 
 def table(pattern: str = "*") -> Table:

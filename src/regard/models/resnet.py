@@ -1,0 +1,241 @@
+"""ResNets, plain and attention-augmented, for ImageNet and for the small images of CIFAR.
+
+Sources: He et al. 2016, with the stride in the 3x3 convolution as torchvision has it, whose weights fit the plain
+networks; Bello et al. 2019, section 4.2: in every block of the last stages one 3x3 convolution, the first of a basic
+block and the only one of a bottleneck, becomes an augmented convolution. On the largest of these maps attention works
+at half the size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from regard.attention import AugmentedConv2d, attention_channels
+from regard.categories import ModelCard
+from regard.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Settings of a ResNet.
+
+    num_classes: classes.
+    block: `basic` (two 3x3 convolutions) or `bottleneck` (1x1, 3x3, 1x1 with four times the width).
+    layers: blocks of each stage.
+    widths: channels of each stage, before the bottleneck's expansion.
+    stem: `imagenet` (7x7 and pooling, both of stride 2) or `cifar` (3x3).
+    key_ratio: kappa; 0 for a plain network.
+    value_ratio: upsilon, at most 1; 1 puts attention in the place of the convolution.
+    num_heads: attention heads.
+    augmented_stages: stages, from 1, whose blocks are augmented.
+    pooled_stages: those of them that attend at half the size.
+    position: of `AugmentedConv2d`.
+    image_size: side of the images for whose maps relative tables are made; others work as well.
+    """
+
+    num_classes: int = 1000
+    block: str = "bottleneck"
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: str = "imagenet"
+    key_ratio: float = 0.0
+    value_ratio: float = 0.0
+    num_heads: int = 8
+    augmented_stages: tuple[int, ...] = (2, 3, 4)
+    pooled_stages: tuple[int, ...] = (2,)
+    position: str = "relative"
+    image_size: int = 224
+
+    def __post_init__(self) -> None:
+        if self.block not in ("basic", "bottleneck"):
+            raise ConfigError(f"block={self.block}, expected basic or bottleneck", code="C03")
+        if self.stem not in ("imagenet", "cifar"):
+            raise ConfigError(f"stem={self.stem}, expected imagenet or cifar", code="C03")
+        if len(self.layers) != len(self.widths) or not self.layers or min(self.layers + self.widths) < 1:
+            what = f"layers={list(self.layers)} and widths={list(self.widths)}, expected one of each for every stage"
+            raise ConfigError(what, code="C03")
+        if not 0 <= self.value_ratio <= 1 or self.key_ratio < 0:
+            what = f"key_ratio={self.key_ratio} and value_ratio={self.value_ratio}, expected 0 or more and 0 to 1"
+            raise ConfigError(what, code="C03")
+
+
+RESNET_PRESETS: dict[str, ResNetConfig] = {
+    "resnet18": ResNetConfig(block="basic", layers=(2, 2, 2, 2)),
+    "resnet34": ResNetConfig(block="basic"),
+    "resnet50": ResNetConfig(),
+    "resnet101": ResNetConfig(layers=(3, 4, 23, 3)),
+    "resnet152": ResNetConfig(layers=(3, 8, 36, 3)),
+    "aa_resnet18": ResNetConfig(block="basic", layers=(2, 2, 2, 2), key_ratio=0.25, value_ratio=0.25),
+    "aa_resnet34": ResNetConfig(block="basic", key_ratio=0.25, value_ratio=0.25),
+    "aa_resnet50": ResNetConfig(key_ratio=0.2, value_ratio=0.1),
+    "aa_resnet101": ResNetConfig(layers=(3, 4, 23, 3), key_ratio=0.2, value_ratio=0.1),
+    "aa_resnet152": ResNetConfig(layers=(3, 8, 36, 3), key_ratio=0.2, value_ratio=0.1),
+}
+
+
+def _cifar(blocks: int, augmented: bool = False) -> ResNetConfig:
+    """6 n + 2 layers on 32 pixels (He et al., section 4.2). Augmented from 16 x 16 cells down, with four heads."""
+    layers, widths = (blocks,) * 3, (16, 32, 64)
+    if not augmented:
+        return ResNetConfig(block="basic", layers=layers, widths=widths, stem="cifar", image_size=32, num_classes=10)
+    return ResNetConfig(
+        block="basic", layers=layers, widths=widths, stem="cifar", image_size=32, num_classes=10, key_ratio=0.25,
+        value_ratio=0.25, num_heads=4, augmented_stages=(2, 3), pooled_stages=(),
+    )  # fmt: skip
+
+
+for _depth in (20, 32, 44, 56, 110):
+    RESNET_PRESETS[f"resnet{_depth}"] = _cifar((_depth - 2) // 6)
+    RESNET_PRESETS[f"aa_resnet{_depth}"] = _cifar((_depth - 2) // 6, augmented=True)
+
+
+class ResNet(nn.Module):
+    """Stem, stages of residual blocks, mean over the map, one linear layer. Parameters have torchvision's names."""
+
+    card: ModelCard
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        block = Bottleneck if config.block == "bottleneck" else BasicBlock
+        large = config.stem == "imagenet"
+        width = config.widths[0]
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False) if large else nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        side = -(-config.image_size // (4 if large else 1))
+        channels = width
+        for stage, (count, stage_width) in enumerate(zip(config.layers, config.widths, strict=True), start=1):
+            blocks = []
+            for number in range(count):
+                stride = 2 if stage > 1 and number == 0 else 1
+                side = -(-side // stride)
+                blocks.append(block(channels, stage_width, stride, _attention_of(config, stage, side)))
+                channels = stage_width * block.expansion
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.num_channels = channels
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, config.num_classes)
+        initialize(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, classes)."""
+        return self.fc(self.avgpool(self.features(images)[-1]).flatten(1))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The map of every stage, from fine to coarse: (B, C_i, h_i, w_i)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
+        for stage in range(1, len(self.config.layers) + 1):
+            x = getattr(self, f"layer{stage}")(x)
+            maps.append(x)
+        return maps
+
+
+@dataclass(frozen=True)
+class BlockAttention:
+    """What augments the convolution of a block. `side` of the square map that relative tables are made for."""
+
+    key_ratio: float
+    value_ratio: float
+    num_heads: int
+    position: str
+    pooled: bool
+    side: int
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a bypass; attention augments the first."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, attention: BlockAttention | None) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, width, stride, attention)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = conv3x3(width, width, 1, None)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _bypass(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bypass = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + bypass)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a bypass; attention augments the 3x3."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, attention: BlockAttention | None) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride, attention)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _bypass(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bypass = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + bypass)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int, attention: BlockAttention | None) -> nn.Module:
+    """A 3x3 convolution without bias, augmented if `attention` says how."""
+    if attention is None:
+        return nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+    keys, values = attention_channels(out_channels, attention.key_ratio, attention.value_ratio, attention.num_heads)
+    return AugmentedConv2d(
+        in_channels,
+        out_channels,
+        3,
+        key_channels=keys,
+        value_channels=min(values, out_channels),
+        num_heads=attention.num_heads,
+        map_size=(attention.side, attention.side),
+        stride=stride,
+        bias=False,
+        position=attention.position,
+        pool_attention=attention.pooled,
+    )
+
+
+def initialize(model: nn.Module) -> None:
+    """Normal weights that keep the variance of gradients (He et al. 2015), as torchvision's ResNets have them."""
+    for module in reversed(list(model.modules())):  # parts first
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, AugmentedConv2d) and module.value_channels:
+            # Linear layers without a ReLU behind them.
+            nn.init.xavier_uniform_(module.kqv.weight)
+            nn.init.xavier_uniform_(module.out.weight)
+
+
+def _attention_of(config: ResNetConfig, stage: int, side: int) -> BlockAttention | None:
+    if not config.value_ratio or stage not in config.augmented_stages:
+        return None
+    pooled = stage in config.pooled_stages
+    side = -(-side // 2) if pooled else side
+    return BlockAttention(config.key_ratio, config.value_ratio, config.num_heads, config.position, pooled, side)
+
+
+def _bypass(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
