@@ -28,7 +28,8 @@ class SplitFolders:
         splits: dict[Split, str] = {}
         for split, names in SPLIT_NAMES.items():
             there = [name for name in names if (root / name).is_dir() and class_folders(root / name)]
-            splits |= {split: name for name in there[:1]}
+            if there:
+                splits[split] = there[0]
         return cls(root, splits) if splits else None
 
     def class_names(self, split: Split) -> tuple[str, ...]:
@@ -54,8 +55,9 @@ class ClassFolders:
     @classmethod
     def find(cls, root: Path) -> ClassFolders | None:
         folders = class_folders(root)
-        if any(name in folders for names in SPLIT_NAMES.values() for name in names):
-            return None  # images by split and not by class: what detection data look like
+        splits = tuple(name for names in SPLIT_NAMES.values() for name in names)
+        if all(name.startswith(splits) for name in folders) or looks_like_coco(root):
+            return None  # images by split and not by class
         return cls(root) if any(_has_image(root / name) for name in folders) else None
 
     @property
@@ -85,6 +87,11 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the folders in a folder, in natural order; hidden ones and macOS's leftovers are left out."""
     entries = (entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX")
     return in_natural_order(entry.name for entry in entries if entry.is_dir())
+
+
+def looks_like_coco(root: Path) -> bool:
+    """Whether there are annotations for detection."""
+    return any(any(root.glob(pattern)) for pattern in ("annotations/*.json", "*/_annotations.coco.json"))
 
 
 def split_by_hash(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -93,6 +93,20 @@ def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=key))
 
 
+def class_name(text: str, names: Sequence[str] | None, where: str) -> str:
+    """The class that a label means: a number is a line of `names` (a `labels.txt`), if there is one, counted from 0.
+
+    Raises:
+        DataError: no such line or no such name (A49).
+    """
+    if names is None or (text in names and not text.isdecimal()):
+        return text
+    if text.isdecimal() and int(text) < len(names):
+        return names[int(text)]
+    what = f"label {text!r:.40}, expected 0 to {len(names) - 1} or a name in labels.txt"
+    raise DataError(what, where=where, remedy="correct the label or labels.txt", code="A49")
+
+
 def read_labels_file(path: Path) -> tuple[str, ...] | None:
     """The class names of a `labels.txt`, one a line in the order of the labels; None if there is no such file.
 

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.categories import Category
-from regard.data.class_folders import ClassFolders, SplitFolders
+from regard.data.class_folders import ClassFolders, SplitFolders, looks_like_coco
 from regard.data.class_listing import SPLIT_NAMES, Images, Layout, Split
+from regard.data.class_lists import ClassLists
+from regard.data.generated import WORDS, generated_folder
 from regard.data.report import Report
+from regard.data.shards import Shards
 from regard.errors import DataError
 
 _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz], train.csv"
@@ -95,7 +98,8 @@ def open_classification(root: str | Path, split: Split = "train") -> Classificat
     """
     if split not in SPLIT_NAMES:
         raise DataError(f"split {split!r}, expected train or val", where=root)
-    root = Path(root)
+    word = str(root)
+    root = generated_folder(word) if word.partition(":")[0] in WORDS else Path(root)
     layout = _find_layout(root)
     if split not in layout.splits:
         there = ", ".join(f"{name} ({place})" for name, place in layout.splits.items())
@@ -134,7 +138,8 @@ def _find_layout(root: Path) -> Layout:
     if not root.is_dir():
         what = "no such folder" if not root.exists() else "a file, not a folder"
         raise DataError(what, where=root, remedy="name the folder of the data")
-    for find in (SplitFolders.find, ClassFolders.find):
+    # Lists and shards first: folders beside them hold what they name or what was unpacked.
+    for find in (ClassLists.find, Shards.find, SplitFolders.find, ClassFolders.find):
         layout = find(root)
         if layout is not None:
             return layout
@@ -145,7 +150,7 @@ def _no_layout(root: Path) -> DataError:
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
     listed = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") or "nothing"
     remedy = None
-    if any(root.glob("annotations/*.json")) or any(root.glob("*/_annotations.coco.json")):
+    if looks_like_coco(root):
         remedy = "this looks like COCO: that is for detection, classification needs images in folders by class"
     return DataError(
         f"no classification data; looked for {_LOOKED}; found {listed}", where=root, remedy=remedy, code="A48"
