@@ -1,0 +1,207 @@
+"""Shards: the same images packed or not, each read from its place, nothing unpacked twice."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from class_data import pixels, png
+from regard.data import shards
+from regard.data.classification import open_classification
+from regard.errors import DataError, MachineError
+
+LABELS = ("ape", "bear", "cow")
+Members = dict[str, bytes]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def members(numbers: range) -> Members:
+    """Images in folders of their class with `.cls` beside them."""
+    found: Members = {}
+    for number in numbers:
+        label = number % 3
+        found[f"{LABELS[label]}/{number:04d}.png"] = png(number)
+        found[f"{LABELS[label]}/{number:04d}.cls"] = f"{label}\n".encode()
+    return found
+
+
+def write_shard(path: Path, content: Members) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz", format=tarfile.PAX_FORMAT) as file:
+        for name, data in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    return path
+
+
+def data_set(root: Path, ending: str = ".tar.gz") -> Path:
+    write_shard(root / f"train-0000{ending}", members(range(5)))
+    write_shard(root / f"train-0001{ending}", members(range(5, 9)))
+    write_shard(root / f"test-0000{ending}", members(range(9, 13)))
+    (root / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz"])
+def test_images_and_labels(tmp_path, ending):
+    root = data_set(tmp_path / "data", ending)
+    train, val = open_classification(root), open_classification(root, "val")
+    assert tuple(category.name for category in train.categories) == LABELS
+    assert (train.labels.tolist(), val.labels.tolist()) == ([k % 3 for k in range(9)], [k % 3 for k in range(9, 13)])
+    for index in (8, 0, 4, 5):
+        assert torch.equal(train[index].image, torch.from_numpy(pixels(index)).permute(2, 0, 1))
+    assert train[5].path == f"{root}/train-0001{ending}:cow/0005.png"
+    again = pickle.loads(pickle.dumps(train))
+    assert torch.equal(again[7].image, train[7].image)
+
+
+def test_fingerprint_is_that_of_the_images(tmp_path):
+    plain, packed = (open_classification(data_set(tmp_path / e, e)) for e in (".tar", ".tar.gz"))
+    assert plain.fingerprint() == packed.fingerprint()
+
+
+def test_nothing_is_unpacked_or_listed_twice(tmp_path, monkeypatch):
+    root = data_set(tmp_path / "data")
+    expected = open_classification(root)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(gzip, "open", refuse)
+    monkeypatch.setattr(tarfile, "open", refuse)
+    data = open_classification(root)
+    assert data.fingerprint() == expected.fingerprint()
+    assert torch.equal(data[6].image, torch.from_numpy(pixels(6)).permute(2, 0, 1))
+
+
+def test_a_changed_shard_is_listed_anew(tmp_path):
+    root = data_set(tmp_path / "data")
+    assert len(open_classification(root)) == 9
+    write_shard(root / "train-0001.tar.gz", members(range(5, 12)))
+    os.utime(root / "train-0001.tar.gz", ns=(1, 1))
+    assert len(open_classification(root)) == 12
+
+
+@pytest.mark.parametrize("spoil", ["tar", "json"])
+def test_a_lost_or_spoilt_cache_is_made_anew(tmp_path, home, spoil):
+    root = data_set(tmp_path / "data")
+    before = open_classification(root).fingerprint()
+    for path in (home / "data/shards").glob(f"*.{spoil}"):
+        path.unlink() if spoil == "tar" else path.write_text("[")
+    data = open_classification(root)
+    assert data.fingerprint() == before
+    assert data[0].image.shape == (3, 6, 8)
+
+
+def test_no_leftovers(tmp_path, home):
+    open_classification(data_set(tmp_path / "data"))
+    assert sorted(path.suffix for path in (home / "data/shards").iterdir()) == [".json"] * 2 + [".tar"] * 2
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "labels.txt", "test-0000.tar.gz", "train-0000.tar.gz", "train-0001.tar.gz",
+    ]  # fmt: skip
+
+
+def test_folders_are_classes_where_there_are_no_labels(tmp_path):
+    write_shard(tmp_path / "train.tar", {"./dog/a.b.png": png(0), "./cat/1.png": png(1), "./cat/._1.png": b"x"})
+    data = open_classification(tmp_path)
+    assert [category.name for category in data.categories] == ["cat", "dog"]
+    assert data.labels.tolist() == [1, 0]
+
+
+def test_numbers_are_names_where_there_is_no_labels_file(tmp_path):
+    content = {f"{i}.{kind}": data for i in (10, 9) for kind, data in (("png", png(i)), ("cls", str(i).encode()))}
+    write_shard(tmp_path / "data-train-000001.tar", content)
+    data = open_classification(tmp_path)
+    assert [category.name for category in data.categories] == ["9", "10"]
+    assert data.labels.tolist() == [1, 0]
+
+
+def test_long_names(tmp_path):
+    name = "/".join(["folder" * 20] * 2 + ["cat", "x.png"])
+    write_shard(tmp_path / "train.tar", {name: png(3), "dog/1.png": png(1)})
+    assert open_classification(tmp_path)[0].path.endswith(name)
+
+
+def test_shards_are_in_natural_order(tmp_path):
+    for number in (10, 9):
+        write_shard(tmp_path / f"train-{number}.tar", members(range(number, number + 3)))
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    data = open_classification(tmp_path)
+    assert [Path(data[i].path).stem for i in range(6)] == ["0009", "0010", "0011", "0010", "0011", "0012"]
+
+
+@pytest.mark.parametrize(
+    ("content", "labels", "code", "line"),
+    [
+        ({"1.png": png(1)}, None, "A48", "image without a class"),
+        ({"1.png": png(1), "1.cls": b"3"}, "a\nb\nc", "A49", "label '3', expected 0 to 2"),
+        ({"1.png": png(1), "1.cls": b"-1"}, "a\nb\nc", "A49", "label '-1', expected"),
+        ({"d/1.png": png(1)}, "a\nb\nc", "A49", "label 'd', expected"),
+        ({"b/1.png": png(1), "b/1.cls": b"0"}, "a\nb\nc", "A48", "means 'a', but the folder is that of 'b'"),
+        ({"b/1.png": png(1)}, "a\nb\na", "A25", "class 'a' comes twice"),
+        ({"b/1.png": png(1)}, "a\n\nb", "A25", "line without a class name"),
+        ({"a/1.png": png(1)}, None, "A45", "one class only"),
+        ({"a/1.txt": b""}, None, "A45", "no classes"),
+    ],
+)
+def test_wrong_labels_are_one_line(tmp_path, content, labels, code, line):
+    write_shard(tmp_path / "train-0000.tar", content)
+    if labels:
+        (tmp_path / "labels.txt").write_text(labels)
+    with pytest.raises(DataError, match=line) as caught:
+        open_classification(tmp_path)
+    assert caught.value.code == code
+
+
+def test_a_damaged_shard_is_one_line(tmp_path):
+    root = data_set(tmp_path / "data")
+    path = root / "train-0000.tar.gz"
+    whole = path.read_bytes()
+    damaged = [whole[: len(whole) // 2], whole[:-4], b"", b"<html>", whole[:200] + b"\x55" * 50 + whole[250:]]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"damaged tar file.*train-0000\.tar\.gz"):
+            open_classification(root)
+    path.write_bytes(whole)
+    assert len(open_classification(root)) == 9
+
+
+def test_a_cut_plain_shard_is_one_line(tmp_path):
+    root = data_set(tmp_path / "data", ".tar")
+    path = root / "train-0000.tar"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match="damaged tar file"):
+        open_classification(root)
+
+
+def test_an_unreadable_image_names_shard_and_member(tmp_path):
+    write_shard(tmp_path / "train.tar", {"cat/1.png": png(1)[:-20], "dog/2.png": png(2)})
+    data = open_classification(tmp_path)
+    with pytest.raises(DataError, match=r"train\.tar:cat/1\.png"):
+        data[0]
+    (tmp_path / "train.tar").unlink()
+    with pytest.raises(DataError, match="the shard cannot be read"):
+        data[1]
+
+
+def test_no_room_to_unpack(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    root = data_set(tmp_path / "data")
+    monkeypatch.setattr(shards.shutil, "copyfileobj", full)
+    with pytest.raises(MachineError, match="No space left"):
+        open_classification(root)
