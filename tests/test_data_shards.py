@@ -95,6 +95,16 @@ def test_a_changed_shard_is_listed_anew(tmp_path):
     assert len(open_classification(root)) == 12
 
 
+def test_a_shard_changed_to_the_same_size_is_listed_anew(tmp_path):
+    root = data_set(tmp_path / "data", ".tar")
+    size = (root / "train-0001.tar").stat().st_size
+    assert open_classification(root).labels.tolist()[5:] == [2, 0, 1, 2]
+    write_shard(root / "train-0001.tar", members(range(6, 10)))
+    os.utime(root / "train-0001.tar", ns=(1, 1))
+    assert (root / "train-0001.tar").stat().st_size == size
+    assert open_classification(root).labels.tolist()[5:] == [0, 1, 2, 0]
+
+
 @pytest.mark.parametrize("spoil", ["tar", "json"])
 def test_a_lost_or_spoilt_cache_is_made_anew(tmp_path, home, spoil):
     root = data_set(tmp_path / "data")
