@@ -15,18 +15,19 @@ import numpy as np
 
 from regard.errors import DataError
 from regard.evaluation import figures
+from regard.evaluation.confusions import draw_confusions
 from regard.evaluation.curves import DetectionCurves, confusion_matrix, detection_curves
-from regard.evaluation.detection import Detections, Floats, Ints
-from regard.evaluation.figures import BLUE, COLORS, GREEN, GREY, INK, ORANGE, PALE
+from regard.evaluation.detection import Detections, Floats
+from regard.evaluation.figures import BLUE, COLORS, GREEN, GREY, INK, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _IOU_THRESHOLD, _SCORE_THRESHOLD = 0.5, 0.25
-# More cannot be read: rows of names in a picture, numbers in the cells of a matrix, points of a scatter plot.
+_CONFUSIONS = f"Confusions at IoU {_IOU_THRESHOLD} and score {_SCORE_THRESHOLD}"
+# More cannot be read: rows of names in a picture, points of a scatter plot.
 _MOST_BARS = 100
-_MOST_COUNTS = 13
 _MOST_POINTS = 20_000
 
 
@@ -38,10 +39,11 @@ def plot_detections(ground_truth: dict[str, Any], detections: Detections, folder
     """
     curves = detection_curves(ground_truth, detections)
     matrix = confusion_matrix(ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD)
+    confusions = draw_confusions(matrix, curves.names, _CONFUSIONS, background=True)
     return [
         figures.save(_draw_precision_recall(curves), Path(folder) / "precision_recall.png"),
         figures.save(_draw_thresholds(curves), Path(folder) / "score_threshold.png"),
-        figures.save(_draw_confusions(matrix, curves.names), Path(folder) / "confusion_matrix.png"),
+        figures.save(confusions, Path(folder) / "confusion_matrix.png"),
     ]
 
 
@@ -135,68 +137,6 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
     figures.unit_square(axes, "score threshold", "")
     figures.legend_below(axes)
     return figure
-
-
-def _draw_confusions(matrix: Ints, names: Sequence[str]) -> Figure:
-    from matplotlib.colors import PowerNorm
-
-    size = len(matrix)
-    labels = [*(figures.shown(name) for name in names), "background"]
-    side = size * (0.8 if size <= _MOST_COUNTS else 0.17)
-    side = min(max(side, 3.5), 16.0)
-    figure = figures.figure(side + 2.5, side + 1.5)
-    axes = figure.subplots()
-    totals = matrix.sum(axis=1, keepdims=True)
-    fractions = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
-    # Nothing is background in truth and prediction at once.
-    fractions[-1, -1] = np.nan
-    few = size <= _MOST_COUNTS
-    # Most confusions are a few percent: the square root lifts them out of the white.
-    mesh = axes.pcolormesh(
-        fractions,
-        cmap="Blues",
-        norm=PowerNorm(0.5, 0, 1),
-        edgecolors="white" if few else PALE,
-        linewidth=2 if few else 0.3,
-    )
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.5, aspect=18, pad=0.02, ticks=[0, 0.05, 0.2, 0.5, 1])
-    bar.set_label("fraction of the row", color=INK)
-    bar.ax.tick_params(colors=INK, labelsize=9)
-    bar.outline.set_visible(False)
-    if few:
-        _write_counts(axes, matrix, fractions)
-    _style_matrix(axes, labels)
-    title = f"Confusions at IoU {_IOU_THRESHOLD} and score {_SCORE_THRESHOLD}"
-    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
-    return figure
-
-
-def _write_counts(axes: Axes, matrix: Ints, fractions: Floats) -> None:
-    for (row, column), count in np.ndenumerate(matrix):
-        fraction = fractions[row, column]
-        if not math.isnan(fraction):
-            color = "white" if fraction > 0.4 else INK if count else GREY
-            text = f"{count:,}\n{fraction:.0%}" if count else "0"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=9)
-
-
-def _style_matrix(axes: Axes, labels: Sequence[str]) -> None:
-    size = len(labels)
-    axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal", facecolor=PALE)
-    if size <= _MOST_BARS:
-        fontsize = 10 if size <= _MOST_COUNTS else 7
-        upright = max(len(label) for label in labels) > 10 or size > 8
-        axes.set_xticks(np.arange(size) + 0.5, labels, rotation=90 if upright else 0, fontsize=fontsize)
-        axes.set_yticks(np.arange(size) + 0.5, labels, fontsize=fontsize)
-    else:
-        axes.set(xticks=[], yticks=[])
-    axes.tick_params(length=0, colors=INK)
-    axes.spines[:].set_visible(False)
-    axes.axhline(size - 1, color=GREY, linewidth=1)
-    axes.axvline(size - 1, color=GREY, linewidth=1)
-    hidden = f": {size - 1} classes in the order of their ids, background last" if size > _MOST_BARS else ""
-    axes.set_xlabel(f"prediction{hidden}", color=INK)
-    axes.set_ylabel(f"truth{hidden}", color=INK)
 
 
 def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,160 @@
+"""Pictures of a classifier's report: confusions, calibration, classes; and what a data set holds.
+
+Their common look is in `figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from regard.evaluation import figures
+from regard.evaluation.classification import CALIBRATION_BINS, ClassificationScores
+from regard.evaluation.confusions import draw_confusions
+from regard.evaluation.figures import BLUE, GREY, INK, ORANGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_BARS = 60  # rows of names in a picture
+_NAMED = 30  # of more classes than that, and of pairs of classes
+
+
+def plot_classification(scores: ClassificationScores, folder: str | Path) -> list[Path]:
+    """Save confusion_matrix.png, most_confused.png, calibration.png and class_accuracy.png into `folder`.
+
+    Returns their paths. most_confused.png is left out where nothing is wrong.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    names = [score.name for score in scores.per_class]
+    top1, images = scores.stats["top1"], scores.images
+    title = f"Confusions: {top1:.1%} of {images:,} images are right"
+    drawn = {
+        "confusion_matrix.png": draw_confusions(scores.confusion, names, title),
+        "calibration.png": _draw_calibration(scores),
+        "class_accuracy.png": _draw_class_accuracy(scores),
+    }
+    pairs = scores.most_confused(_NAMED)
+    if pairs:
+        drawn["most_confused.png"] = _draw_most_confused(pairs, names)
+    return [figures.save(figure, Path(folder) / name) for name, figure in drawn.items()]
+
+
+def plot_class_counts(train: Sequence[int], val: Sequence[int], names: Sequence[str], folder: str | Path) -> Path:
+    """Save dataset.png: images of each class for training and for validation."""
+    order = np.argsort(-np.asarray(train), kind="stable")
+    shown = order if len(order) <= _MOST_BARS else np.concatenate((order[: _NAMED // 2], order[-_NAMED // 2 :]))
+    figure = figures.figure(9, _height(len(shown)))
+    axes = figure.subplots()
+    places = np.arange(len(shown))
+    axes.barh(places - 0.19, [train[k] for k in shown], height=0.38, color=BLUE, label="training")
+    axes.barh(places + 0.19, [val[k] for k in shown], height=0.38, color=ORANGE, label="validation")
+    axes.set_xlabel("images")
+    classes = f"{len(names):,} classes" + ("" if len(shown) == len(names) else ", the largest and the smallest named")
+    axes.set_title(f"{sum(train):,} training and {sum(val):,} validation images, {classes}")
+    _name_rows(axes, [names[k] for k in shown])
+    figures.legend(axes)
+    return figures.save(figure, Path(folder) / "dataset.png")
+
+
+def _draw_calibration(scores: ClassificationScores) -> Figure:
+    """The reliability diagram of Guo et al. 2017, and how many images each bin has."""
+    figure = figures.figure(5.8, 6.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    width = 1 / CALIBRATION_BINS
+    middles = (np.arange(CALIBRATION_BINS) + 0.5) * width
+    known = [i for i, part in enumerate(scores.calibration) if part.images]
+    accuracy = [scores.calibration[i].accuracy or 0.0 for i in known]
+    confidence = [scores.calibration[i].confidence or 0.0 for i in known]
+    upper.bar(middles[known], accuracy, width * 0.92, color=BLUE, label="accuracy")
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle="--", label="as sure as right")
+    upper.plot(confidence, accuracy, "o", color=ORANGE, markeredgecolor="white", markersize=7, label="mean confidence")
+    right, sure = scores.stats["top1"], _mean_confidence(scores)
+    word = "as sure as right" if abs(sure - right) < 0.005 else "too sure" if sure > right else "not sure enough"
+    upper.set_title(f"Calibration: {word}, expected error {scores.stats['ece']:.1%}")
+    figures.unit_square(upper, "", "accuracy")
+    figures.legend(upper)
+    lower.bar(middles, [part.images / scores.images for part in scores.calibration], width * 0.92, color=GREY)
+    for value, color, name in ((right, BLUE, "accuracy"), (sure, ORANGE, "mean confidence")):
+        lower.axvline(value, color=color, linewidth=2, label=f"{name} {value:.1%}")
+    lower.set(xlim=(0, 1.005), xlabel="confidence: the probability of the predicted class", ylabel="share of images")
+    figures.style(lower)
+    figures.legend(lower)
+    return figure
+
+
+def _mean_confidence(scores: ClassificationScores) -> float:
+    return sum(part.images * (part.confidence or 0.0) for part in scores.calibration) / scores.images
+
+
+def _draw_class_accuracy(scores: ClassificationScores) -> Figure:
+    """Bars for all classes, or a curve of all and bars for the weakest."""
+    known = [score for score in scores.per_class if score.images]
+    ranking = sorted(known, key=lambda score: score.recall or 0.0)
+    values = [score.recall or 0.0 for score in ranking]
+    shown = ranking if len(ranking) <= _MOST_BARS else ranking[:_NAMED]
+    several = len(shown) < len(ranking)
+    figure = figures.figure(12 if several else 7.5, _height(len(shown)))
+    panels = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
+    mean = scores.stats["mean_accuracy"]
+    if several:
+        places = np.arange(1, len(values) + 1)
+        panels[0].fill_between(places, values, color=BLUE, alpha=0.25, linewidth=0)
+        panels[0].plot(places, values, color=BLUE, linewidth=2)
+        panels[0].axhline(mean, color=GREY, linestyle="--", linewidth=1.2, label=f"mean {figures.two(mean)}")
+        panels[0].set(xlim=(1, len(values)), ylim=(0, 1.02), xlabel="classes, the weakest first", ylabel="accuracy")
+        panels[0].set_title(f"Accuracy of {len(values):,} classes")
+        figures.style(panels[0])
+        figures.legend(panels[0])
+    bars = panels[-1]
+    bars.barh(range(len(shown)), values[: len(shown)], color=BLUE, height=0.7)
+    for place, score in enumerate(shown):
+        _write_beside(bars, score.recall or 0.0, place, f"{score.recall:.2f}  {score.correct:,}/{score.images:,}")
+    bars.axvline(mean, color=GREY, linestyle="--", linewidth=1.2)
+    bars.set(xlim=(0, 1.25), xlabel="accuracy")
+    bars.set_xticks(np.linspace(0, 1, 6))
+    absent = len(scores.per_class) - len(known)
+    hidden = f" ({absent} without images left out)" if absent else ""
+    bars.set_title(f"The {len(shown)} weakest classes" if several else f"Accuracy of each class{hidden}")
+    _name_rows(bars, [score.name for score in shown])
+    return figure
+
+
+def _draw_most_confused(pairs: Sequence[tuple[int, int, int]], names: Sequence[str]) -> Figure:
+    figure = figures.figure(8.5, _height(len(pairs)))
+    axes = figure.subplots()
+    counts = [count for _, _, count in pairs]
+    axes.barh(range(len(pairs)), counts, color=ORANGE, height=0.7)
+    for place, count in enumerate(counts):
+        _write_beside(axes, count, place, f"{count:,}")
+    axes.set_xlim(0, counts[0] * 1.12)
+    axes.set_title("The most frequent confusions, truth → prediction")
+    axes.set_xlabel("images")
+    _name_rows(axes, [f"{figures.shown(names[truth])} → {figures.shown(names[found])}" for truth, found, _ in pairs])
+    return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names beside bars, the first on top. Call it when everything is drawn."""
+    fontsize = 9 if len(names) <= 40 else 7
+    labels = [name if " → " in name else figures.shown(name) for name in names]
+    figures.style(axes)
+    axes.set_yticks(range(len(names)), labels, fontsize=fontsize)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _write_beside(axes: Axes, value: float, place: int, text: str) -> None:
+    axes.annotate(text, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+
+
+def _height(rows: int) -> float:
+    """Inches for a picture with so many named rows."""
+    return max(3.2, 1.4 + 0.2 * rows)
