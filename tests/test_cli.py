@@ -80,7 +80,8 @@ def test_help_explains_every_option(capsys, verb):
     [
         (["tarin"], 'Did you mean "train"?'),
         (["data", "chek", "x"], 'Did you mean "check"?'),
-        (["train", "--epoch", "3"], "Did you mean --epochs?"),
+        (["train", "detr_tiny", "--epoch", "3"], "did you mean 'epochs'?"),
+        (["train", "detr_tiny", "--ema-decay", "3"], "unknown key"),
         (["train", "detr_tiny", "--epochs", "many"], 'Invalid value for --epochs: unable to convert "many" into int'),
         (["evaluate", "run"], "--data"),
         (["predict"], "--checkpoint"),
@@ -308,7 +309,7 @@ def test_quickstart_and_study_check_first(capsys, tmp_path, monkeypatch):
 
 
 def test_quickstart_makes_room_for_itself(tmp_path):
-    from regard.quickstart import EPOCHS, _make_room
+    from regard.quickstart import EPOCHS, _check_room
 
     run_folder = tmp_path / "run"
     (run_folder / "pictures").mkdir(parents=True)

@@ -33,6 +33,8 @@ def imports_of(path: Path) -> list[tuple[str, int]]:
     """Modules of ours that a file imports, wherever in the file."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import in full"
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("regard."):
             found.append((node.module, node.lineno))
         elif isinstance(node, ast.Import):

@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from regard import __version__
-from regard.errors import RegardError, escape
+from regard.errors import ConfigError, RegardError, escape
 
 app = App(
     name="regard", help="Vision models built on attention.", version=__version__, suppress_keyboard_interrupt=False
@@ -68,6 +68,9 @@ def train(
     # Words come in any order, and without a model for --resume and --config.
     words = [word for word in (model, *settings) if word is not None]
     names = [word for word in words if "=" not in word]
+    if len(names) > 1 and data is None and Path(names[1]).exists():
+        remedy = f"did you mean --data {names[1]}?"
+        raise ConfigError(f"expected key=value, got {names[1]!r}", remedy=remedy, code="C01")
     settings = (*names[1:], *(word for word in words if "=" in word))
     run = train(
         names[0] if names else None, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config,
@@ -83,7 +86,7 @@ def evaluate(
     data: str,
     output: Path | None = None,
     device: str = "auto",
-    batch_size: int = 2,
+    batch_size: int = 1,
     workers: int = 2,
 ) -> None:
     """COCO scores on the validation images of a data set.
@@ -230,7 +233,9 @@ def main(arguments: list[str] | None = None) -> None:
         place = "" if error.filename is None else f" — {error.filename}"
         _leave(escape(f"error: {error.strerror or error}{place}"), 6, debug)
     except Exception as error:
-        if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second is torch's
+        # The second is torch's for GPUs; for the CPU it has none of its own.
+        known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+        if known or "can't allocate memory" in str(error):
             _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
         if debug:
             raise
@@ -239,17 +244,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _plain_settings(words: Sequence[str]) -> list[str]:
-    """`--lr=1e-4` as `lr=1e-4` where the command takes settings and has no option of that name."""
+    """`--lr=1e-4` and `--lr 1e-4` as `lr=1e-4` where the command takes settings and has no option of that name."""
     commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes}
     command = commands.get(" ".join(words[: 2 if words[:1] == ["data"] else 1]))
     if command is None:
         return list(words)
     options = {f"--{name}" for name in inspect.signature(command).parameters}
+    options |= {f"--no-{name[2:]}" for name in options} | {"--help", "--version"}
     plain = []
-    for word in words:
+    rest = iter(words)
+    for word in rest:
         key, equals, value = word.partition("=")
-        is_setting = key.startswith("--") and equals and key not in options
-        plain.append(f"{key[2:].replace('-', '_')}={value}" if is_setting else word)
+        if not key.startswith("--") or key == "--" or key in options:
+            plain.append(word)
+            continue
+        plain.append(f"{key[2:].replace('-', '_')}={value if equals else next(rest, '')}")
     return plain
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from regard.batches import ImageBatch
 from regard.boxes import cxcywh_to_xyxy
 from regard.categories import Category
-from regard.data.images import read_image
 from regard.data.samples import Sample
 from regard.pictures import class_color, compare, draw_boxes, grid
 
@@ -33,10 +32,10 @@ def draw_comparison(
     found: Sequence[tuple[Tensor, Tensor, Tensor]],
     categories: Sequence[Category],
 ) -> Image.Image:
-    """Truth beside prediction: annotated samples of files, and (scores, labels, boxes xyxy in pixels) of each."""
+    """Truth beside prediction: samples with their pixels, and (scores, labels, boxes xyxy in pixels) of each."""
     pairs = []
     for sample, (scores, labels, boxes) in zip(samples, found, strict=True):
-        image = read_image(sample.path)
+        image = sample.image  # not read again: boxes may be those of the pixels before an EXIF rotation
         sure = scores >= LEAST_SCORE
         truth = _draw(image, sample.boxes, sample.labels, categories)
         pairs.append(compare(truth, _draw(image, boxes[sure], labels[sure], categories, scores[sure])))

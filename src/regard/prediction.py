@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from regard.batches import ImageBatch
-from regard.data.images import list_images, to_image
+from regard.data.image_folders import list_images
+from regard.data.images import to_image
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError, DataError, escape
@@ -185,9 +186,22 @@ def _check_numbers(threshold: float, batch_size: int) -> None:
         raise ConfigError(what, code="C03")
 
 
+def _is_result(path: Path) -> bool:
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(rows, list) and all(isinstance(row, dict) and "file_name" in row for row in rows)
+
+
 def _check_targets(files: Sequence[Path], pictures: Sequence[Path], json_file: Path | None) -> None:
-    """Images are never written over."""
+    """Nothing of the user's is written over: no image, no neighbour of one, no JSON but an earlier result."""
     images = {file.resolve() for file in files}
+    folders = {file.parent for file in images}
     for target in (*pictures, *([json_file] if json_file else [])):
-        if target.resolve() in images:
+        place = target.resolve()
+        if place in images or (place.parent in folders and target in pictures and place.exists()):
             raise ConfigError("this would replace an image", where=target, remedy="write to another folder", code="C11")
+    if json_file is not None and json_file.exists() and not _is_result(json_file):
+        what = "this file is no earlier result and would be replaced"
+        raise ConfigError(what, where=json_file, remedy="name another file", code="C11")

@@ -33,7 +33,7 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     console = Console()
-    _make_room(output)
+    _check_room(output)
     where = choose_device(device)
     console.print(f"1. Generating images of coloured shapes ({DATA}; kept for the next time) ...")
     folder = data_folder(DATA)
@@ -49,6 +49,7 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
         "augmentation=flip",
     ]
     command = torchrun_command(arguments, count) if count > 1 else [sys.executable, "-m", "regard", *arguments]
+    shutil.rmtree(output, ignore_errors=True)
     finished = subprocess.run(command, env=quiet_threads(count))
     if finished.returncode:
         raise RegardError("training did not finish; its own message stands above", where=output)
@@ -63,12 +64,11 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     console.print("       regard train detr_resnet50 --data YOUR_COCO_FOLDER", highlight=False)
 
 
-def _make_room(output: Path) -> None:
-    """Remove the folder of an earlier quickstart; never anything else."""
+def _check_room(output: Path) -> None:
+    """Only the folder of an earlier quickstart is replaced, never anything else."""
     if not output.exists() or (output.is_dir() and not any(path.name[0] != "." for path in output.iterdir())):
         return
     ours = output / "config.yaml"
     marks = (f"name: {MODEL}\n", f"data: {DATA}\n", f"epochs: {EPOCHS}\n")
     if not (ours.is_file() and all(mark in ours.read_text() for mark in marks)):
         raise ConfigError("the output folder is not empty", where=output, remedy="name another one", code="C11")
-    shutil.rmtree(output)

@@ -96,9 +96,10 @@ def resolve(
     overrides: Sequence[str],
 ) -> Recipe:
     """The settings of a run: recipe or file first, then arguments, then `key=value`, each over the one before."""
-    if config is not None and (resume or recipe is not None):
-        other = "--resume" if resume else "--recipe"
-        raise ConfigError(f"--config and {other} both say how to train", remedy="leave one of them out", code="C09")
+    given = [("--config", config is not None), ("--resume", resume), ("--recipe", recipe is not None)]
+    ways = [name for name, is_given in given if is_given]
+    if len(ways) > 1:
+        raise ConfigError(f"{' and '.join(ways)} both say how to train", remedy="leave one of them out", code="C09")
     if resume:
         if output is None:
             raise ConfigError("--resume needs the run's folder", remedy="add --output RUN", code="C09")
@@ -116,7 +117,13 @@ def resolve(
     changes: dict[str, Any] = {} if data is None else {"data": str(data)}
     if epochs is not None:
         changes["epochs"] = epochs
-    return apply_overrides(apply_mapping(settings, changes), overrides)
+    resolved = apply_overrides(apply_mapping(settings, changes), overrides)
+    if resolved.name != settings.name:
+        remedy = "name the run's folder with --output, the model before all settings"
+        raise ConfigError("name is that of the model and cannot be set", where="name", remedy=remedy, code="C09")
+    if not resolved.data:
+        raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
+    return resolved
 
 
 def evaluate(
@@ -125,7 +132,7 @@ def evaluate(
     *,
     output: str | Path | None = None,
     device: str = "auto",
-    batch_size: int = 2,
+    batch_size: int = 1,
     workers: int = 2,
 ) -> DetectionScores:
     """COCO scores of a model on the validation split of a data set.
@@ -134,6 +141,8 @@ def evaluate(
         source: whatever `regard.load` takes, or a model.
         data: folder in COCO's layout, or `shapes`.
         output: folder for `metrics.json` and pictures; the run itself if `source` is one; none if None otherwise.
+        batch_size: images at once. 1 does not pad, and padding changes a detector's numbers: those with a dilated
+            last stage (DC5) were published with 1.
     """
     if batch_size < 1 or workers < 0:
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and 0"
@@ -141,7 +150,7 @@ def evaluate(
     net = source if isinstance(source, Detector) else load(source)
     where = choose_device(device)
     dataset = open_detection(data_folder(str(data)), "val")
-    criterion = SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
+    criterion = _criterion_for(source, net)
     with _advice(str(data)):
         evaluation = evaluate_detector(
             net.to(where),
@@ -159,6 +168,15 @@ def evaluate(
     if output is not None:
         _write_evaluation(Path(output), evaluation, str(data))
     return evaluation.scores
+
+
+def _criterion_for(source: str | Path | Detector, net: Detector) -> SetCriterion:
+    """The loss of the run, if there is one: with its weights, so that losses compare to those in training."""
+    settings = None if isinstance(source, Detector) else Path(source) / "config.yaml"
+    if settings is not None and settings.is_file():
+        recipe = _from_file(settings)
+        return criterion_of(replace(recipe, model=replace(recipe.model, num_classes=net.config.num_classes)))
+    return SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
 
 
 def _from_file(path: Path) -> Recipe:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from regard.errors import ConfigError
+
 # Sine encodings map positions 0..1 to 0..2 pi (DETR, models/position_encoding.py).
 SCALE = 2 * math.pi
 
@@ -70,9 +72,10 @@ class LearnedPositionEncoding(nn.Module):
         b, h, w = padding.shape
         largest = self.row_embed.num_embeddings
         if max(h, w) > largest:
-            raise ValueError(
-                f"the feature map is {h} x {w} cells but learned positions end at {largest}; "
-                "use smaller images or position_encoding='sine'"
+            raise ConfigError(
+                f"the feature map is {h} x {w} cells but learned positions end at {largest}",
+                remedy="use smaller images or position_encoding=sine",
+                code="C03",
             )
         rows = self.row_embed.weight[:h, None].expand(-1, w, -1)
         columns = self.col_embed.weight[None, :w].expand(h, -1, -1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from regard.config import unknown_name
+from regard.errors import ConfigError
 
 
 def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
     """Run a benchmark by name and print its table."""
+    if rounds < 1:
+        raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
     names = ("loading", "losses")
     if name == "loading":
         from regard.benchmarks.loading import main

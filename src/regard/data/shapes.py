@@ -71,9 +71,23 @@ def parse_shapes(text: str) -> ShapesConfig:
     return apply_overrides(ShapesConfig(), [o for o in options.split(",") if o], where=text)
 
 
-def data_folder(data: str) -> Path:
-    """The folder that `--data` means: itself, or that of generated images for `shapes...`."""
-    return shapes_folder(parse_shapes(data)) if data.partition(":")[0] == "shapes" else Path(data)
+def data_folder(data: str | Path) -> Path:
+    """The folder that `--data` means: itself, or that of generated images for the text `shapes...`.
+
+    Raises:
+        ConfigError: `shapes` where there is a folder of that name; `shapes:` always means the generated images (C09).
+    """
+    if isinstance(data, Path) or data.partition(":")[0] != "shapes":
+        return Path(data)
+    if Path(data).is_dir():
+        what = "shapes means generated images, and there is a folder of that name here"
+        raise ConfigError(what, where=data, remedy=f"write ./{data} for the folder, {data}: for the images", code="C09")
+    return shapes_folder(parse_shapes(data))
+
+
+def data_text(data: str | Path) -> str:
+    """`data` as text for settings, from which `data_folder` gives the same folder."""
+    return f"./{data}" if isinstance(data, Path) and str(data).partition(":")[0] == "shapes" else str(data)
 
 
 def shapes_folder(config: ShapesConfig, root: Path | None = None) -> Path:

@@ -238,6 +238,8 @@ class CocoColumns:
             return
         groups = self.images * len(self.names) + self.classes
         dropped = np.maximum(np.unique(groups, return_counts=True)[1] - MAX_DETECTIONS, 0).sum()
+        if not dropped:
+            return
         worst = per_image.argmax()
         warnings.warn(
             f"{(per_image > MAX_DETECTIONS).sum()} images have more than the {MAX_DETECTIONS} detections "

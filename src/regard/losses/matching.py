@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regard.boxes import cxcywh_to_xyxy, generalized_iou
-from regard.errors import DivergedError
+from regard.errors import DivergedError, MachineError
 from regard.outputs import DetectionOutput
 
 Target = Mapping[str, Tensor]
@@ -91,7 +91,7 @@ class HungarianMatcher:
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], num_groups: int
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """Pairs [layer][image] as (query indices, target indices)."""
-        from scipy.optimize import linear_sum_assignment
+        linear_sum_assignment = _import_assignment()
 
         counts = [len(target["labels"]) for target in targets]
         costs = self.costs(logits, boxes, targets).cpu().numpy()  # (L, B, Q, T): the one copy to the host
@@ -158,3 +158,12 @@ def _check_finite(costs: np.ndarray) -> None:
             remedy="lower the learning rate, or train in float32 (amp=off)",
             code="T09",
         )
+
+
+def _import_assignment() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        remedy = "install it with: pip install 'regard[train]'"
+        raise MachineError("matching needs the package scipy", remedy=remedy) from error
+    return linear_sum_assignment

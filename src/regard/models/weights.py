@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.models.catalog import WEIGHTS, Detector, build, preset
+from regard.models.catalog import WEIGHTS, Detector, ModelConfig, build, preset
 from regard.models.detr import DETRConfig
 from regard.models.detr_demo import DETRDemoConfig
 from regard.models.download import download
@@ -124,6 +124,12 @@ def transfer(source: Detector, net: Detector) -> str:
     misfits = [k for k in differing if k not in heads]
     if source.config.sigmoid != net.config.sigmoid:
         misfits.append("class_embed (softmax and sigmoid)")
+    # Of these, tensors show nothing, or only that the source has more of them.
+    shape = ("num_heads", "norm_first", "encoder_layers", "decoder_layers", "backbone", "dilation")
+    for name in shape:
+        before, now = getattr(source.config, name, None), getattr(net.config, name, None)
+        if before != now:
+            misfits.append(f"{name} {before}, not {now}")
     if misfits:
         names = ", ".join(misfits)
         raise CheckpointError(
@@ -159,8 +165,10 @@ def _released_name(path: Path) -> str | None:
     return next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
 
 
-def _family(config: DETRConfig | DETRDemoConfig) -> str:
-    return f"DETR with {config.backbone}" if isinstance(config, DETRConfig) else "DETR demo"
+def _family(config: ModelConfig) -> str:
+    if isinstance(config, DETRConfig):
+        return f"DETR with {config.backbone}"
+    return type(config).__name__.removesuffix("Config")
 
 
 def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> DETRConfig:

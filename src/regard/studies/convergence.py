@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from regard.data.shapes import data_folder
-from regard.errors import RegardError
+from regard.errors import ConfigError, RegardError
 from regard.training.launch import quiet_threads, torchrun_command
 from regard.training.reports import read_rows
 
-# The same backbone, width and depth; each row adds one idea to the one before.
+# The same backbone, width and depth (plain DETR with norm first and without dropout, too). The second row adds anchors
+# and focal loss, the third denoising queries and query groups.
 VARIANTS: dict[str, list[str]] = {
     "plain DETR": [
         "model.anchors=false", "model.denoising_groups=0", "model.query_groups=1", "model.sigmoid=false",
@@ -32,12 +33,22 @@ VARIANTS: dict[str, list[str]] = {
 
 def convergence(minutes: float, output: Path) -> None:
     """Train each variant for so many minutes; write `convergence.png` and print the last scores."""
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError("the output folder is not empty", where=output, remedy="name another folder", code="C11")
     data_folder("shapes")
     curves = {}
     for number, (name, settings) in enumerate(VARIANTS.items()):
         run = output / f"{number}"
         arguments = ["train", "detr_tiny", "--data", "shapes", "--output", str(run), f"minutes={minutes}"]
-        arguments += ["epochs=1000", "batch_size=16", "evaluate_every=4", "workers=0", "augmentation=flip", *settings]
+        arguments += [
+            "epochs=1000",
+            "batch_size=16",
+            "evaluate_every=2",
+            "workers=0",
+            "augmentation=flip",
+            "device=cpu",
+            *settings,
+        ]
         if subprocess.run(torchrun_command(arguments, 2), env=quiet_threads(2)).returncode:
             raise RegardError(f"{name} did not finish; its own message stands above", where=run)
         curves[name] = _curve(run, minutes)

@@ -68,8 +68,9 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, chosen)
         return
-    # A lost process is noticed after a minute, not after the default half hour.
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=60))
+    # The first process alone looks through the data, draws and writes checkpoints while the others wait. One that
+    # died is not waited for: torchrun ends the rest.
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         yield Processes(dist.get_rank(), world_size, chosen)
     finally:
@@ -96,7 +97,7 @@ def choose_device(name: str = "auto") -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device.type, False):
         raise MachineError(
-            f"no {device.type} device on this machine", where="device", remedy="use device=cpu", code="C10"
+            f"no {device.type} device on this machine", where="device", remedy="use cpu as the device", code="C10"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MachineError(

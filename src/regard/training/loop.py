@@ -145,7 +145,6 @@ class Trainer:
         self.folder = run / "checkpoints"
         self.run = run
         self.processes = processes
-        self.state = dict(state)
         self.reporter = reporter
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config.lr, config.lr_backbone),
@@ -155,6 +154,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
         self.average = MovingAverage(model, config.ema) if config.ema else None
         self.progress = Progress()
+        # What a step is: a run that goes on with other numbers would count its epochs anew.
+        self.state = {
+            **state,
+            "units": {"batches_per_epoch": task.batches_per_epoch, "accumulate": config.accumulate},
+        }
         self.steps_per_epoch = max(1, task.batches_per_epoch // config.accumulate)
         self.total_steps = self.steps_per_epoch * config.epochs
         self._parallel: nn.Module = DistributedDataParallel(model) if processes.world_size > 1 else model

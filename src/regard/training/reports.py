@@ -66,6 +66,8 @@ class Reporter:
                 yield
             finally:
                 self._bar = None
+                if self.run is not None:  # once, not with every checkpoint: it reads all rows there are
+                    write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
 
     def step(self, step: int, seconds: float, share: float, logs: Mapping[str, Tensor]) -> None:
         """Take the numbers of a step. `seconds` of training so far; `share` of it that is done."""
@@ -82,8 +84,6 @@ class Reporter:
 
     def saved(self) -> None:
         """Bring all rows onto the disk: they belong to the checkpoint that was just written."""
-        if self.run is not None:
-            write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
         if self._board is not None:
             self._board.flush()
 

@@ -25,7 +25,14 @@ def learning_rate_factor(kind: str, *, step: int, warmup_steps: int, progress: f
 
 
 def parameter_groups(model: nn.Module, lr: float, lr_backbone: float) -> list[dict]:
-    """The authors' two groups: the backbone has a learning rate of its own. Frozen parameters are left out."""
+    """The authors' two groups: the backbone has a learning rate of its own. Frozen parameters are left out.
+
+    A rate of 0 freezes the backbone, as in the authors' main.py.
+    """
+    if lr_backbone == 0:
+        for name, parameter in model.named_parameters():
+            if name.startswith("backbone."):
+                parameter.requires_grad_(False)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     backbone = [p for name, p in named if name.startswith("backbone.")]
     rest = [p for name, p in named if not name.startswith("backbone.")]
