@@ -24,6 +24,7 @@ from regard.data.shapes import (
     ShapesConfig,
     cache_folder,
     data_folder,
+    data_text,
     parse_shapes,
     render_scene,
     run_lengths,
@@ -225,6 +226,20 @@ def test_wrong_options(text, code, says):
 def test_other_data_are_a_folder(tmp_path):
     assert data_folder(str(tmp_path)) == tmp_path
     assert data_folder("shapeshifters/") == Path("shapeshifters")
+
+
+def test_a_folder_called_shapes(tmp_path, monkeypatch):
+    """It is never passed over for generated images without a word."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "shapes").mkdir()
+    with pytest.raises(ConfigError, match=r"write \./shapes for the folder, shapes: for the images") as caught:
+        data_folder("shapes")
+    assert caught.value.code == "C09" and not (tmp_path / "home").exists()
+    for given in (Path("shapes"), "./shapes", data_text(Path("shapes"))):
+        assert data_folder(given) == Path("shapes")
+    monkeypatch.setattr(shapes, "shapes_folder", lambda config: config)
+    assert data_folder("shapes:") == data_folder(data_text("shapes:")) == ShapesConfig()
 
 
 def test_cache(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def _read(report: Report, image_folders: Sequence[Path]) -> CocoAnnotations:
 
 
 def to_coco(annotations: CocoAnnotations) -> dict[str, Any]:
-    """The ground truth for an evaluator, as a COCO dictionary.
+    """The ground truth for an evaluator of boxes, as a COCO dictionary without outlines.
 
     Image and category ids are the file's; annotations are numbered from 1 (evaluators take id 0 for "no
     match", and lose one of two equal ids). Objects that are not trained on stay in: leaving any out would
@@ -119,8 +119,7 @@ def to_coco(annotations: CocoAnnotations) -> dict[str, Any]:
             "area": area,
             "iscrowd": int(crowd),
         }
-        outline = objects.segmentation(k)
-        rows.append(row if outline is None else {**row, "segmentation": outline})
+        rows.append(row)
     images = [
         {"id": image.id, "file_name": image.file_name, "height": image.height, "width": image.width}
         for image in annotations.images

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regard.data.class_listing import SPLIT_NAMES, ImageFiles, Listing, Split, in_natural_order
-from regard.data.images import SUFFIXES, list_images
+from regard.data.image_folders import SUFFIXES, list_images
 from regard.errors import DataError
 
 VAL_SHARE = 0.2  # of each class, where a folder has no splits

@@ -12,16 +12,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 
 from regard.data.checks import CocoAnnotations, read_annotations
-from regard.data.images import read_image
+from regard.data.images import image_orientation, read_image
 from regard.data.samples import Category, Sample
 from regard.errors import DataError
 
 Split = Literal["train", "val"]
 
+MOST_UNUSABLE = 0.01  # of the objects of a training split
 # What people call the two splits; where several are there the first is taken.
 _SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -126,9 +126,7 @@ class CocoDataset:
         return unturned
 
 
-def open_detection(
-    path: str | Path, split: Split, *, categories: Sequence[Category] | None = None, max_bad: float = 0.01
-) -> CocoDataset:
+def open_detection(path: str | Path, split: Split, *, categories: Sequence[Category] | None = None) -> CocoDataset:
     """Open one split of a detection data set.
 
     Args:
@@ -136,9 +134,9 @@ def open_detection(
         split: `val` also finds what is called `valid`, `validation` or `test`, in this order.
         categories: those of the checkpoint or of the training split. Labels then follow their order; the file
             must have the same names, under whatever ids.
-        max_bad: how large a fraction of the objects, in a training split, may be unusable.
 
-    Raises DataError if no layout fits, the split is not there, or the annotations are wrong.
+    Raises DataError if no layout fits, the split is not there, or the annotations are wrong; in a training split also
+    if more than `MOST_UNUSABLE` of the objects cannot be learned.
     """
     root = Path(path)
     found = _find_annotations(root)
@@ -153,7 +151,7 @@ def open_detection(
     if categories is not None:
         annotations = _with_categories(annotations, categories)
     if split == "train":
-        _check_trainable(annotations, max_bad)
+        _check_trainable(annotations)
     assert annotations.image_folder is not None
     return CocoDataset(annotations, annotations.image_folder, split)
 
@@ -198,12 +196,15 @@ def _no_layout(root: Path) -> DataError:
 
 def _conversion_hint(root: Path) -> str | None:
     """How to get COCO annotations from what is there."""
-    convert = "convert it to COCO first: coco convert --to coco --output annotations/train.json --from "
+    output = root / "annotations" / "train.json"
+    convert = (
+        f"convert it to COCO first (pip install 'regard[train]'): coco convert --to coco --output {output} --from "
+    )
     if any(root.glob("*.yaml")) or any(root.glob("*.yml")) or (root / "labels").is_dir():
-        return "this looks like YOLO: " + convert + "yolo --input labels/train --images-dir images/train"
+        return "this looks like YOLO: " + convert + f"yolo --input {root}/labels/train --images-dir {root}/images/train"
     for folder in ("Annotations", "annotations", "."):
         if any((root / folder).glob("*.xml")):
-            return "this looks like Pascal VOC: " + convert + f"voc --input {root}"
+            return "this looks like Pascal VOC: " + convert + f"voc --input {root / folder}"
     train = root / "train"
     if train.is_dir() and all(entry.is_dir() for entry in train.iterdir()):
         return "this looks like images in folders by class: that is for classification, detection needs boxes"
@@ -231,13 +232,13 @@ def _with_categories(annotations: CocoAnnotations, categories: Sequence[Category
     return replace(annotations, categories=ordered, objects=objects)
 
 
-def _check_trainable(annotations: CocoAnnotations, max_bad: float) -> None:
+def _check_trainable(annotations: CocoAnnotations) -> None:
     objects, report = annotations.objects, annotations.report
     unusable = int((~objects.is_target & ~objects.is_crowd).sum())
     total = int((~objects.is_crowd).sum())
-    if unusable > max_bad * total:
+    if unusable > MOST_UNUSABLE * total:
         issue = next(issue for issue in report.issues if issue.code in ("A12", "A15"))
-        what = f"{unusable} of {total} boxes cannot be trained on, more than {max_bad:.2%}: {issue.what}"
+        what = f"{unusable} of {total} boxes cannot be trained on, more than {MOST_UNUSABLE:.2%}: {issue.what}"
         raise DataError(what, where=issue.where, remedy="correct or remove them", code=issue.code)
     if not objects.is_target.any():
         remedy = "is this the right file?"
@@ -246,8 +247,7 @@ def _check_trainable(annotations: CocoAnnotations, max_bad: float) -> None:
 
 def _without_rotation(image: Tensor, path: Path) -> Tensor | None:
     """The pixels (C, H, W) as they are in the file; None if they are not displayed on their side."""
-    with Image.open(path) as file:
-        orientation = file.getexif().get(ExifTags.Base.Orientation)
+    orientation = image_orientation(path)
     if orientation == 5:
         return image.transpose(1, 2)
     if orientation == 7:

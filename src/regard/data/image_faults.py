@@ -10,14 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import re
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import DataError
+from regard.errors import DataError, escape
 
 SUPPORTED = "JPEG, PNG, WEBP, BMP, TIFF or GIF"
 COPY_AGAIN = "copy or download it again"
@@ -40,6 +41,7 @@ _OTHER_FILES = (
     (rb"(\xef\xbb\xbf)?\s*(<\?xml.*)?<svg", "an SVG drawing instead of an image", _CONVERT, "I03"),
     (rb"[\t\n\r -~\x80-\xff]+\Z", "text instead of an image", COPY_AGAIN, "I03"),
 )
+_UNSUPPORTED = frozenset((".heic", ".heif", ".avif", ".jxl", ".jp2"))
 # Where the headers of three formats keep width and height; the others cannot say 0 or hide it deeper.
 _SIZE_FIELDS = {"PNG": (16, 20, 24), "GIF": (6, 8, 10), "BMP": (18, 22, 26)}
 
@@ -95,7 +97,15 @@ def explained(error: Exception, file: BinaryIO, where: str | Path) -> DataError:
 def too_large(size: str, limit: int, code: str, where: str | Path) -> DataError:
     """The error for an image of `size`, in words, where `limit` pixels are allowed."""
     what = f"image of {size} pixels where at most {limit:,} are allowed"
-    return DataError(what, where=where, remedy="make it smaller, or raise max_pixels", code=code)
+    return DataError(what, where=where, remedy="make it smaller", code=code)
+
+
+def warn_of_unsupported(files: Iterable[Path], where: Path) -> None:
+    """Say once how many of the files of a folder are images by their suffixes, but of formats that are not decoded."""
+    names = [file.name for file in sorted(files) if file.suffix.lower() in _UNSUPPORTED]
+    if names:
+        what = f"{len(names)} images of formats that are not supported are left out, the first: {names[0]}"
+        warnings.warn(escape(f"{what} — {where} — {_CONVERT}"), stacklevel=3)
 
 
 def unreadable(error: Exception, where: str | Path) -> DataError:

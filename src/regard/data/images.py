@@ -1,7 +1,7 @@
 """Images from files, bytes, arrays and Pillow: RGB pixels of one kind, or one clear `DataError`.
 
 Only the bytes count. The format is told by them and never by the name, the size is checked before pixels are
-decoded, and an image is good only when all of it decodes: a cut file is found by the scan, not at epoch 7.
+decoded, and an image is good only when all of it decodes: a cut file is found by `regard data check`, not at epoch 7.
 Flipped bits are found where the format has checksums (PNG) or where the decoder stumbles. JPEG, WEBP, BMP and
 GIF have none: there most flips decode to a few wrong blocks without a word, and only a checksum of the file
 can tell.
@@ -18,7 +18,7 @@ import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin  # else the first WEBP makes Pillow import all its formats
 from torch import Tensor
 
-from ..errors import DataError, escape
-from .image_faults import (
+from regard.data.image_faults import (
     COPY_AGAIN,
     check_jpeg_end,
     check_png,
@@ -37,12 +36,12 @@ from .image_faults import (
     too_large,
     unreadable,
 )
+from regard.errors import DataError, escape
 
 # As many as Pillow decodes unless its own limit is raised: half a gigabyte of RGB, more than cameras have,
 # while a hostile header of a few bytes can claim a thousand times more.
 MAX_PIXELS = 178_956_970
 BACKGROUND = (255, 255, 255)
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -71,14 +70,14 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         DataError: with the path, what is wrong with the file, and a remedy.
     """
     path = Path(path)
-    with _open_file(path) as file:
+    with open_file(path) as file:
         before = os.fstat(file.fileno())
         try:
             return _guarded(_decode, file, path, max_pixels)
         except DataError:
             if not _changed_since(before, path):
                 raise
-    with _open_file(path) as file:  # it was being replaced while it was read
+    with open_file(path) as file:  # it was being replaced while it was read
         return _guarded(_decode, file, path, max_pixels)
 
 
@@ -90,8 +89,15 @@ def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Ten
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) in pixels as displayed, equal to that of `read_image`. Reads the header only."""
     path = Path(path)
-    with _open_file(path) as file:
+    with open_file(path) as file:
         return _guarded(_displayed_size, file, path, MAX_PIXELS)
+
+
+def image_orientation(path: str | Path) -> int:
+    """The EXIF orientation of an image file, 1..8: how `read_image` turns it. 1 if there is none or it is damaged."""
+    path = Path(path)
+    with open_file(path) as file:
+        return _guarded(lambda *place: _orientation(_described(*place)), file, path, MAX_PIXELS)
 
 
 def to_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -120,41 +126,10 @@ def to_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     )
 
 
-def list_images(path: str | Path) -> list[Path]:
-    """The file itself, or the files with a suffix of `SUFFIXES` in a directory and below it, sorted.
-
-    Hidden names are left out, and so are pipes, sockets and devices. Links to directories are followed, each
-    directory once. Links that lead nowhere are listed, so that reading them tells what is missing.
-
-    Raises:
-        DataError: if there is none.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        _open_file(path).close()
-        return [path]
-    found = []
-    seen = set()
-    for folder, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = (Path(folder, name) for name in names if not name.startswith("."))
-        files = (file for file in files if file.suffix.lower() in SUFFIXES)
-        found += [file for file in files if file.is_file() or not file.exists()]
-    if not found:
-        remedy = f"looked for files with {' '.join(sorted(SUFFIXES))}"
-        raise DataError("no image in the directory", where=path, remedy=remedy)
-    return sorted(found)
-
-
 # Files
 
 
-def _open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
     """Open a regular file. Others are refused before that: opening a pipe waits for a writer."""
     try:
         mode = path.stat().st_mode
@@ -176,10 +151,6 @@ def _changed_since(before: os.stat_result, path: Path) -> bool:
     except OSError:
         return False
     return any(getattr(now, f) != getattr(before, f) for f in ("st_ino", "st_dev", "st_size", "st_mtime_ns"))
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise unreadable(error, error.filename) from error
 
 
 # Decoding
@@ -220,15 +191,21 @@ def _decode(file: BinaryIO, where: str | Path, max_pixels: int) -> Tensor:
 
 
 def _displayed_size(file: BinaryIO, where: str | Path, max_pixels: int) -> tuple[int, int]:
-    image = _open_image(file, where, check=False)
-    _check_size(image, where, max_pixels)
+    image = _described(file, where, max_pixels)
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow turns these when it decodes, and its newer versions swap the size already when they open.
         width, height = image.tag_v2[256], image.tag_v2[257]
-    elif image.format == "PNG" and png_holds_orientation(file):
-        image.load()  # it may stand behind the pixels
     return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def _described(file: BinaryIO, where: str | Path, max_pixels: int) -> Image.Image:
+    """The image with its size checked and all read that may tell its orientation."""
+    image = _open_image(file, where, check=False)
+    _check_size(image, where, max_pixels)
+    if image.format == "PNG" and png_holds_orientation(file):
+        image.load()  # it may stand behind the pixels
+    return image
 
 
 def _open_image(file: BinaryIO, where: str | Path, *, check: bool = True) -> Image.Image:

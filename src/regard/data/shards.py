@@ -30,7 +30,8 @@ from regard.data.class_listing import (
     in_natural_order,
     read_labels_file,
 )
-from regard.data.images import SUFFIXES, decode_image
+from regard.data.image_folders import SUFFIXES
+from regard.data.images import decode_image
 from regard.data.shapes import cache_folder
 from regard.errors import DataError, MachineError
 
