@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from regard.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,36 @@ class Category:
 class ModelCard:
     """What belongs to a model beside its parameters; `model.card`.
 
-    categories: the meaning of every class index. short_side, max_size: evaluation resize in pixels.
+    categories: the meaning of every class index.
+    short_side, max_size: evaluation resize of a detector in pixels; both the side of a classifier's square input.
+    crop_ratio: that side over the short side of the resized image whose middle a classifier sees; None where it sees
+        the whole image, squeezed to a square.
     """
 
     name: str
     categories: tuple[Category, ...]
     short_side: int = 800
     max_size: int = 1333
+    crop_ratio: float | None = None
+
+
+def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: str) -> list[int]:
+    """The model's label of every category of a data set, found by its name.
+
+    Raises:
+        DataError: the data set has classes that the model does not know.
+    """
+    known = {category.name: label for label, category in enumerate(model)}
+    missing = [category.name for category in data if category.name not in known]
+    if missing:
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise DataError(
+            f"the model does not know {len(missing)} of {len(data)} classes: {names}",
+            where=where,
+            remedy="evaluate on data with the classes that it was trained on",
+            code="K20",
+        )
+    return [known[category.name] for category in data]
 
 
 _COCO_NAMES = (

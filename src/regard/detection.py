@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from regard.batches import ImageBatch
 from regard.boxes import xyxy_to_cxcywh
-from regard.categories import Category
+from regard.categories import Category, labels_by_name
 from regard.data.checks import to_coco
 from regard.data.formats import CocoDataset
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize, Transform
 from regard.detection_pictures import draw_batch, draw_comparison
-from regard.errors import DataError
 from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
 from regard.losses import SetCriterion
 from regard.results import postprocess
@@ -255,22 +254,3 @@ def _columns(
 
 def _join(columns: Sequence[tuple[np.ndarray, ...]]) -> Detections:
     return Detections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-
-
-def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: str) -> list[int]:
-    """The model's label of every category of a data set, found by its name.
-
-    Raises:
-        DataError: the data set has classes that the model does not know.
-    """
-    known = {category.name: label for label, category in enumerate(model)}
-    missing = [category.name for category in data if category.name not in known]
-    if missing:
-        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise DataError(
-            f"the model does not know {len(missing)} of {len(data)} classes: {names}",
-            where=where,
-            remedy="evaluate on data with the classes that it was trained on",
-            code="K20",
-        )
-    return [known[category.name] for category in data]

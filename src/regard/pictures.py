@@ -1,4 +1,4 @@
-"""Pictures for people: boxes with names on images, several pictures on one sheet, truth beside prediction.
+"""Pictures for people: boxes with names on images, classes under them, sheets of pictures, truth beside prediction.
 
 Boxes are xyxy in pixels of the image that is passed in. Nothing here changes its input.
 """
@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from regard.errors import ConfigError, DataError, escape
+from regard.errors import ConfigError, DataError, MachineError, escape
 
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels, right and bottom exclusive
@@ -37,6 +37,7 @@ MIN_SIDE = 320
 MAX_ENLARGED_SIDE = 1280
 _INK, _PAPER = (17, 17, 17), (255, 255, 255)
 _HALO = (0, 0, 0, 110)
+_BAR = (158, 206, 255)
 
 
 class _Tag(NamedTuple):
@@ -94,6 +95,54 @@ def draw_boxes(
     for tag in reversed(tags):
         _draw_tag(pen, tag, size)
     return picture
+
+
+def draw_probabilities(
+    image: Tensor | Image.Image, names: Sequence[str], probabilities: Sequence[float]
+) -> Image.Image:
+    """A new RGB picture of `image` with a row for each class under it: its name on a bar, and its probability.
+
+    Small images are enlarged as in `draw_boxes`.
+
+    Args:
+        image: (3, H, W) uint8 RGB, or a PIL image.
+        names: of N classes, best first. probabilities: N numbers 0..1.
+    """
+    picture, _ = _canvas(image)
+    size = min(max(13, round(min(picture.size) / 30)), max(13, picture.width // 12))
+    row, gap = round(1.8 * size), size // 3
+    sheet = Image.new("RGB", (picture.width, picture.height + row * len(names) + gap), _PAPER)
+    sheet.paste(picture)
+    pen = ImageDraw.Draw(sheet)
+    top = picture.height + gap
+    for name, probability in zip(names, probabilities, strict=True):
+        number = f"{probability:.3f}"
+        number_width = math.ceil(_font(size, True).getlength("0.000")) + gap
+        room = max(1, picture.width - number_width - 3 * gap)
+        end = gap + round(room * probability)
+        pen.rectangle((gap, top, max(gap, end), top + row - gap), fill=_BAR)
+        text, font = _fitted(name, "", size, room - gap)
+        baseline = top + round(1.05 * size) + gap // 3
+        pen.text((2 * gap, baseline), text, fill=_INK, font=font, anchor="ls")
+        pen.text((picture.width - gap, baseline), number, fill=_INK, font=_font(size, True), anchor="rs")
+        top += row
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture file; its suffix tells the format. Missing folders are made.
+
+    Raises:
+        ConfigError: no picture format has this suffix.
+        MachineError: the file cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=90)
+    except ValueError as error:
+        raise ConfigError("no picture format has this suffix", where=path, remedy="use .png or .jpg") from error
+    except OSError as error:
+        raise MachineError(f"the picture cannot be written: {error.strerror or error}", where=path) from error
 
 
 def grid(

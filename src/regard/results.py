@@ -18,7 +18,7 @@ from regard.categories import Category
 from regard.data.images import read_image
 from regard.errors import ConfigError, DivergedError, MachineError, escape
 from regard.outputs import DetectionOutput
-from regard.pictures import class_color, draw_boxes
+from regard.pictures import class_color, draw_boxes, save_picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,14 +182,7 @@ class Detections:
             ConfigError: no picture format has this suffix.
             MachineError: the file cannot be written.
         """
-        picture = self.plot(threshold)
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, quality=90)
-        except ValueError as error:
-            raise ConfigError("no picture format has this suffix", where=path, remedy="use .png or .jpg") from error
-        except OSError as error:
-            raise MachineError(f"the picture cannot be written: {error.strerror or error}", where=path) from error
+        save_picture(self.plot(threshold), path)
 
     def summary(self) -> str:
         """How many of each class, most frequent first: `3 raccoon, 1 dog`."""

@@ -1,0 +1,223 @@
+"""A classification job: data, model, loss and score joined for the training loop and for evaluation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from regard.batches import ImageBatch
+from regard.categories import Category, labels_by_name
+from regard.classification_pictures import MOST_IMAGES, draw_class_batch, draw_class_predictions
+from regard.data.classification import ClassificationDataset, ClassSample
+from regard.data.classification_transforms import ClassPipeline, Evaluation
+from regard.data.mixing import Mixing
+from regard.evaluation.classification import ClassificationScores, evaluate_classification
+from regard.training.batches import (
+    Augmented,
+    Caught,
+    EndlessBatches,
+    collate_caught,
+    outlive_signals,
+    raising,
+    training_loader,
+)
+from regard.training.distributed import Processes
+
+
+@dataclass(frozen=True)
+class ClassificationBatch:
+    """Samples of one step.
+
+    images: uint8, all of one size. labels: (B,) int64. paths: where the images come from.
+    number: of the batch in the run, from 0: mixing depends on it.
+    """
+
+    images: ImageBatch
+    labels: Tensor
+    paths: tuple[str, ...]
+    number: int = 0
+
+    def pin_memory(self) -> ClassificationBatch:
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+def collate(samples: Sequence[ClassSample]) -> ClassificationBatch:
+    """Put images of one size side by side."""
+    images = ImageBatch.from_images([sample.image for sample in samples])
+    labels = torch.tensor([sample.label for sample in samples])
+    return ClassificationBatch(images, labels, tuple(sample.path for sample in samples))
+
+
+class ClassificationTask:
+    """What the training loop is told about learning to classify.
+
+    The loss is cross-entropy: with smoothed labels, or with the soft labels of `mixing`, which smooths them itself.
+
+    Args:
+        train: data to learn from.
+        val: data to judge by, with the categories of `train`.
+        augmentation: of the training images; all of one size after it.
+        resize: of the validation images.
+        mixing: Mixup and CutMix of whole batches, or None.
+        label_smoothing: share of a label that goes to all classes alike, 0..1; not used with `mixing`.
+        batch_size: images of a step in each process.
+        workers, seed: of the data loader.
+        processes: this process among all.
+        pictures: folder for pictures of the first batch and of evaluations, or None.
+    """
+
+    score = "top1"
+
+    def __init__(
+        self,
+        train: ClassificationDataset,
+        val: ClassificationDataset,
+        *,
+        augmentation: ClassPipeline,
+        resize: Evaluation,
+        mixing: Mixing | None,
+        label_smoothing: float,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        processes: Processes,
+        pictures: Path | None = None,
+    ) -> None:
+        self.data = Augmented(train, augmentation, seed)
+        self.val = val
+        self.categories = train.categories
+        self.resize = resize
+        self.mixing = mixing
+        self.label_smoothing = label_smoothing
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.processes = processes
+        self.pictures = pictures
+        self.batches_per_epoch = EndlessBatches(len(train), batch_size, seed, processes).batches_per_epoch
+        self.best_evaluation: ClassifierEvaluation | None = None  # of this process's lifetime
+
+    def batches(self, start: int) -> Iterator[ClassificationBatch]:
+        """Batches without end; the first of a run is drawn to `pictures/train_batch.jpg`."""
+        order = EndlessBatches(len(self.data.dataset), self.batch_size, self.seed, self.processes, start)
+        loader = training_loader(self.data, order, collate, self.workers, self.processes.device)
+        batches = (replace(batch, number=number) for number, batch in enumerate(raising(loader), start))
+        if start == 0 and self.pictures is not None:
+            first = next(batches)
+            self._draw(first, self.pictures / "train_batch.jpg")
+            return itertools.chain([first], batches)
+        return batches
+
+    def loss(self, model: nn.Module, batch: ClassificationBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        device = self.processes.device
+        pixels = batch.images.to(device).normalized().pixels
+        labels = batch.labels.to(device, non_blocking=True)
+        if self.mixing is not None:
+            pixels, targets = self.mixing(pixels, labels, batch.number, self.processes.rank)
+            return F.cross_entropy(model(pixels).float(), targets), {}
+        logits = model(pixels).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return loss, {"top1": (logits.detach().argmax(1) == labels).float().mean()}
+
+    def describe(self, batch: ClassificationBatch) -> str:
+        return ", ".join(batch.paths)
+
+    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        folder = self.pictures if self.processes.is_main else None
+        evaluation = evaluate_classifier(
+            model,
+            self.val,
+            resize=self.resize,
+            categories=self.categories,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            processes=self.processes,
+            picture=folder / f"predictions_step_{step}.jpg" if folder else None,
+        )
+        best = self.best_evaluation
+        if best is None or evaluation.scores.stats["top1"] > best.scores.stats["top1"]:
+            self.best_evaluation = evaluation
+        return {**evaluation.losses, **evaluation.scores.stats}
+
+    def _draw(self, batch: ClassificationBatch, path: Path) -> None:
+        pixels, targets = batch.images.pixels, batch.labels
+        if self.mixing is not None:
+            mixed, targets = self.mixing(pixels.float(), targets, batch.number, self.processes.rank)
+            pixels = mixed.round().to(torch.uint8)
+        draw_class_batch(pixels, targets, self.categories).save(path, quality=90)
+
+
+@dataclass(frozen=True)
+class ClassifierEvaluation:
+    """Scores, and the mean loss (of unsmoothed labels)."""
+
+    scores: ClassificationScores
+    losses: dict[str, float]
+
+
+@torch.inference_mode()
+def evaluate_classifier(
+    model: nn.Module,
+    dataset: ClassificationDataset,
+    *,
+    resize: Evaluation,
+    categories: Sequence[Category],
+    batch_size: int,
+    workers: int,
+    processes: Processes,
+    picture: Path | None = None,
+) -> ClassifierEvaluation:
+    """Run a classifier over a data set and score it. Several processes share the images; all get the result.
+
+    Args:
+        categories: the model's; those of the data set are found among them by their names.
+        picture: where to draw some images with what they are taken for.
+    """
+    label_of = torch.tensor(labels_by_name(categories, dataset.categories, str(dataset.report.path)))
+    was_training = model.training
+    model.eval()
+    mine = range(processes.rank, len(dataset), processes.world_size)
+    loader = DataLoader(
+        Caught(_Resized(dataset, resize, mine)),
+        batch_size,
+        collate_fn=partial(collate_caught, collate),
+        num_workers=workers,
+        worker_init_fn=outlive_signals,
+    )
+    parts = [model(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in raising(loader)]
+    model.train(was_training)
+    found = torch.cat(parts) if parts else torch.zeros(0, len(categories))
+    logits = torch.empty(len(dataset), len(categories))
+    for rank, part in enumerate(processes.gather(found)):
+        logits[rank :: processes.world_size] = part
+    labels = label_of[dataset.labels]
+    scores = evaluate_classification(logits, labels, categories)
+    if picture is not None:
+        # Class after class in the files: some from everywhere, the same in every evaluation.
+        chosen = torch.linspace(0, len(dataset) - 1, min(MOST_IMAGES, len(dataset))).long()
+        images = [dataset[i].image for i in chosen.tolist()]
+        draw_class_predictions(images, labels[chosen], logits[chosen], categories).save(picture, quality=90)
+    return ClassifierEvaluation(scores, {"loss": scores.stats["nll"]})
+
+
+class _Resized(Dataset):
+    """Some of a data set's images at the size for evaluation."""
+
+    def __init__(self, dataset: ClassificationDataset, resize: Evaluation, indices: range) -> None:
+        self.dataset = dataset
+        self.resize = resize
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> ClassSample:
+        return self.resize(self.dataset[self.indices[i]])
