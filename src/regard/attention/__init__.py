@@ -1,6 +1,7 @@
 """Self-attention mechanisms for images. Tensors in, tensors out: nothing here knows of models, losses or data."""
 
 from regard.attention.augmented_conv import AugmentedConv2d, attention_channels
+from regard.attention.local_relation import LocalRelation2d
 from regard.attention.multi_head import MultiHeadAttention, attend, attention_weights
 from regard.attention.positions import (
     LearnedPositionEncoding,
@@ -9,13 +10,18 @@ from regard.attention.positions import (
     sine_embedding,
 )
 from regard.attention.relative import RelativePosition2d, relative_attention, relative_logits
+from regard.attention.stand_alone import AttentionStem2d, StandAloneAttention2d, window_attention
+from regard.attention.windows import unfold_windows
 
 __all__ = [
+    "AttentionStem2d",
     "AugmentedConv2d",
     "LearnedPositionEncoding",
+    "LocalRelation2d",
     "MultiHeadAttention",
     "RelativePosition2d",
     "SinePositionEncoding",
+    "StandAloneAttention2d",
     "attend",
     "attention_channels",
     "attention_weights",
@@ -23,4 +29,6 @@ __all__ = [
     "relative_attention",
     "relative_logits",
     "sine_embedding",
+    "unfold_windows",
+    "window_attention",
 ]

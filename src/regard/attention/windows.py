@@ -6,11 +6,14 @@ by row: cell m = k (p + a) + (p + b) lies a rows below and b columns right of th
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PADDINGS = ("zero", "reflect")
+BORDERS = ("masked", "zero")
 
 
 def unfold_windows(x: Tensor, kernel_size: int, padding: str = "zero") -> Tensor:
@@ -66,3 +69,30 @@ def cells_inside(height: int, width: int, kernel_size: int, device: torch.device
     x = torch.arange(width, device=device) + steps[:, None]
     rows, columns = (y >= 0) & (y < height), (x >= 0) & (x < width)
     return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
+
+
+def window_softmax(logits: Tensor, border: str) -> Tensor:
+    """Softmax over the cells of each window: (B, G, k*k, H, W), with `masked` borders over those on the map only."""
+    if border not in BORDERS:
+        raise ValueError(f"border {border!r} is none of {', '.join(BORDERS)}")
+    if border == "masked":
+        inside = cells_inside(logits.shape[-2], logits.shape[-1], math.isqrt(logits.shape[2]), logits.device)
+        logits = logits.masked_fill(~inside, -math.inf)
+    return logits.softmax(dim=2).to(logits.dtype)  # autocast makes it float32
+
+
+def sum_windows(weights: Tensor, value: Tensor) -> Tensor:
+    """Weighted sum of each window, zero beyond the map: (B, G, k*k, H, W), (B, G, C, H, W) -> (B, G, C, H, W).
+
+    The map is moved by one offset at a time and never copied k^2 times: time O(B G C k^2 H W), memory O(B G C H W).
+    """
+    out = torch.zeros_like(value)
+    for weight, moved in zip(weights.unbind(2), move_windows(value, math.isqrt(weights.shape[2])), strict=True):
+        out = torch.addcmul(out, weight[:, :, None], moved)
+    return out
+
+
+def move_windows(x: Tensor, kernel_size: int) -> list[Tensor]:
+    """The map moved by each offset of a window, zero beyond it: (..., H, W) -> k*k views of one padded copy."""
+    (h, w), padded = x.shape[-2:], F.pad(x, (window_border(kernel_size),) * 4)
+    return [padded[..., a : a + h, b : b + w] for a in range(kernel_size) for b in range(kernel_size)]

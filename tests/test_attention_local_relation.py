@@ -1,0 +1,164 @@
+"""The local relation layer against loops, and its two paths against each other."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from regard.attention import LocalRelation2d
+from regard.attention.local_relation import METHODS, SIMILARITIES
+
+BORDERS = ["masked", "zero"]
+
+
+def layer(channels=6, kernel_size=3, share=2, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    return LocalRelation2d(channels, kernel_size, share, **options).to(dtype).eval()
+
+
+def by_loops(module, x):
+    """One cell and one channel at a time."""
+    named = {name: value.numpy() for name, value in module.state_dict().items()}
+    groups, reach = module.channels // module.share, module.kernel_size // 2
+    x = x.numpy()
+    b, channels, h, w = x.shape
+    qk = np.einsum("oc,bcyx->boyx", named["qk.weight"][:, :, 0, 0], x) + named["qk.bias"][:, None, None]
+    phi = {
+        "product": lambda q, k: q * k,
+        "difference": lambda q, k: -((q - k) ** 2),
+        "absolute": lambda q, k: -abs(q - k),
+    }
+    gathered = np.zeros(x.shape)
+    steps = range(-reach, reach + 1)
+    for n, c, y, z in itertools.product(range(b), range(channels), range(h), range(w)):
+        g = c // module.share
+        scores, values = [], []
+        for dy, dx in itertools.product(steps, steps):
+            inside = 0 <= y + dy < h and 0 <= z + dx < w
+            if not inside and module.border == "masked":
+                continue
+            offset = np.array([dy, dx]) / max(reach, 1)
+            hidden = np.maximum(named["prior.hidden.weight"][:, :, 0, 0] @ offset + named["prior.hidden.bias"], 0)
+            prior = named["prior.out.weight"][g, :, 0, 0] @ hidden + named["prior.out.bias"][g]
+            key = qk[n, groups + g, y + dy, z + dx] if inside else 0.0
+            scores.append(phi[module.similarity](qk[n, g, y, z], key) + prior)
+            values.append(x[n, c, y + dy, z + dx] if inside else 0.0)
+        weights = [math.exp(s - max(scores)) for s in scores]
+        gathered[n, c, y, z] = math.fsum(p * v for p, v in zip(weights, values, strict=True)) / math.fsum(weights)
+    out = np.einsum("oc,bcyx->boyx", named["out.weight"][:, :, 0, 0], gathered) + named["out.bias"][:, None, None]
+    return torch.from_numpy(out)
+
+
+@pytest.mark.parametrize(("h", "w"), [(3, 5), (6, 2), (1, 4), (3, 1), (1, 1)])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("border", BORDERS)
+def test_it_is_the_formula(h, w, similarity, border):
+    for kernel_size in (1, 3, 7):
+        module = layer(kernel_size=kernel_size, similarity=similarity, border=border)
+        x = torch.randn(2, 6, h, w, dtype=torch.float64)
+        expected = by_loops(module, x)
+        for method in METHODS:
+            module.method = method
+            torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(4, 7), (9, 8), (1, 2)])
+@pytest.mark.parametrize("border", BORDERS)
+def test_paths_have_the_same_gradients(size, border):
+    module = layer(kernel_size=7, border=border, similarity="difference")
+    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    leaves, found = [x, *module.parameters()], {}
+    for method in METHODS:
+        module.method = method
+        found[method] = torch.autograd.grad(module(x).square().sum(), leaves)
+    for method in METHODS[1:]:
+        for a, b in zip(found[METHODS[0]], found[method], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["unfold", "shift"])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_gradients_by_differences(method, similarity):
+    module = layer(channels=2, share=1, similarity=similarity, border="zero", method=method)
+    x = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
+    names = list(dict(module.named_parameters()))
+
+    def run(x, *parameters):
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+
+    leaves = [p.detach().clone().requires_grad_() for p in module.parameters()]
+    assert torch.autograd.gradcheck(run, (x, *leaves), eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_weights_of_a_window_sum_to_one_and_alike_cells_weigh_most(similarity):
+    module = layer(channels=4, share=4, similarity=similarity)
+    x = torch.randn(1, 4, 5, 6, dtype=torch.float64)
+    assert module.weights(x).shape == (1, 1, 9, 5, 6)
+    torch.testing.assert_close(module.weights(x).sum(2), torch.ones(1, 1, 5, 6, dtype=torch.float64))
+    torch.nn.init.zeros_(module.prior.out.weight)
+    query, key = module.qk(x)[0]
+    if similarity != "product":
+        alike = [(query[2, 3] - key[2 + m // 3 - 1, 3 + m % 3 - 1]).abs() for m in range(9)]
+        assert module.weights(x)[0, 0, :, 2, 3].argmax() == torch.stack(alike).argmin()
+
+
+def test_the_prior_knows_offsets_as_fractions_of_the_reach():
+    offsets = layer(kernel_size=5).prior.offsets()
+    assert offsets[:, 0, 4].tolist() == [-1, 1] and offsets[:, 2, 3].tolist() == [0, 0.5]
+    assert layer(kernel_size=1).prior.offsets().tolist() == [[[0]], [[0]]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("border", BORDERS)
+def test_it_compiles_in_one_graph(method, border):
+    torch.compiler.reset()
+    module = layer(dtype=torch.float32, method=method, border=border)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for size in [(6, 5), (9, 8)]:
+        x = torch.randn(2, 6, *size)
+        torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_export_serves_all_sizes(method):
+    module = layer(dtype=torch.float32, kernel_size=5, method=method)
+    sizes = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
+    graph = torch.export.export(
+        module, (torch.randn(1, 6, 9, 12),), dynamic_shapes=(sizes,), prefer_deferred_runtime_asserts_over_guards=True
+    ).module()
+    for size in [(9, 12), (2, 33), (14, 7)]:
+        x = torch.randn(1, 6, *size)
+        torch.testing.assert_close(graph(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_formats_empty_batches_and_half_precision(method):
+    module = layer(dtype=torch.float32, method=method)
+    x = torch.randn(2, 6, 5, 4)
+    torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
+    assert module(x[:0]).shape == (0, 6, 5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(x).dtype == torch.bfloat16
+    expected = module(x)
+    found = module.bfloat16()(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kernel_size": 2}, "kernel_size 2 must be odd"),
+        ({"share": 4}, "channels 6 is no multiple of share 4"),
+        ({"share": 0}, "no multiple of share 0"),
+        ({"similarity": "cosine"}, "similarity 'cosine' is none of product"),
+        ({"border": "reflect"}, "border 'reflect' is none of masked"),
+        ({"method": "fused"}, "method 'fused' is none of auto"),
+    ],
+)
+def test_wrong_numbers(options, words):
+    with pytest.raises(ValueError, match=words):
+        layer(**options)
