@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import regard
@@ -28,8 +30,8 @@ from regard.losses.detection import average_over_processes
 from regard.training import loop
 from regard.training.batches import EndlessBatches
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
-from regard.training.distributed import Processes, choose_device
-from regard.training.launch import quiet_threads, torchrun_command
+from regard.training.distributed import Processes, choose_device, processes
+from regard.training.launch import launch_command, quiet_threads, run_processes
 from regard.training.loop import Stopped, Trainer, TrainingConfig
 from regard.training.reports import Reporter, read_rows
 from run_files import small_detector
@@ -114,6 +116,18 @@ def test_messages(tmp_path):
         assert found == ([{"rank": 0}, {"rank": 1}, {"rank": 2}], (True, False, True), [0.0, 0.0], 1.0, rank == 0)
 
 
+def test_the_others_wait_while_the_first_looks_through_the_data(monkeypatch):
+    """A fingerprint of COCO, pictures and checkpoints take minutes, in the first process alone."""
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: given.update({backend: timeout}))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with processes("cpu"):
+        assert given["gloo"].total_seconds() >= 1800
+
+
 def test_alone_needs_no_messages():
     one = Processes(0, 1, CPU)
     assert one.is_main and one.gather(5) == [5] and one.any(True) and not one.any(False)
@@ -174,6 +188,10 @@ def test_a_loss_that_diverges_in_one_stops_all(tmp_path):
 
     lines = together(diverging, tmp_path)
     assert all("is no longer finite at step " in line for line in lines)
+    # Only the process with the bad sample names its samples; the others do not know whose they are.
+    (own,) = [line for line in lines if line.startswith("the loss is")]
+    (other,) = [line for line in lines if line.startswith("the loss in another process is")]
+    assert re.search(r"points \[.*\b5\b.*\]", own) and "points [" not in other
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -235,7 +253,7 @@ def test_scores_of_a_run_of_several_processes_can_be_had_again(tmp_path, ema):
     run = tmp_path / "run"
     words = ["train", "detr_tiny", "--data", str(tmp_path / "data"), "--output", str(run), "--quiet", f"ema={ema}"]
     small = ["workers=0", "batch_size=2", "device=cpu", "evaluate_every=1", "epochs=2", "lr=0.01"]
-    subprocess.run(torchrun_command([*words, *small], 2), env=quiet_threads(2), check=True, timeout=300)
+    subprocess.run(launch_command([*words, *small], 2), env=quiet_threads(2), check=True, timeout=300)
     written = json.loads((run / "metrics.json").read_text())
     regard.evaluate(run, tmp_path / "data", output=tmp_path / "again", workers=0, device="cpu")
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())
@@ -272,12 +290,28 @@ def test_devices_that_are_not_there(monkeypatch):
 
 
 def test_command_and_environment(monkeypatch):
-    command = torchrun_command(["train", "--help"], 3)
-    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
-    assert command[command.index("--nproc-per-node") + 1] == "3"
-    assert command[-4:] == ["-m", "regard", "train", "--help"]
+    words = ["train", "--help"]
+    assert launch_command(words, 3) == [sys.executable, "-m", "regard.training.launch", "3", *words]
+    assert launch_command(words, 1) == [sys.executable, "-m", "regard", *words]
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert quiet_threads(2)["OMP_NUM_THREADS"] == "3" and quiet_threads(20)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert quiet_threads(2)["OMP_NUM_THREADS"] == "5" and quiet_threads(2)["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_failure_of_several_processes_is_one_line(tmp_path, capfd):
+    """With the exit code of one of them, and without torchrun's report."""
+    words = ["train", "detr_tiny", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as left:
+        run_processes([*words, "device=cpu"], 2)
+    assert left.value.code == 3
+    captured = capfd.readouterr()
+    assert captured.err == f"error: no such folder — {tmp_path / 'none'}\n" and captured.out == ""
+
+
+@pytest.mark.parametrize(("code", "number"), [(-9, 9), (137, 9)])
+def test_killed_processes_leave_a_line(monkeypatch, code, number):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], code))
+    with pytest.raises(MachineError, match=f"ended by signal {number}"):
+        run_processes(["train"], 2)

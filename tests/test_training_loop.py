@@ -28,9 +28,13 @@ def test_it_learns_and_leaves_a_record(tmp_path):
     assert f"step_{done.best_step}" in names and "step_18" in names
 
 
+SGD = replace(CONFIG, optimizer="sgd", momentum=0.9, weight_decay=0.1, warmup_steps=0, warmup_share=0.05)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SGD], ids=["adamw", "sgd"])
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 13, 18])
-def test_resume_after_a_signal_reaches_the_same_weights(tmp_path, step):
-    trainer(tmp_path / "whole").fit()
+def test_resume_after_a_signal_reaches_the_same_weights(tmp_path, step, config):
+    trainer(tmp_path / "whole", config=config).fit()
 
     def stop(x):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -38,9 +42,9 @@ def test_resume_after_a_signal_reaches_the_same_weights(tmp_path, step):
 
     run = tmp_path / "parts"
     with pytest.raises(Stopped) as caught:
-        trainer(run, Line({step - 1: stop})).fit()
+        trainer(run, Line({step - 1: stop}), config).fit()
     assert caught.value.exit_code == 143 and f"stopped at step {step}" in str(caught.value)
-    second = trainer(run)
+    second = trainer(run, config=config)
     assert second.resume() and second.progress.step == step
     second.fit()
     (tensors, progress), (others, other_progress) = state_of(tmp_path / "whole"), state_of(run)
@@ -94,6 +98,23 @@ def test_resume_keeps_the_memory_order_of_the_optimizer(tmp_path):
     for name in ("exp_avg", "exp_avg_sq"):
         weight = second.model[0].conv.weight
         assert second.optimizer.state[weight][name].stride() == weight.stride()
+
+
+def test_sgd_is_that_of_the_paper(tmp_path):
+    """Momentum without Nesterov: v = 0.9 v + g + 0.1 w, w = w - lr v."""
+    config = replace(SGD, ema=0.0, clip_norm=0.0, warmup_share=0.0)
+    job = trainer(tmp_path, config=config)
+    weight = job.model[0].weight
+    old, velocity = weight.detach().clone(), torch.zeros_like(weight)
+    gradients = []
+    weight.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
+    batches = job.task.batches(0)
+    for step in range(3):
+        job.progress.step = step
+        lr = job._step(batches, step / 18)["lr"].item()
+        velocity = 0.9 * velocity + gradients[-1] + 0.1 * old
+        old = old - lr * velocity
+        torch.testing.assert_close(weight.detach(), old)
 
 
 def test_sigint_leaves_with_130(tmp_path):
@@ -238,7 +259,7 @@ def test_learning_rates_of_a_run(tmp_path):
             rates.append(job.optimizer.param_groups[0]["lr"])
             return super().loss(model, batch)
 
-    job = trainer(tmp_path, Watched(), replace(CONFIG, schedule="step", drop_at=2 / 3, warmup_steps=3))
+    job = trainer(tmp_path, Watched(), replace(CONFIG, schedule="step", drop_at=(2 / 3,), warmup_steps=3))
     job.fit()
     expected = [1 / 3, 2 / 3, *[1.0] * 10, *[0.1] * 6]
     assert rates == pytest.approx([CONFIG.lr * factor for factor in expected])
@@ -294,6 +315,24 @@ def test_going_on_after_the_end_does_nothing(tmp_path):
     again = trainer(tmp_path)
     assert again.resume() and again.fit().step == 18 and again.task.seen == []
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+
+
+def test_steps_of_another_size_are_refused(tmp_path):
+    """With other numbers of processes, images or batches to a step, the step would stand for another epoch."""
+
+    class Longer(Line):
+        batches_per_epoch = 12
+
+    trainer(tmp_path).fit()
+    for task, changes, says in (
+        (Longer(), {"batch_size": 2}, "units.batches_per_epoch was 6, is 12"),
+        (Line(), {"accumulate": 2}, "units.accumulate was 1, is 2"),
+    ):
+        with pytest.raises(ConfigError, match=says) as caught:
+            trainer(tmp_path, task, replace(CONFIG, **changes)).resume()
+        assert caught.value.code == "C13" and "processes" in caught.value.remedy
+    same_size = trainer(tmp_path, Line(), replace(CONFIG, epochs=4))
+    assert same_size.resume() and same_size.fit().step == 24
 
 
 def test_an_average_can_begin_late(tmp_path):

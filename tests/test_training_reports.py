@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from line_task import CONFIG, Line, metrics_of, strict_rows, trainer
+from regard.training import reports
 from regard.training.loop import Stopped
 from regard.training.reports import Reporter, replace_text
 
@@ -43,8 +44,15 @@ def test_numbers_that_are_never_finite_are_null(tmp_path):
         reporter.step(1, 0.1, 0.25, {"loss": torch.tensor(1.0), "grad_norm": torch.tensor(float("inf"))})
     (row,) = strict_rows(tmp_path)
     assert row["train/loss"] == 1.0 and row["train/grad_norm"] is None
-    reporter.saved()
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1].startswith("1,0.25,1.0,,10.0")
+
+
+def test_the_table_is_written_once(tmp_path, monkeypatch):
+    """It holds all rows: once a checkpoint would take a time that grows with the square of the training."""
+    written = []
+    monkeypatch.setattr(reports, "write_csv", lambda source, path: written.append(path.name))
+    trainer(tmp_path, Terms(), replace(CONFIG, save_minutes=0.0)).fit()
+    assert written == ["metrics.csv"]
 
 
 def test_accumulated_batches_are_one_number(tmp_path):

@@ -24,7 +24,7 @@ def test_step_schedule_is_that_of_torch(epochs, drop, steps):
     for epoch in range(epochs):
         for step in range(epoch * steps, (epoch + 1) * steps):
             factor = learning_rate_factor(
-                "step", step=step, warmup_steps=0, progress=step / (epochs * steps), drop_at=drop / epochs
+                "step", step=step, warmup_steps=0, progress=step / (epochs * steps), drop_at=(drop / epochs,)
             )
             assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), (epoch, step)
         optimizer.step()
@@ -48,6 +48,28 @@ def test_warm_up_rises_in_equal_steps_below_the_schedule(kind):
     warmed = [learning_rate_factor(kind, step=s, warmup_steps=8, progress=s / 20) for s in range(20)]
     assert warmed == pytest.approx([p * min(1.0, (s + 1) / 8) for s, p in enumerate(plain)])
     assert warmed[8:] == plain[8:] and 0 < warmed[0] < warmed[7]
+
+
+def test_several_drops_are_those_of_torch():
+    """ImageNet as in Bello et al. 2019: 100 epochs, a tenth after 30, 60, 80 and 90."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[30, 60, 80, 90])
+    for epoch in range(100):
+        drop_at = (0.3, 0.6, 0.8, 0.9)
+        factor = learning_rate_factor("step", step=0, warmup_steps=0, progress=epoch / 100, drop_at=drop_at)
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), epoch
+        optimizer.step()
+        schedule.step()
+    assert learning_rate_factor("step", step=0, warmup_steps=0, progress=1.0, drop_at=()) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine"])
+def test_warm_up_over_a_share_of_the_training(kind):
+    plain, warmed = (
+        [learning_rate_factor(kind, step=s, warmup_steps=0, progress=s / 40, warmup_share=w) for s in range(41)]
+        for w in (0.0, 0.25)
+    )
+    assert warmed == pytest.approx([p * min(1.0, s / 10) for s, p in enumerate(plain)]) and warmed[10:] == plain[10:]
 
 
 def test_the_drop_of_the_paper_is_where_the_recipe_says():
@@ -87,6 +109,14 @@ def test_a_group_without_parameters_is_left_out():
     assert group["lr"] == 0.5 and len(group["params"]) == 2
     model = nn.ModuleDict({"backbone": nn.Linear(2, 2).requires_grad_(False), "head": nn.Linear(2, 1)})
     assert len(parameter_groups(model, 0.5, 0.1)) == 1
+
+
+def test_a_rate_of_zero_freezes_the_backbone():
+    """As `--lr_backbone 0` does in the authors' main.py: weight decay would shrink it else."""
+    net = create("detr_resnet18", num_classes=3)
+    (head,) = parameter_groups(net, 1e-4, 0.0)
+    assert not any(p.requires_grad for p in net.backbone.parameters())
+    assert {id(p) for p in head["params"]} == {id(p) for n, p in net.named_parameters() if n[:9] != "backbone."}
 
 
 # Averages

@@ -1,7 +1,8 @@
 """The training loop. It knows neither models nor losses: a `Task` joins them.
 
 A step's randomness is a function of (seed, step), and the data's of (seed, epoch, sample). So a run that was killed at
-any moment goes on from its last checkpoint to the very weights that it would have reached.
+any moment goes on from its last checkpoint to the very weights that it would have reached: bit for bit on a CPU, with
+schedules that count steps. Kernels of GPUs may add in any order, and no two trainings see the same clock.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ class TrainingConfig:
 
     epochs: int = 300
     minutes: float | None = None  # stop after so much training time; the schedule then follows the clock
-    batch_size: int = 2  # images of each process and step
-    accumulate: int = 1  # batches whose gradients are summed before a step
+    batch_size: int = 2  # images of each process and batch; a step has `accumulate` batches
+    accumulate: int = 1  # batches whose gradients are averaged before a step
     lr: float = 1e-4
     lr_backbone: float = 1e-5
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9  # of sgd
     weight_decay: float = 1e-4
     schedule: Literal["step", "cosine"] = "step"
-    drop_at: float = 2 / 3  # step schedule: share of the epochs after which the learning rates fall to a tenth
+    drop_at: tuple[float, ...] = (2 / 3,)  # step schedule: shares of the epochs after which lr falls to a tenth
     warmup_steps: int = 0
+    warmup_share: float = 0.0  # of the epochs over which lr rises from 0
     clip_norm: float = 0.1  # largest norm of all gradients; 0 clips nothing
     ema: float = 0.0  # decay of the average of weights that is evaluated and kept; 0 for none
     amp: Literal["off", "bf16", "fp16"] = "off"
@@ -55,9 +59,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         least = {
-            "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "lr_backbone": 0, "weight_decay": 0, "drop_at": 0,
-            "warmup_steps": 0, "clip_norm": 0, "ema": 0, "workers": 0, "seed": 0, "evaluate_every": 1, "patience": 0,
-            "log_every": 1, "save_minutes": 0,
+            "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "lr_backbone": 0, "momentum": 0, "weight_decay": 0,
+            "warmup_steps": 0, "warmup_share": 0, "clip_norm": 0, "ema": 0, "workers": 0, "seed": 0,
+            "evaluate_every": 1, "patience": 0, "log_every": 1, "save_minutes": 0,
         }  # fmt: skip
         for name, low in least.items():
             value = getattr(self, name)
@@ -67,8 +71,11 @@ class TrainingConfig:
             raise ConfigError(f"seed={self.seed}"[:80] + ", expected a number of 63 bits", code="C03")
         if self.lr == 0:
             raise ConfigError("lr=0, expected more than 0", code="C03")
-        if self.ema >= 1 or self.drop_at > 1:
-            raise ConfigError("ema and drop_at are shares, expected less than 1", code="C03")
+        for name in ("ema", "momentum", "warmup_share"):
+            if getattr(self, name) >= 1:
+                raise ConfigError(f"{name}={getattr(self, name)}, expected less than 1", code="C03")
+        if not all(0 <= share <= 1 for share in self.drop_at):
+            raise ConfigError(f"drop_at={list(self.drop_at)}, expected shares from 0 to 1", code="C03")
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ConfigError(f"minutes={self.minutes}, expected more than 0", code="C03")
 
@@ -112,9 +119,6 @@ class Stopped(RegardError):
         super().__init__(f"stopped at step {step}", where=run, remedy="go on with --resume")
         self.exit_code = 128 + number
 
-    def __reduce__(self) -> tuple:
-        return RuntimeError, (str(self),)
-
 
 class Trainer:
     """One training run.
@@ -146,11 +150,7 @@ class Trainer:
         self.run = run
         self.processes = processes
         self.reporter = reporter
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.lr, config.lr_backbone),
-            weight_decay=config.weight_decay,
-            fused=processes.device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = _optimizer(model, config, fused=processes.device.type in ("cpu", "cuda"))
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
         self.average = MovingAverage(model, config.ema) if config.ema else None
         self.progress = Progress()
@@ -172,7 +172,7 @@ class Trainer:
         """Go on from the newest sound checkpoint; False if there is none.
 
         Raises:
-            ConfigError: `state` is not that of the checkpoint: another model (C13).
+            ConfigError: another model than that of the checkpoint, or steps of another size (C13).
         """
         path = newest_checkpoint(self.folder)
         if path is None:
@@ -181,7 +181,7 @@ class Trainer:
         checkpoint = read_checkpoint(path)
         differences = _differences({key: checkpoint.state.get(key) for key in self.state}, self.state)
         if differences:
-            remedy = "resume with the settings that the run began with"
+            remedy = "resume with the settings, the data and as many processes as the run began with"
             raise ConfigError(", ".join(differences)[:300], where=path, remedy=remedy, code="C13")
         self.model.load_state_dict(checkpoint.tensors["model"])
         if self.average:
@@ -229,10 +229,15 @@ class Trainer:
         return self.progress
 
     def _step(self, batches: Iterator[Any], share: float) -> dict[str, Tensor]:
-        """One step of the optimizer. One synchronisation with the device, to ask whether all is finite."""
+        """One step of the optimizer. It waits for the device where the loss does, and to ask whether all is finite."""
         config, step = self.config, self.progress.step
         factor = learning_rate_factor(
-            config.schedule, step=step, warmup_steps=config.warmup_steps, progress=share, drop_at=config.drop_at
+            config.schedule,
+            step=step,
+            warmup_steps=config.warmup_steps,
+            progress=share,
+            drop_at=config.drop_at,
+            warmup_share=config.warmup_share,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -257,7 +262,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model, step)
-        lr = total.new_tensor(self.optimizer.param_groups[0]["lr"])
+        lr = torch.full_like(total, self.optimizer.param_groups[0]["lr"])
         return {"loss": total, **mean_by_name(parts), "grad_norm": norm.detach(), "lr": lr}
 
     def _check_finite(self, total: Tensor, norm: Tensor, seen: list[Any]) -> None:
@@ -265,10 +270,14 @@ class Trainer:
         # A scaler answers to infinite gradients itself, with a smaller scale.
         wrong = not math.isfinite(values[0]) or not (math.isfinite(values[1]) or self.scaler.is_enabled())
         if self.processes.any(wrong):
-            what = "loss" if not math.isfinite(values[0]) else "gradient"
+            own_loss = not math.isfinite(values[0])
+            any_loss = self.processes.any(own_loss)
+            # Gradients are averaged over the processes: they do not show where the first bad number came from.
+            own = own_loss or (self.processes.world_size == 1 and not any_loss)
+            place = " in another process" if any_loss and not own_loss else ""
             raise DivergedError(
-                f"the {what} is no longer finite at step {self.progress.step}",
-                where=", ".join(self.task.describe(batch) for batch in seen),
+                f"the {'loss' if any_loss else 'gradient'}{place} is no longer finite at step {self.progress.step}",
+                where=", ".join(self.task.describe(batch) for batch in seen) if own else None,
                 remedy="lower lr or clip_norm, or set amp=off; the checkpoints before are intact",
                 code="T07",
             )
@@ -339,6 +348,14 @@ class Trainer:
         protect = () if self.progress.best_step is None else (self.progress.best_step,)
         save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
         self.reporter.saved()
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, config.lr, config.lr_backbone)
+    if config.optimizer == "sgd":
+        momentum, weight_decay = config.momentum, config.weight_decay
+        return torch.optim.SGD(groups, config.lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 # Shown beside the progress bar; all others are in the files.
-SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error")
+SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error", "top1")
 
 
 class Reporter:
@@ -79,11 +79,11 @@ class Reporter:
     def evaluation(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Write and print the numbers of an evaluation."""
         self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
-        main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in ("AP", "AP50", "loss"))
+        main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in ("AP", "AP50", "top1", "top5", "loss"))
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
 
     def saved(self) -> None:
-        """Bring all rows onto the disk: they belong to the checkpoint that was just written."""
+        """Bring TensorBoard's rows onto the disk too: they belong to the checkpoint that was just written."""
         if self._board is not None:
             self._board.flush()
 
