@@ -22,6 +22,7 @@ class Outer:
     ema: bool = False
     name: str = "x"
     minutes: float | None = None
+    drops: tuple[float, ...] = (0.5,)
     inner: Inner = field(default_factory=Inner)
 
 
@@ -38,6 +39,8 @@ class Outer:
         ("name=a=b", "name", "a=b"),
         ("minutes=2", "minutes", 2.0),
         ("minutes=none", "minutes", None),
+        ("drops=0.3,1", "drops", (0.3, 1.0)),
+        ("drops=0.3", "drops", (0.3,)),
         ("inner.width=16", "inner.width", 16),
         ("inner.kind=off", "inner.kind", "off"),
     ],
@@ -57,6 +60,8 @@ def test_accepted(word, path, value):
         ("inner.widht=1", "C01", "did you mean 'inner.width'"),
         ("lr", "C01", "expected key=value"),
         ("=3", "C01", "expected key=value"),
+        ("drops=0.3,,1", "C02", "drops='', expected a number"),
+        ("drops=0.3,x", "C02", "drops='x', expected a number"),
         ("lr=fast", "C02", "lr='fast', expected a number"),
         ("lr=nan", "C02", "expected a number"),
         ("lr=inf", "C02", "expected a number"),

@@ -66,7 +66,7 @@ def finetune(name: str) -> Recipe:
 
         regard train detr_resnet50 --recipe finetune --data raccoon/
     """
-    return replace(paper(name), start_from=name, epochs=50, drop_at=0.8, patience=15)
+    return replace(paper(name), start_from=name, epochs=50, drop_at=(0.8,), patience=15)
 
 
 def fast(name: str) -> Recipe:
@@ -80,7 +80,7 @@ def fast(name: str) -> Recipe:
         _config(name), norm_first=True, dropout=0.0, sigmoid=True, anchors=True, num_queries=300, query_groups=3,
         denoising_groups=5,
     )  # fmt: skip
-    return replace(paper(name), model=model, epochs=50, drop_at=0.8, warmup_steps=1000, class_weight=2.0, ema=0.9998)
+    return replace(paper(name), model=model, epochs=50, drop_at=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998)
 
 
 def small(name: str) -> Recipe:

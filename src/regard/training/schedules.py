@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 
-def learning_rate_factor(kind: str, *, step: int, warmup_steps: int, progress: float, drop_at: float = 2 / 3) -> float:
+def learning_rate_factor(
+    kind: str,
+    *,
+    step: int,
+    warmup_steps: int,
+    progress: float,
+    drop_at: Sequence[float] = (2 / 3,),
+    warmup_share: float = 0.0,
+) -> float:
     """What to multiply the learning rate with.
 
     Args:
-        kind: `step` divides by ten once `drop_at` of the training is done (DETR: epoch 200 of 300); `cosine` falls to
-            nothing along half a wave.
+        kind: `step` divides by ten whenever one of the shares `drop_at` of the training is done (DETR: epoch 200 of
+            300); `cosine` falls to nothing along half a wave.
         step: steps done; over the first `warmup_steps` the factor rises from 0 linearly.
         progress: share of the training that is done, 0..1.
+        warmup_share: share of the training over which the factor rises from 0 linearly.
     """
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if progress < warmup_share:
+        warmup *= progress / warmup_share
     if kind == "step":
-        return warmup * (0.1 if progress >= drop_at - 1e-9 else 1.0)
+        return warmup * 0.1 ** sum(progress >= share - 1e-9 for share in drop_at)
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
