@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import http.server
 import shutil
@@ -113,7 +114,7 @@ def test_unknown_names(call):
     with pytest.raises(ConfigError, match=r"'detr_resnet5' — did you mean 'detr_resnet50'\?") as caught:
         call("detr_resnet5")
     assert caught.value.exit_code == 2
-    with pytest.raises(ConfigError, match="known: aa_mnasnet0_75, .*detr_demo, detr_resnet101"):
+    with pytest.raises(ConfigError, match=r"known: aa_mnasnet0_75, .*detr_demo, detr_resnet101"):
         call("yolo")
     with pytest.raises(ConfigError, match="unknown model 'yolo"):
         table("yolo*")
@@ -400,9 +401,40 @@ def test_transfer_with_denoising():
     assert torch.equal(net.query_embed.labels.weight[1], source.query_embed.labels.weight[2])
 
 
+@pytest.mark.parametrize("count", [3, 9])
+def test_transfer_to_more_or_fewer_queries(count):
+    source = make(["cat", "dog"], 1)
+    had = source.config.num_queries
+    net = make(["cat", "dog"], 2, num_queries=count)
+    fresh = net.query_embed.weight.clone()
+    assert transfer(source, net).endswith(f", {min(count, had)} of {count} queries")
+    assert torch.equal(net.query_embed.weight[: min(count, had)], source.query_embed.weight[:count])
+    assert torch.equal(net.query_embed.weight[had:], fresh[had:])
+
+
+def test_arguments_of_a_training_checkpoint(tmp_path):
+    """Heads and dilation leave no trace in tensors."""
+    net = DETR(replace(SMALL, backbone="resnet50", dilation=True, num_heads=4)).eval()
+    arguments = argparse.Namespace(nheads=4, dilation=True, lr=1e-4)
+    torch.save({"model": official(net), "args": arguments, "epoch": 3}, tmp_path / "checkpoint.pth")
+    loaded = regard.load(tmp_path / "checkpoint.pth")
+    assert (loaded.config.num_heads, loaded.config.dilation) == (4, True)
+    x = [torch.randn(3, 64, 64)]
+    with torch.no_grad():
+        assert torch.equal(loaded(x).boxes, net(x).boxes)
+
+
+def test_our_own_names_load(tmp_path):
+    net = small_resnet()
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    loaded = regard.load(tmp_path / "mine.pth")
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"num_queries": 9}, "query_embed.weight"), ({"decoder_layers": 3}, "decoder.layers.2"),
+    [({"num_heads": 1}, "num_heads"), ({"decoder_layers": 3}, "decoder.layers.2"),
+     ({"norm_first": True}, "norm_first"),
      ({"embed_dim": 32}, "transformer."), ({"sigmoid": True}, "softmax and sigmoid")],
 )  # fmt: skip
 def test_transfer_to_another_model(changes, says):

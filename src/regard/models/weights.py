@@ -39,8 +39,9 @@ DETR_KEYS = (
 def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     """A model from a file of the DETR authors, with its weights, in evaluation mode.
 
-    Sizes and the number of classes are read off the tensors. Whether the last stage is dilated (DC5) leaves no trace
-    in them: it is taken from the released file's name, or from `model`.
+    Sizes and the number of classes are read off the tensors. The number of heads and whether the last stage is
+    dilated (DC5) leave no trace in them: they are taken from the `args` that a training checkpoint keeps, else from
+    the released file's name, or from `model`.
 
     Args:
         path: `.pth` or `.safetensors`; released weights or a training checkpoint.
@@ -50,7 +51,8 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
         CheckpointError: not such a file, or it does not fit.
     """
     path = Path(path)
-    tensors = read_weights(path).tensors
+    tensors, metadata, _ = read_weights(path)
+    tensors = {official_name(key): value for key, value in tensors.items()}  # those of our plain models fit as well
     name = model or _released_name(path)
     known = preset(name) if name else None
     config: DETRConfig | DETRDemoConfig
@@ -59,7 +61,8 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
             num_classes=len(tensors["linear_class.weight"]) - 1, num_queries=len(tensors["query_pos"])
         )
     elif all(key in tensors for key in DETR_KEYS):
-        config = _config_of(tensors, known if isinstance(known, DETRConfig) else DETRConfig(), path)
+        trained = _with_arguments(known if isinstance(known, DETRConfig) else DETRConfig(), metadata.get("args"))
+        config = _config_of(tensors, trained, path)
         tensors = {_our_name(key): value for key, value in tensors.items()}
     else:
         raise CheckpointError(
@@ -120,8 +123,13 @@ def transfer(source: Detector, net: Detector) -> str:
     # Tensors with a row for every class.
     heads = [] if same_classes else [k for k in ours if k.startswith(("class_embed.", "query_embed.labels."))]
     heads = [k for k in heads if k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
+    queries = "query_embed.weight"  # of plain models, which may have more or fewer: the first of them are kept
+    counts = (net.config.num_queries, source.config.num_queries)
+    resized = [queries] if queries in ours and queries in theirs and counts[0] != counts[1] else []
+    if resized and (ours[queries].shape[1] != theirs[queries].shape[1] or len(ours[queries]) != counts[0]):
+        resized = []
     differing = [k for k in ours if k not in theirs or ours[k].shape != theirs[k].shape]
-    misfits = [k for k in differing if k not in heads]
+    misfits = [k for k in differing if k not in heads + resized]
     if source.config.sigmoid != net.config.sigmoid:
         misfits.append("class_embed (softmax and sigmoid)")
     # Of these, tensors show nothing, or only that the source has more of them.
@@ -134,11 +142,13 @@ def transfer(source: Detector, net: Detector) -> str:
         names = ", ".join(misfits)
         raise CheckpointError(
             f"{source.card.name} does not fit {net.card.name}: {names}"[:300],
-            remedy="start from the same model, with as many queries",
+            remedy="start from the same model",
             code="K07",
         )
-    for key in set(ours) - set(heads):
+    for key in set(ours) - set(heads) - set(resized):
         ours[key].copy_(theirs[key])
+    for key in resized:
+        ours[key][: counts[1]] = theirs[key][: counts[0]]
     rows = {category.name: row for row, category in enumerate(source.card.categories)}
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     for key in heads:
@@ -147,7 +157,8 @@ def transfer(source: Detector, net: Detector) -> str:
         if not net.config.sigmoid and key.startswith("class_embed."):
             ours[key][-1] = theirs[key][-1]  # no-object
     known = f", {len(pairs)} of them known by name" if heads else ""
-    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}"
+    kept = f", {min(counts)} of {counts[0]} queries" if resized else ""
+    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{kept}"
 
 
 def official_name(name: str) -> str:
@@ -169,6 +180,14 @@ def _family(config: ModelConfig) -> str:
     if isinstance(config, DETRConfig):
         return f"DETR with {config.backbone}"
     return type(config).__name__.removesuffix("Config")
+
+
+def _with_arguments(config: DETRConfig, arguments: object) -> DETRConfig:
+    """What the authors' main.py was called with, where a checkpoint of it says so."""
+    if not isinstance(arguments, Mapping):
+        return config
+    heads, dilation = arguments.get("nheads", config.num_heads), arguments.get("dilation", config.dilation)
+    return replace(config, num_heads=int(heads), dilation=bool(dilation))
 
 
 def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> DETRConfig:
