@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from regard.categories import Category
 from regard.config import apply_mapping, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
-from regard.models.catalog import WEIGHTS, Detector, build, list_models
-from regard.models.detr import DETRConfig
+from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, ClassifierConfig, Model, build, list_models
+from regard.models.classifier_weights import load_classifier_file
 from regard.models.download import download
 from regard.models.files import load_exactly
 from regard.models.weights import load_file
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 
 
-def load(source: str | Path, *, model: str | None = None) -> Detector:
+def load(source: str | Path, *, model: str | None = None) -> Model:
     """A model with weights, in evaluation mode.
 
     Args:
-        source: a run's folder (its best checkpoint), a checkpoint's folder, a weights file (the DETR authors' `.pth`,
-            or `.safetensors`), or a name of `list_models()`, whose released weights are downloaded once.
-        model: which model a file is for, where the names of its tensors cannot tell (`detr_resnet50_dc5`).
+        source: a run's folder (its best checkpoint), a checkpoint's folder, a weights file (`.pth` or `.safetensors`
+            with the names of the DETR authors or, for classifiers, of torchvision), or a name of `list_models()`,
+            whose released weights are downloaded once.
+        model: which model a file is for, where the names of its tensors cannot tell (`detr_resnet50_dc5`); all
+            classifiers need it.
 
     Raises:
         CheckpointError: the file is not what it should be.
@@ -36,7 +39,7 @@ def load(source: str | Path, *, model: str | None = None) -> Detector:
         remedy = f"name its folder: {path.parent}"
         raise CheckpointError("a part of a checkpoint", where=path, remedy=remedy, code="K06")
     if path.is_file() or path.suffix:
-        return load_file(path, model=model)
+        return _load_weights(path, model)
     name = str(source)
     if name not in list_models():
         raise unknown_name("model, run or file", name, list_models(), code="K01")
@@ -47,17 +50,25 @@ def load(source: str | Path, *, model: str | None = None) -> Detector:
             code="K01",
         )
     weights = WEIGHTS[name]
-    return load_file(download(weights.url, sha256_prefix=weights.sha256_prefix), model=name)
+    return _load_weights(download(weights.url, sha256_prefix=weights.sha256_prefix), name)
 
 
-def model_state(net: Detector) -> dict[str, Any]:
+def _load_weights(path: Path, model: str | None) -> Model:
+    if model is not None and isinstance(CONFIGS.get(model), ClassifierConfig):
+        return load_classifier_file(path, model)
+    return load_file(path, model=model)
+
+
+def model_state(net: Model) -> dict[str, Any]:
     """What a checkpoint keeps beside the weights so that `load` can build the model again (JSON)."""
     card = net.card
     return {
         "model": card.name,
+        "family": type(net.config).__name__,
         "config": to_mapping(net.config),
         "categories": [[c.id, c.name, c.is_thing] for c in card.categories],
         "sizes": [card.short_side, card.max_size],
+        "crop_ratio": card.crop_ratio,
     }
 
 
@@ -78,7 +89,7 @@ def best_checkpoint(run: Path) -> Path:
     return best if step is not None and best.is_dir() else newest
 
 
-def _load_folder(path: Path) -> Detector:
+def _load_folder(path: Path) -> Model:
     if not (path / "manifest.json").exists():
         path = best_checkpoint(path)
     state = read_checkpoint(path, parts=[]).state
@@ -86,8 +97,12 @@ def _load_folder(path: Path) -> Detector:
     part = "ema" if has_average else "model"
     tensors = read_checkpoint(path, parts=[part]).tensors[part]
     kept = state["model_state"]
-    config = apply_mapping(DETRConfig(), kept["config"], where=str(path))
+    if kept["family"] not in FAMILIES:
+        what = f"a model of the family {kept['family']!r:.60}, which this version does not know"
+        raise CheckpointError(what, where=path, remedy="update regard", code="K19")
+    config = apply_mapping(FAMILIES[kept["family"]], kept["config"], where=str(path))
     categories = [Category(*values) for values in kept["categories"]]
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
+    net.card = replace(net.card, crop_ratio=kept["crop_ratio"])
     load_exactly(net, tensors, where=path)
     return net.eval()

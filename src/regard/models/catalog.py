@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DETR_URL = "https://dl.fbaipublicfiles.com/detr/"
+TORCHVISION_URL = "https://download.pytorch.org/models/"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A released file. The end of its name is the start of its SHA-256. scores: published, COCO val2017, percent."""
+    """A released file. The end of its name is the start of its SHA-256.
+
+    scores: published, percent, of COCO val2017 or ImageNet's validation images.
+    """
 
     url: str
     scores: dict[str, float] = field(default_factory=dict)
@@ -63,7 +67,19 @@ WEIGHTS: dict[str, Weights] = {
     "detr_resnet101": Weights(DETR_URL + "detr-r101-2c7b67e5.pth", {"box AP": 43.5, "AP50": 63.8}),
     "detr_resnet101_dc5": Weights(DETR_URL + "detr-r101-dc5-a2e86def.pth", {"box AP": 44.9, "AP50": 64.7}),
     "detr_demo": Weights(DETR_URL + "detr_demo-da2a99e9.pth", {"box AP": 40.0}),
+    "resnet18": Weights(TORCHVISION_URL + "resnet18-f37072fd.pth", {"top-1": 69.758, "top-5": 89.078}),
+    "resnet34": Weights(TORCHVISION_URL + "resnet34-b627a593.pth", {"top-1": 73.314, "top-5": 91.42}),
+    "resnet50": Weights(TORCHVISION_URL + "resnet50-0676ba61.pth", {"top-1": 76.13, "top-5": 92.862}),
+    "resnet101": Weights(TORCHVISION_URL + "resnet101-63fe2227.pth", {"top-1": 77.374, "top-5": 93.546}),
+    "resnet152": Weights(TORCHVISION_URL + "resnet152-394f9c45.pth", {"top-1": 78.312, "top-5": 94.046}),
+    "mnasnet1_0": Weights(TORCHVISION_URL + "mnasnet1.0_top1_73.512-f206786ef8.pth", {"top-1": 73.456, "top-5": 91.51}),
 }
+
+# The configuration of each class of models, by the name of that class, with all settings at their defaults.
+FAMILIES: dict[str, ModelConfig] = {type(config).__name__: type(config)() for config in CONFIGS.values()}
+
+# Of images for ImageNet's models; smaller ones than those of SMALL_IMAGES pixels are seen whole.
+CROP_RATIO, SMALL_IMAGES = 0.875, 96
 
 # Evaluation sizes that differ from 800 / 1333.
 SHORT_SIDES: dict[str, tuple[int, int]] = {"detr_tiny": (64, 128)}
@@ -129,8 +145,10 @@ def build(
         )
     if len(categories) != config.num_classes:
         raise ConfigError(f"{len(categories)} categories for a model of {config.num_classes} classes", where=name)
-    if sizes is None and isinstance(config, ClassifierConfig):
-        sizes = (config.image_size, config.image_size)
+    if isinstance(config, ClassifierConfig):
+        crop_ratio = CROP_RATIO if config.image_size >= SMALL_IMAGES else None
+        model.card = ModelCard(name, tuple(categories), config.image_size, config.image_size, crop_ratio)
+        return model
     short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
     model.card = ModelCard(name, tuple(categories), short_side, max_size)
     return model
