@@ -329,9 +329,41 @@ def test_contradictions(capsys, tmp_path):
     run(capsys, "train", "detr_demo").refused(2, None, "detr_demo cannot be trained here", "detr_resnet50")
     run(capsys, "train", "--config", path, "--recipe", "fast").refused(2, "C09", "--config and --recipe")
     run(capsys, "train", "--config", path, "--resume", "--output", tmp_path).refused(2, "C09", "--config and --resume")
+    run(capsys, "train", "--resume", "--output", tmp_path, "--recipe", "fast").refused(
+        2, "C09", "--resume and --recipe"
+    )
     run(capsys, "train", "detr_resnet50", "--config", path).refused(
         2, "C09", "for detr_tiny, not for detr_resnet50", path
     )
+
+
+def test_data_are_never_guessed(capsys, tmp_path):
+    """C09: only the small recipe is made for generated images."""
+    for words in (["detr_resnet50"], ["detr_resnet50", "--recipe", "fast"], ["detr_tiny", "--recipe", "paper"]):
+        run(capsys, "train", *words, "--output", tmp_path / "run").refused(2, "C09", "which data?", "--data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_are_told_before_anything_is_written(capsys, shapes, tmp_path, monkeypatch):
+    """An hour's work is not lost because matplotlib is missing or the disk is full."""
+    from regard.categories import Category
+    from regard.models.catalog import build
+    from run_files import SMALL
+
+    net = build(SMALL, "mine", [Category(1, "circle"), Category(2, "square"), Category(3, "triangle")], (32, 64))
+    write_run(tmp_path / "run", net, {1: 0.5})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("regard.runs.plot_detections", full)
+    finished = run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", "0")
+    finished.refused(6, None, "No space left on device")
+    assert "AP50" in finished.out and "triangle" in finished.out
+    monkeypatch.setattr("regard.runs.evaluate_detector", lambda *_, **__: pytest.fail("worked before it looked"))
+    (tmp_path / "file").write_text("")
+    words = ["evaluate", tmp_path / "run", "--data", shapes, "--output", tmp_path / "file"]
+    run(capsys, *words).refused(6, "C11", "cannot write here", tmp_path / "file")
 
 
 def test_where_the_run_goes(capsys, shapes_source, tmp_path):
@@ -355,7 +387,7 @@ def test_predictions_have_nowhere_to_go(capsys, trained, images, tmp_path):
         for target in (tmp_path / "file" / "x", images if option == "--json" else tmp_path / "file"):
             answer = run(capsys, "predict", trained, images, option, target)
             known = option == "--json" and target == images
-            line = answer.refused(2, "C11") if known else answer.refused(6, None)
+            line = answer.refused(2 if known else 6, "C11")
             assert str(tmp_path / "file") in line or str(images) in line
     (images / "a.jpg").write_bytes(encode(scene(), "JPEG"))  # would be the picture of a.png
     (tmp_path / "truth.json").write_text('{"images": []}')

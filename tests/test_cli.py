@@ -80,8 +80,6 @@ def test_help_explains_every_option(capsys, verb):
     [
         (["tarin"], 'Did you mean "train"?'),
         (["data", "chek", "x"], 'Did you mean "check"?'),
-        (["train", "detr_tiny", "--epoch", "3"], "did you mean 'epochs'?"),
-        (["train", "detr_tiny", "--ema-decay", "3"], "unknown key"),
         (["train", "detr_tiny", "--epochs", "many"], 'Invalid value for --epochs: unable to convert "many" into int'),
         (["evaluate", "run"], "--data"),
         (["predict"], "--checkpoint"),
@@ -96,6 +94,9 @@ def test_wrong_words(capsys, words, says):
 def test_unknown_names(capsys):
     run(capsys, "study", "convergance").refused(2, "C01", "did you mean 'convergence'?")
     run(capsys, "benchmark", "loses").refused(2, "C01", "did you mean 'losses'?")
+    run(capsys, "train", "detr_tiny", "--epoch", "3").refused(2, "C01", "did you mean 'epochs'?")
+    run(capsys, "train", "detr_tiny", "--ema-decay", "3").refused(2, "C01", "unknown key 'ema_decay'")
+    run(capsys, "train", "detr_tiny", "--lr").refused(2, "C02", "lr='', expected a number")
     run(capsys, "models", "yolo*").refused(2, "C01", "'yolo*'", "detr_resnet50")
     run(capsys, "predict", "detr_resnet5", "x.png").refused(3, "I29", "x.png")
     run(capsys, "evaluate", "detr_resnet5", "--data", "shapes").refused(2, "K01", "did you mean 'detr_resnet50'?")
@@ -108,6 +109,10 @@ def test_models(capsys):
     assert "41.5 M" in row
     only = run(capsys, "models", "*dc5").worked()
     assert "detr_resnet101_dc5" in only and "detr_resnet18" not in only
+
+
+def test_help_tells_of_debug(capsys):
+    assert "--debug" in run(capsys, "--help").worked()
 
 
 # Settings
@@ -136,6 +141,8 @@ def asked(monkeypatch) -> list[tuple]:
         ["detr_tiny", "--lr=1e-4", "--model.num_queries=30", "--data=DIR", "--epochs=5"],
         ["--data", "DIR", "lr=1e-4", "detr_tiny", "--epochs", "5", "--model.num-queries=30"],
         ["lr=1e-4", "model.num_queries=30", "--model=detr_tiny", "--data", "DIR", "--epochs", "5"],
+        ["detr_tiny", "--lr", "1e-4", "--model.num-queries", "30", "--data", "DIR", "--epochs", "5"],
+        ["--lr", "1e-4", "detr_tiny", "--epochs", "5", "--model.num_queries", "30", "--data", "DIR"],
     ],
 )
 def test_spellings_of_settings(capsys, asked, words):
@@ -152,10 +159,16 @@ def test_resume_needs_no_model(capsys, asked):
     assert asked[0][0] is None and asked[0][2]["overrides"] == ("lr=1",)
     run(capsys, "train", "--resume", "--output", "RUN", "--quiet").worked()
     assert asked[1][0] is None and asked[1][2]["overrides"] == () and asked[1][2]["quiet"] is True
+    run(capsys, "train", "--resume", "--output", "RUN", "--device", "cpu", "--batch-size", "4").worked()
+    assert asked[2][0] is None and asked[2][2]["overrides"] == ("device=cpu", "batch_size=4")
 
 
 def test_a_word_too_many(capsys):
-    run(capsys, "train", "detr_tiny", "my_data").refused(2, "C01", "expected key=value, got 'my_data'")
+    run(capsys, "train", "detr_tiny", "my_data").refused(
+        2, "C01", "expected key=value, got 'my_data' — did you mean --data my_data?"
+    )
+    line = run(capsys, "train", "detr_tiny", "a", "--data", "b").refused(2, "C01", "expected key=value, got 'a'")
+    assert "did you mean" not in line
 
 
 def test_precedence(tmp_path):
@@ -199,6 +212,8 @@ def test_exit_codes(capsys, monkeypatch):
     raised.append(MemoryError())
     run(capsys, "data", "check", "x").refused(6, None, "out of memory")
     raised.append(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch"))
+    run(capsys, "data", "check", "x").refused(6, None, "out of memory", "smaller batch_size")
+    raised.append(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"))
     run(capsys, "data", "check", "x").refused(6, None, "out of memory", "smaller batch_size")
     raised.append(KeyboardInterrupt())
     run(capsys, "data", "check", "x").refused(130, None, "interrupted")
@@ -301,20 +316,88 @@ def test_quickstart_and_study_check_first(capsys, tmp_path, monkeypatch):
     for path in (mine, mine / "thesis.tex"):
         run(capsys, "quickstart", "--output", path).refused(2, "C11", path)
     # A run of the same model on the same data, but one's own.
-    (mine / "config.yaml").write_text(yaml.safe_dump(to_mapping(recipe_for("detr_tiny"))))
+    (mine / "config.yaml").write_text("name: detr_tiny\ndata: 'shapes:'\nepochs: 12\n")
     run(capsys, "quickstart", "--output", mine).refused(2, "C11", mine)
     assert (mine / "thesis.tex").read_text() == "years of work"
     assert not (tmp_path / "q").exists() and not (tmp_path / "home").exists()
     run(capsys, "quickstart", "--device", "gpu", "--output", tmp_path / "q").refused(2, "C10", "gpu")
 
 
-def test_quickstart_makes_room_for_itself(tmp_path):
-    from regard.quickstart import EPOCHS, _check_room
+@pytest.fixture
+def earlier(tmp_path):
+    """The folder of an earlier quickstart."""
+    from regard.quickstart import DATA, EPOCHS
 
-    run_folder = tmp_path / "run"
-    (run_folder / "pictures").mkdir(parents=True)
-    settings = resolve("detr_tiny", None, EPOCHS, None, False, None, None, ["minutes=4"])
-    (run_folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
-    before = digest(run_folder)
-    _check_room(run_folder)  # it is removed when all else is ready
-    assert digest(run_folder) == before
+    folder = tmp_path / "quick"
+    (folder / "pictures").mkdir(parents=True)
+    settings = resolve("detr_tiny", DATA, EPOCHS, None, False, None, None, ["minutes=4"])
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
+    return folder
+
+
+def test_quickstart_replaces_its_own_folder_last(earlier, tmp_path, monkeypatch):
+    import regard.quickstart as module
+
+    class Started(Exception):
+        pass
+
+    def started(arguments, count):
+        assert not earlier.exists() and "--data shapes:" in " ".join(arguments)
+        raise Started
+
+    monkeypatch.setattr(module, "run_processes", started)
+    before = digest(earlier)
+
+    def fails(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "data_folder", fails)
+    for device, error in (("gpu", ConfigError), ("xpu", MachineError), ("cpu", OSError)):
+        with pytest.raises(error):
+            module.quickstart(4, earlier, device)
+    assert digest(earlier) == before
+    monkeypatch.setattr(module, "data_folder", lambda _: tmp_path)
+    with pytest.raises(Started):
+        module.quickstart(4, earlier, "cpu")
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".git").write_text("history")
+    monkeypatch.setattr(module, "run_processes", lambda *_: sys.exit(3))
+    with pytest.raises(SystemExit):
+        module.quickstart(4, tmp_path / "hidden", "cpu")
+    assert (tmp_path / "hidden" / ".git").read_text() == "history"
+
+
+def test_a_failed_quickstart_has_the_exit_code_of_its_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("regard.quickstart.data_folder", lambda _: tmp_path)
+    monkeypatch.setattr("regard.studies.convergence.data_folder", lambda _: tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 5))
+    for verb in ("quickstart", "study"):
+        finished = run(capsys, verb, "--output", tmp_path / "new")
+        assert finished.code == 5 and finished.err == ""  # the training has said why
+
+
+def test_a_study_does_not_write_over_another(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started"))
+    (tmp_path / "0").mkdir()
+    run(capsys, "study", "--output", tmp_path).refused(2, "C11", tmp_path, "not empty")
+    (tmp_path / "file").write_text("")
+    run(capsys, "study", "--output", tmp_path / "file").refused(2, "C11", tmp_path / "file")
+
+
+def test_one_of_several_processes_tells(capsys, tmp_path, monkeypatch):
+    """torchrun gives each a place for its error below one folder of all."""
+    told = []
+    for rank in ("0", "1", "2"):
+        (tmp_path / rank).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
+        finished = run(capsys, "train", "detr_resnet5")
+        assert finished.code == 2
+        told.append(finished.err)
+    assert told[0].startswith("error[C01]: unknown model") and told[1:] == ["", ""]
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/nowhere/at/all/error.json")
+    run(capsys, "train", "detr_resnet5").refused(2, "C01")
+
+
+def test_benchmarks_check_first(capsys, tmp_path):
+    run(capsys, "benchmark", "--rounds", "0").refused(2, "C03", "rounds=0, expected at least 1")
+    run(capsys, "benchmark", "losses", "--data", tmp_path).refused(2, "C09", "without data")

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from regard.errors import DataError, MachineError
 from regard.evaluation.curves import confusion_matrix, detection_curves
-from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
+from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
 
 
@@ -149,7 +150,6 @@ def simple_problem() -> tuple[dict[str, Any], Detections]:
         (23, {"num_classes": 2, "per_image": 160}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*more than the 100 detections")
 def test_scores_equal_pycocotools(seed: int, settings: dict[str, Any]) -> None:
     truth, found = random_problem(seed, **settings)
     scores = evaluate_detections(truth, found)
@@ -252,7 +252,14 @@ def test_too_many_detections_warn() -> None:
     categories = np.where(np.arange(n) < 105, 3, 7)
     found = Detections(np.full(n, 2), categories, np.ones((n, 4)), np.linspace(0, 1, n))
     with pytest.warns(UserWarning, match=r"1 images have .* \(image 2 has 130\).* leaves 5 detections out"):
-        evaluate_detections(truth, found)
+        warn_of_surplus(truth, found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate_detections(truth, found)  # which training does again and again
+        half = np.where(np.arange(n) < 65, 3, 7)  # more than 100 in the image, but all count
+        warn_of_surplus(truth, Detections(np.full(n, 2), half, np.ones((n, 4)), np.linspace(0, 1, n)))
+        none = np.zeros(0, np.int64)
+        warn_of_surplus(truth, Detections(none, none, np.zeros((0, 4)), np.zeros(0)))
 
 
 def test_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ ROOT = Path(regard.__file__).parent
 # Floors of the house, from the ground up. A module may import from floors below its own, and within its own folder.
 FLOORS = [
     {"errors"},
-    {"config", "categories", "outputs", "boxes", "batches"},
+    {"config", "categories", "outputs", "boxes", "batches", "folders"},
     {"attention"},
     {"models", "losses", "data", "training", "evaluation", "pictures"},
-    {"results", "loading", "detection_pictures", "recipes"},
-    {"detection", "prediction"},
+    {"results", "classification_results", "loading", "detection_pictures", "classification_pictures", "recipes"},
+    {"detection", "classification", "prediction"},
     {"runs"},
     {"quickstart", "studies", "benchmarks"},
     {"cli"},

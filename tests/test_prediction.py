@@ -21,7 +21,7 @@ from regard.categories import Category, ModelCard
 from regard.errors import ConfigError, DataError, MachineError
 from regard.models.detr import DETR, DETRConfig
 from regard.outputs import DetectionOutput
-from regard.prediction import picture_names, predict, predict_each, predict_files
+from regard.prediction import device_for, picture_names, predict, predict_each, predict_files
 from regard.results import Detections
 from run_files import PETS, small_detector, write_run
 
@@ -364,6 +364,45 @@ def test_images_are_not_replaced(finder, tmp_path):
             list(predict_files(finder, [tmp_path / "photos"], **targets))
         assert caught.value.code == "C11" and "cat.jpg" in caught.value.line
     assert digest(tmp_path) == before and not finder.batches
+
+
+def test_neighbours_of_images_are_not_replaced(finder, tmp_path):
+    """A picture has another suffix than its image, and may have the name of another image of the folder."""
+    photo = write(tmp_path / "photos" / "cat.png", scene())
+    write(tmp_path / "photos" / "cat.jpg", scene())
+    (tmp_path / "links").mkdir()
+    linked = tmp_path / "links" / "cat.png"
+    linked.symlink_to(photo)
+    write(tmp_path / "links" / "cat.jpg", scene())
+    before = digest(tmp_path)
+    for source in (photo, linked):
+        with pytest.raises(ConfigError, match="this would replace an image") as caught:
+            list(predict_files(finder, [source], output=source.parent))
+        assert caught.value.code == "C11" and "cat.jpg" in caught.value.line
+    assert digest(tmp_path) == before and not finder.batches
+
+
+def test_only_an_earlier_result_is_replaced(finder, tmp_path):
+    photo = write(tmp_path / "cat.png", scene())
+    target = tmp_path / "instances.json"
+    for content in ("", "{}", '{"images": [], "annotations": []}', '[{"id": 1}]', "[1]", "[" * 10_000, "\xff"):
+        target.write_bytes(content.encode("latin-1"))
+        with pytest.raises(ConfigError, match="no earlier result") as caught:
+            list(predict_files(finder, [photo], json_file=target))
+        assert caught.value.code == "C11" and target.read_bytes() == content.encode("latin-1")
+    target.unlink()
+    for threshold in (0.95, 0.5, 0.2):  # an empty result is one too
+        list(predict_files(finder, [photo], json_file=target, threshold=threshold))
+    assert len(json.loads(target.read_text())) == 2
+
+
+def test_auto_leaves_a_model_where_it_is(finder, tmp_path, monkeypatch):
+    net = small_detector()
+    monkeypatch.setattr(
+        "regard.prediction.choose_device", lambda name: torch.device(name if name != "auto" else "meta")
+    )
+    assert device_for(net, "auto") == torch.device("cpu") and device_for(net, "cuda:1") == torch.device("cuda:1")
+    assert device_for(tmp_path, "auto") == torch.device("meta")
 
 
 def test_a_file_that_is_named_twice(finder, photos, tmp_path):

@@ -17,7 +17,10 @@ from regard import __version__
 from regard.errors import ConfigError, RegardError, escape
 
 app = App(
-    name="regard", help="Vision models built on attention.", version=__version__, suppress_keyboard_interrupt=False
+    name="regard",
+    help="Vision models built on attention. With `--debug` any command shows where in the code an error arose.",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
 )
 data_app = App(name="data", help="Make and check data sets.")
 app.command(data_app)
@@ -68,10 +71,10 @@ def train(
     # Words come in any order, and without a model for --resume and --config.
     words = [word for word in (model, *settings) if word is not None]
     names = [word for word in words if "=" not in word]
-    if len(names) > 1 and data is None and Path(names[1]).exists():
-        remedy = f"did you mean --data {names[1]}?"
+    if len(names) > 1:
+        remedy = f"did you mean --data {names[1]}?" if data is None else None
         raise ConfigError(f"expected key=value, got {names[1]!r}", remedy=remedy, code="C01")
-    settings = (*names[1:], *(word for word in words if "=" in word))
+    settings = tuple(word for word in words if "=" in word)
     run = train(
         names[0] if names else None, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config,
         overrides=settings, quiet=quiet,
@@ -103,8 +106,15 @@ def evaluate(
 
     from regard.runs import evaluate
 
-    scores = evaluate(checkpoint, data, output=output, device=device, batch_size=batch_size, workers=workers)
-    Console().print(scores.table())
+    evaluate(
+        checkpoint,
+        data,
+        output=output,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        tell=lambda scores: Console().print(scores.table()),
+    )
 
 
 @app.command
@@ -176,7 +186,7 @@ def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 1
 
     Args:
         name: `losses` (matching and losses of DETR) or `loading` (decoding and augmentation).
-        data: folder in COCO's layout for `loading`; generated photographs if not given.
+        data: folder of images for `loading`; generated photographs if not given.
         rounds: measurements of each.
     """
     from regard.benchmarks import run_benchmark
@@ -275,12 +285,27 @@ def _warn(
 
 
 def _leave(line: str, code: int, debug: bool) -> None:
-    if debug:
-        import traceback
+    if _is_first_to_tell():
+        if debug:
+            import traceback
 
-        traceback.print_exc()
-    print(line, file=sys.stderr)
+            traceback.print_exc()
+        print(line, file=sys.stderr)
     sys.exit(code)
+
+
+def _is_first_to_tell() -> bool:
+    """Of the processes that torchrun started one tells what is wrong; mostly it is the same with all."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder of this process, in one of all
+    if own is None:
+        return True
+    try:
+        (Path(own).parent.parent / "told").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ from regard.data.images import to_image
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError, DataError, escape
+from regard.folders import make_writable
 from regard.loading import load
 from regard.models.catalog import Detector
 from regard.results import Detections, postprocess
 from regard.training.distributed import choose_device
+from regard.training.reports import replace_text
 
 
 def predict(
@@ -34,10 +36,11 @@ def predict(
     Args:
         model: a detector, or whatever `regard.load` takes.
         images: a path, a PIL image, an array (H, W, 3) uint8 or float 0..1, a tensor (3, H, W) uint8 or float 0..1, a
-            folder, or a list of these. Arrays and tensors are RGB.
+            folder, or a list of all but folders. Arrays and tensors are RGB.
         threshold: least score, 0..1.
         batch_size: images at once. Padding beside a larger image changes a detector's numbers a little; 1 does not pad.
-        device: `auto`, `cpu`, `cuda`, ...
+        device: `cpu`, `cuda`, ...; `auto` leaves a detector where it is and takes the best device for one that is
+            loaded.
 
     Returns:
         One result for one image, a list for a list or a folder.
@@ -67,7 +70,7 @@ def predict_each(
 ) -> Iterator[Detections]:
     """`predict` for many images, one result after the other: nothing but the present batch is held in memory."""
     net = model if isinstance(model, Detector) else load(model)
-    where = choose_device(device)
+    where = device_for(model, device)
     was_training = net.training
     net = net.to(where).eval()
     try:
@@ -76,6 +79,12 @@ def predict_each(
                 yield result.above(threshold)
     finally:
         net.train(was_training)
+
+
+def device_for(model: Detector | str | Path, name: str) -> torch.device:
+    """The device by its name. `auto` leaves a detector of the caller's where it is, and is else the best there is."""
+    parameter = next(model.parameters(), None) if isinstance(model, Detector) else None
+    return choose_device(name) if parameter is None or name != "auto" else parameter.device
 
 
 def _predict_batch(net: Detector, sources: Sequence[Any], device: torch.device) -> Iterator[Detections]:
@@ -131,7 +140,7 @@ def predict_files(
     net = model if isinstance(model, Detector) else load(model)
     for folder in (output, json_file.parent if json_file else None):
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_writable(folder)
     rows: list[dict[str, Any]] = []
     bad: list[DataError] = []
     for first in range(0, len(files), batch_size):
@@ -143,7 +152,7 @@ def predict_files(
             rows += [{**row, "file_name": result.path} for row in result.to_coco(numbers[file])]
             yield escape(f"{result.path}: {result.summary()}")
     if json_file is not None:
-        json_file.write_text(json.dumps(rows))
+        replace_text(json_file, json.dumps(rows))
     if len(bad) == 1:
         raise bad[0]
     if bad:
@@ -188,8 +197,8 @@ def _check_numbers(threshold: float, batch_size: int) -> None:
 
 def _is_result(path: Path) -> bool:
     try:
-        rows = json.loads(path.read_text())
-    except (OSError, ValueError):
+        rows = json.loads(path.read_text()) if path.is_file() else None  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(rows, list) and all(isinstance(row, dict) and "file_name" in row for row in rows)
 
@@ -197,7 +206,7 @@ def _is_result(path: Path) -> bool:
 def _check_targets(files: Sequence[Path], pictures: Sequence[Path], json_file: Path | None) -> None:
     """Nothing of the user's is written over: no image, no neighbour of one, no JSON but an earlier result."""
     images = {file.resolve() for file in files}
-    folders = {file.parent for file in images}
+    folders = {file.parent for file in images} | {file.parent.resolve() for file in files}
     for target in (*pictures, *([json_file] if json_file else [])):
         place = target.resolve()
         if place in images or (place.parent in folders and target in pictures and place.exists()):

@@ -6,19 +6,19 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from regard.config import read_yaml
 from regard.data.shapes import data_folder
-from regard.errors import ConfigError, RegardError
+from regard.errors import ConfigError
 from regard.evaluation.detection import DetectionScores
+from regard.folders import is_used
 from regard.training.distributed import choose_device
-from regard.training.launch import quiet_threads, torchrun_command
+from regard.training.launch import run_processes
 
-MODEL, DATA = "detr_tiny", "shapes"
+MODEL, DATA = "detr_tiny", "shapes:"  # with the colon: generated images also where a folder is called shapes
 EPOCHS = 1000  # more than anybody waits for: the minutes end the training
 
 
@@ -33,9 +33,9 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     console = Console()
-    _check_room(output)
+    is_earlier = _is_earlier(output)
     where = choose_device(device)
-    console.print(f"1. Generating images of coloured shapes ({DATA}; kept for the next time) ...")
+    console.print("1. Generating images of coloured shapes (kept for the next time) ...")
     folder = data_folder(DATA)
     console.print(f"2. Training {MODEL}, a small DETR, for {minutes:g} minutes on {where} ...")
     # Small matrix products gain nothing from a second thread, but a second process has half of the images.
@@ -48,11 +48,9 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
         "workers=0",
         "augmentation=flip",
     ]
-    command = torchrun_command(arguments, count) if count > 1 else [sys.executable, "-m", "regard", *arguments]
-    shutil.rmtree(output, ignore_errors=True)
-    finished = subprocess.run(command, env=quiet_threads(count))
-    if finished.returncode:
-        raise RegardError("training did not finish; its own message stands above", where=output)
+    if is_earlier:  # not before all else is in order
+        shutil.rmtree(output)
+    run_processes(arguments, count)
     content = json.loads((output / "metrics.json").read_text())
     scores = DetectionScores.from_dict({k: v for k, v in content.items() if k not in ("data", "losses")})
     console.print(f"3. Scores on {scores.images} images that were not trained on:")
@@ -64,11 +62,11 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     console.print("       regard train detr_resnet50 --data YOUR_COCO_FOLDER", highlight=False)
 
 
-def _check_room(output: Path) -> None:
-    """Only the folder of an earlier quickstart is replaced, never anything else."""
-    if not output.exists() or (output.is_dir() and not any(path.name[0] != "." for path in output.iterdir())):
-        return
-    ours = output / "config.yaml"
-    marks = (f"name: {MODEL}\n", f"data: {DATA}\n", f"epochs: {EPOCHS}\n")
-    if not (ours.is_file() and all(mark in ours.read_text() for mark in marks)):
+def _is_earlier(output: Path) -> bool:
+    """Whether an earlier quickstart made this folder, which may be replaced; one with anything else is an error."""
+    if not is_used(output):
+        return False
+    settings = read_yaml(output / "config.yaml") if (output / "config.yaml").is_file() else {}
+    if [settings.get(key) for key in ("name", "data", "epochs")] != [MODEL, DATA, EPOCHS]:
         raise ConfigError("the output folder is not empty", where=output, remedy="name another one", code="C11")
+    return True

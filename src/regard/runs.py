@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,19 +22,21 @@ import regard
 from regard.config import apply_mapping, apply_overrides, line_of, read_yaml, to_mapping
 from regard.data.checks import to_coco
 from regard.data.formats import CocoDataset, open_detection
-from regard.data.shapes import data_folder
+from regard.data.shapes import data_folder, data_text
 from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
 from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
 from regard.errors import ConfigError, DataError, MachineError
-from regard.evaluation.detection import DetectionScores
+from regard.evaluation.detection import DetectionScores, warn_of_surplus
 from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
+from regard.folders import is_used, make_writable
 from regard.loading import best_checkpoint, load, model_state
 from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
 from regard.models.weights import imagenet_weights, load_backbone, transfer
+from regard.prediction import device_for
 from regard.recipes import Recipe, recipe_for
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
-from regard.training.distributed import Processes, choose_device, processes
+from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
 from regard.training.reports import Reporter, read_rows, replace_text
 from regard.training.run_lock import lock_run
@@ -114,7 +116,7 @@ def resolve(
         raise ConfigError("which model?", remedy="see: regard models", code="C09")
     else:
         settings = recipe_for(model, recipe)
-    changes: dict[str, Any] = {} if data is None else {"data": str(data)}
+    changes: dict[str, Any] = {} if data is None else {"data": data_text(data)}
     if epochs is not None:
         changes["epochs"] = epochs
     resolved = apply_overrides(apply_mapping(settings, changes), overrides)
@@ -134,6 +136,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 1,
     workers: int = 2,
+    tell: Callable[[DetectionScores], None] | None = None,
 ) -> DetectionScores:
     """COCO scores of a model on the validation split of a data set.
 
@@ -143,15 +146,21 @@ def evaluate(
         output: folder for `metrics.json` and pictures; the run itself if `source` is one; none if None otherwise.
         batch_size: images at once. 1 does not pad, and padding changes a detector's numbers: those with a dilated
             last stage (DC5) were published with 1.
+        device: `auto` leaves a model that is passed in where it is, and takes the best device for all others.
+        tell: is called with the scores as soon as they are known, before anything is written.
     """
     if batch_size < 1 or workers < 0:
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and 0"
         raise ConfigError(what, code="C03")
+    if output is None and not isinstance(source, Detector) and (Path(source) / "checkpoints").is_dir():
+        output = source
     net = source if isinstance(source, Detector) else load(source)
-    where = choose_device(device)
-    dataset = open_detection(data_folder(str(data)), "val")
+    where = device_for(source, device)
+    dataset = open_detection(data_folder(data), "val")
+    if output is not None:  # not an hour later
+        make_writable(Path(output))
     criterion = _criterion_for(source, net)
-    with _advice(str(data)):
+    with _advice(data_text(data)):
         evaluation = evaluate_detector(
             net.to(where),
             dataset,
@@ -163,10 +172,11 @@ def evaluate(
             workers=workers,
             processes=Processes(0, 1, where),
         )
-    if output is None and not isinstance(source, Detector) and (Path(source) / "checkpoints").is_dir():
-        output = source
+    warn_of_surplus(evaluation.ground_truth, evaluation.detections)
+    if tell is not None:
+        tell(evaluation.scores)
     if output is not None:
-        _write_evaluation(Path(output), evaluation, str(data))
+        _write_evaluation(Path(output), evaluation, data_text(data))
     return evaluation.scores
 
 
@@ -346,19 +356,10 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
 
 
 def _make_run_folder(output: Path, resume: bool) -> None:
-    # Hidden files are all that is left where an earlier run ended before it began.
-    used = output.exists() and (not output.is_dir() or any(p.name[0] != "." for p in output.iterdir()))
-    if used and not resume:
+    if is_used(output) and not resume:
         remedy = "add --resume, or name another folder"
         raise ConfigError("the output folder is not empty", where=output, remedy=remedy, code="C11")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        remedy = "name another folder with --output"
-        raise MachineError(f"cannot write here: {error.strerror}", where=output, remedy=remedy, code="C11") from error
+    make_writable(output)
 
 
 def _describe(run: Path, settings: Recipe, train_data: CocoDataset, val_data: CocoDataset) -> None:
@@ -396,7 +397,6 @@ def _finish(settings: Recipe, run: Path, group: Processes, task: DetectionTask) 
 
 
 def _write_evaluation(folder: Path, evaluation: DetectorEvaluation, data: str | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     content = {"data": data, "losses": evaluation.losses, **evaluation.scores.to_dict()}
     replace_text(folder / "metrics.json", json.dumps(content, indent=2))
     plot_detections(evaluation.ground_truth, evaluation.detections, folder / "pictures")

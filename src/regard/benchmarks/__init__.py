@@ -18,6 +18,8 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
 
         main(data, rounds)
     elif name == "losses":
+        if data is not None:
+            raise ConfigError("losses are measured without data", remedy="leave --data out", code="C09")
         from regard.benchmarks.losses import main as compare_losses
 
         compare_losses(rounds)

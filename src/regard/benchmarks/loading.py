@@ -47,8 +47,8 @@ class LoadingRow:
         return self.regard / self.pillow
 
 
-def main(data: Path | None = None, rounds: int = 7) -> None:
-    """Measure and print the table; `data` is a folder with images, by default generated ones."""
+def main(data: Path | None, rounds: int) -> None:
+    """Measure and print the table; `data` is a folder with images, None for generated ones."""
     from rich.console import Console
 
     Console().print(table(run(data, rounds=rounds)))

@@ -41,7 +41,7 @@ class LossRow:
         return self.transformers / self.regard
 
 
-def main(rounds: int = 7) -> None:
+def main(rounds: int) -> None:
     """Measure and print the table."""
     from rich.console import Console
 

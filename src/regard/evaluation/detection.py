@@ -142,11 +142,8 @@ def evaluate_detections(ground_truth: dict[str, Any], detections: Detections) ->
         DataError: columns of different lengths, a score or box that is not finite, a box of negative size, an
             image or a category that the ground truth does not know (A47).
         MachineError: hotcoco is not installed.
-
-    Warns where images have more than 100 detections, which is what COCO allows.
     """
     columns = CocoColumns.build(ground_truth, detections)
-    columns.warn_of_surplus()
     result = columns.evaluator().eval
     precision = result["precision"][..., -1]  # (IoU thresholds, recall points, K, area bins)
     recall = result["recall"]  # (IoU thresholds, K, area bins, 1 or 10 or 100 detections)
@@ -231,22 +228,22 @@ class CocoColumns:
         evaluator.accumulate()
         return evaluator
 
-    def warn_of_surplus(self) -> None:
-        """Warn of images with more detections than COCO allows."""
-        per_image = np.bincount(self.images, minlength=1)
-        if per_image.max() <= MAX_DETECTIONS:
-            return
-        groups = self.images * len(self.names) + self.classes
-        dropped = np.maximum(np.unique(groups, return_counts=True)[1] - MAX_DETECTIONS, 0).sum()
-        if not dropped:
-            return
-        worst = per_image.argmax()
-        warnings.warn(
-            f"{(per_image > MAX_DETECTIONS).sum()} images have more than the {MAX_DETECTIONS} detections "
-            f"that COCO allows (image {self.image_ids[worst]} has {per_image[worst]}); of each class the "
-            f"best {MAX_DETECTIONS} of an image count, which leaves {dropped} detections out",
-            stacklevel=3,
-        )
+
+def warn_of_surplus(ground_truth: dict[str, Any], detections: Detections) -> None:
+    """Warn where detections do not count, because COCO takes no more than 100 of a class in an image."""
+    columns = CocoColumns.build(ground_truth, detections)
+    groups = columns.images * len(columns.names) + columns.classes
+    dropped = np.maximum(np.unique(groups, return_counts=True)[1] - MAX_DETECTIONS, 0).sum()
+    if not dropped:
+        return
+    per_image = np.bincount(columns.images)
+    worst = per_image.argmax()
+    warnings.warn(
+        f"{(per_image > MAX_DETECTIONS).sum()} images have more than the {MAX_DETECTIONS} detections "
+        f"that COCO allows (image {columns.image_ids[worst]} has {per_image[worst]}); of each class the "
+        f"best {MAX_DETECTIONS} of an image count, which leaves {dropped} detections out",
+        stacklevel=2,
+    )
 
 
 def import_hotcoco() -> ModuleType:

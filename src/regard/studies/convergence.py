@@ -8,17 +8,18 @@ denoising and focal loss mend that; here one sees by how much, in minutes on a C
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from regard.data.shapes import data_folder
-from regard.errors import ConfigError, RegardError
-from regard.training.launch import quiet_threads, torchrun_command
+from regard.errors import ConfigError
+from regard.folders import is_used
+from regard.training.launch import run_processes
 from regard.training.reports import read_rows
 
+DATA = "shapes:"
 # The same backbone, width and depth (plain DETR with norm first and without dropout, too). The second row adds anchors
 # and focal loss, the third denoising queries and query groups.
 VARIANTS: dict[str, list[str]] = {
@@ -33,13 +34,13 @@ VARIANTS: dict[str, list[str]] = {
 
 def convergence(minutes: float, output: Path) -> None:
     """Train each variant for so many minutes; write `convergence.png` and print the last scores."""
-    if output.exists() and any(output.iterdir()):
+    if is_used(output):
         raise ConfigError("the output folder is not empty", where=output, remedy="name another folder", code="C11")
-    data_folder("shapes")
+    data_folder(DATA)
     curves = {}
     for number, (name, settings) in enumerate(VARIANTS.items()):
         run = output / f"{number}"
-        arguments = ["train", "detr_tiny", "--data", "shapes", "--output", str(run), f"minutes={minutes}"]
+        arguments = ["train", "detr_tiny", "--data", DATA, "--output", str(run), f"minutes={minutes}"]
         arguments += [
             "epochs=1000",
             "batch_size=16",
@@ -49,8 +50,7 @@ def convergence(minutes: float, output: Path) -> None:
             "device=cpu",
             *settings,
         ]
-        if subprocess.run(torchrun_command(arguments, 2), env=quiet_threads(2)).returncode:
-            raise RegardError(f"{name} did not finish; its own message stands above", where=run)
+        run_processes(arguments, 2)
         curves[name] = _curve(run, minutes)
     _draw(curves, minutes, output / "convergence.png")
     table = Table("model", "AP", "AP50", title=f"{minutes:g} minutes of training each")

@@ -1,19 +1,65 @@
-"""Starting several processes on this machine with torchrun."""
+"""Several processes on this machine that train together: `python -m regard.training.launch COUNT train ...`.
+
+What torchrun does, without its report: a failure has been told in one line already, and its exit code is handed on.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
+from regard.errors import MachineError
 
-def torchrun_command(arguments: Sequence[str], count: int) -> list[str]:
+
+def run_processes(arguments: Sequence[str], count: int) -> None:
+    """Run `regard ARGUMENTS` in `count` processes that train together, and wait for their end.
+
+    Raises:
+        SystemExit: it did not work, and why has been printed; with the exit code of the process that failed first.
+        MachineError: the processes were killed.
+    """
+    code = subprocess.run(launch_command(arguments, count), env=quiet_threads(count)).returncode
+    if code < 0 or code > 128:
+        number = -code if code < 0 else code - 128
+        raise MachineError(f"training was ended by signal {number}", remedy="look whether memory was short")
+    if code:
+        raise SystemExit(code)
+
+
+def launch_command(arguments: Sequence[str], count: int) -> list[str]:
     """The command that runs `regard ARGUMENTS` in `count` processes that train together."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--rdzv-backend", "c10d"]
-    return [*run, "--rdzv-endpoint", "localhost:0", "-m", "regard", *arguments]
+    if count == 1:
+        return [sys.executable, "-m", "regard", *arguments]
+    return [sys.executable, "-m", "regard.training.launch", str(count), *arguments]
 
 
 def quiet_threads(count: int) -> dict[str, str]:
     """The environment for processes that share this machine's cores: threads that wait must not spin."""
     threads = str(max(1, (os.cpu_count() or 1) // count))
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def main(words: Sequence[str]) -> int:
+    """Start the processes; the exit code of the one that failed first, or 0."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    count, *arguments = words
+    options = ["--nproc-per-node", count, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    try:
+        run.run(run.parse_args([*options, "-m", "regard", *arguments]))
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return 128 - code if code < 0 else code
+    except SignalException as ended:
+        return 128 + ended.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
