@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -52,11 +53,11 @@ class TestPostprocess:
             assert torch.equal(labels, expected[f"{i}.labels"])
             torch.testing.assert_close(boxes, expected[f"{i}.boxes"], atol=1e-4, rtol=0)
 
-    @pytest.mark.parametrize("top_k", [None, 1, 7, 1000])
-    def test_sigmoid_takes_the_best_pairs(self, top_k: int | None) -> None:
-        output = random_output(2, 6, 4)
+    @pytest.mark.parametrize("classes", [1, 4])
+    def test_sigmoid_takes_the_best_pairs(self, classes: int) -> None:
+        output = random_output(2, 6, classes)
         sizes = [(50, 200), (33, 77)]
-        for i, (scores, labels, boxes) in enumerate(postprocess(output, sizes, softmax=False, top_k=top_k)):
+        for i, (scores, labels, boxes) in enumerate(postprocess(output, sizes, softmax=False)):
             height, width = sizes[i]
             pairs = []
             for query in range(6):
@@ -65,7 +66,7 @@ class TestPostprocess:
                 probabilities = output.logits[i, query].sigmoid().tolist()
                 pairs += [(probability, label, box) for label, probability in enumerate(probabilities)]
             pairs.sort(key=lambda pair: -pair[0])
-            pairs = pairs[: 6 if top_k is None else top_k]
+            pairs = pairs[:6]
             torch.testing.assert_close(scores, torch.tensor([pair[0] for pair in pairs]))
             assert labels.tolist() == [pair[1] for pair in pairs]
             torch.testing.assert_close(boxes, torch.tensor([pair[2] for pair in pairs]), atol=1e-4, rtol=1e-5)
@@ -85,14 +86,6 @@ class TestPostprocess:
             torch.testing.assert_close(scores, expected["scores"])
             assert torch.equal(labels, expected["labels"])
             torch.testing.assert_close(boxes, expected["boxes"])
-
-    def test_softmax_top_k_are_the_best_queries_of_all(self) -> None:
-        output = random_output(2, 12, 5)
-        everything = postprocess(output, [(50, 60)] * 2, softmax=True)
-        for every, best in zip(everything, postprocess(output, [(50, 60)] * 2, softmax=True, top_k=4), strict=True):
-            order = sorted(range(12), key=lambda query: -every[0][query])[:4]
-            for a, b in zip(every, best, strict=True):
-                assert torch.equal(a[order], b)
 
     def test_no_object_is_never_returned(self) -> None:
         logits = torch.tensor([[[0.0, 1.0, 50.0]]])
@@ -143,11 +136,16 @@ class TestDetections:
             assert part.boxes.tolist() == [[-5, 0, 5, 8], [1, 1, 2, 4]]
             assert part.names == ["raccoon", "Waschbär"]
         assert found[-1].names == ["dog"]
+        for position in (np.int64(2), np.array(2), torch.tensor(2), -2, [2], torch.tensor([2])):
+            assert found[position].names == ["Waschbär"]
+        assert found[::-1].scores.tolist() == found.scores.tolist() and found[::-2].names == ["raccoon", "dog"]
+        assert len(found[:1][torch.tensor([False])]) == len(found[:1][[False]]) == 0
         assert [one.names[0] for one in (found[i] for i in range(len(found)))] == found.names
         assert [one.scores.item() for one in found] == found.scores.tolist()  # type: ignore[attr-defined]
         assert len(found[[]]) == len(found[:0][[]]) == len(found[:0][torch.zeros(0, dtype=torch.bool)]) == 0
-        with pytest.raises(IndexError):
-            found[4]
+        for position in (4, np.int64(4), torch.tensor(-5)):
+            with pytest.raises(IndexError):
+                found[position]
         with pytest.raises(IndexError):
             found[torch.tensor([True, False])]
 
@@ -163,8 +161,7 @@ class TestDetections:
             "score": 0.75,
             "box": {"xmin": 10.25, "ymin": 20.5, "xmax": 40, "ymax": 60},
         }
-        assert json.loads(detections().to_json()) == detections().to_dicts()
-        assert "Waschbär" in detections().to_json()
+        assert json.loads(json.dumps(detections().to_dicts())) == detections().to_dicts()
 
     def test_coco_rows_are_what_pycocotools_loads(self) -> None:
         coco_module = pytest.importorskip("pycocotools.coco")

@@ -58,7 +58,6 @@ def draw_boxes(
     labels: Sequence[str],
     colors: Sequence[Color],
     scores: Sequence[float] | None = None,
-    dashed: bool = False,
 ) -> Image.Image:
     """A new RGB picture of `image` with its boxes and their names.
 
@@ -72,7 +71,6 @@ def draw_boxes(
         labels: N names.
         colors: N colours, see `class_color`.
         scores: N numbers 0..1, shown behind the names.
-        dashed: dashed lines, to tell ground truth from prediction in one picture.
     """
     picture, factor = _canvas(image)
     line = max(2, round(min(picture.size) / 180))
@@ -91,7 +89,7 @@ def draw_boxes(
             if place is not None and text:
                 tags.append(_Tag(place, text, font, color))
     for outline, color in reversed(outlines):
-        _draw_outline(pen, outline, color, line, dashed)
+        _draw_outline(pen, outline, color, line)
     for tag in reversed(tags):
         _draw_tag(pen, tag, size)
     return picture
@@ -244,30 +242,13 @@ def _outline(box: list[float], factor: int, line: int, size: tuple[int, int]) ->
     )
 
 
-def _draw_outline(pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int, dashed: bool) -> None:
+def _draw_outline(pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int) -> None:
     """The line of a box, between two thin dark ones that hold it apart from backgrounds of its own colour."""
     x0, y0, x1, y1 = rectangle
     pen.rectangle((x0 - 1, y0 - 1, x1, y1), outline=_HALO, width=1)
     if x1 - x0 > 2 * line + 2 and y1 - y0 > 2 * line + 2:
         pen.rectangle((x0 + line, y0 + line, x1 - 1 - line, y1 - 1 - line), outline=_HALO, width=1)
-    if not dashed:
-        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color, width=line)
-        return
-    for a, b in _dashes(x0, x1, line):
-        pen.rectangle((a, y0, b - 1, min(y0 + line, y1) - 1), fill=color)
-        pen.rectangle((a, max(y1 - line, y0), b - 1, y1 - 1), fill=color)
-    for a, b in _dashes(y0, y1, line):
-        pen.rectangle((x0, a, min(x0 + line, x1) - 1, b - 1), fill=color)
-        pen.rectangle((max(x1 - line, x0), a, x1 - 1, b - 1), fill=color)
-
-
-def _dashes(start: int, end: int, line: int) -> list[tuple[int, int]]:
-    """Dashes from `start` to `end`, one at either end so that corners stay closed."""
-    count = max(1, round((end - start) / (7 * line)))
-    period = (end - start) / (count + 4 / 7)
-    dash = max(1, round(period * 4 / 7))
-    places = [start + round(i * period) for i in range(count + 1)]
-    return [(place, min(place + dash, end)) for place in places if place < end]
+    pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=color, width=line)
 
 
 def _place(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -78,13 +78,15 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, index: int | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]) -> Detections:
-        """Some of the detections, by position, slice, list of positions or bool mask (N,)."""
-        if isinstance(index, int):
-            index = [range(len(self))[index]]  # an IndexError behind the last one ends `for` loops
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index).cpu()
-            index = index if index.numel() else index.long()
-        return replace(self, scores=self.scores[index], labels=self.labels[index], boxes=self.boxes[index])
+        """Some of the detections, by position, slice, list of positions or bool mask (N,); best first, as ever."""
+        places = range(len(self))
+        if isinstance(index, slice):
+            index = list(places[index])
+        elif not isinstance(index, Sequence) and getattr(index, "ndim", 0) == 0:
+            index = [places[operator.index(index)]]  # an IndexError behind the last one ends `for` loops
+        chosen = torch.as_tensor(index).cpu()
+        chosen = chosen if chosen.numel() else chosen.long()
+        return replace(self, scores=self.scores[chosen], labels=self.labels[chosen], boxes=self.boxes[chosen])
 
     def above(self, threshold: float) -> Detections:
         """Those with a score above `threshold`, 0..1."""
@@ -118,10 +120,6 @@ class Detections:
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for category_id, box, score in zip(self.category_ids, boxes_xywh, self.scores.tolist(), strict=True)
         ]
-
-    def to_json(self) -> str:
-        """`to_dicts` as JSON text."""
-        return json.dumps(self.to_dicts(), ensure_ascii=False, allow_nan=False)
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table: path, label, category_id, score, xmin, ymin, xmax, ymax, one row per detection.
@@ -194,7 +192,7 @@ class Detections:
 
 
 def postprocess(
-    output: DetectionOutput, sizes: Sequence[tuple[int, int]], *, softmax: bool, top_k: int | None = None
+    output: DetectionOutput, sizes: Sequence[tuple[int, int]], *, softmax: bool
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Scores, labels and boxes in pixels from what a detector returns for B images and Q queries.
 
@@ -202,8 +200,7 @@ def postprocess(
         sizes: (height, width) in pixels of each image that the boxes are for: the original ones.
         softmax: whether classes exclude each other and the last is no-object, as in DETR: one detection per query, in
             the order of the queries (PostProcess in the authors' models/detr.py). Else every class of every query is
-            a detection of its own with a sigmoid score, and the best ones are kept (Deformable DETR).
-        top_k: how many are kept, best first; None keeps Q, and the order of the queries with softmax.
+            a detection of its own with a sigmoid score, and the best Q are kept, best first (Deformable DETR).
 
     Returns:
         For each image scores (N,) 0..1, labels (N,) int64 and boxes (N, 4) xyxy, which are not cut at the border.
@@ -219,19 +216,10 @@ def postprocess(
     num_queries = logits.shape[1]
     if softmax:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        if top_k is not None:
-            scores, queries = scores.topk(min(top_k, num_queries))
-            labels = labels.gather(1, queries)
-            boxes = _gather_boxes(boxes, queries)
     else:
         num_classes = logits.shape[2]
-        kept = min(num_queries if top_k is None else top_k, num_queries * num_classes)
-        best, places = logits.flatten(1).topk(kept)
+        best, places = logits.flatten(1).topk(num_queries)
         scores, labels = best.sigmoid(), places % num_classes
-        boxes = _gather_boxes(boxes, places // num_classes)
+        boxes = boxes.gather(1, (places // num_classes)[..., None].expand(-1, -1, 4))
     scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype).to(boxes.device)
     return list(zip(scores, labels, boxes * scale[:, None], strict=True))
-
-
-def _gather_boxes(boxes: Tensor, queries: Tensor) -> Tensor:
-    return boxes.gather(1, queries[..., None].expand(-1, -1, 4))
