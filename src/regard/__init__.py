@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard.loading import load as load
+    from regard.models.augment import augment as augment
     from regard.models.catalog import create as create
     from regard.models.catalog import list_models as list_models
     from regard.prediction import predict as predict
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "augment": "regard.models.augment",
     "create": "regard.models.catalog",
     "evaluate": "regard.runs",
     "list_models": "regard.models.catalog",

@@ -1,0 +1,194 @@
+"""`regard.augment`: attention in the convolutions of any CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from regard.attention import AugmentedConv2d, attention_channels
+from regard.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One convolution that was augmented.
+
+    name: of the layer in the network. map_size: height and width of its output for the images that were named.
+    channels: of its output; `value_channels` of them are those of the attention now. pooled: whether attention works
+    at half the size. parameters: before and after.
+    """
+
+    name: str
+    map_size: tuple[int, int]
+    channels: int
+    key_channels: int
+    value_channels: int
+    pooled: bool
+    parameters: tuple[int, int]
+
+
+def augment(
+    module: nn.Module,
+    *,
+    layers: Sequence[str] | None = None,
+    image_size: int | tuple[int, int] = 224,
+    key_ratio: float = 0.25,
+    value_ratio: float = 0.25,
+    num_heads: int = 8,
+    largest_map: int = 28,
+    position: str = "relative",
+    quiet: bool = False,
+) -> nn.Module:
+    """Replace convolutions of a CNN by augmented ones, in place, and print a table of what was done.
+
+    The paper's rule, for any network: in every block the first convolution that is larger than 1x1, from maps of
+    `largest_map` cells down; on the largest of these maps attention works at half the size. The convolution keeps the
+    weights of its first channels; those that attention takes over, and the attention itself, start anew: train on.
+
+    Args:
+        module: a CNN of torchvision, timm or your own, that takes images (B, 3, H, W).
+        layers: names of the convolutions to replace instead, as in `module.named_modules()`.
+        image_size: side, or height and width, of the images it is going to see; others work as well.
+        key_ratio, value_ratio: kappa and upsilon of the paper; see `attention_channels`.
+        num_heads: attention heads.
+        largest_map: most cells of a side of a map that is augmented.
+        position: of `AugmentedConv2d`.
+        quiet: print nothing.
+
+    Returns:
+        `module`. What was done stands in `module.augmented`, a list of `Replacement`.
+
+    Raises:
+        ConfigError: no convolution fits, or a name is not that of a convolution.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sizes = _map_sizes(module, height, width)
+    names = _by_the_rule(module, sizes, largest_map) if layers is None else list(layers)
+    convolutions = dict(module.named_modules())
+    for name in names:
+        found = convolutions.get(name)
+        if type(found) is not nn.Conv2d or name not in sizes:
+            raise ConfigError(f"{name!r} is no convolution that an image passes", where="layers", code="C01")
+    if not names:
+        what = f"no convolution has a map of at most {largest_map} x {largest_map} for images of {height} x {width}"
+        raise ConfigError(what, remedy="raise largest_map, or name the layers", code="C09")
+    largest = max(max(sizes[name]) for name in names)
+    done = []
+    for name in names:
+        size = sizes[name]
+        pooled = layers is None and max(size) == largest and largest > largest_map // 2
+        old = convolutions[name]
+        assert isinstance(old, nn.Conv2d)
+        new = _augmented(old, size, key_ratio, value_ratio, num_heads, position, pooled)
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, new)
+        counts = (_count(old), _count(new))
+        done.append(Replacement(name, size, old.out_channels, new.key_channels, new.value_channels, pooled, counts))
+    module.augmented = done  # type: ignore[assignment]
+    if not quiet:
+        from rich.console import Console
+
+        Console(stderr=True).print(table(done))
+    return module
+
+
+def table(replacements: Sequence[Replacement]) -> Table:
+    """What `augment` did, a line for each layer."""
+    from rich.table import Table
+
+    found = Table(title=f"{len(replacements)} convolutions augmented")
+    found.add_column("layer", no_wrap=True)
+    for head in ("map", "channels", "of them attention", "key channels", "parameters before", "after"):
+        found.add_column(head, justify="right")
+    for r in replacements:
+        size = f"{r.map_size[0]} x {r.map_size[1]}{', attention at half' if r.pooled else ''}"
+        numbers = (r.channels, r.value_channels, r.key_channels, *r.parameters)
+        found.add_row(r.name, size, *(f"{number:,}" for number in numbers))
+    return found
+
+
+@torch.no_grad()
+def _map_sizes(module: nn.Module, height: int, width: int) -> dict[str, tuple[int, int]]:
+    """Height and width of the output of every convolution, in the order in which an image passes them."""
+    sizes: dict[str, tuple[int, int]] = {}
+    hooks = []
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Conv2d):
+
+            def note(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
+                sizes[name] = (output.shape[-2], output.shape[-1])
+
+            hooks.append(part.register_forward_hook(note))
+    was_training = module.training
+    like = next(module.parameters())
+    try:
+        module.eval()(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
+    finally:
+        module.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
+def _by_the_rule(module: nn.Module, sizes: dict[str, tuple[int, int]], largest_map: int) -> list[str]:
+    """The first convolution of every block that mixes neighbours and all channels, on maps that are small enough."""
+    parts = dict(module.named_modules())
+    chosen: dict[str, str] = {}
+    for name, size in sizes.items():
+        part = parts[name]
+        fits = type(part) is nn.Conv2d and max(part.kernel_size) > 1 and part.groups == 1 and part.in_channels > 3
+        if fits and max(size) <= largest_map:
+            chosen.setdefault(name.rpartition(".")[0], name)
+    return list(chosen.values())
+
+
+def _augmented(
+    old: nn.Conv2d,
+    map_size: tuple[int, int],
+    key_ratio: float,
+    value_ratio: float,
+    num_heads: int,
+    position: str,
+    pooled: bool,
+) -> AugmentedConv2d:
+    keys, values = attention_channels(old.out_channels, key_ratio, value_ratio, num_heads)
+    padding: int | tuple[int, int] | None
+    if isinstance(old.padding, str):
+        padding = None if old.padding == "same" else 0
+    else:
+        padding = (old.padding[0], old.padding[1])
+    new = AugmentedConv2d(
+        old.in_channels,
+        old.out_channels,
+        (old.kernel_size[0], old.kernel_size[1]),
+        key_channels=keys,
+        value_channels=min(values, old.out_channels),
+        num_heads=num_heads,
+        map_size=(-(-map_size[0] // 2), -(-map_size[1] // 2)) if pooled else map_size,
+        stride=(old.stride[0], old.stride[1]),
+        padding=padding,
+        dilation=(old.dilation[0], old.dilation[1]),
+        groups=old.groups,
+        bias=old.bias is not None,
+        position=position,
+        pool_attention=pooled,
+    ).to(old.weight)
+    if new.conv is not None:
+        kept = new.conv.out_channels
+        with torch.no_grad():
+            new.conv.weight.copy_(old.weight[:kept])
+            if new.conv.bias is not None and old.bias is not None:
+                new.conv.bias.copy_(old.bias[:kept])
+        new.conv.requires_grad_(old.weight.requires_grad)
+    return new.train(old.training)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,114 @@
+"""Attention in other people's CNNs."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import regard
+from regard.attention import AugmentedConv2d
+from regard.data.classification import open_classification
+from regard.errors import ConfigError
+from regard.models.augment import table
+from regard.models.resnet import RESNET_PRESETS, ResNet
+
+
+def layers_of(model):
+    return {name: part for name, part in model.named_modules() if isinstance(part, AugmentedConv2d)}
+
+
+def test_a_resnet_becomes_that_of_the_paper():
+    """Names, sizes and numbers of parameters are those of AA-ResNet-34."""
+    ours = ResNet(RESNET_PRESETS["aa_resnet34"])
+    theirs = regard.augment(torchvision.models.resnet34(weights=None), quiet=True)
+    assert {k: v.shape for k, v in theirs.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(x), ours.eval()(x))
+
+
+def test_weights_that_fit_stay_and_the_table_tells(capsys):
+    model = torchvision.models.resnet18(weights=None)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_modules()}
+    assert regard.augment(model) is model
+    printed = capsys.readouterr().err
+    found = layers_of(model)
+    assert [r.name for r in model.augmented] == list(found) and len(found) == 6
+    for row in model.augmented:
+        part = found[row.name]
+        assert torch.equal(part.conv.weight, before[f"{row.name}.weight"][: part.conv.out_channels])
+        assert part.conv.out_channels + row.value_channels == row.channels == len(before[f"{row.name}.weight"])
+        assert row.parameters == (counts[row.name], sum(p.numel() for p in part.parameters()))
+        assert row.name in printed
+    assert [r.map_size[0] for r in model.augmented] == [28, 28, 14, 14, 7, 7]
+    assert [r.pooled for r in model.augmented] == [True, True, False, False, False, False]
+    untouched = [k for k in before if not any(k.startswith(f"{name}.") for name in found)]
+    assert all(torch.equal(model.state_dict()[k], before[k]) for k in untouched)
+    assert len(table(model.augmented).rows) == 6
+
+
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "convnext_tiny", "vgg11_bn", "densenet121"])
+def test_other_networks_of_torchvision(name):
+    model = torchvision.models.get_model(name, weights=None).eval()
+    if name in ("regnet_y_400mf", "convnext_tiny"):  # grouped convolutions mix no channels
+        with pytest.raises(ConfigError, match="no convolution has a map of at most 2 x 2"):
+            regard.augment(model, largest_map=2, quiet=True)
+        return
+    regard.augment(model, image_size=64, largest_map=8, quiet=True)
+    assert layers_of(model)
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 64, 96)).shape == (2, 1000)
+
+
+def test_networks_of_timm():
+    timm = pytest.importorskip("timm")
+    model = regard.augment(timm.create_model("resnet26", num_classes=5), quiet=True)
+    assert layers_of(model) and model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_named_layers_and_other_settings():
+    model = nn.Sequential(nn.Conv2d(3, 16, 5, stride=2, padding="valid"), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=2))
+    regard.augment(model, layers=["2"], image_size=(32, 48), num_heads=2, position="none", quiet=True)
+    (row,) = model.augmented
+    assert row.map_size == (12, 20) and row.value_channels == 4 and not row.pooled
+    assert model(torch.randn(1, 3, 32, 48)).shape == (1, 16, 12, 20) and model[2].conv.groups == 2
+
+
+def test_a_frozen_convolution_stays_frozen():
+    model = torchvision.models.resnet18(weights=None).requires_grad_(False).half().eval()
+    regard.augment(model.float(), quiet=True)
+    part = model.layer4[0].conv1
+    assert not part.conv.weight.requires_grad and part.kqv.weight.requires_grad and not part.training
+
+
+@pytest.mark.parametrize("layers", [["layer1"], ["layer9.0.conv1"], ["bn1"]])
+def test_names_of_no_convolution(layers):
+    with pytest.raises(ConfigError, match="is no convolution"):
+        regard.augment(torchvision.models.resnet18(weights=None), layers=layers, quiet=True)
+
+
+@pytest.mark.slow
+def test_an_augmented_resnet18_learns_digits():
+    """One epoch of scikit-learn's handwritten digits, from nothing."""
+    pytest.importorskip("sklearn")
+    torch.manual_seed(0)
+    model = regard.augment(torchvision.models.resnet18(weights=None, num_classes=10), image_size=32, quiet=True)
+    splits = {}
+    for split in ("train", "val"):
+        data = open_classification("digits", split)
+        samples = [data[i] for i in range(len(data))]
+        images = torch.stack([s.image for s in samples]).float() / 128 - 1
+        splits[split] = images, torch.tensor([s.label for s in samples])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    images, labels = splits["train"]
+    for rows in torch.randperm(len(images)).split(32):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    images, labels = splits["val"]
+    with torch.no_grad():
+        correct = (model.eval()(images).argmax(1) == labels).float().mean().item()
+    print(f"accuracy after one epoch on {len(splits['train'][0])} digits: {correct:.3f}")
+    assert correct > 0.8
