@@ -89,7 +89,7 @@ def test_gradients_by_differences(method, similarity):
         return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
 
     leaves = [p.detach().clone().requires_grad_() for p in module.parameters()]
-    assert torch.autograd.gradcheck(run, (x, *leaves), eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(run, (x, *leaves), eps=1e-6, atol=1e-6, fast_mode=True)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -112,19 +112,19 @@ def test_the_prior_knows_offsets_as_fractions_of_the_reach():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("border", BORDERS)
-def test_it_compiles_in_one_graph(method, border):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_it_compiles_in_one_graph(method, backend):
     torch.compiler.reset()
-    module = layer(dtype=torch.float32, method=method, border=border)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for size in [(6, 5), (9, 8)]:
+    module = layer(dtype=torch.float32, method=method)
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    for size in [(6, 5), (9, 8)] if backend == "aot_eager" else [(6, 5)]:
         x = torch.randn(2, 6, *size)
         torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_export_serves_all_sizes(method):
-    module = layer(dtype=torch.float32, kernel_size=5, method=method)
+    module = layer(dtype=torch.float32, method=method)
     sizes = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
     graph = torch.export.export(
         module, (torch.randn(1, 6, 9, 12),), dynamic_shapes=(sizes,), prefer_deferred_runtime_asserts_over_guards=True

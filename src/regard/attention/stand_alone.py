@@ -184,8 +184,8 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, row_table: Tensor, column_
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     seen = _keys_seen(h, w, kernel_size, border == "masked", query.device)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None], scale=1.0)[..., :d]
-    by_block = out.view(b, heads, down, right, BLOCK, BLOCK, d).permute(0, 1, 6, 2, 4, 3, 5)
-    return F.pad(by_block.flatten(5, 6).flatten(3, 4), [-x for x in fill])
+    by_block = out.view(b, heads, down, right, BLOCK, BLOCK, d).permute(0, 1, 6, 2, 4, 3, 5).contiguous()
+    return F.pad(by_block.flatten(5, 6).flatten(3, 4), [-x for x in fill])  # a slice would not export
 
 
 def _query_blocks(blocks: Tensor, row_table: Tensor, column_table: Tensor) -> Tensor:
@@ -291,8 +291,8 @@ class AttentionStem2d(nn.Module):
         value = value.flatten(3, 4).unflatten(4, (self.num_heads, -1)).permute(0, 4, 1, 2, 3, 5)
         logits = query @ key.transpose(-2, -1)
         weights = logits.masked_fill(~_pixels_inside(h, w, x.device), -math.inf).softmax(dim=-1)
-        attended = (weights @ value).unflatten(4, (s, s)).permute(0, 1, 6, 2, 4, 3, 5)  # (B, heads, d, I, s, J, s)
-        return F.pad(attended.flatten(5, 6).flatten(3, 4).flatten(1, 2), [-n for n in fill])
+        attended = (weights @ value).unflatten(4, (s, s)).permute(0, 1, 6, 2, 4, 3, 5).contiguous()
+        return F.pad(attended.flatten(5, 6).flatten(3, 4).flatten(1, 2), [-n for n in fill])  # a slice would not export
 
     def mixture_weights(self) -> Tensor:
         """p(a, b, m) of row a, column b and mixture m: (4, 4, M)."""
