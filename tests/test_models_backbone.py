@@ -13,6 +13,7 @@ from torch import nn
 from detr_cases import SMALL, reference_image
 from regard.errors import ConfigError, MachineError
 from regard.models.backbone import create_backbone
+from regard.models.catalog import preset
 from regard.models.detr import DETR
 from regard.models.weights import load_backbone
 
@@ -111,6 +112,8 @@ class TestOthers:
         (only,) = backbone(torch.randn(2, 3, 40, 64))
         assert only.shape == (2, backbone.num_channels, 5, 8)
         assert all(p.requires_grad for p in backbone.parameters())
+        assert [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]  # whatever `norm` says
+        assert preset("detr_tiny").backbone_norm == "batch"
 
 
 class TestErrors:
@@ -118,15 +121,27 @@ class TestErrors:
         ("name", "message"),
         [
             ("resnet51", "unknown backbone 'resnet51'.*did you mean"),
-            ("swin_t", "no feature map.*try timm/swin_t"),
+            ("swin_t", "no feature map.*use a CNN"),
             ("googlenet", "no feature map"),
             ("timm/resnet51q_not", "timm has no model"),
+            ("timm/swin_tiny_patch4_window7_224", "channels last"),
+            ("timm/vit_tiny_patch16_224", "images of one size only"),
         ],
     )
     @pytest.mark.filterwarnings("ignore::FutureWarning")
     def test_names(self, name: str, message: str) -> None:
+        if name.startswith("timm/"):
+            pytest.importorskip("timm")
         with pytest.raises(ConfigError, match=message):
             create_backbone(name)
+
+    def test_models_of_timm_without_maps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def create_model(*_: object, **__: object) -> nn.Module:
+            raise RuntimeError("features_only not implemented")
+
+        monkeypatch.setattr(pytest.importorskip("timm"), "create_model", create_model)
+        with pytest.raises(ConfigError, match="timm/resnet18 has no feature maps"):
+            create_backbone("timm/resnet18")
 
     @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
     def test_dilation_needs_bottlenecks(self, name: str) -> None:

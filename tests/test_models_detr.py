@@ -386,11 +386,42 @@ class TestConfig:
     def test_learned_positions_end(self) -> None:
         net = randomized(dataclasses.replace(SMALL, position_encoding="learned"))
         side = 8 * 51  # the small backbone has stride 8
-        with pytest.raises(ValueError, match="51 cells but learned positions end at 50"):
+        with pytest.raises(ConfigError, match="51 cells but learned positions end at 50"):
             net([torch.zeros(3, 8, side)])
 
 
+class TestPrecision:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    @pytest.mark.parametrize("changes", [{}, {"position_encoding": "learned"}, {"anchors": True, "sigmoid": True}])
+    @torch.no_grad()
+    def test_other_types_run_whole(self, changes: dict, dtype: torch.dtype) -> None:
+        net = randomized(dataclasses.replace(SMALL, **changes))
+        images = [reference_image(1, 64, 96), reference_image(2, 96, 64)]
+        expected = net(images)
+        found = net.to(dtype)([image.to(dtype) for image in images])
+        exact = dtype == torch.float64
+        torch.testing.assert_close(found.boxes.float(), expected.boxes, atol=1e-4 if exact else 0.2, rtol=0)
+        assert found.logits.dtype == dtype and found.boxes.dtype in (dtype, torch.float32)
+        assert not exact or found.boxes.dtype == dtype
+
+    @pytest.mark.parametrize("anchors", [False, True])
+    @torch.no_grad()
+    def test_boxes_are_not_rounded_under_autocast(self, anchors: bool) -> None:
+        """A sigmoid in bfloat16 has 256 values between a half and one: steps of 5 pixels in 1333."""
+        net = randomized(dataclasses.replace(SMALL, anchors=anchors, sigmoid=anchors))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = net([reference_image(1, 64, 96)])
+        for layer in (output, *output.auxiliary):
+            assert layer.boxes.dtype == torch.float32
+            assert (layer.boxes != layer.boxes.bfloat16().float()).float().mean() > 0.5
+
+
 # --- the demonstration model ---
+
+
+def test_demo_is_built_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    DETRDemo(DETRDemoConfig())
+    assert not recwarn.list
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 
 from regard.errors import ConfigError, MachineError
 
+_CNN = "use a CNN, such as resnet50"
+
 # ResNets whose stages DETR and its mask head read one by one; their parameters keep torchvision's names.
 RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
@@ -26,10 +28,10 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
 
     Args:
         name: a torchvision ResNet or other CNN (`resnet50`, `convnext_tiny`, ...), `timm/NAME` for any timm model with
-            feature maps, or `small` for ours for images of 32 to 256 pixels.
+            feature maps (B, C, h, w) of images of any size, or `small` for ours for images of 32 to 256 pixels.
         dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
         norm: `frozen` keeps batch norm, and in ResNets the stem and stage 1, as loaded (models/backbone.py of the
-            authors); `batch` trains all.
+            authors); `batch` trains all, and so does `small` whatever is said: it has no weights that could be frozen.
     """
     if name == "small":
         return SmallBackbone()
@@ -101,14 +103,14 @@ class OtherBackbone(Backbone):
         super().__init__()
         if name.startswith("timm/"):
             self.body = _timm_features(name.removeprefix("timm/"), norm)
-        else:
-            self.body = _torchvision_features(name)
-            if norm == "frozen":
-                self.body = freeze_batch_norm(self.body)
-        was_training = self.body.training
+            self.num_channels = self.body.feature_info.channels()[-1]
+            return
+        self.body = _torchvision_features(name)
+        if norm == "frozen":
+            self.body = freeze_batch_norm(self.body)
         with torch.no_grad():
             self.num_channels = self.eval()(torch.zeros(1, 3, 64, 64))[-1].shape[1]
-        self.train(was_training)
+        self.train()
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         maps = self.body(pixels)
@@ -139,7 +141,7 @@ def _torchvision_features(name: str) -> nn.Module:
     for parts in (("features",), ("layers",), ("stem", "trunk_output")):
         if all(hasattr(model, part) for part in parts) and "swin" not in name:
             return nn.Sequential(OrderedDict((part, getattr(model, part)) for part in parts))
-    raise ConfigError(f"{name} has no feature map that DETR can read", where="backbone", remedy=f"try timm/{name}")
+    raise ConfigError(f"{name} has no feature map that DETR can read", where="backbone", remedy=_CNN)
 
 
 def _timm_features(name: str, norm: str) -> nn.Module:
@@ -150,7 +152,15 @@ def _timm_features(name: str, norm: str) -> nn.Module:
         raise MachineError(f"backbone timm/{name} needs timm", remedy="pip install 'regard[interop]'") from error
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}", where="backbone", remedy="see timm.list_models()")
-    model = timm.create_model(name, pretrained=False, features_only=True)
+    try:
+        model = timm.create_model(name, pretrained=False, features_only=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ConfigError(f"timm/{name} has no feature maps", where="backbone", remedy=_CNN) from error
+    channels_first = str(getattr(model, "output_fmt", "NCHW")).endswith("NCHW")
+    settings = timm.get_pretrained_cfg(name)
+    if not channels_first or (settings is not None and settings.fixed_input_size):
+        fault = "takes images of one size only" if channels_first else "gives feature maps with their channels last"
+        raise ConfigError(f"timm/{name} {fault}", where="backbone", remedy=_CNN)
     # timm's own function, because some of its batch norms hold the activation as well.
     return freeze_batch_norm_2d(model) if norm == "frozen" else model
 

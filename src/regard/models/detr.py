@@ -187,7 +187,8 @@ class DETR(nn.Module):
         if trace is not None:
             trace.feature_size = (features.shape[-2], features.shape[-1])
 
-        positions = self.position_encoding(padding).flatten(1, 2).to(features.dtype)  # (B, hw, C)
+        # As the weights, for models in half precision; under autocast the features are in half precision, weights not.
+        positions = self.position_encoding(padding).flatten(1, 2).to(self.input_proj.weight.dtype)  # (B, hw, C)
         # A 1x1 convolution is a linear layer on tokens, and needs no change of memory layout as one.
         tokens = F.linear(features.flatten(2).transpose(1, 2), self.input_proj.weight.flatten(1), self.input_proj.bias)
         memory = self.transformer.encoder(tokens, positions, mask, trace)
@@ -198,8 +199,10 @@ class DETR(nn.Module):
             return self._output(self.class_embed(hidden), boxes, queries)
         embed, query_mask = self._learned_queries(len(batch))
         hidden = decoder(embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace)  # (L, B, Q, C)
-        # In float32 under autocast too: bfloat16 moves a corner by up to 3 pixels of 1333.
-        return self._output(self.class_embed(hidden), self.bbox_embed(hidden).float().sigmoid())
+        # At least in float32, under autocast too: bfloat16 moves a corner by up to 3 pixels of 1333.
+        boxes = self.bbox_embed(hidden)
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
+        return self._output(self.class_embed(hidden), boxes)
 
     def _learned_queries(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
         """Query embeddings (B, Q, C): all groups in training, the first group else."""
@@ -257,7 +260,8 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet18": DETRConfig(backbone="resnet18"),
     "detr_resnet34": DETRConfig(backbone="resnet34"),
     "detr_tiny": DETRConfig(
-        backbone="small", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2, feedforward_dim=256,
-        dropout=0.0, norm_first=True, num_queries=10, sigmoid=True, anchors=True, query_groups=3, denoising_groups=2,
+        backbone="small", backbone_norm="batch", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2,
+        feedforward_dim=256, dropout=0.0, norm_first=True, num_queries=10, sigmoid=True, anchors=True, query_groups=3,
+        denoising_groups=2,
     ),
 }  # fmt: skip

@@ -6,7 +6,6 @@ linear layer; there is no padding mask, so images of different sizes go through 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,9 +47,10 @@ class DETRDemo(nn.Module):
         self.backbone = torchvision.models.resnet50(weights=None)
         del self.backbone.fc
         self.conv = nn.Conv2d(2048, c, kernel_size=1)
-        with warnings.catch_warnings():  # of a fast path that the authors' layout does not have
-            warnings.filterwarnings("ignore", message="enable_nested_tensor")
-            self.transformer = nn.Transformer(c, nhead=8, num_encoder_layers=6, num_decoder_layers=6)
+        # nn.Transformer's own encoder, without the warning that the authors' layout has no nested tensors.
+        layer = nn.TransformerEncoderLayer(c, nhead=8)
+        encoder = nn.TransformerEncoder(layer, 6, nn.LayerNorm(c), enable_nested_tensor=False)
+        self.transformer = nn.Transformer(c, nhead=8, num_decoder_layers=6, custom_encoder=encoder)
         self.linear_class = nn.Linear(c, config.num_classes + 1)
         self.linear_bbox = nn.Linear(c, 4)
         self.query_pos = nn.Parameter(torch.rand(config.num_queries, c))

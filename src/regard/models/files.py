@@ -51,12 +51,10 @@ class WeightsFile(NamedTuple):
             map: do not overwrite the file while they are used.
         metadata: safetensors: its metadata. torch: what stood beside the weights and is plain (`epoch`, the
             authors' `args` as a dict); optimizer states are left out.
-        kind: which format.
     """
 
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
-    kind: Literal["safetensors", "torch"]
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -83,7 +81,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         tensors, metadata = _state_dict(content, path), _plain_entries(content)
     tensors = _without_prefixes(tensors, path)
     _check_tensors(tensors, size, path)
-    return WeightsFile(tensors, metadata, "safetensors" if form == "safetensors" else "torch")
+    return WeightsFile(tensors, metadata)
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], *, where: str | Path) -> None:

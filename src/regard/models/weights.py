@@ -35,23 +35,27 @@ DETR_KEYS = (
     "transformer.decoder.norm.weight",
 )
 
+# A row for every query of every group.
+QUERY_ROWS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")
+
 
 def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     """A model from a file of the DETR authors, with its weights, in evaluation mode.
 
     Sizes and the number of classes are read off the tensors. The number of heads and whether the last stage is
     dilated (DC5) leave no trace in them: they are taken from the `args` that a training checkpoint keeps, else from
-    the released file's name, or from `model`.
+    the released file's name or from `model`; without any they are the paper's.
 
     Args:
-        path: `.pth` or `.safetensors`; released weights or a training checkpoint.
+        path: `.pth` or `.safetensors`; released weights, a training checkpoint, or the `state_dict` of a `DETR` of ours
+            with the paper's layout.
         model: a name of `list_models()`, where the keys alone cannot tell.
 
     Raises:
         CheckpointError: not such a file, or it does not fit.
     """
     path = Path(path)
-    tensors, metadata, _ = read_weights(path)
+    tensors, metadata = read_weights(path)
     tensors = {official_name(key): value for key, value in tensors.items()}  # those of our plain models fit as well
     name = model or _released_name(path)
     known = preset(name) if name else None
@@ -64,6 +68,9 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
         trained = _with_arguments(known if isinstance(known, DETRConfig) else DETRConfig(), metadata.get("args"))
         config = _config_of(tensors, trained, path)
         tensors = {_our_name(key): value for key, value in tensors.items()}
+    elif "query_embed.content.weight" in tensors:
+        what = "weights of a DETR with anchors, without its settings"
+        raise CheckpointError(what, where=path, remedy="name the run's folder: it has them", code="K07")
     else:
         raise CheckpointError(
             f"no weights of a known model ({len(tensors)} tensors, the first is {next(iter(tensors), 'none')!r})",
@@ -74,7 +81,7 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     if known is not None and _family(known) != _family(config):
         what = f"weights of a {_family(config)}, but {name} is a {_family(known)}"
         raise CheckpointError(what, where=path, remedy="name the model that the file belongs to", code="K07")
-    net = build(config, name or (f"detr_{config.backbone}" if isinstance(config, DETRConfig) else "detr_demo"))
+    net = build(config, name or _name_of(config))
     load_exactly(net, tensors, where=path)
     return net.eval()
 
@@ -113,7 +120,8 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str
 def transfer(source: Detector, net: Detector) -> str:
     """Copy what fits from a trained model to a new one with other classes, and say what was done.
 
-    Class outputs are copied row by row for classes of the same name, and for no-object; others start at random.
+    Class outputs are copied row by row for classes of the same name, and for no-object; others start at random. So do
+    queries that the trained model did not have; the first, as many as both have, are copied.
 
     Raises:
         CheckpointError: the two are different models.
@@ -123,12 +131,8 @@ def transfer(source: Detector, net: Detector) -> str:
     # Tensors with a row for every class.
     heads = [] if same_classes else [k for k in ours if k.startswith(("class_embed.", "query_embed.labels."))]
     heads = [k for k in heads if k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
-    queries = "query_embed.weight"  # of plain models, which may have more or fewer: the first of them are kept
-    counts = (net.config.num_queries, source.config.num_queries)
-    resized = [queries] if queries in ours and queries in theirs and counts[0] != counts[1] else []
-    if resized and (ours[queries].shape[1] != theirs[queries].shape[1] or len(ours[queries]) != counts[0]):
-        resized = []
     differing = [k for k in ours if k not in theirs or ours[k].shape != theirs[k].shape]
+    resized = [k for k in differing if k in QUERY_ROWS and k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
     misfits = [k for k in differing if k not in heads + resized]
     if source.config.sigmoid != net.config.sigmoid:
         misfits.append("class_embed (softmax and sigmoid)")
@@ -147,8 +151,13 @@ def transfer(source: Detector, net: Detector) -> str:
         )
     for key in set(ours) - set(heads) - set(resized):
         ours[key].copy_(theirs[key])
-    for key in resized:
-        ours[key][: counts[1]] = theirs[key][: counts[0]]
+    counts = (net.config.num_queries, source.config.num_queries)
+    for key in resized:  # the queries of one group after those of the other
+        new, old = (
+            rows.view(-1, count, rows.shape[1]) for rows, count in zip((ours[key], theirs[key]), counts, strict=True)
+        )
+        groups, kept = min(len(new), len(old)), min(counts)
+        new[:groups, :kept] = old[:groups, :kept]
     rows = {category.name: row for row, category in enumerate(source.card.categories)}
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     for key in heads:
@@ -157,8 +166,8 @@ def transfer(source: Detector, net: Detector) -> str:
         if not net.config.sigmoid and key.startswith("class_embed."):
             ours[key][-1] = theirs[key][-1]  # no-object
     known = f", {len(pairs)} of them known by name" if heads else ""
-    kept = f", {min(counts)} of {counts[0]} queries" if resized else ""
-    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{kept}"
+    queries = f", {min(counts)} of {counts[0]} queries" if counts[0] != counts[1] else ""
+    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}"
 
 
 def official_name(name: str) -> str:
@@ -178,16 +187,25 @@ def _released_name(path: Path) -> str | None:
 
 def _family(config: ModelConfig) -> str:
     if isinstance(config, DETRConfig):
-        return f"DETR with {config.backbone}"
+        return f"DETR with {config.backbone}{', dilated' if config.dilation else ''}"
     return type(config).__name__.removesuffix("Config")
+
+
+def _name_of(config: DETRConfig | DETRDemoConfig) -> str:
+    if isinstance(config, DETRConfig):
+        return f"detr_{config.backbone}{'_dc5' if config.dilation else ''}"
+    return "detr_demo"
 
 
 def _with_arguments(config: DETRConfig, arguments: object) -> DETRConfig:
     """What the authors' main.py was called with, where a checkpoint of it says so."""
-    if not isinstance(arguments, Mapping):
-        return config
-    heads, dilation = arguments.get("nheads", config.num_heads), arguments.get("dilation", config.dilation)
-    return replace(config, num_heads=int(heads), dilation=bool(dilation))
+    given = arguments if isinstance(arguments, Mapping) else {}
+    heads, dilation = given.get("nheads"), given.get("dilation")
+    return replace(
+        config,
+        num_heads=heads if type(heads) is int else config.num_heads,
+        dilation=dilation if type(dilation) is bool else config.dilation,
+    )
 
 
 def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> DETRConfig:
@@ -203,7 +221,9 @@ def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> 
         "backbone.0.body.layer1.0.conv3.weight" in tensors,
     )
     if blocks not in RESNET_OF_BLOCKS:
-        raise CheckpointError("the backbone is none of torchvision's ResNets 18 to 152", where=path, code="K07")
+        what = "the backbone is none of torchvision's ResNets 18 to 152"
+        remedy = "if it is of a run, name the run's folder, which has the settings"
+        raise CheckpointError(what, where=path, remedy=remedy, code="K07")
     prefix = "transformer.decoder.layers.0."
     return replace(
         known,
