@@ -15,13 +15,17 @@ FLOORS = [
     {"config", "categories", "outputs", "boxes", "batches", "folders"},
     {"attention"},
     {"models", "losses", "data", "training", "evaluation", "pictures"},
-    {"results", "classification_results", "loading", "detection_pictures", "classification_pictures", "recipes"},
-    {"detection", "classification", "prediction"},
+    {
+        "results", "classification_results", "loading", "detection_pictures", "classification_pictures",
+        "classification_recipes",
+    },
+    {"detection", "classification", "prediction", "recipes"},
+    {"detection_runs", "classification_runs"},
     {"runs"},
     {"quickstart", "studies", "benchmarks"},
     {"cli"},
     {"__main__"},
-]
+]  # fmt: skip
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 

@@ -103,8 +103,10 @@ def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_sc
     done = []
     monkeypatch.setattr(regard.runs, "plot_curves", lambda *_: None)
     monkeypatch.setattr(regard.runs, "evaluate", lambda run, data, **_: done.append(("again", run, data)))
-    monkeypatch.setattr(regard.runs, "_write_evaluation", lambda run, _, data: done.append(("kept", run, data)))
-    task = SimpleNamespace(best_evaluation=SimpleNamespace(scores=SimpleNamespace(stats={"AP": last_score})))
+    kept = SimpleNamespace(
+        scores=SimpleNamespace(stats={"AP": last_score}), write=lambda run, data: done.append(("kept", run, data))
+    )
+    task = SimpleNamespace(best_evaluation=kept, score="AP")
     scores = regard.runs._finish(settings, tmp_path, Processes(0, 1, torch.device("cpu")), task)
     assert scores == {"AP": 0.3}
     assert done == [("again" if judged_again else "kept", tmp_path, "DATA")]

@@ -278,7 +278,7 @@ def test_devices():
 
 def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MachineError, match=r"no cuda device on this machine — device — use cpu as the device") as caught:
+    with pytest.raises(MachineError, match=r"no cuda device on this machine — device — use cpu") as caught:
         choose_device("cuda:0")
     assert caught.value.exit_code == 6
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from regard.data.classification import ClassificationDataset, ClassSample
 from regard.data.classification_transforms import ClassPipeline, Evaluation
 from regard.data.mixing import Mixing
 from regard.evaluation.classification import ClassificationScores, evaluate_classification
+from regard.evaluation.classification_plots import plot_classification
 from regard.training.batches import (
     Augmented,
     Caught,
@@ -30,6 +32,7 @@ from regard.training.batches import (
     training_loader,
 )
 from regard.training.distributed import Processes
+from regard.training.reports import replace_text
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,12 @@ class ClassifierEvaluation:
 
     scores: ClassificationScores
     losses: dict[str, float]
+
+    def write(self, folder: Path, data: str) -> None:
+        """`metrics.json` and pictures. `data`: what was judged on."""
+        content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
+        replace_text(folder / "metrics.json", json.dumps(content))
+        plot_classification(self.scores, folder / "pictures")
 
 
 @torch.inference_mode()

@@ -45,7 +45,7 @@ def draw_class_predictions(
     ):
         right = truth == label
         drawn.append(ImageOps.expand(_enlarged(image), 5, fill=_RIGHT if right else _WRONG))
-        caption = f"{probability:.2f} {categories[label].name}"
+        caption = f"{categories[label].name} ({probability:.2f})"
         captions.append(caption if right else f"{caption}, not {categories[truth].name}")
     return _sheet(drawn, captions)
 

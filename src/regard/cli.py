@@ -54,15 +54,15 @@ def train(
     config: Path | None = None,
     quiet: bool = False,
 ) -> None:
-    """Train a detector: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
+    """Train a detector or a classifier: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
 
     Args:
         model: a name from `regard models`.
-        data: folder in COCO's layout, or `shapes` for generated images.
+        data: folder in COCO's layout, or with a folder for each class; `shapes`, or `digits` for classifiers.
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
         resume: go on with the run in --output.
-        recipe: paper, finetune, fast or small; the model's own if not given.
+        recipe: paper, finetune, fast or small, of classifiers imagenet, cifar, finetune or small; else the model's own.
         config: config.yaml of an earlier run, to train in the same way.
         quiet: print no progress.
     """
@@ -89,17 +89,17 @@ def evaluate(
     data: str,
     output: Path | None = None,
     device: str = "auto",
-    batch_size: int = 1,
+    batch_size: int | None = None,
     workers: int = 2,
 ) -> None:
-    """COCO scores on the validation images of a data set.
+    """Scores on the validation images of a data set: COCO's of a detector, accuracy and the like of a classifier.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
-        data: folder in COCO's layout, or `shapes`.
+        data: as for train.
         output: folder for metrics.json and pictures; the run itself if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
-        batch_size: images at once.
+        batch_size: images at once; 1 for detectors and 64 for classifiers if not given.
         workers: processes that load images.
     """
     from rich.console import Console
@@ -124,17 +124,19 @@ def predict(
     output: Path | None = None,
     json: Path | None = None,
     threshold: float = 0.5,
+    top: int = 5,
     batch_size: int = 1,
     device: str = "auto",
 ) -> None:
-    """Find objects in images.
+    """Find objects in images, or say what they show.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
         images: image files and folders of them.
-        output: folder for the images with boxes drawn.
-        json: file for the detections, in COCO's result format.
-        threshold: least score, 0 to 1.
+        output: folder for the images with boxes or classes drawn.
+        json: file for the results: detections in COCO's result format, or the classes of each image.
+        threshold: least score of a detector's objects, 0 to 1.
+        top: how many classes a classifier gives.
         batch_size: images at once.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
@@ -146,6 +148,7 @@ def predict(
         output=output,
         json_file=json,
         threshold=threshold,
+        top=top,
         batch_size=batch_size,
         device=device,
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize, Transform
 from regard.detection_pictures import draw_batch, draw_comparison
 from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
+from regard.evaluation.plots import plot_detections
 from regard.losses import SetCriterion
 from regard.results import postprocess
 from regard.training.batches import (
@@ -35,6 +37,7 @@ from regard.training.batches import (
     training_loader,
 )
 from regard.training.distributed import Processes
+from regard.training.reports import replace_text
 
 PICTURES = 6  # of an evaluation
 
@@ -162,6 +165,12 @@ class DetectorEvaluation:
     losses: dict[str, float]
     detections: Detections
     ground_truth: dict[str, Any]
+
+    def write(self, folder: Path, data: str) -> None:
+        """`metrics.json` and pictures. `data`: what was judged on."""
+        content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
+        replace_text(folder / "metrics.json", json.dumps(content, indent=2))
+        plot_detections(self.ground_truth, self.detections, folder / "pictures")
 
 
 @torch.inference_mode()

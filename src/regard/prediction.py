@@ -1,4 +1,4 @@
-"""`regard.predict`: images in, detections out."""
+"""`regard.predict`: images in, detections or classes out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from regard.batches import ImageBatch
+from regard.classification_results import TOP, Classification, classify
+from regard.data.classification import ClassSample
+from regard.data.classification_transforms import evaluation
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
 from regard.data.samples import Sample
@@ -17,33 +21,35 @@ from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError, DataError, escape
 from regard.folders import make_writable
 from regard.loading import load
-from regard.models.catalog import Detector
+from regard.models.catalog import Classifier, Detector, Model
 from regard.results import Detections, postprocess
 from regard.training.distributed import choose_device
 from regard.training.reports import replace_text
 
+Result = Detections | Classification
+
 
 def predict(
-    model: Detector | str | Path,
+    model: Model | str | Path,
     images: Any,
     *,
     threshold: float = 0.5,
     batch_size: int = 1,
     device: str = "auto",
-) -> Detections | list[Detections]:
-    """Detect objects in images.
+) -> Result | list[Result]:
+    """Detect objects in images, or classify them.
 
     Args:
-        model: a detector, or whatever `regard.load` takes.
+        model: a detector or classifier, or whatever `regard.load` takes.
         images: a path, a PIL image, an array (H, W, 3) uint8 or float 0..1, a tensor (3, H, W) uint8 or float 0..1, a
             folder, or a list of all but folders. Arrays and tensors are RGB.
-        threshold: least score, 0..1.
+        threshold: least score of detections, 0..1.
         batch_size: images at once. Padding beside a larger image changes a detector's numbers a little; 1 does not pad.
-        device: `cpu`, `cuda`, ...; `auto` leaves a detector where it is and takes the best device for one that is
+        device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is
             loaded.
 
     Returns:
-        One result for one image, a list for a list or a folder.
+        One result for one image, a list for a list or a folder: `Detections` or `Classification`, by the model.
 
     Raises:
         ConfigError: `threshold` or `batch_size` is out of range.
@@ -61,59 +67,86 @@ def predict(
 
 @torch.no_grad()  # not inference_mode, whose results may not be changed in place
 def predict_each(
-    model: Detector | str | Path,
+    model: Model | str | Path,
     sources: Sequence[Any],
     *,
     threshold: float = 0.5,
     batch_size: int = 1,
     device: str = "auto",
-) -> Iterator[Detections]:
+) -> Iterator[Result]:
     """`predict` for many images, one result after the other: nothing but the present batch is held in memory."""
-    net = model if isinstance(model, Detector) else load(model)
+    net = load(model) if isinstance(model, (str, Path)) else model
     where = device_for(model, device)
     was_training = net.training
     net = net.to(where).eval()
     try:
         for first in range(0, len(sources), batch_size):
-            for result in _predict_batch(net, sources[first : first + batch_size], where):
-                yield result.above(threshold)
+            batch = sources[first : first + batch_size]
+            pixels = [to_image(source) for source in batch]
+            if isinstance(net, Detector):
+                yield from _detect(net, batch, pixels, where, threshold)
+            else:
+                yield from _classify(net, batch, pixels, where)
     finally:
         net.train(was_training)
 
 
-def device_for(model: Detector | str | Path, name: str) -> torch.device:
-    """The device by its name. `auto` leaves a detector of the caller's where it is, and is else the best there is."""
-    parameter = next(model.parameters(), None) if isinstance(model, Detector) else None
+def device_for(model: Model | str | Path, name: str) -> torch.device:
+    """The device by its name. `auto` leaves a model of the caller's where it is, and is else the best there is."""
+    parameter = None if isinstance(model, (str, Path)) else next(model.parameters(), None)
     return choose_device(name) if parameter is None or name != "auto" else parameter.device
 
 
-def _predict_batch(net: Detector, sources: Sequence[Any], device: torch.device) -> Iterator[Detections]:
+def _detect(
+    net: Detector, sources: Sequence[Any], pixels: Sequence[Tensor], device: torch.device, threshold: float
+) -> Iterator[Detections]:
     resize = EvaluationResize(net.card.short_side, net.card.max_size)
-    pixels = [to_image(source) for source in sources]
     samples = [resize(Sample(image)) for image in pixels]
     batch = ImageBatch.from_images([sample.image for sample in samples]).to(device).normalized()
-    sizes = [(image.shape[-2], image.shape[-1]) for image in pixels]
+    sizes = [_size(image) for image in pixels]
     found = postprocess(net(batch), sizes, softmax=not net.config.sigmoid)
-    for source, image, size, (scores, labels, boxes) in zip(sources, pixels, sizes, found, strict=True):
-        is_file = isinstance(source, (str, Path))
+    for source, image, (scores, labels, boxes) in zip(sources, pixels, found, strict=True):
+        path = _path(source)
         yield Detections(
             scores=scores,
             labels=labels,
             boxes=boxes,
             categories=net.card.categories,
-            path=str(source) if is_file else None,
-            size=size,
-            image=None if is_file else image,
+            path=path,
+            size=_size(image),
+            image=None if path else image,
+        ).above(threshold)
+
+
+def _classify(
+    net: Classifier, sources: Sequence[Any], pixels: Sequence[Tensor], device: torch.device
+) -> Iterator[Classification]:
+    resize = evaluation(net.card.short_side, net.card.crop_ratio)
+    images = [resize(ClassSample(image, label=0)).image for image in pixels]
+    batch = ImageBatch.from_images(images).to(device).normalized()
+    for source, image, probabilities in zip(sources, pixels, classify(net(batch.pixels)), strict=True):
+        path = _path(source)
+        yield Classification(
+            probabilities, net.card.categories, path=path, size=_size(image), image=None if path else image
         )
 
 
+def _path(source: Any) -> str | None:
+    return str(source) if isinstance(source, (str, Path)) else None
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
 def predict_files(
-    model: Detector | str | Path,
+    model: Model | str | Path,
     paths: Sequence[Path],
     *,
     output: Path | None = None,
     json_file: Path | None = None,
     threshold: float = 0.5,
+    top: int = TOP,
     batch_size: int = 1,
     device: str = "auto",
 ) -> Iterator[str]:
@@ -122,22 +155,25 @@ def predict_files(
     An unreadable image does not stop the others: it is reported, and raised once all others are done.
 
     Args:
-        output: folder for pictures with boxes drawn, named like the images, `.jpg`.
-        json_file: file for all detections, in COCO's result format; `image_id` counts the images from 1, and
-            `file_name` stands beside it.
+        output: folder for pictures with what was found drawn, named like the images, `.jpg`.
+        json_file: file for all results. Detections are in COCO's result format; `image_id` counts the images from 1,
+            and `file_name` stands beside it. Classes are rows `{"file_name", "classes": [{"name", "label", "score"}]}`.
+        top: how many classes of a classifier are given.
 
     Raises:
         ConfigError: what is to be written would replace an image (C11), or a number is out of range.
         DataError: images cannot be read.
     """
     _check_numbers(threshold, batch_size)
+    if top < 1:
+        raise ConfigError(f"top={top}, expected at least 1", code="C03")
     files = list(dict.fromkeys(file for path in paths for file in list_images(path)))
     if not files:
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
     names = picture_names(files)
     numbers = {file: number for number, file in enumerate(files, start=1)}
     _check_targets(files, [output / name for name in names.values()] if output else [], json_file)
-    net = model if isinstance(model, Detector) else load(model)
+    net = load(model) if isinstance(model, (str, Path)) else model
     for folder in (output, json_file.parent if json_file else None):
         if folder is not None:
             make_writable(folder)
@@ -147,10 +183,17 @@ def predict_files(
         group = files[first : first + batch_size]
         for result in _readable(net, group, bad, threshold, batch_size, device):
             file = Path(result.path or "")
-            if output is not None:
-                result.save(output / names[file])
-            rows += [{**row, "file_name": result.path} for row in result.to_coco(numbers[file])]
-            yield escape(f"{result.path}: {result.summary()}")
+            picture = None if output is None else output / names[file]
+            if isinstance(result, Detections):
+                if picture:
+                    result.save(picture)
+                rows += [{**row, "file_name": result.path} for row in result.to_coco(numbers[file])]
+                yield escape(f"{result.path}: {result.summary()}")
+            else:
+                if picture:
+                    result.save(picture, top)
+                rows.append({"file_name": result.path, "classes": result.to_dicts(top)})
+                yield escape(f"{result.path}: {result.summary(top)}")
     if json_file is not None:
         replace_text(json_file, json.dumps(rows))
     if len(bad) == 1:
@@ -177,8 +220,8 @@ def picture_names(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def _readable(
-    net: Detector, group: Sequence[Path], bad: list[DataError], threshold: float, batch_size: int, device: str
-) -> list[Detections]:
+    net: Model, group: Sequence[Path], bad: list[DataError], threshold: float, batch_size: int, device: str
+) -> list[Result]:
     """Results of those files of a batch that can be read; the errors of the others are added to `bad`."""
     try:
         return list(predict_each(net, group, threshold=threshold, batch_size=batch_size, device=device))

@@ -1,17 +1,23 @@
-"""One function per way of training: it returns a frozen `Recipe`. `regard train MODEL` takes the model's own.
+"""One function per way of training a detector, and the recipe of any model by its name.
+
+It returns a frozen `Recipe`; those of classifiers are in `classification_recipes`. `regard train MODEL` takes the
+model's own.
 
 Every setting can be replaced by `key=value`; what was used stands in `RUN/config.yaml`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from regard.config import unknown_name
+from regard.classification_recipes import ClassificationRecipe, classification_recipe_for
+from regard.config import apply_mapping, line_of, read_yaml, unknown_name
 from regard.errors import ConfigError
-from regard.models.catalog import SHORT_SIDES, list_models, preset
+from regard.models.catalog import SHORT_SIDES, ClassifierConfig, list_models, preset
 from regard.models.detr import DETRConfig
 from regard.training.loop import TrainingConfig
 
@@ -104,12 +110,17 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = {
 }
 
 
-def recipe_for(name: str, recipe: str | None = None) -> Recipe:
+AnyRecipe = Recipe | ClassificationRecipe
+
+
+def recipe_for(name: str, recipe: str | None = None) -> AnyRecipe:
     """The recipe called `recipe` for a model, or the model's own.
 
     Raises:
         ConfigError: an unknown name, or a pair that does not go together.
     """
+    if isinstance(preset(name), ClassifierConfig):
+        return classification_recipe_for(name, recipe)
     if recipe is None:
         recipe = "small" if name in SHORT_SIDES else "paper"
     if recipe not in RECIPES:
@@ -117,6 +128,34 @@ def recipe_for(name: str, recipe: str | None = None) -> Recipe:
     if recipe == "small" and name not in SHORT_SIDES:
         raise ConfigError(f"recipe small is for {', '.join(SHORT_SIDES)}, not for {name}", code="C09")
     return RECIPES[recipe](name)
+
+
+def recipe_from_file(path: Path) -> AnyRecipe:
+    """The settings in a YAML file; what it leaves out is as in the model's own recipe.
+
+    Raises:
+        ConfigError: it names no model, or a setting is wrong.
+    """
+    values = read_yaml(path)
+    name = values.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(
+            "no name of a model", where=path, remedy="add a line such as: name: detr_resnet50", code="C01"
+        )
+    try:
+        recipe = recipe_for(name)
+    except ConfigError as error:
+        raise _placed(error, line_of(path, "name")) from error
+    try:
+        return apply_mapping(recipe, values)
+    except ConfigError as error:
+        # It names the setting: the first of its words that is a key of the file.
+        lines = (line_of(path, word) for word in re.findall(r"[a-z_][\w.]*", error.what))
+        raise _placed(error, next((line for line in lines if line != str(path)), str(path))) from error
+
+
+def _placed(error: ConfigError, where: str) -> ConfigError:
+    return ConfigError(error.what, where=where, remedy=error.remedy, code=error.code)
 
 
 def _config(name: str) -> DETRConfig:

@@ -1,0 +1,144 @@
+"""Runs of classifiers: what a recipe, data and a model become for `regard.train` and `regard.evaluate`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from regard.classification import ClassificationTask, ClassifierEvaluation, evaluate_classifier
+from regard.classification_recipes import ClassificationRecipe
+from regard.data.classification import open_classification
+from regard.data.classification_transforms import (
+    ClassPipeline,
+    RandomFlip,
+    cifar_training,
+    evaluation,
+    imagenet_training,
+)
+from regard.data.mixing import Mixing
+from regard.errors import CheckpointError, MachineError
+from regard.evaluation.classification_plots import plot_class_counts
+from regard.loading import load
+from regard.models.catalog import Classifier, Detector, build
+from regard.models.classifier_weights import transfer_classifier
+from regard.training.distributed import Processes
+
+
+class ClassificationJob:
+    """The run of a classifier.
+
+    Attributes:
+        settings: the recipe, with the number of classes of the data.
+        train_data, val_data: both splits.
+    """
+
+    def __init__(self, settings: ClassificationRecipe) -> None:
+        self.train_data = open_classification(settings.data, "train")
+        self.val_data = open_classification(settings.data, "val")
+        self.settings = replace(settings, model=replace(settings.model, num_classes=len(self.train_data.categories)))
+        self.source: Classifier | None = None
+
+    @property
+    def findings(self) -> list[str]:
+        """What is worth a line of the data."""
+        return [str(issue) for data in (self.train_data, self.val_data) for issue in data.report.issues]
+
+    def fetch_weights(self) -> list[str]:
+        """Get what the training starts from; gives what the user has to know of it.
+
+        Released weights of the model itself are left out where they cannot be had.
+        """
+        start = self.settings.start_from
+        if start == "none":
+            return []
+        try:
+            source = load(start)
+        except MachineError as error:
+            if start != self.settings.name:
+                raise
+            self.settings = replace(self.settings, start_from="none")
+            return [f"warning: no weights of {start} ({error}). It starts from nothing: expect far lower scores."]
+        if isinstance(source, Detector):
+            remedy = f"start from a {self.settings.name}"
+            raise CheckpointError("a detector, not a classifier", where=start, remedy=remedy, code="K07")
+        self.source = source
+        return []
+
+    def starting_model(self) -> tuple[Classifier, list[str]]:
+        """The model before the first step, and what the user has to know of it."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        net = build(settings.model, settings.name, self.train_data.categories)
+        net.card = replace(net.card, crop_ratio=settings.crop_ratio)
+        return net, [] if self.source is None else [transfer_classifier(self.source, net)]
+
+    def task(self, processes: Processes, pictures: Path | None) -> ClassificationTask:
+        """What the training loop is told. `pictures`: folder for them."""
+        settings = self.settings
+        return ClassificationTask(
+            self.train_data,
+            self.val_data,
+            augmentation=augmentation_of(settings),
+            resize=evaluation(settings.model.image_size, settings.crop_ratio),
+            mixing=mixing_of(settings),
+            label_smoothing=settings.label_smoothing,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            seed=settings.seed,
+            processes=processes,
+            pictures=pictures,
+        )
+
+    def draw_data(self, folder: Path) -> None:
+        """A picture of what the data hold."""
+        names = [category.name for category in self.train_data.categories]
+        plot_class_counts(self.train_data.counts(), self.val_data.counts(), names, folder)
+
+    def advice(self) -> AbstractContextManager[None]:
+        """Errors of images are told as they are."""
+        return nullcontext()
+
+
+def augmentation_of(settings: ClassificationRecipe) -> ClassPipeline:
+    """The training augmentation of a recipe."""
+    make = imagenet_training if settings.augmentation == "imagenet" else cifar_training
+    pipeline = make(
+        settings.model.image_size,
+        magnitude=settings.magnitude,
+        erasing=settings.erasing,
+        color_jitter=settings.color_jitter,
+    )
+    if settings.augmentation == "shift":
+        return ClassPipeline(tuple(step for step in pipeline.steps if not isinstance(step, RandomFlip)))
+    return pipeline
+
+
+def mixing_of(settings: ClassificationRecipe) -> Mixing | None:
+    """Mixup and CutMix of a recipe; None without."""
+    if not settings.mixup and not settings.cutmix:
+        return None
+    return Mixing(
+        num_classes=settings.model.num_classes,
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        seed=settings.seed,
+    )
+
+
+def evaluate_on(
+    net: Classifier, data: str, *, device: torch.device, batch_size: int, workers: int
+) -> ClassifierEvaluation:
+    """Judge a classifier on the validation images of a data set."""
+    return evaluate_classifier(
+        net.to(device),
+        open_classification(data, "val"),
+        resize=evaluation(net.card.short_side, net.card.crop_ratio),
+        categories=net.card.categories,
+        batch_size=batch_size,
+        workers=workers,
+        processes=Processes(0, 1, device),
+    )

@@ -1,0 +1,190 @@
+"""Runs of detectors: what a recipe, data and a model become for `regard.train` and `regard.evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regard.data.checks import to_coco
+from regard.data.formats import open_detection
+from regard.data.shapes import data_folder
+from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
+from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
+from regard.errors import CheckpointError, ConfigError, DataError, MachineError
+from regard.evaluation.detection import warn_of_surplus
+from regard.evaluation.plots import plot_dataset
+from regard.loading import load
+from regard.losses import SetCriterion
+from regard.models.catalog import Detector, build
+from regard.models.weights import imagenet_weights, load_backbone, transfer
+from regard.recipes import Recipe, recipe_from_file
+from regard.training.distributed import Processes
+
+
+class DetectionJob:
+    """The run of a detector.
+
+    Attributes:
+        settings: the recipe, with the number of classes of the data.
+        train_data, val_data: both splits.
+    """
+
+    def __init__(self, settings: Recipe) -> None:
+        folder = data_folder(settings.data)
+        self.train_data = open_detection(folder, "train")
+        self.val_data = open_detection(folder, "val", categories=self.train_data.categories)
+        most, name = self.train_data.max_objects
+        if most > settings.model.num_queries:
+            raise ConfigError(
+                f"image {name} has {most} objects but the model has {settings.model.num_queries} queries",
+                where=settings.data,
+                remedy=f"set model.num_queries={most} or more",
+                code="A43",
+            )
+        self.settings = replace(settings, model=replace(settings.model, num_classes=len(self.train_data.categories)))
+        self.backbone: Mapping[str, Tensor] = {}
+        self.source: Detector | None = None
+
+    @property
+    def findings(self) -> list[str]:
+        """What is worth a line of the data."""
+        return [str(issue) for data in (self.train_data, self.val_data) for issue in data.annotations.report.issues]
+
+    def fetch_weights(self) -> list[str]:
+        """Get what the training starts from; gives what the user has to know of it.
+
+        Without ImageNet weights the backbone has to be trained whole: frozen batch norm with random weights learns
+        nothing.
+        """
+        settings = self.settings
+        if settings.start_from == "backbone":
+            return self._fetch_backbone()
+        if settings.start_from != "none":
+            source = load(settings.start_from)
+            if not isinstance(source, Detector):
+                remedy = f"start from a {settings.name}"
+                raise CheckpointError(
+                    "a classifier, not a detector", where=settings.start_from, remedy=remedy, code="K07"
+                )
+            self.source = source
+        return []
+
+    def _fetch_backbone(self) -> list[str]:
+        settings = self.settings
+        try:
+            self.backbone = imagenet_weights(settings.model.backbone)
+        except MachineError as error:
+            whole = replace(settings.model, backbone_norm="batch")
+            self.settings = replace(settings, start_from="none", model=whole, lr_backbone=settings.lr)
+            return [
+                f"warning: no ImageNet weights for {settings.model.backbone} ({error}). The backbone starts from "
+                "nothing and all of it is trained: expect far lower scores."
+            ]
+        return []
+
+    def starting_model(self) -> tuple[Detector, list[str]]:
+        """The model before the first step, and what the user has to know of it."""
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        sizes = (settings.short_side, settings.max_size)
+        net = build(settings.model, settings.name, self.train_data.categories, sizes)
+        if self.backbone:
+            load_backbone(net.backbone, self.backbone, where=settings.model.backbone)
+        return net, [] if self.source is None else [transfer(self.source, net)]
+
+    def task(self, processes: Processes, pictures: Path | None) -> DetectionTask:
+        """What the training loop is told. `pictures`: folder for them."""
+        settings = self.settings
+        return DetectionTask(
+            self.train_data,
+            self.val_data,
+            augmentation=augmentation_of(settings),
+            resize=EvaluationResize(settings.short_side, settings.max_size),
+            criterion=criterion_of(settings),
+            softmax=not settings.model.sigmoid,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            seed=settings.seed,
+            processes=processes,
+            pictures=pictures,
+        )
+
+    def draw_data(self, folder: Path) -> None:
+        """A picture of what the data hold."""
+        plot_dataset(to_coco(self.train_data.annotations), folder)
+
+    def advice(self) -> AbstractContextManager[None]:
+        """Errors of images say how to find all of them."""
+        return _advice(self.settings.data)
+
+
+def criterion_of(settings: Recipe) -> SetCriterion:
+    """The loss of a recipe."""
+    return SetCriterion(
+        settings.model.num_classes,
+        classification="focal" if settings.model.sigmoid else "softmax",
+        no_object_weight=settings.no_object_weight,
+        class_weight=settings.class_weight,
+        bbox_weight=settings.bbox_weight,
+        giou_weight=settings.giou_weight,
+    )
+
+
+def augmentation_of(settings: Recipe) -> Pipeline:
+    """The training augmentation of a recipe."""
+    if settings.augmentation == "flip":
+        return Pipeline((RandomFlip(),))
+    if settings.augmentation == "small":
+        return small_augmentation(settings.short_side)
+    return paper_augmentation(settings.short_side, settings.max_size)
+
+
+def evaluate_on(
+    net: Detector, data: str, *, run: Path | None, device: torch.device, batch_size: int, workers: int
+) -> DetectorEvaluation:
+    """Judge a detector on the validation images of a data set.
+
+    Args:
+        run: where the detector comes from; its loss is taken if it is a run.
+    """
+    dataset = open_detection(data_folder(data), "val")
+    with _advice(data):
+        evaluation = evaluate_detector(
+            net.to(device),
+            dataset,
+            resize=EvaluationResize(net.card.short_side, net.card.max_size),
+            softmax=not net.config.sigmoid,
+            criterion=_criterion_for(run, net),
+            categories=net.card.categories,
+            batch_size=batch_size,
+            workers=workers,
+            processes=Processes(0, 1, device),
+        )
+    warn_of_surplus(evaluation.ground_truth, evaluation.detections)
+    return evaluation
+
+
+@contextmanager
+def _advice(data: str) -> Iterator[None]:
+    """An image that cannot be used seldom is the only one: the error tells how to find them all."""
+    try:
+        yield
+    except DataError as error:
+        if not (error.code or "").startswith(("I", "A33")):
+            raise
+        remedy = f"{error.remedy}; find all such images: regard data check {data_folder(data)}"
+        raise DataError(error.what, where=error.where, remedy=remedy, code=error.code) from error
+
+
+def _criterion_for(run: Path | None, net: Detector) -> SetCriterion:
+    """The loss of the run, if there is one: with its weights, so that losses compare to those in training."""
+    settings = None if run is None else run / "config.yaml"
+    recipe = recipe_from_file(settings) if settings is not None and settings.is_file() else None
+    if isinstance(recipe, Recipe):
+        return criterion_of(replace(recipe, model=replace(recipe.model, num_classes=net.config.num_classes)))
+    return SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
