@@ -92,7 +92,7 @@ def test_wrong_words(capsys, words, says):
 
 
 def test_unknown_names(capsys):
-    run(capsys, "study", "convergance").refused(2, "C01", "did you mean 'convergence'?")
+    run(capsys, "study", "convergance").refused(2, None, 'Did you mean "convergence"?')
     run(capsys, "benchmark", "loses").refused(2, "C01", "did you mean 'losses'?")
     run(capsys, "train", "detr_tiny", "--epoch", "3").refused(2, "C01", "did you mean 'epochs'?")
     run(capsys, "train", "detr_tiny", "--ema-decay", "3").refused(2, "C01", "unknown key 'ema_decay'")
@@ -308,7 +308,7 @@ def test_quickstart_and_study_check_first(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started"))
     monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
     for minutes in ("0", "-1", "nan", "inf"):
-        for words in (["quickstart"], ["study"]):
+        for words in (["quickstart"], ["study", "convergence"]):
             run(capsys, *words, f"--minutes={minutes}", "--output", tmp_path / "q").refused(2, "C03", "minutes=")
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -371,17 +371,18 @@ def test_a_failed_quickstart_has_the_exit_code_of_its_training(capsys, tmp_path,
     monkeypatch.setattr("regard.quickstart.data_folder", lambda _: tmp_path)
     monkeypatch.setattr("regard.studies.convergence.data_folder", lambda _: tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 5))
-    for verb in ("quickstart", "study"):
-        finished = run(capsys, verb, "--output", tmp_path / "new")
+    for words in (["quickstart"], ["study", "convergence"], ["study", "attention", "--data", tmp_path]):
+        finished = run(capsys, *words, "--output", tmp_path / "-".join(map(str, words[:2])))
         assert finished.code == 5 and finished.err == ""  # the training has said why
 
 
 def test_a_study_does_not_write_over_another(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started"))
     (tmp_path / "0").mkdir()
-    run(capsys, "study", "--output", tmp_path).refused(2, "C11", tmp_path, "not empty")
     (tmp_path / "file").write_text("")
-    run(capsys, "study", "--output", tmp_path / "file").refused(2, "C11", tmp_path / "file")
+    for name in ("convergence", "attention"):
+        run(capsys, "study", name, "--output", tmp_path).refused(2, "C11", tmp_path, "not empty")
+        run(capsys, "study", name, "--output", tmp_path / "file").refused(2, "C11", tmp_path / "file")
 
 
 def test_one_of_several_processes_tells(capsys, tmp_path, monkeypatch):

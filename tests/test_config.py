@@ -41,6 +41,7 @@ class Outer:
         ("minutes=none", "minutes", None),
         ("drops=0.3,1", "drops", (0.3, 1.0)),
         ("drops=0.3", "drops", (0.3,)),
+        ("drops=[0.3, 1]", "drops", (0.3, 1.0)),
         ("inner.width=16", "inner.width", 16),
         ("inner.kind=off", "inner.kind", "off"),
     ],

@@ -193,6 +193,27 @@ def images_by_split(root: Path) -> None:
     write_tree(root, {"train/0.png": 0, "val/1.png": 1})
 
 
+@pytest.mark.parametrize("count", [2, 7, 12, 25])
+def test_some_images(tmp_path, count):
+    """Evenly from all classes, always the same, and more of them hold those of fewer."""
+    write_tree(tmp_path, images("train", ("cat", "dog"), 10) | images("train", ("eel",), 5))
+    whole = open_classification(tmp_path)
+    if count == 2:
+        with pytest.raises(DataError, match="2 of 25 images in 3 classes"):
+            whole.subset(count)
+        return
+    part = whole.subset(count)
+    assert (len(part), part.categories) == (count, whole.categories)
+    assert part.counts() == {7: [3, 2, 2], 12: [4, 4, 4], 25: [10, 10, 5]}[count]
+    paths = [part[i].path for i in range(count)]
+    assert paths == sorted(set(paths)) == [open_classification(tmp_path).subset(count)[i].path for i in range(count)]
+    assert {part[i].path.split("/")[-2]: part[i].label for i in range(count)} == {"cat": 0, "dog": 1, "eel": 2}
+    fewer = whole.subset(count - 1)
+    assert {fewer[i].path for i in range(count - 1)} < set(paths)
+    assert part.fingerprint() != fewer.fingerprint()
+    assert torch.equal(pickle.loads(pickle.dumps(part))[0].image, part[0].image)
+
+
 def nothing(root: Path) -> None:
     pass
 

@@ -21,6 +21,7 @@ class ClassificationRecipe(TrainingConfig):
 
     name: str  # of the model
     data: str = ""  # folder with a folder for each class, or `digits` or `shapes`; has to be given
+    train_images: int | None = None  # train on so many, evenly from all classes; on all if none
     model: ClassifierConfig  # num_classes is set from the data
     start_from: str = "none"  # `none`: nothing; else a model with released weights, a run or a file to fine-tune
     crop_ratio: float | None = CROP_RATIO  # at evaluation: of the middle that is seen; none for the whole image

@@ -36,7 +36,8 @@ class ClassificationJob:
     """
 
     def __init__(self, settings: ClassificationRecipe) -> None:
-        self.train_data = open_classification(settings.data, "train")
+        data = open_classification(settings.data, "train")
+        self.train_data = data if settings.train_images is None else data.subset(settings.train_images)
         self.val_data = open_classification(settings.data, "val")
         self.settings = replace(settings, model=replace(settings.model, num_classes=len(self.train_data.categories)))
         self.source: Classifier | None = None

@@ -24,6 +24,8 @@ app = App(
 )
 data_app = App(name="data", help="Make and check data sets.")
 app.command(data_app)
+study_app = App(name="study", help="Comparisons, each as one command.")
+app.command(study_app)
 
 Settings = Annotated[str, Parameter(help="Settings as key=value, such as lr=2e-4 model.num_queries=300.")]
 
@@ -169,18 +171,40 @@ def models(pattern: str = "*") -> None:
     Console().print(table(pattern))
 
 
-@app.command
-def study(name: str = "convergence", *, minutes: float = 4.0, output: Path | None = None) -> None:
-    """A comparison as one command.
+@study_app.command
+def convergence(*, minutes: float = 4.0, output: Path = Path("runs/study-convergence")) -> None:
+    """What anchors, denoising and focal loss do for DETR, on the same data in the same time.
 
     Args:
-        name: `convergence`: what anchors, denoising and focal loss do for DETR, on the same data in the same time.
         minutes: training time of each model.
-        output: folder; runs/study-NAME if not given.
+        output: folder of the study.
     """
-    from regard.studies import run_study
+    from regard.studies.convergence import convergence
 
-    run_study(name, minutes, output or Path(f"runs/study-{name}"))
+    convergence(minutes, output)
+
+
+@study_app.command
+def attention(
+    *,
+    data: str = "digits",
+    epochs: int = 12,
+    train_images: int | None = None,
+    seeds: int = 3,
+    output: Path = Path("runs/study-attention"),
+) -> None:
+    """What attention and its position encodings do for a ResNet-20: accuracy over several seeds.
+
+    Args:
+        data: images with a class each, as for train.
+        epochs: passes over the training images.
+        train_images: train on so many, evenly from all classes; on all if not given.
+        seeds: runs of each network.
+        output: folder of the study; the same command goes on with one that was stopped.
+    """
+    from regard.studies.attention import attention
+
+    attention(data, epochs, train_images, seeds, output)
 
 
 @app.command

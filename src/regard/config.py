@@ -131,8 +131,14 @@ def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
             return None
         (kind,) = [a for a in arguments if a is not type(None)]
         return _convert(value, kind, path, where)
-    if origin is tuple:  # of any length: `0.3,0.6` in words; a single value stands for itself
-        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    if origin is tuple:  # of any length: `0.3,0.6` or `[0.3,0.6]` in words; a single value stands for itself
+        parts = (
+            value.strip("[] ").split(",")
+            if isinstance(value, str)
+            else value
+            if isinstance(value, (list, tuple))
+            else [value]
+        )
         return tuple(_convert(part, arguments[0], path, where) for part in parts)
     if origin is Literal:
         # YAML 1.1 reads the words on and off as truth values.

@@ -64,6 +64,28 @@ class ClassificationDataset:
         """Raises DataError, with the path and what is wrong, for an image that cannot be read."""
         return ClassSample(self.images.read(index), int(self.labels[index]), self.images.path(index))
 
+    def subset(self, count: int) -> ClassificationDataset:
+        """So many images, as evenly from all classes as can be; always the same ones, by the hash of their names.
+
+        Raises:
+            DataError: there are fewer images, or more classes.
+        """
+        if not len(self.categories) <= count <= len(self):
+            what = f"{count} of {len(self)} images in {len(self.categories)} classes are asked for"
+            raise DataError(what, remedy=f"ask for {len(self.categories)} to {len(self)}")
+        hashes = [_hash(self.images.identity(index)) for index in range(len(self))]
+        of_class: dict[int, list[int]] = {}
+        for index in sorted(range(len(self)), key=hashes.__getitem__):
+            of_class.setdefault(int(self.labels[index]), []).append(index)
+        # The first of every class, then the second of every class, and so on.
+        ranked = sorted(
+            (rank, label, index) for label, members in of_class.items() for rank, index in enumerate(members)
+        )
+        chosen = sorted(index for _, _, index in ranked[:count])
+        return ClassificationDataset(
+            _Chosen(self.images, chosen), self.labels[chosen].numpy(), self.categories, self.split, self.report
+        )
+
     def counts(self) -> list[int]:
         """Images of each class."""
         return torch.bincount(self.labels, minlength=len(self.categories)).tolist()
@@ -76,6 +98,30 @@ class ClassificationDataset:
         for index, label in enumerate(self.labels.tolist()):
             digest.update(f"\0{self.images.identity(index)}\0{label}".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some of the images."""
+
+    images: Images
+    chosen: list[int]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, index: int) -> Tensor:
+        return self.images.read(self.chosen[index])
+
+    def path(self, index: int) -> str:
+        return self.images.path(self.chosen[index])
+
+    def identity(self, index: int) -> str:
+        return self.images.identity(self.chosen[index])
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def open_classification(root: str | Path, split: Split = "train") -> ClassificationDataset:

@@ -8,6 +8,7 @@ denoising and focal loss mend that; here one sees by how much, in minutes on a C
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +35,8 @@ VARIANTS: dict[str, list[str]] = {
 
 def convergence(minutes: float, output: Path) -> None:
     """Train each variant for so many minutes; write `convergence.png` and print the last scores."""
+    if not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     if is_used(output):
         raise ConfigError("the output folder is not empty", where=output, remedy="name another folder", code="C11")
     data_folder(DATA)

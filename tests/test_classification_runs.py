@@ -1,0 +1,193 @@
+"""Whole runs of a very small classifier: files, scores, prediction, and going on."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import regard
+from color_data import COLORS, write_colors
+from command_line import digest
+from command_line import run as command
+from regard.classification_recipes import CLASSIFICATION_RECIPES
+from regard.classification_runs import augmentation_of, mixing_of
+from regard.config import apply_mapping, apply_overrides, to_mapping
+from regard.errors import CheckpointError, ConfigError, DataError
+from regard.models.catalog import WEIGHTS, ClassifierConfig, list_models, preset
+from regard.recipes import recipe_for
+from regard.runs import resolve
+from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+
+SMALL = (
+    "workers=0", "batch_size=6", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "evaluate_every=1", "device=cpu",
+    "augmentation=cifar", "lr=0.02",
+)  # fmt: skip
+CLASSIFIERS = [name for name in list_models() if isinstance(preset(name), ClassifierConfig)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_colors(tmp_path_factory.mktemp("data") / "colors", train=12)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    return regard.train("resnet20", data, epochs=6, output=folder, overrides=SMALL, quiet=True)
+
+
+def test_it_learns_and_leaves_its_files(run):
+    assert run.scores["top1"] >= 0.9
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"checkpoints", "config.yaml", "environment.json", "metrics.csv", "metrics.json", "metrics.jsonl"} <= names
+    pictures = {path.name for path in (run.folder / "pictures").iterdir()}
+    assert {"train_batch.jpg", "dataset.png", "curves.png", "confusion_matrix.png", "calibration.png"} <= pictures
+    written = json.loads((run.folder / "metrics.json").read_text())
+    assert written["stats"]["top1"] == run.scores["top1"]
+    assert [row["name"] for row in written["per_class"]] == sorted(COLORS)
+
+
+def test_scores_can_be_had_again_from_the_run_alone(run, data, tmp_path):
+    written = json.loads((run.folder / "metrics.json").read_text())
+    for batch_size in (None, 5):
+        again = regard.evaluate(run.folder, data, output=tmp_path, batch_size=batch_size, workers=0, device="cpu")
+        assert again.stats["top1"] == written["stats"]["top1"]
+        assert again.stats["nll"] == pytest.approx(written["stats"]["nll"], rel=1e-4)
+    assert (tmp_path / "pictures" / "confusion_matrix.png").is_file()
+
+
+def test_the_same_verbs_on_the_command_line(capsys, run, data, tmp_path):
+    told = command(
+        capsys, "evaluate", run.folder, "--data", data, "--workers", "0", "--output", tmp_path / "e"
+    ).worked()
+    assert "top1" in told and "green" in told
+    told = command(
+        capsys, "predict", run.folder, data / "val", "--output", tmp_path / "p", "--json", tmp_path / "p.json",
+        "--top", "2",
+    ).worked()  # fmt: skip
+    rows = json.loads((tmp_path / "p.json").read_text())
+    assert len(rows) == 12 == len(told.splitlines()) and all(len(row["classes"]) == 2 for row in rows)
+    right = sum(row["classes"][0]["name"] in row["file_name"].split("/") for row in rows)
+    assert right / 12 == run.scores["top1"]
+    for row in rows:
+        first, second = (entry["score"] for entry in row["classes"])
+        assert 1 >= first >= second >= 0
+    pictures = list((tmp_path / "p").rglob("*.jpg"))
+    assert len(pictures) == 12 and Image.open(pictures[0]).size[0] >= 20
+    command(capsys, "predict", run.folder, data / "val", "--top", "0").refused(2, "C03", "top=0")
+
+
+def test_prediction_is_the_networks_own(run, data):
+    """Softmax of the logits, whatever way and in whatever company the image comes."""
+    model = regard.load(run.folder)
+    path = data / "val" / "red" / "1.png"
+    alone = regard.predict(model, path)
+    together = regard.predict(model, [path, Image.open(path)], batch_size=2)
+    assert alone.name == "red" and alone.probabilities.sum().item() == pytest.approx(1)
+    for other in together:
+        torch.testing.assert_close(other.probabilities, alone.probabilities, rtol=1e-4, atol=1e-6)
+
+
+def test_going_on_gives_the_uninterrupted_run(data, tmp_path):
+    # A schedule that ends later starts in the same way only where it is constant.
+    words = (*SMALL, "schedule=step", "drop_at=1", "warmup_share=0")
+    first = regard.train("resnet20", data, epochs=2, output=tmp_path / "b", overrides=words, quiet=True)
+    regard.train(output=first.folder, resume=True, epochs=4, quiet=True)
+    whole = regard.train("resnet20", data, epochs=4, output=tmp_path / "c", overrides=words, quiet=True)
+    mine, theirs = (read_checkpoint(newest_checkpoint(r.folder / "checkpoints")).tensors for r in (first, whole))
+    assert all(torch.equal(mine["model"][name], theirs["model"][name]) for name in mine["model"])
+
+
+def test_a_run_can_start_another(run, data, tmp_path):
+    """Known classes keep their rows; the new one is learnt."""
+    other = write_colors(tmp_path / "data", train=8, names=("blue", "green", "pink"))
+    words = (*SMALL, f"start_from={run.folder}", "lr=1e-9", "weight_decay=0", "label_smoothing=0")
+    started = regard.train("resnet20", other, epochs=1, output=tmp_path / "d", overrides=words, quiet=True)
+    new, old = started.load(), run.load()
+    for label, name in enumerate(("blue", "green")):
+        torch.testing.assert_close(new.fc.weight[label], old.fc.weight[label], rtol=1e-4, atol=1e-4)
+        assert new.card.categories[label].name == old.card.categories[label].name == name
+
+
+def test_kinds_are_not_mixed(run, data, tmp_path):
+    with pytest.raises(CheckpointError, match="a classifier, not a detector"):
+        regard.train(
+            "detr_tiny", "shapes:train=4,val=2,size=32", output=tmp_path / "e", quiet=True,
+            overrides=("workers=0", "device=cpu", f"start_from={run.folder}"),
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="recipe"):
+        recipe_for("resnet20", "paper")
+    assert not (tmp_path / "e").exists()
+
+
+def test_fewer_images(data, tmp_path):
+    before = digest(data)
+    words = (*SMALL, "train_images=7")
+    result = regard.train("resnet20", data, epochs=1, output=tmp_path / "f", overrides=words, quiet=True)
+    assert digest(data) == before
+    rows = (result.folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 2  # of 6 images each; all 36 need 6 steps
+    for count in (2, 37):
+        with pytest.raises(DataError, match=f"{count} of 36 images in 3 classes"):
+            regard.train(
+                "resnet20", data, output=tmp_path / "g", overrides=(*SMALL, f"train_images={count}"), quiet=True
+            )
+
+
+def test_without_released_weights_training_goes_on_and_says_so(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    words = ("workers=0", "batch_size=6", "device=cpu", "model.image_size=32", "model.layers=[1,1,1,1]")
+    result = regard.train("resnet18", data, epochs=1, output=tmp_path / "h", overrides=words)
+    assert "warning: no weights of resnet18" in capsys.readouterr().err
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["start_from"] == "none"
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_classifier_has_its_recipes(name):
+    """Each can be written to a file and read again, and a model's own is one of the four."""
+    for recipe in (None, *CLASSIFICATION_RECIPES):
+        if recipe == "small" and preset(name).image_size >= 96:
+            with pytest.raises(ConfigError, match="below 96 pixels"):
+                recipe_for(name, recipe)
+            continue
+        settings = recipe_for(name, recipe)
+        assert apply_mapping(recipe_for(name), to_mapping(settings)) == settings
+        assert (settings.crop_ratio is None) == (preset(name).image_size < 96)
+    assert (recipe_for(name, "finetune").start_from == name) == (name in WEIGHTS)
+
+
+def test_published_recipes():
+    """Bello et al. 2019, sections 4.1 and 4.2."""
+    imagenet = recipe_for("aa_resnet50", "imagenet")
+    published = {
+        "epochs": 100, "batch_size": 256, "lr": 0.128, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-4,
+        "schedule": "step", "warmup_share": 0.05, "label_smoothing": 0.0, "ema": 0.0,
+    }  # fmt: skip
+    assert {name: getattr(imagenet, name) for name in published} == published
+    assert [imagenet.epochs * share for share in imagenet.drop_at] == pytest.approx([30, 60, 80, 90])
+    cifar = recipe_for("aa_wide_resnet28_10", "cifar")
+    published = {"epochs": 500, "lr": 0.2, "batch_size": 256, "weight_decay": 5e-4, "schedule": "cosine"}
+    assert {name: getattr(cifar, name) for name in published} == published
+
+
+def test_augmentation_by_name():
+    def steps(name):
+        return [type(step).__name__ for step in augmentation_of(recipe_for("resnet20", name)).steps]
+
+    assert "RandomFlip" in steps("cifar") and "RandomFlip" not in steps("small")
+    assert mixing_of(recipe_for("resnet20")) is None
+    mixed = mixing_of(apply_overrides(recipe_for("resnet20"), ["mixup=0.8", "cutmix=1.0", "model.num_classes=7"]))
+    assert (mixed.mixup_alpha, mixed.cutmix_alpha, mixed.num_classes) == (0.8, 1.0, 7)
+
+
+@pytest.mark.parametrize("word", ["magnitude=11", "erasing=-0.1", "label_smoothing=1", "crop_ratio=0", "mixup=-1"])
+def test_numbers_out_of_range(word):
+    with pytest.raises(ConfigError, match=word.split("=")[0]) as caught:
+        resolve("resnet20", "digits", None, None, False, None, None, [word])
+    assert caught.value.code == "C03"

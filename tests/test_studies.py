@@ -1,0 +1,90 @@
+"""Studies: what they train, that they go on, and what they make of the scores."""
+
+import json
+import subprocess
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+import torch
+from PIL import Image
+
+from color_data import write_colors
+from command_line import digest, run
+from regard.attention import AugmentedConv2d
+from regard.config import apply_overrides
+from regard.models.catalog import build
+from regard.recipes import recipe_for
+from regard.studies.attention import NETWORKS
+
+
+def test_networks_differ_in_what_their_names_say():
+    """The same width and depth; the augmented ones have attention in the same places and other positions."""
+    found = {}
+    for name, (model, *settings) in NETWORKS.items():
+        recipe = apply_overrides(recipe_for(model, "small"), settings)
+        net = build(recipe.model, model)
+        layers = [layer for layer in net.modules() if isinstance(layer, AugmentedConv2d)]
+        found[name] = (len(layers), {layer.position for layer in layers})
+        assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    plain, *augmented = found.values()
+    assert plain == (0, set())
+    assert [position for _, position in augmented] == [{"none"}, {"sine"}, {"coord"}, {"relative"}]
+    assert len({count for count, _ in augmented}) == 1
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Training is replaced by writing a score, a different one each time; what was to be trained is kept."""
+    commands = []
+
+    def train(command, **_):
+        commands.append(command)
+        folder = Path(command[command.index("--output") + 1])
+        folder.mkdir(exist_ok=True)
+        number = sum(int(part) for part in folder.name.split("-"))
+        (folder / "metrics.json").write_text(json.dumps({"stats": {"top1": 0.5 + number / 100}}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    return commands
+
+
+def test_attention_study(capsys, tmp_path, trained):
+    data = write_colors(tmp_path / "data")
+    words = ["study", "attention", "--data", data, "--epochs", "2", "--seeds", "2", "--train-images", "9"]
+    told = run(capsys, *words, "--output", tmp_path / "out").worked()
+    assert len(trained) == 2 * len(NETWORKS)
+    for command in trained:
+        assert {"evaluate_every=2", "train_images=9", "--recipe", "small", "augmentation=cifar"} <= set(command)
+    assert sum("seed=1" in command for command in trained) == len(NETWORKS)
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["top1"]
+    assert list(scores) == list(NETWORKS)
+    assert scores["ResNet-20"] == [0.5, 0.51] and scores["augmented, relative"] == [0.54, 0.55]
+    assert "50.50" in told and f"{100 * stdev([0.5, 0.51]):.2f}" in told
+    assert Image.open(tmp_path / "out" / "scores.png").size[0] > 500
+    before = digest(tmp_path / "out")
+    again = run(capsys, *words, "--output", tmp_path / "out").worked()
+    assert again == told and len(trained) == 2 * len(NETWORKS) and digest(tmp_path / "out") == before
+    words[5] = "3"
+    run(capsys, *words, "--output", tmp_path / "out").refused(2, "C11", "another study is here")
+
+
+def test_a_stopped_run_is_gone_on_with(capsys, tmp_path, trained):
+    words = ["study", "attention", "--data", "digits", "--seeds", "1", "--output", tmp_path / "out"]
+    run(capsys, *words).worked()
+    (tmp_path / "out" / "3-0" / "metrics.json").unlink()
+    (tmp_path / "out" / "3-0" / "config.yaml").write_text("")
+    (tmp_path / "out" / "4-0" / "metrics.json").unlink()
+    trained.clear()
+    run(capsys, *words).worked()
+    resumed, anew = sorted(trained, key=lambda command: command[command.index("--output") + 1])
+    assert "--resume" in resumed and "--recipe" not in resumed
+    assert "--resume" not in anew and "aa_resnet20" in anew
+    assert "augmentation=cifar" not in anew  # digits are not mirrored
+
+
+@pytest.mark.parametrize("words", [["--epochs", "0"], ["--seeds", "0"]])
+def test_numbers_out_of_range(capsys, tmp_path, words):
+    run(capsys, "study", "attention", *words, "--output", tmp_path / "out").refused(2, "C03", "expected at least 1")
+    assert not (tmp_path / "out").exists()
