@@ -15,7 +15,8 @@ from regard.classification_recipes import CLASSIFICATION_RECIPES
 from regard.classification_runs import augmentation_of, mixing_of
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.errors import CheckpointError, ConfigError, DataError
-from regard.models.catalog import WEIGHTS, ClassifierConfig, list_models, preset
+from regard.models.catalog import WEIGHTS, list_models, preset
+from regard.models.classifiers import ClassifierConfig
 from regard.recipes import recipe_for
 from regard.runs import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -112,14 +113,34 @@ def test_a_run_can_start_another(run, data, tmp_path):
 
 
 def test_kinds_are_not_mixed(run, data, tmp_path):
-    with pytest.raises(CheckpointError, match="a classifier, not a detector"):
+    detection = ("shapes:train=4,val=2,size=32",)
+    with pytest.raises(ConfigError, match="weights of resnet20 for the backbone small"):
         regard.train(
-            "detr_tiny", "shapes:train=4,val=2,size=32", output=tmp_path / "e", quiet=True,
+            "detr_tiny", *detection, output=tmp_path / "e", quiet=True,
             overrides=("workers=0", "device=cpu", f"start_from={run.folder}"),
         )  # fmt: skip
+    detector = regard.train(
+        "detr_tiny", *detection, epochs=1, output=tmp_path / "f", overrides=("workers=0", "device=cpu"), quiet=True
+    )
+    with pytest.raises(CheckpointError, match="a detector, not a classifier"):
+        regard.train("resnet20", data, output=tmp_path / "e", overrides=(f"start_from={detector.folder}",), quiet=True)
     with pytest.raises(ConfigError, match="recipe"):
         recipe_for("resnet20", "paper")
-    assert not (tmp_path / "e").exists()
+
+
+def test_a_classifier_becomes_the_backbone_of_a_detector(tmp_path, monkeypatch):
+    net = regard.create("aa_resnet20")
+    monkeypatch.setattr("regard.detection_runs.load", lambda _: net)
+    words = (
+        "workers=0", "device=cpu", "model.backbone=aa_resnet20", "model.backbone_norm=frozen", "lr=1e-9",
+        "lr_backbone=0", "start_from=runs/mine",
+    )  # fmt: skip
+    detector = regard.train(
+        "detr_tiny", "shapes:train=4,val=2,size=32", epochs=1, output=tmp_path / "e", overrides=words, quiet=True
+    ).load()
+    for name, tensor in net.state_dict().items():
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(detector.backbone.body.state_dict()[name], tensor)
 
 
 def test_fewer_images(data, tmp_path):

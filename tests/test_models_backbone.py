@@ -13,9 +13,9 @@ from torch import nn
 from detr_cases import SMALL, reference_image
 from regard.errors import ConfigError, MachineError
 from regard.models.backbone import create_backbone
-from regard.models.catalog import preset
+from regard.models.catalog import create, preset
 from regard.models.detr import DETR
-from regard.models.weights import load_backbone
+from regard.models.weights import imagenet_weights, load_backbone
 
 OTHERS = ("mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf", "mnasnet0_5")
 TIMM = ("timm/mobilenetv3_small_050", "timm/resnet10t")
@@ -73,6 +73,35 @@ class TestResNets:
         before = backbone.body.bn1.running_mean.clone()
         backbone(torch.randn(2, 3, 64, 64))
         assert not torch.equal(before, backbone.body.bn1.running_mean)
+
+
+class TestClassifiers:
+    @pytest.mark.parametrize("norm", ["frozen", "batch"])
+    @pytest.mark.parametrize("name", ["aa_resnet18", "aa_resnet20", "aa_wide_resnet16_2", "aa_mnasnet0_75"])
+    def test_maps_are_the_classifiers(self, name: str, norm: str) -> None:
+        torch.manual_seed(0)
+        whole = create(name).eval()
+        backbone = create_backbone(name, norm=norm)
+        load_backbone(backbone, whole.state_dict(), where=name)
+        pixels = reference_image(1, 40, 56)[None]
+        with torch.no_grad():
+            maps, expected = backbone.eval()(pixels), whole.features(pixels)
+        assert len(maps) == len(expected) and maps[-1].shape[1] == backbone.num_channels
+        torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-4)
+        assert not [n for n, _ in backbone.named_parameters() if n.startswith(("body.fc", "body.classifier"))]
+        norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert bool(norms) == (norm == "batch")
+
+    def test_a_detector_on_it(self) -> None:
+        config = dataclasses.replace(SMALL, backbone="aa_resnet20", backbone_norm="batch")
+        output = DETR(config)(reference_image(1, 40, 56)[None])
+        output.boxes.sum().backward()
+        assert output.boxes.shape == (1, SMALL.num_queries, 4)
+
+    def test_no_weights_have_been_released(self) -> None:
+        with pytest.raises(MachineError, match="nobody has released any") as caught:
+            imagenet_weights("aa_resnet50")
+        assert "start_from=RUN" in caught.value.line
 
 
 class TestOthers:

@@ -11,7 +11,8 @@ from typing import Literal
 
 from regard.config import unknown_name
 from regard.errors import ConfigError
-from regard.models.catalog import CROP_RATIO, SMALL_IMAGES, WEIGHTS, ClassifierConfig, preset
+from regard.models.catalog import CROP_RATIO, SMALL_IMAGES, WEIGHTS, preset
+from regard.models.classifiers import ClassifierConfig
 from regard.training.loop import TrainingConfig
 
 

@@ -22,8 +22,9 @@ from regard.data.mixing import Mixing
 from regard.errors import CheckpointError, MachineError
 from regard.evaluation.classification_plots import plot_class_counts
 from regard.loading import load
-from regard.models.catalog import Classifier, Detector, build
+from regard.models.catalog import Detector, build
 from regard.models.classifier_weights import transfer_classifier
+from regard.models.classifiers import Classifier
 from regard.training.distributed import Processes
 
 

@@ -15,7 +15,7 @@ from regard.data.formats import open_detection
 from regard.data.shapes import data_folder
 from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
 from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
-from regard.errors import CheckpointError, ConfigError, DataError, MachineError
+from regard.errors import ConfigError, DataError, MachineError
 from regard.evaluation.detection import warn_of_surplus
 from regard.evaluation.plots import plot_dataset
 from regard.loading import load
@@ -66,12 +66,15 @@ class DetectionJob:
             return self._fetch_backbone()
         if settings.start_from != "none":
             source = load(settings.start_from)
-            if not isinstance(source, Detector):
-                remedy = f"start from a {settings.name}"
-                raise CheckpointError(
-                    "a classifier, not a detector", where=settings.start_from, remedy=remedy, code="K07"
-                )
-            self.source = source
+            if isinstance(source, Detector):
+                self.source = source
+                return []
+            if source.card.name != settings.model.backbone:
+                what = f"weights of {source.card.name} for the backbone {settings.model.backbone}"
+                remedy = f"set model.backbone={source.card.name}"
+                raise ConfigError(what, where=settings.start_from, remedy=remedy, code="K07")
+            self.backbone = source.state_dict()
+            return [f"the backbone starts from {settings.start_from}"]
         return []
 
     def _fetch_backbone(self) -> list[str]:
@@ -94,7 +97,7 @@ class DetectionJob:
         sizes = (settings.short_side, settings.max_size)
         net = build(settings.model, settings.name, self.train_data.categories, sizes)
         if self.backbone:
-            load_backbone(net.backbone, self.backbone, where=settings.model.backbone)
+            load_backbone(net.backbone, self.backbone, where=settings.start_from)
         return net, [] if self.source is None else [transfer(self.source, net)]
 
     def task(self, processes: Processes, pictures: Path | None) -> DetectionTask:

@@ -9,8 +9,9 @@ from typing import Any
 from regard.categories import Category
 from regard.config import apply_mapping, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
-from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, ClassifierConfig, Model, build, list_models
+from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, Model, build, list_models
 from regard.models.classifier_weights import load_classifier_file
+from regard.models.classifiers import ClassifierConfig
 from regard.models.download import download
 from regard.models.files import load_exactly
 from regard.models.weights import load_file

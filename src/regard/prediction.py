@@ -21,7 +21,8 @@ from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError, DataError, escape
 from regard.folders import make_writable
 from regard.loading import load
-from regard.models.catalog import Classifier, Detector, Model
+from regard.models.catalog import Detector, Model
+from regard.models.classifiers import Classifier
 from regard.results import Detections, postprocess
 from regard.training.distributed import choose_device
 from regard.training.reports import replace_text

@@ -17,7 +17,8 @@ from typing import Literal
 from regard.classification_recipes import ClassificationRecipe, classification_recipe_for
 from regard.config import apply_mapping, line_of, read_yaml, unknown_name
 from regard.errors import ConfigError
-from regard.models.catalog import SHORT_SIDES, ClassifierConfig, list_models, preset
+from regard.models.catalog import SHORT_SIDES, list_models, preset
+from regard.models.classifiers import ClassifierConfig
 from regard.models.detr import DETRConfig
 from regard.training.loop import TrainingConfig
 
@@ -29,9 +30,7 @@ class Recipe(TrainingConfig):
     name: str  # of the model
     data: str = ""  # folder in COCO's layout, or `shapes` for generated images; has to be given
     model: DETRConfig  # num_classes is set from the data
-    start_from: str = (
-        "backbone"  # `backbone`: ImageNet weights; `none`: nothing; else a model, run or file to fine-tune
-    )
+    start_from: str = "backbone"  # ImageNet weights; `none`: nothing; else a model, run (also of the backbone) or file
     short_side: int = 800  # pixels of the shorter side at evaluation, and the most in training
     max_size: int = 1333  # most pixels of the longer side
     augmentation: Literal["paper", "small", "flip"] = "paper"

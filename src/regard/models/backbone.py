@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 
 from regard.errors import ConfigError, MachineError
+from regard.models.classifiers import CLASSIFIER_PRESETS, HEADS, build_classifier
 
 _CNN = "use a CNN, such as resnet50"
 
@@ -27,8 +28,9 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
     The list runs from fine to coarse; `backbone.num_channels` is C of the last map.
 
     Args:
-        name: a torchvision ResNet or other CNN (`resnet50`, `convnext_tiny`, ...), `timm/NAME` for any timm model with
-            feature maps (B, C, h, w) of images of any size, or `small` for ours for images of 32 to 256 pixels.
+        name: a torchvision ResNet or other CNN (`resnet50`, `convnext_tiny`, ...), one of our classifiers
+            (`aa_resnet50`), `timm/NAME` for any timm model with feature maps (B, C, h, w) of images of any size, or
+            `small` for ours for images of 32 to 256 pixels.
         dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
         norm: `frozen` keeps batch norm, and in ResNets the stem and stage 1, as loaded (models/backbone.py of the
             authors); `batch` trains all, and so does `small` whatever is said: it has no weights that could be frozen.
@@ -43,6 +45,8 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
         )
     if name in RESNETS:
         return ResNetBackbone(name, dilation=dilation, norm=norm)
+    if name in CLASSIFIER_PRESETS:
+        return ClassifierBackbone(name, norm=norm)
     return OtherBackbone(name, norm=norm)
 
 
@@ -94,6 +98,23 @@ class SmallBackbone(Backbone):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         return [self.body(pixels.contiguous(memory_format=torch.channels_last))]
+
+
+class ClassifierBackbone(Backbone):
+    """One of our classifiers without its last layer; gives the maps of its stages."""
+
+    def __init__(self, name: str, *, norm: str) -> None:
+        super().__init__()
+        self.body = build_classifier(CLASSIFIER_PRESETS[name])
+        self.num_channels = self.body.num_channels
+        for head in HEADS:
+            if hasattr(self.body, head):
+                delattr(self.body, head)
+        if norm == "frozen":
+            self.body = freeze_batch_norm(self.body)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        return self.body.features(pixels)
 
 
 class OtherBackbone(Backbone):

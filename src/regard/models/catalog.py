@@ -13,11 +13,9 @@ import torch
 from regard.categories import COCO, Category, ModelCard
 from regard.config import unknown_name
 from regard.errors import ConfigError
+from regard.models.classifiers import CLASSIFIER_PRESETS, Classifier, ClassifierConfig, build_classifier
 from regard.models.detr import DETR, DETR_PRESETS, DETRConfig
 from regard.models.detr_demo import DETRDemo, DETRDemoConfig
-from regard.models.mnasnet import MNASNET_PRESETS, MnasNet, MnasNetConfig
-from regard.models.resnet import RESNET_PRESETS, ResNet, ResNetConfig
-from regard.models.wide_resnet import WIDE_RESNET_PRESETS, WideResNet, WideResNetConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,19 +44,15 @@ class Weights:
 
 
 Detector = DETR | DETRDemo
-Classifier = ResNet | WideResNet | MnasNet
 Model = Detector | Classifier
 
 DetectorConfig = DETRConfig | DETRDemoConfig
-ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig
 ModelConfig = DetectorConfig | ClassifierConfig
 
 CONFIGS: dict[str, ModelConfig] = {
     **DETR_PRESETS,
     "detr_demo": DETRDemoConfig(),
-    **RESNET_PRESETS,
-    **WIDE_RESNET_PRESETS,
-    **MNASNET_PRESETS,
+    **CLASSIFIER_PRESETS,
 }
 
 WEIGHTS: dict[str, Weights] = {
@@ -157,12 +151,8 @@ def build(
 def _construct(config: ModelConfig) -> Model:
     if isinstance(config, DETRDemoConfig):
         return DETRDemo(config)
-    if isinstance(config, ResNetConfig):
-        return ResNet(config)
-    if isinstance(config, WideResNetConfig):
-        return WideResNet(config)
-    if isinstance(config, MnasNetConfig):
-        return MnasNet(config)
+    if isinstance(config, ClassifierConfig):
+        return build_classifier(config)
     return DETR(config)
 
 

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from regard.categories import Category
 from regard.errors import CheckpointError
-from regard.models.catalog import Classifier, ClassifierConfig, build, preset
+from regard.models.catalog import build, preset
+from regard.models.classifiers import HEADS, Classifier, ClassifierConfig
 from regard.models.files import load_exactly, read_weights
-
-# Layers with a row for every class.
-HEADS = ("fc.", "classifier.", "head.", "head_dist.")
 
 
 def load_classifier_file(path: str | Path, name: str) -> Classifier:
@@ -33,7 +31,7 @@ def load_classifier_file(path: str | Path, name: str) -> Classifier:
     config = preset(name)
     assert isinstance(config, ClassifierConfig)
     tensors = read_weights(path).tensors
-    heads = [tensor for key, tensor in tensors.items() if key.startswith(HEADS) and key.endswith(".weight")]
+    heads = [tensor for key, tensor in tensors.items() if _is_head(key) and key.endswith(".weight")]
     if not heads:
         raise CheckpointError(f"no weights of {name}: no classifying layer", where=path, code="K07")
     config = replace(config, num_classes=len(heads[-1]))
@@ -66,7 +64,7 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
     rows = {category.name: row for row, category in enumerate(source.card.categories)}
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     for key, tensor in ours.items():
-        if not key.startswith(HEADS):
+        if not _is_head(key):
             tensor.copy_(theirs[key])
         elif pairs:
             mine, other = zip(*pairs, strict=True)
@@ -75,5 +73,9 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
     return f"started from {source.card.name}; {count} classes, {len(pairs)} of them known by name"
 
 
+def _is_head(key: str) -> bool:
+    return key.partition(".")[0] in HEADS
+
+
 def _fits(key: str, ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape[1:] == theirs.shape[1:] if key.startswith(HEADS) else ours.shape == theirs.shape
+    return ours.shape[1:] == theirs.shape[1:] if _is_head(key) else ours.shape == theirs.shape

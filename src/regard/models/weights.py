@@ -12,7 +12,9 @@ import torchvision
 from torch import Tensor, nn
 
 from regard.errors import CheckpointError, ConfigError, MachineError
+from regard.models.backbone import RESNETS
 from regard.models.catalog import WEIGHTS, Detector, ModelConfig, build, preset
+from regard.models.classifiers import CLASSIFIER_PRESETS
 from regard.models.detr import DETRConfig
 from regard.models.detr_demo import DETRDemoConfig
 from regard.models.download import download
@@ -91,8 +93,11 @@ def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
 
     Raises:
         ConfigError: there are none.
-        MachineError: they cannot be downloaded.
+        MachineError: they cannot be downloaded, or nobody has released any of this network.
     """
+    if backbone in CLASSIFIER_PRESETS and backbone not in RESNETS:
+        remedy = f"train a {backbone} with regard, then start_from=RUN"
+        raise MachineError("nobody has released any", remedy=remedy)
     if backbone.startswith("timm/"):
         try:
             import timm

@@ -1,0 +1,24 @@
+"""Networks that classify: their names, and how to build them. Detectors take them as backbones."""
+
+from __future__ import annotations
+
+from regard.models.mnasnet import MNASNET_PRESETS, MnasNet, MnasNetConfig
+from regard.models.resnet import RESNET_PRESETS, ResNet, ResNetConfig
+from regard.models.wide_resnet import WIDE_RESNET_PRESETS, WideResNet, WideResNetConfig
+
+Classifier = ResNet | WideResNet | MnasNet
+ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig
+
+CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {**RESNET_PRESETS, **WIDE_RESNET_PRESETS, **MNASNET_PRESETS}
+
+# Layers with a row for every class.
+HEADS = ("fc", "classifier", "head", "head_dist")
+
+
+def build_classifier(config: ClassifierConfig) -> Classifier:
+    """A network of a configuration, with random weights and without a card."""
+    if isinstance(config, ResNetConfig):
+        return ResNet(config)
+    if isinstance(config, WideResNetConfig):
+        return WideResNet(config)
+    return MnasNet(config)
