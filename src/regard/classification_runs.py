@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from regard.data.classification_transforms import (
     evaluation,
     imagenet_training,
 )
+from regard.data.health import advise
 from regard.data.mixing import Mixing
 from regard.errors import CheckpointError, MachineError
 from regard.evaluation.classification_plots import plot_class_counts
@@ -100,8 +101,8 @@ class ClassificationJob:
         plot_class_counts(self.train_data.counts(), self.val_data.counts(), names, folder)
 
     def advice(self) -> AbstractContextManager[None]:
-        """Errors of images are told as they are."""
-        return nullcontext()
+        """Errors of images say how to find all of them."""
+        return advise(self.settings.data)
 
 
 def augmentation_of(settings: ClassificationRecipe) -> ClassPipeline:
@@ -135,12 +136,13 @@ def evaluate_on(
     net: Classifier, data: str, *, device: torch.device, batch_size: int, workers: int
 ) -> ClassifierEvaluation:
     """Judge a classifier on the validation images of a data set."""
-    return evaluate_classifier(
-        net.to(device),
-        open_classification(data, "val"),
-        resize=evaluation(net.card.short_side, net.card.crop_ratio),
-        categories=net.card.categories,
-        batch_size=batch_size,
-        workers=workers,
-        processes=Processes(0, 1, device),
-    )
+    with advise(data):
+        return evaluate_classifier(
+            net.to(device),
+            open_classification(data, "val"),
+            resize=evaluation(net.card.short_side, net.card.crop_ratio),
+            categories=net.card.categories,
+            batch_size=batch_size,
+            workers=workers,
+            processes=Processes(0, 1, device),
+        )

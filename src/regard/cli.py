@@ -223,10 +223,10 @@ def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 1
 
 @data_app.command
 def check(folder: Path) -> None:
-    """What is wrong with a data set: annotations and, decoding each, images. Changes nothing.
+    """What is wrong with a data set: annotations or classes and, decoding each, images. Changes nothing.
 
     Args:
-        folder: in COCO's layout.
+        folder: in COCO's layout, or with a folder for each class and the like.
     """
     from regard.data.health import check_folder
 

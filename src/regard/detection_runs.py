@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from regard.data.checks import to_coco
 from regard.data.formats import open_detection
+from regard.data.health import advise
 from regard.data.shapes import data_folder
 from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
 from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
-from regard.errors import ConfigError, DataError, MachineError
+from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import warn_of_surplus
 from regard.evaluation.plots import plot_dataset
 from regard.loading import load
@@ -123,7 +124,7 @@ class DetectionJob:
 
     def advice(self) -> AbstractContextManager[None]:
         """Errors of images say how to find all of them."""
-        return _advice(self.settings.data)
+        return advise(data_folder(self.settings.data))
 
 
 def criterion_of(settings: Recipe) -> SetCriterion:
@@ -156,7 +157,7 @@ def evaluate_on(
         run: where the detector comes from; its loss is taken if it is a run.
     """
     dataset = open_detection(data_folder(data), "val")
-    with _advice(data):
+    with advise(data_folder(data)):
         evaluation = evaluate_detector(
             net.to(device),
             dataset,
@@ -170,18 +171,6 @@ def evaluate_on(
         )
     warn_of_surplus(evaluation.ground_truth, evaluation.detections)
     return evaluation
-
-
-@contextmanager
-def _advice(data: str) -> Iterator[None]:
-    """An image that cannot be used seldom is the only one: the error tells how to find them all."""
-    try:
-        yield
-    except DataError as error:
-        if not (error.code or "").startswith(("I", "A33")):
-            raise
-        remedy = f"{error.remedy}; find all such images: regard data check {data_folder(data)}"
-        raise DataError(error.what, where=error.where, remedy=remedy, code=error.code) from error
 
 
 def _criterion_for(run: Path | None, net: Detector) -> SetCriterion:

@@ -158,6 +158,14 @@ def open_classification(root: str | Path, split: Split = "train") -> Classificat
     return _dataset(layout, split, names, root)
 
 
+def is_classification(root: Path) -> bool:
+    """Whether a folder is laid out for classification; what is wrong with its images or classes does not count."""
+    try:
+        return not looks_like_coco(root) and bool(_find_layout(root))
+    except DataError as error:
+        return error.code != "A48" and root.is_dir()
+
+
 def _dataset(layout: Layout, split: Split, names: tuple[str, ...], root: Path) -> ClassificationDataset:
     listing = layout.listing(split)
     where = root / layout.splits[split]

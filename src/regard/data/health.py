@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from regard.data.classification import ClassificationDataset, is_classification, open_classification
 from regard.data.formats import CocoDataset, find_bad_images, open_detection
 from regard.errors import DataError, escape
 
 
 def check_folder(folder: Path) -> Iterator[str]:
-    """Lines about both splits of a folder in COCO's layout; every image is decoded.
+    """Lines about both splits of a folder, in COCO's layout or for classification; every image is decoded.
 
     Raises:
-        DataError: at the end, if any image cannot be used; at once, if annotations cannot.
+        DataError: at the end, if any image cannot be used; at once, if annotations or classes cannot.
     """
+    return _check_classes(folder) if is_classification(folder) else _check_objects(folder)
+
+
+@contextmanager
+def advise(folder: str | Path) -> Iterator[None]:
+    """An image that cannot be used seldom is the only one: the error tells how to find them all."""
+    try:
+        yield
+    except DataError as error:
+        if not (error.code or "").startswith(("I", "A33")):
+            raise
+        remedy = f"{error.remedy}; find all such images: regard data check {folder}"
+        raise DataError(error.what, where=error.where, remedy=remedy, code=error.code) from error
+
+
+def _check_objects(folder: Path) -> Iterator[str]:
     train = open_detection(folder, "train")
     val = open_detection(folder, "val", categories=train.categories)
     broken = 0
@@ -28,10 +47,56 @@ def check_folder(folder: Path) -> Iterator[str]:
             broken += 1
             yield error.line
     yield from _repeated(train, val)
+    yield _verdict(broken, len(train) + len(val), folder)
+
+
+def _check_classes(folder: Path) -> Iterator[str]:
+    train, val = open_classification(folder, "train"), open_classification(folder, "val")
+    broken = 0
+    first: dict[bytes, tuple[str, str, str]] = {}  # split, class and path by the image's pixels
+    twice: dict[str, list[str]] = {}
+    for data in (train, val):
+        yield f"{data.split}: {len(data)} images, {len(data.categories)} classes"
+        if data.report.issues:
+            yield str(data.report)
+        for path, label, found in _decoded(data):
+            if isinstance(found, DataError):
+                broken += 1
+                yield found.line
+                continue
+            name = data.categories[label].name
+            split, other, earlier = first.setdefault(found, (data.split, name, path))
+            if other != name:
+                twice.setdefault("warn[A48]: {} images are in two classes", []).append(f"{earlier} = {path}")
+            elif split != data.split:
+                what = "warn[I30]: {} validation images are training images too"
+                twice.setdefault(what, []).append(f"{earlier} = {path}")
+    for what, places in twice.items():
+        yield escape(f"{what.format(len(places))} — first: {places[0]}")
+    yield _verdict(broken, len(train) + len(val), folder)
+
+
+def _decoded(data: ClassificationDataset) -> Iterator[tuple[str, int, bytes | DataError]]:
+    """Path, label, and a digest of the pixels or why there are none."""
+
+    def look(index: int) -> tuple[str, int, bytes | DataError]:
+        path, label = data.images.path(index), int(data.labels[index])
+        try:
+            pixels = data.images.read(index)
+        except DataError as error:
+            return path, label, error
+        size = repr(tuple(pixels.shape)).encode()
+        return path, label, hashlib.sha256(size + pixels.contiguous().numpy().tobytes()).digest()
+
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(look, range(len(data)))
+
+
+def _verdict(broken: int, count: int, folder: Path) -> str:
     if broken:
-        what = f"{broken} of {len(train) + len(val)} images cannot be used"
+        what = f"{broken} of {count} images cannot be used"
         raise DataError(what, where=folder, remedy="replace or remove them")
-    yield "every image can be read"
+    return "every image can be read"
 
 
 def _repeated(train: CocoDataset, val: CocoDataset) -> Iterator[str]:
