@@ -1,7 +1,11 @@
-"""Multi-head attention: Attention(Q, K, V) = softmax(Q K^T / sqrt(d)) V for several heads at once.
+"""Multi-head attention: Attention(Q, K, V) = softmax(Q K^T / sqrt(d) + mask) V for several heads at once.
 
 Source: Vaswani et al. 2017, section 3.2; parameters are laid out as in `torch.nn.MultiheadAttention`, so that published
 weights fit. Time O(N M C + (N + M) C^2); memory O(N + M) with the fused kernel, O(heads N M) with weights.
+
+A mask is bool, True where a query may look, or real: numbers added to the scaled logits, -inf where a query may not
+look, and the gradient reaches them. It broadcasts to (B, heads, N, M). A masked key has weight 0, not a small one, and
+a query that may look nowhere has weights 0 and gets 0. `regard.attention.masks` builds the usual masks.
 """
 
 from __future__ import annotations
@@ -20,13 +24,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
         query: (B, heads, N, d).
         key: (B, heads, M, d).
         value: (B, heads, M, e).
-        mask: bool, True where a query may look, broadcast to (B, heads, N, M). A query that may look nowhere gets 0.
+        mask: bool or real, broadcast to (B, heads, N, M), see above. A query that may look nowhere gets 0.
         dropout: probability with which attention weights are dropped.
 
     Returns:
         (B, heads, N, e).
+
+    Raises:
+        ValueError: a mask of whole numbers.
     """
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+    mask, blind = _open_blind_rows(mask, query.dtype)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return attended.masked_fill(blind, 0.0)
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -34,8 +45,25 @@ def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None)
     logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     if mask is None:
         return logits.softmax(dim=-1)
-    weights = logits.masked_fill(~mask, -math.inf).softmax(dim=-1)
-    return weights.masked_fill(~mask, 0.0)  # softmax over nothing is NaN
+    mask, blind = _open_blind_rows(mask, logits.dtype)
+    logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1).masked_fill(blind, 0.0)
+
+
+def _open_blind_rows(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The mask with all keys open to queries that may look nowhere, and which these are: bool (..., N, 1).
+
+    Softmax over nothing is NaN, and kernels disagree on what they make of it, forward and backward. Softmax over
+    everything is sound; its result is to be replaced by 0.
+    """
+    if mask.dtype == torch.bool:
+        blind = ~mask.any(dim=-1, keepdim=True)
+        return mask | blind, blind
+    if not mask.dtype.is_floating_point:
+        raise ValueError(f"mask is {mask.dtype}; it must be bool (True = may look) or real (added to the logits)")
+    mask = mask.to(dtype)  # before the comparison: what is finite in float64 may be -inf in half precision
+    blind = mask.isneginf().all(dim=-1, keepdim=True)
+    return mask.masked_fill(blind, 0.0), blind
 
 
 class MultiHeadAttention(nn.Module):
@@ -63,7 +91,8 @@ class MultiHeadAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend from `query` (B, N, C) to `key` and `value` (B, M, C) -> (B, N, C).
 
-        `mask` is bool, True where a query may look, and broadcasts to (B, heads, N, M).
+        `mask` broadcasts to (B, heads, N, M): bool, True where a query may look, or real, added to the logits. A query
+        that may look nowhere gets the bias of the output projection.
         """
         dropout = self.dropout if self.training else 0.0
         attended = attend(*self.project(query, key, value), mask=mask, dropout=dropout)

@@ -81,18 +81,20 @@ def window_softmax(logits: Tensor, border: str) -> Tensor:
     return logits.softmax(dim=2).to(logits.dtype)  # autocast makes it float32
 
 
-def sum_windows(weights: Tensor, value: Tensor) -> Tensor:
-    """Weighted sum of each window, zero beyond the map: (B, G, k*k, H, W), (B, G, C, H, W) -> (B, G, C, H, W).
+def sum_windows(weights: Tensor, value: Tensor, padding: str = "zero") -> Tensor:
+    """Weighted sum of each window: (B, G, k*k, H, W), (B, G, C, H, W) -> (B, G, C, H, W). `padding`: see above.
 
     The map is moved by one offset at a time and never copied k^2 times: time O(B G C k^2 H W), memory O(B G C H W).
     """
     out = torch.zeros_like(value)
-    for weight, moved in zip(weights.unbind(2), move_windows(value, math.isqrt(weights.shape[2])), strict=True):
+    moves = move_windows(value, math.isqrt(weights.shape[2]), padding)
+    for weight, moved in zip(weights.unbind(2), moves, strict=True):
         out = torch.addcmul(out, weight[:, :, None], moved)
     return out
 
 
-def move_windows(x: Tensor, kernel_size: int) -> list[Tensor]:
-    """The map moved by each offset of a window, zero beyond it: (..., H, W) -> k*k views of one padded copy."""
-    (h, w), padded = x.shape[-2:], F.pad(x, (window_border(kernel_size),) * 4)
+def move_windows(x: Tensor, kernel_size: int, padding: str = "zero") -> list[Tensor]:
+    """The map moved by each offset of a window: (..., H, W) -> k*k views of one padded copy."""
+    (h, w), border = x.shape[-2:], window_border(kernel_size)
+    padded = F.pad(x, (border,) * 4) if padding == "zero" else reflect_border(x, border)
     return [padded[..., a : a + h, b : b + w] for a in range(kernel_size) for b in range(kernel_size)]

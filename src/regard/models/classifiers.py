@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from regard.models.mnasnet import MNASNET_PRESETS, MnasNet, MnasNetConfig
 from regard.models.resnet import RESNET_PRESETS, ResNet, ResNetConfig
+from regard.models.san import SAN, SAN_PRESETS, SANConfig
 from regard.models.wide_resnet import WIDE_RESNET_PRESETS, WideResNet, WideResNetConfig
 
-Classifier = ResNet | WideResNet | MnasNet
-ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig
+Classifier = ResNet | WideResNet | MnasNet | SAN
+ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig | SANConfig
 
-CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {**RESNET_PRESETS, **WIDE_RESNET_PRESETS, **MNASNET_PRESETS}
+CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {
+    **RESNET_PRESETS,
+    **WIDE_RESNET_PRESETS,
+    **MNASNET_PRESETS,
+    **SAN_PRESETS,
+}
 
 # Layers with a row for every class.
 HEADS = ("fc", "classifier", "head", "head_dist")
@@ -21,4 +27,6 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
         return ResNet(config)
     if isinstance(config, WideResNetConfig):
         return WideResNet(config)
+    if isinstance(config, SANConfig):
+        return SAN(config)
     return MnasNet(config)

@@ -1,0 +1,109 @@
+"""Self-attention networks whose spatial layers are all vector attention (SAN), pairwise or patchwise.
+
+Source: Zhao, Jia and Koltun 2020, section 4 and table 1. Parameters have the names of the authors' model/san.py, whose
+files fit. Published top-1 of ImageNet: SAN-10 74.9 pairwise and 77.1 patchwise, SAN-15 76.6 and 78.0, SAN-19 76.9 and
+78.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.attention import PairwiseVectorAttention2d, PatchwiseVectorAttention2d
+from regard.categories import ModelCard
+from regard.errors import ConfigError
+
+WIDTHS = (64, 256, 512, 1024, 2048)
+SHARE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SANConfig:
+    """Settings of a SAN.
+
+    num_classes: classes.
+    attention: which kind of vector attention.
+    layers: blocks of each of the five stages.
+    kernel_sizes: sides of the windows of each stage.
+    image_size: side of the images that the network is made for; others work as well.
+    """
+
+    num_classes: int = 1000
+    attention: Literal["pairwise", "patchwise"] = "pairwise"
+    layers: tuple[int, ...] = (3, 3, 4, 6, 3)
+    kernel_sizes: tuple[int, ...] = (3, 7, 7, 7, 7)
+    image_size: int = 224
+
+    def __post_init__(self) -> None:
+        if not len(self.layers) == len(self.kernel_sizes) == len(WIDTHS) or min(self.layers + self.kernel_sizes) < 1:
+            what = f"layers={list(self.layers)} and kernel_sizes={list(self.kernel_sizes)}"
+            raise ConfigError(f"{what}, expected {len(WIDTHS)} numbers of at least 1 each", code="C03")
+        if any(size % 2 == 0 for size in self.kernel_sizes):
+            raise ConfigError(f"kernel_sizes={list(self.kernel_sizes)}, expected odd numbers", code="C03")
+
+
+SAN_PRESETS: dict[str, SANConfig] = {
+    "san10_pairwise": SANConfig(layers=(2, 1, 2, 4, 1)),
+    "san10_patchwise": SANConfig(layers=(2, 1, 2, 4, 1), attention="patchwise"),
+    "san15_pairwise": SANConfig(layers=(3, 2, 3, 5, 2)),
+    "san15_patchwise": SANConfig(layers=(3, 2, 3, 5, 2), attention="patchwise"),
+    "san19_pairwise": SANConfig(),
+    "san19_patchwise": SANConfig(attention="patchwise"),
+}
+
+
+class SAN(nn.Module):
+    """Stages of pooling, a 1x1 convolution and blocks of attention; mean over the map; one linear layer."""
+
+    card: ModelCard
+
+    def __init__(self, config: SANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.conv_in = nn.Conv2d(3, WIDTHS[0], 1, bias=False)
+        self.bn_in = nn.BatchNorm2d(WIDTHS[0])
+        channels = WIDTHS[0]
+        for stage, (width, count, size) in enumerate(zip(WIDTHS, config.layers, config.kernel_sizes, strict=True)):
+            self.add_module(f"conv{stage}", nn.Conv2d(channels, width, 1, bias=False))
+            self.add_module(f"bn{stage}", nn.BatchNorm2d(width))
+            blocks = [_Block(width, size, config.attention) for _ in range(count)]
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+            channels = width
+        self.num_channels = channels
+        self.fc = nn.Linear(channels, config.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> logits (B, classes)."""
+        return self.fc(self.features(images)[-1].mean(dim=(2, 3)))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The map of every stage, from fine to coarse, strides 2 to 32: (B, C_i, h_i, w_i)."""
+        x = self.bn_in(self.conv_in(images)).relu()
+        maps = []
+        for stage in range(len(WIDTHS)):
+            # An odd side keeps its last cells, which the authors' code leaves out; 224 has none.
+            x = F.max_pool2d(x, 2, ceil_mode=True)
+            x = getattr(self, f"layer{stage}")(getattr(self, f"conv{stage}")(x))
+            x = getattr(self, f"bn{stage}")(x).relu()
+            maps.append(x)
+        return maps
+
+
+class _Block(nn.Module):
+    """Normalisation, attention to a quarter of the channels, normalisation, a 1x1 convolution, and a bypass."""
+
+    def __init__(self, channels: int, kernel_size: int, attention: str) -> None:
+        super().__init__()
+        kind = PairwiseVectorAttention2d if attention == "pairwise" else PatchwiseVectorAttention2d
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.sam = kind(channels, channels // 4, kernel_size, relation_channels=channels // 16, share=SHARE)
+        self.bn2 = nn.BatchNorm2d(channels // 4)
+        self.conv = nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = self.bn2(self.sam(self.bn1(x).relu())).relu()
+        return x + self.conv(attended)
