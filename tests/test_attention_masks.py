@@ -66,6 +66,7 @@ def test_masked_attention_is_the_formula(kind, shape, e):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_queries_that_see_nothing_get_nothing_and_give_no_nan(kind, kernel, dtype):
     tensors = inputs(dtype=dtype)
     mask = masks(2, 1, 5, 7)[KINDS.index(kind)]

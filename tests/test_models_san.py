@@ -6,8 +6,10 @@ from torch import nn
 
 import regard
 from regard.errors import ConfigError
+from regard.models.backbone import create_backbone
 from regard.models.catalog import create, preset
 from regard.models.san import SAN, SAN_PRESETS, SANConfig
+from regard.models.weights import load_backbone
 
 STAGES = {"san10": (2, 1, 2, 4, 1), "san15": (3, 2, 3, 5, 2), "san19": (3, 3, 4, 6, 3)}
 
@@ -27,7 +29,7 @@ def block_parameters(c, k, pairwise):
     return 2 * c + convolutions + weights + position + 2 * v + v * c + c
 
 
-# Zhao et al. 2020, table 4: millions.
+# Millions, as Zhao et al. 2020 publish them.
 @pytest.mark.parametrize(
     ("name", "published", "expected"),
     [
@@ -85,13 +87,42 @@ def test_maps_of_any_size_and_gradients(attention):
     torch.manual_seed(0)
     model = SAN(SANConfig(num_classes=3, attention=attention, layers=(1, 1, 1, 1, 1)))
     images = torch.randn(2, 3, 37, 65)
-    sizes = [(-(-37 // 2**n), -(-65 // 2**n)) for n in range(1, 6)]
+    sizes = [(37 // 2**n, 65 // 2**n) for n in range(1, 6)]
     maps = model.features(images)
     assert [tuple(m.shape[1:]) for m in maps] == [
         (c, *size) for c, size in zip((64, 256, 512, 1024, 2048), sizes, strict=True)
     ]
     model(images).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    for size in [(1, 1), (3, 40)]:
+        assert model.eval().features(images[..., : size[0], : size[1]])[-1].shape == (2, 2048, 1, 1)
+        assert model(images[..., : size[0], : size[1]]).isfinite().all()
+
+
+def test_it_is_a_backbone():
+    """Without its last layer, and with its statistics frozen."""
+    torch.manual_seed(0)
+    whole = create("san10_pairwise").eval()
+    backbone = create_backbone("san10_pairwise")
+    load_backbone(backbone, whole.state_dict(), where="san10_pairwise")
+    images = torch.randn(1, 3, 40, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), whole.features(images), atol=1e-4, rtol=1e-4)
+    assert backbone.num_channels == 2048
+    assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def test_one_graph_for_all_sizes():
+    torch.manual_seed(0)
+    model = SAN(SANConfig(num_classes=3, layers=(1, 1, 1, 1, 1))).eval()
+    sides = {n: torch.export.Dim(name, min=64, max=512) for n, name in ((2, "h"), (3, "w"))}
+    graph = torch.export.export(
+        model, (torch.randn(1, 3, 96, 160),), dynamic_shapes=(sides,), prefer_deferred_runtime_asserts_over_guards=True
+    ).module()
+    for size in [(96, 160), (64, 101)]:
+        images = torch.randn(1, 3, *size)
+        torch.testing.assert_close(graph(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -103,7 +134,7 @@ def test_the_order_of_layers():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
-    x = images = torch.randn(1, 3, 64, 96)
+    x = images = torch.randn(1, 3, 69, 96)
     x = torch.relu(model.bn_in(model.conv_in(x)))
     for stage in range(5):
         conv, layers, bn = (getattr(model, f"{part}{stage}") for part in ("conv", "layer", "bn"))

@@ -212,7 +212,8 @@ def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 1
     """Speed next to the peers, in alternating rounds of one process.
 
     Args:
-        name: `losses` (matching and losses of DETR) or `loading` (decoding and augmentation).
+        name: `losses` (matching and losses of DETR), `loading` (decoding and augmentation) or `attention` (all
+            mechanisms on maps of four sizes).
         data: folder of images for `loading`; generated photographs if not given.
         rounds: measurements of each.
     """

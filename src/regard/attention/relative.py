@@ -112,10 +112,11 @@ def _fastest(query: Tensor) -> str:
     if torch.compiler.is_exporting():
         return "fused"
     h, w, d = query.shape[2:]
-    if h * w <= (128 if query.device.type == "cpu" else 256):
+    on_cpu = query.device.type == "cpu"
+    if h * w <= (128 if on_cpu and not torch.is_grad_enabled() else 256):
         return "broadcast"
     # Coordinates make the vectors long on large maps; CUDA's fused kernels end at 256 numbers.
-    return "fused" if d + h + w <= (128 if query.device.type == "cpu" else 256) else "chunked"
+    return "fused" if d + h + w <= (128 if on_cpu else 256) else "chunked"
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, position: RelativePosition2d | None) -> Tensor:

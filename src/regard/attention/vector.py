@@ -4,7 +4,8 @@
     patchwise   y_i = sum over j of gamma(delta(x_R(i)))_j * beta(x_j)
 
 j runs over the k x k cells R(i) around cell i, * multiplies channel by channel, phi, psi and beta are 1x1 convolutions
-to r, r and C' channels. What lies beyond the map is its reflection. Relations delta:
+to r, r and C' channels. What lies beyond the map is its reflection about the border cells, which are not repeated; a
+map smaller than the reach (k - 1) / 2 is reflected again and again, where the authors' code fails. Relations delta:
 
     pairwise    subtraction phi_i - psi_j, summation phi_i + psi_j, product phi_i * psi_j, dot phi_i . psi_j,
                 concatenation [phi_i, psi_j]
@@ -12,7 +13,8 @@ to r, r and C' channels. What lies beyond the map is its reflection. Relations d
                 clique [phi_j . psi_l for all j and l]
 
 Source: Zhao, Jia and Koltun 2020 (SAN), section 3. Sizes, names of parameters and the sharing of weights are those of
-the authors' model/san.py and its kernels: value channel c has weight channel c mod (C' / share).
+the authors' model/san.py and its kernels: value channel c has weight channel c mod (C' / share). Their code has the
+first relation of each kind alone, and the softmax, which the paper's formula leaves out; the others follow the paper.
 
 For N cells and G = C' / share: time O(N k^2 (r^2 + C')) pairwise and O(N k^2 (r + G) G) patchwise, memory
 O(N k^2 (r + G) + N C').
@@ -190,4 +192,4 @@ def _places(height: int, width: int, like: Tensor) -> Tensor:
 def _steps(length: int, like: Tensor) -> Tensor:
     """-1 .. 1 in equal steps; -1 for a single one. As arithmetic, so that an exported graph serves all lengths."""
     places = torch.arange(length, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-    return (places * (2 / torch.sym_max(length - 1, 1)) - 1).to(like.dtype)
+    return places.mul(2 / torch.sym_max(length - 1, 1)).sub(1).to(like.dtype)

@@ -12,14 +12,18 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
     """Run a benchmark by name and print its table."""
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
-    names = ("loading", "losses")
-    if name == "loading":
+    names = ("attention", "loading", "losses")
+    if data is not None and name in names and name != "loading":
+        raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
+    if name == "attention":
+        from regard.benchmarks.attention import main as compare_attention
+
+        compare_attention(rounds, Path("runs/benchmark-attention/attention.png"))
+    elif name == "loading":
         from regard.benchmarks.loading import main
 
         main(data, rounds)
     elif name == "losses":
-        if data is not None:
-            raise ConfigError("losses are measured without data", remedy="leave --data out", code="C09")
         from regard.benchmarks.losses import main as compare_losses
 
         compare_losses(rounds)

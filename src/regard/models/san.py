@@ -81,12 +81,12 @@ class SAN(nn.Module):
         return self.fc(self.features(images)[-1].mean(dim=(2, 3)))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The map of every stage, from fine to coarse, strides 2 to 32: (B, C_i, h_i, w_i)."""
+        """The map of every stage, from fine to coarse, with h_i = max(1, H // 2^i), i = 1 .. 5: (B, C_i, h_i, w_i)."""
         x = self.bn_in(self.conv_in(images)).relu()
         maps = []
         for stage in range(len(WIDTHS)):
-            # An odd side keeps its last cells, which the authors' code leaves out; 224 has none.
-            x = F.max_pool2d(x, 2, ceil_mode=True)
+            # The authors' 2x2, which drops the last cells of odd sides. A side of one cell stays, where theirs fails.
+            x = F.max_pool2d(x, [min(2, side) for side in x.shape[2:]])
             x = getattr(self, f"layer{stage}")(getattr(self, f"conv{stage}")(x))
             x = getattr(self, f"bn{stage}")(x).relu()
             maps.append(x)
