@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from attention_cases import SIZES, assert_formats, assert_gradients, assert_traced, random_map, randomized
+from attention_cases import (
+    SIZES,
+    assert_formats,
+    assert_gradients,
+    assert_traced,
+    largest_tensor,
+    random_map,
+    randomized,
+)
 from regard.attention import PairwiseVectorAttention2d, PatchwiseVectorAttention2d
 from regard.attention.vector import PAIRWISE_RELATIONS, PATCHWISE_RELATIONS
 
@@ -146,6 +154,13 @@ def test_formats_and_precisions(kind, relation):
 def test_one_graph_for_all_sizes(kind):
     torch.manual_seed(0)
     assert_traced(kind(8, kernel_size=3).eval(), 8)
+
+
+@pytest.mark.parametrize("kind", [PairwiseVectorAttention2d, PatchwiseVectorAttention2d])
+def test_values_are_never_copied_for_each_place_of_a_window(kind):
+    module = kind(8, 64, relation_channels=2, share=32)  # 4 numbers of a relation and 2 weights for 64 values
+    x = random_map(8, 12, 12, 1, dtype=torch.float32)
+    assert largest_tensor(module, x) <= 49 * 12 * 12 * 4
 
 
 @torch.no_grad()

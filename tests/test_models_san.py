@@ -112,6 +112,7 @@ def test_it_is_a_backbone():
     assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
+@pytest.mark.slow  # hundreds of windows with symbolic sides
 @torch.no_grad()
 def test_one_graph_for_all_sizes():
     torch.manual_seed(0)
