@@ -37,3 +37,10 @@ class DetectionOutput(NamedTuple):
     masks: Tensor | None = None
     num_groups: int = 1
     denoising: Denoising | None = None
+
+
+class DistilledLogits(NamedTuple):
+    """What a distilled classifier gives in training: logits (B, C) of the class and of the distillation token."""
+
+    class_logits: Tensor
+    distillation_logits: Tensor

@@ -11,6 +11,7 @@ from regard.attention.positions import (
     LearnedPositionEncoding,
     SinePositionEncoding,
     coordinate_channels,
+    resize_positions,
     sine_embedding,
 )
 from regard.attention.relative import RelativePosition2d, relative_attention, relative_logits
@@ -41,6 +42,7 @@ __all__ = [
     "key_padding_mask",
     "relative_attention",
     "relative_logits",
+    "resize_positions",
     "sine_embedding",
     "unfold_windows",
     "window_attention",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
@@ -90,3 +91,18 @@ def coordinate_channels(x: Tensor) -> Tensor:
     b, _, h, w = x.shape
     rows, columns = (2 * torch.arange(n, device=x.device, dtype=x.dtype) / max(n - 1, 1) - 1 for n in (h, w))
     return torch.stack((rows[:, None].expand(h, w), columns.expand(h, w))).expand(b, -1, -1, -1)
+
+
+def resize_positions(
+    table: Tensor, size: tuple[int, int], new_size: tuple[int, int], antialias: bool = False
+) -> Tensor:
+    """Learnt positions of a grid for a grid of another size: (1, h w, C) -> (1, h' w', C), row by row.
+
+    Bicubic, in float32. `antialias` off: as the authors of DeiT do (main.py, `--finetune`); on: as timm does, whose
+    kernel is another one also where the grid grows.
+    """
+    if size == new_size:
+        return table
+    grid = table.float().transpose(1, 2).unflatten(2, size)
+    resized = F.interpolate(grid, new_size, mode="bicubic", align_corners=False, antialias=antialias)
+    return resized.flatten(2).transpose(1, 2).to(table.dtype)

@@ -1,6 +1,7 @@
 """Models. One model, one file; `regard.models.catalog` knows their names."""
 
 from regard.models.detr import DETR, DETRConfig
-from regard.outputs import DetectionOutput
+from regard.models.vit import VisionTransformer, ViTConfig
+from regard.outputs import DetectionOutput, DistilledLogits
 
-__all__ = ["DETR", "DETRConfig", "DetectionOutput"]
+__all__ = ["DETR", "DETRConfig", "DetectionOutput", "DistilledLogits", "ViTConfig", "VisionTransformer"]

@@ -5,16 +5,18 @@ from __future__ import annotations
 from regard.models.mnasnet import MNASNET_PRESETS, MnasNet, MnasNetConfig
 from regard.models.resnet import RESNET_PRESETS, ResNet, ResNetConfig
 from regard.models.san import SAN, SAN_PRESETS, SANConfig
+from regard.models.vit import VIT_PRESETS, VisionTransformer, ViTConfig
 from regard.models.wide_resnet import WIDE_RESNET_PRESETS, WideResNet, WideResNetConfig
 
-Classifier = ResNet | WideResNet | MnasNet | SAN
-ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig | SANConfig
+Classifier = ResNet | WideResNet | MnasNet | SAN | VisionTransformer
+ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig | SANConfig | ViTConfig
 
 CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {
     **RESNET_PRESETS,
     **WIDE_RESNET_PRESETS,
     **MNASNET_PRESETS,
     **SAN_PRESETS,
+    **VIT_PRESETS,
 }
 
 # Layers with a row for every class.
@@ -29,4 +31,6 @@ def build_classifier(config: ClassifierConfig) -> Classifier:
         return WideResNet(config)
     if isinstance(config, SANConfig):
         return SAN(config)
+    if isinstance(config, ViTConfig):
+        return VisionTransformer(config)
     return MnasNet(config)

@@ -1,0 +1,91 @@
+"""Learning from a teacher: the distillation token learns what the teacher says, the class token the labels.
+
+    soft    (1 - alpha) CE(class, y) + alpha tau^2 KL( softmax(teacher / tau) || softmax(distillation / tau) )
+    hard    (1 - alpha) CE(class, y) + alpha CE(distillation, argmax teacher)
+
+Source: Touvron et al. 2021 (DeiT), section 4, and the authors' losses.py.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.errors import ConfigError
+from regard.outputs import DistilledLogits
+
+KINDS = ("none", "soft", "hard")
+REDUCTIONS = ("numel", "batchmean")
+
+
+class DistillationLoss(nn.Module):
+    """The loss of a student and its teacher.
+
+    Args:
+        kind: `soft`, `hard`, or `none`: labels alone.
+        alpha: share of the teacher, 0..1. The authors' code has 0.5; the paper names 0.1 for soft distillation.
+        tau: temperature of soft distillation; 1 in the authors' code, 3 in the paper. Hard distillation has none.
+        reduction: of the soft term. `numel` divides the sum by batch times classes as the authors' code does, so that
+            with 1000 classes the teacher counts a thousandth; `batchmean` divides by the batch as the formula says.
+        label_smoothing: of labels given as indices, 0..1; the teacher's are not smoothed.
+
+    Raises:
+        ConfigError: an unknown name, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        kind: str = "hard",
+        alpha: float = 0.5,
+        tau: float = 1.0,
+        reduction: str = "numel",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, given, known in (("kind", kind, KINDS), ("reduction", reduction, REDUCTIONS)):
+            if given not in known:
+                raise ConfigError(f"{name}={given!r} is none of {', '.join(known)}", where="distillation", code="C01")
+        if not 0 <= alpha <= 1 or not tau > 0:
+            what = f"alpha={alpha} and tau={tau}, expected 0 to 1 and more than 0"
+            raise ConfigError(what, where="distillation", code="C03")
+        self.kind = kind
+        self.alpha = alpha
+        self.tau = tau
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: DistilledLogits, teacher: Tensor | None, labels: Tensor) -> Tensor:
+        """A scalar, computed at least in float32.
+
+        Args:
+            student: logits of both heads, (B, C) each.
+            teacher: (B, C) logits for the same pixels; unused for `none`.
+            labels: (B,) int64, or soft (B, C) whose rows sum to 1.
+
+        Raises:
+            ConfigError: the teacher has another number of classes (C07).
+        """
+        class_logits, distillation_logits = (_at_least_float32(logits) for logits in student)
+        truth = F.cross_entropy(class_logits, labels, label_smoothing=self.label_smoothing if labels.ndim == 1 else 0.0)
+        if self.kind == "none" or teacher is None:
+            return truth
+        if teacher.shape != distillation_logits.shape:
+            what = f"the teacher gives {tuple(teacher.shape)} logits, the student {tuple(distillation_logits.shape)}"
+            raise ConfigError(what, where="teacher", remedy="take a teacher of the same classes", code="C07")
+        taught = self._taught(distillation_logits, _at_least_float32(teacher.detach()))
+        return (1 - self.alpha) * truth + self.alpha * taught
+
+    def _taught(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        if self.kind == "hard":
+            return F.cross_entropy(logits, teacher.argmax(dim=1))
+        student, target = F.log_softmax(logits / self.tau, dim=1), F.log_softmax(teacher / self.tau, dim=1)
+        total = F.kl_div(student, target, reduction="sum", log_target=True) * self.tau**2
+        return total / (logits.numel() if self.reduction == "numel" else len(logits))
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, alpha={self.alpha}, tau={self.tau}, reduction={self.reduction!r}"
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
