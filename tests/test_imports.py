@@ -19,7 +19,7 @@ FLOORS = [
         "results", "classification_results", "loading", "detection_pictures", "classification_pictures",
         "classification_recipes",
     },
-    {"detection", "classification", "prediction", "recipes"},
+    {"detection", "classification", "prediction", "recipes", "teachers"},
     {"detection_runs", "classification_runs"},
     {"runs"},
     {"quickstart", "studies", "benchmarks"},

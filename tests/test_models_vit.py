@@ -249,6 +249,10 @@ def test_start():
     model = VisionTransformer(replace(THIRD, embed_dim=96, image_size=64))
     assert 0.015 < model.pos_embed.std().item() < 0.021 and model.pos_embed.abs().max() <= 2
     assert 0.015 < model.blocks[0].mlp.fc1.weight.std().item() < 0.021
+    narrow = VisionTransformer(replace(THIRD, embed_dim=96, initial="fan_in"))
+    # A normal distribution is cut at 2, which does not come near these deviations.
+    assert narrow.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(96**-0.5, rel=0.05)
+    assert narrow.blocks[0].mlp.fc2.weight.std().item() == pytest.approx(384**-0.5, rel=0.05)
     assert model.head.bias.abs().sum() == 0 and torch.equal(model.blocks[1].ls2.gamma, torch.full((96,), 0.1))
 
 

@@ -85,3 +85,51 @@ def test_errors_keep_their_line(workers):
     with pytest.raises(DataError) as caught:
         load(Augmented(Broken(), noisy, seed=3), workers)
     assert caught.value.line == "error[I04]: broken — a.jpg — copy it again"
+
+
+# Repeated augmentation
+
+
+def deit_stream(length, rank, world, epoch, repeats=3):
+    """DeiT's samplers.py, from its description: permute, repeat, fill up, every world-th, cut."""
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(epoch)).repeat_interleave(repeats).tolist()
+    order += order[: -len(order) % world]
+    return order[rank::world][: length // 256 * 256 // world]
+
+
+def repeated(length, size=64, seed=0, rank=0, world=1, start=0):
+    return EndlessBatches(length, size, seed, Processes(rank, world, CPU), start, repeats=3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+@pytest.mark.parametrize("length", [256, 700, 1025])
+def test_the_stream_of_repeated_augmentation_is_deits(length, world):
+    for rank in range(world):
+        found = repeated(length, rank=rank, world=world)
+        stream = iter(found)
+        for epoch in range(3):
+            places = [place for _ in range(found.batches_per_epoch) for place in next(stream)]
+            assert [index for _, index in places] == deit_stream(length, rank, world, epoch)
+            assert all(view // 3 == epoch for view, _ in places)
+
+
+def test_views_of_a_sample_are_different():
+    places = [place for batch in islice(repeated(256), 4) for place in batch]
+    assert len(places) == len(set(places)) == 256
+    counts = [sum(index == i for _, index in places) for i in {index for _, index in places}]
+    assert set(counts) <= {1, 3} and counts.count(1) <= 1
+
+
+def test_few_samples_are_repeated_too():
+    """DeiT's sampler gives none below 256."""
+    for length, world in ((1, 1), (10, 1), (10, 4), (3, 8)):
+        for rank in range(world):
+            found = repeated(length, size=4, rank=rank, world=world)
+            first = [place for batch in islice(found, found.batches_per_epoch) for place in batch]
+            assert len(first) == max(1, length // world)
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_repeated_augmentation_goes_on_anywhere(start):
+    whole = list(islice(repeated(300, size=100, seed=4), 9))
+    assert list(islice(repeated(300, size=100, seed=4, start=start), 3)) == whole[start : start + 3]

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regard.models.catalog import create
 from regard.recipes import recipe_for
-from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
+from regard.training.schedules import MovingAverage, deit_learning_rate, learning_rate_factor, parameter_groups
 
 # Learning rates
 
@@ -188,3 +188,52 @@ def test_the_average_is_apart():
     assert model.training and not average.model.training
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not any(p.requires_grad for p in average.model.parameters())
+
+
+# DeiT
+
+
+def test_the_published_learning_rates_of_deit():
+    """main.py with timm 0.3.2's scheduler at a rate of 1e-3: the first rate serves for two epochs."""
+    published = {
+        0: 1e-6, 1: 1e-6, 2: 2.008e-4, 3: 4.006e-4, 4: 6.004e-4, 5: 8.002e-4, 6: 9.99322e-4, 150: 5.10184e-4,
+        299: 1.01086e-5,
+    }  # fmt: skip
+    for epoch, rate in published.items():
+        assert deit_learning_rate(epoch, 300, 1e-3) == pytest.approx(rate, rel=1e-5)
+    for epoch in range(299):
+        corrected = deit_learning_rate(epoch, 300, 1e-3, published=False)
+        assert corrected == pytest.approx(deit_learning_rate(epoch + 1, 300, 1e-3), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["deit", "deit_corrected"])
+def test_the_rate_of_deit_changes_with_the_epoch(kind):
+    """Whatever the steps of an epoch, and at a restart anywhere."""
+    for steps in (1, 3, 7, 1251):
+        for epoch in (0, 1, 2, 6, 299):
+            for step in (epoch * steps, epoch * steps + steps - 1):
+                factor = learning_rate_factor(
+                    kind, step=step, warmup_steps=0, progress=step / (300 * steps), epochs=300, lr=1e-3
+                )
+                expected = deit_learning_rate(epoch, 300, 1e-3, published=kind == "deit")
+                assert factor * 1e-3 == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_deit_does_not_decay():
+    """timm 0.3.2: biases, 1-D parameters, positions and the class token, but not the distillation token."""
+    from regard.models.vit import VisionTransformer, ViTConfig
+
+    net = VisionTransformer(
+        ViTConfig(image_size=32, patch_size=16, embed_dim=8, num_heads=2, depth=1, distilled=True, layer_scale=0.1)
+    )
+    groups = parameter_groups(net, 1e-3, 1e-3, 0.05, "matrices")
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    decayed, spared = ({names[id(p)] for p in group["params"]} for group in groups)
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    assert decayed == {
+        "dist_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "head.weight", "head_dist.weight",
+    }  # fmt: skip
+    assert decayed | spared == set(names.values())
+    (everything,) = parameter_groups(net, 1e-3, 1e-3, 0.05)
+    assert len(everything["params"]) == len(names) and everything["weight_decay"] == 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from regard.data.classification_transforms import ClassPipeline, Evaluation
 from regard.data.mixing import Mixing
 from regard.evaluation.classification import ClassificationScores, evaluate_classification
 from regard.evaluation.classification_plots import plot_classification
+from regard.losses import DistillationLoss
+from regard.outputs import DistilledLogits
 from regard.training.batches import (
     Augmented,
     Caught,
@@ -41,28 +43,35 @@ class ClassificationBatch:
 
     images: uint8, all of one size. labels: (B,) int64. paths: where the images come from.
     number: of the batch in the run, from 0: mixing depends on it.
+    answers: (B, C) logits of a teacher that were stored, or None.
     """
 
     images: ImageBatch
     labels: Tensor
     paths: tuple[str, ...]
     number: int = 0
+    answers: Tensor | None = None
 
     def pin_memory(self) -> ClassificationBatch:
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        answers = None if self.answers is None else self.answers.pin_memory()
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), answers=answers)
 
 
 def collate(samples: Sequence[ClassSample]) -> ClassificationBatch:
     """Put images of one size side by side."""
     images = ImageBatch.from_images([sample.image for sample in samples])
     labels = torch.tensor([sample.label for sample in samples])
-    return ClassificationBatch(images, labels, tuple(sample.path for sample in samples))
+    known = [sample.answer for sample in samples if sample.answer is not None]
+    answers = torch.stack(known) if known else None
+    return ClassificationBatch(images, labels, tuple(sample.path for sample in samples), answers=answers)
 
 
 class ClassificationTask:
     """What the training loop is told about learning to classify.
 
     The loss is cross-entropy: with smoothed labels, or with the soft labels of `mixing`, which smooths them itself.
+    With a teacher it is that of `distillation`, for which a model without a distillation token uses its one head twice.
+    Without one, both heads of a distilled model learn the labels.
 
     Args:
         train: data to learn from.
@@ -74,6 +83,9 @@ class ClassificationTask:
         batch_size: images of a step in each process.
         workers, seed: of the data loader.
         processes: this process among all.
+        repeats: views of an image in an epoch, see `EndlessBatches`.
+        distillation: the loss of a student.
+        teacher: normalised, mixed pixels (B, 3, H, W) -> logits (B, C); not needed where samples have stored answers.
         pictures: folder for pictures of the first batch and of evaluations, or None.
     """
 
@@ -92,6 +104,9 @@ class ClassificationTask:
         workers: int,
         seed: int,
         processes: Processes,
+        repeats: int = 1,
+        distillation: DistillationLoss | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
         pictures: Path | None = None,
     ) -> None:
         self.data = Augmented(train, augmentation, seed)
@@ -104,14 +119,16 @@ class ClassificationTask:
         self.workers = workers
         self.seed = seed
         self.processes = processes
+        self.distillation = distillation
+        self.teacher = teacher
         self.pictures = pictures
-        self.batches_per_epoch = EndlessBatches(len(train), batch_size, seed, processes).batches_per_epoch
+        self.repeats = repeats
+        self.batches_per_epoch = self._order(0).batches_per_epoch
         self.best_evaluation: ClassifierEvaluation | None = None  # of this process's lifetime
 
     def batches(self, start: int) -> Iterator[ClassificationBatch]:
         """Batches without end; the first of a run is drawn to `pictures/train_batch.jpg`."""
-        order = EndlessBatches(len(self.data.dataset), self.batch_size, self.seed, self.processes, start)
-        loader = training_loader(self.data, order, collate, self.workers, self.processes.device)
+        loader = training_loader(self.data, self._order(start), collate, self.workers, self.processes.device)
         batches = (replace(batch, number=number) for number, batch in enumerate(raising(loader), start))
         if start == 0 and self.pictures is not None:
             first = next(batches)
@@ -119,16 +136,34 @@ class ClassificationTask:
             return itertools.chain([first], batches)
         return batches
 
+    def _order(self, start: int) -> EndlessBatches:
+        length = len(self.data.dataset)
+        return EndlessBatches(length, self.batch_size, self.seed, self.processes, start, self.repeats)
+
     def loss(self, model: nn.Module, batch: ClassificationBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = self.processes.device
         pixels = batch.images.to(device).normalized().pixels
         labels = batch.labels.to(device, non_blocking=True)
+        targets = labels
         if self.mixing is not None:
             pixels, targets = self.mixing(pixels, labels, batch.number, self.processes.rank)
-            return F.cross_entropy(model(pixels).float(), targets), {}
-        logits = model(pixels).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return loss, {"top1": (logits.detach().argmax(1) == labels).float().mean()}
+        output = model(pixels)
+        if self.distillation is not None:
+            student = output if isinstance(output, DistilledLogits) else DistilledLogits(output, output)
+            return self.distillation(student, self._answers(batch, pixels), targets), {}
+        heads = output if isinstance(output, DistilledLogits) else (output,)
+        smoothing = self.label_smoothing if self.mixing is None else 0.0
+        losses = [F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) for logits in heads]
+        loss = torch.stack(losses).mean()
+        if self.mixing is not None:
+            return loss, {}
+        return loss, {"top1": (heads[0].detach().argmax(1) == labels).float().mean()}
+
+    def _answers(self, batch: ClassificationBatch, pixels: Tensor) -> Tensor:
+        if batch.answers is not None:
+            return batch.answers.to(pixels.device, non_blocking=True).float()
+        assert self.teacher is not None
+        return self.teacher(pixels)
 
     def describe(self, batch: ClassificationBatch) -> str:
         return ", ".join(batch.paths)

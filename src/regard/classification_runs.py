@@ -23,9 +23,12 @@ from regard.data.mixing import Mixing
 from regard.errors import CheckpointError, MachineError
 from regard.evaluation.classification_plots import plot_class_counts
 from regard.loading import load
+from regard.losses import DistillationLoss
 from regard.models.catalog import Detector, build
 from regard.models.classifier_weights import transfer_classifier
 from regard.models.classifiers import Classifier
+from regard.models.vit import ViTConfig
+from regard.teachers import load_teacher
 from regard.training.distributed import Processes
 
 
@@ -35,6 +38,7 @@ class ClassificationJob:
     Attributes:
         settings: the recipe, with the number of classes of the data.
         train_data, val_data: both splits.
+        teacher: what the model learns from beside the labels, or None.
     """
 
     def __init__(self, settings: ClassificationRecipe) -> None:
@@ -43,6 +47,12 @@ class ClassificationJob:
         self.val_data = open_classification(settings.data, "val")
         self.settings = replace(settings, model=replace(settings.model, num_classes=len(self.train_data.categories)))
         self.source: Classifier | None = None
+        # Not with the weights to start from: a run that goes on needs its teacher as well.
+        self.teacher = (
+            None
+            if settings.teacher == "none"
+            else load_teacher(settings.teacher, self.train_data.categories, settings.model.image_size)
+        )
 
     @property
     def findings(self) -> list[str]:
@@ -76,7 +86,10 @@ class ClassificationJob:
         torch.manual_seed(settings.seed)
         net = build(settings.model, settings.name, self.train_data.categories)
         net.card = replace(net.card, crop_ratio=settings.crop_ratio)
-        return net, [] if self.source is None else [transfer_classifier(self.source, net)]
+        notes = [] if self.source is None else [transfer_classifier(self.source, net)]
+        if isinstance(settings.model, ViTConfig) and settings.model.distilled and settings.teacher == "none":
+            notes.append("warning: a distilled model without a teacher: its second head learns the labels too")
+        return net, notes
 
     def task(self, processes: Processes, pictures: Path | None) -> ClassificationTask:
         """What the training loop is told. `pictures`: folder for them."""
@@ -92,6 +105,9 @@ class ClassificationJob:
             workers=settings.workers,
             seed=settings.seed,
             processes=processes,
+            repeats=settings.repeats,
+            distillation=distillation_of(settings),
+            teacher=None if self.teacher is None else self.teacher.to(processes.device),
             pictures=pictures,
         )
 
@@ -117,6 +133,15 @@ def augmentation_of(settings: ClassificationRecipe) -> ClassPipeline:
     if settings.augmentation == "shift":
         return ClassPipeline(tuple(step for step in pipeline.steps if not isinstance(step, RandomFlip)))
     return pipeline
+
+
+def distillation_of(settings: ClassificationRecipe) -> DistillationLoss | None:
+    """The loss of a recipe with a teacher; None without."""
+    if settings.teacher == "none":
+        return None
+    return DistillationLoss(
+        settings.distillation, settings.alpha, settings.tau, settings.reduction, settings.label_smoothing
+    )
 
 
 def mixing_of(settings: ClassificationRecipe) -> Mixing | None:

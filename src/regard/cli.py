@@ -54,6 +54,7 @@ def train(
     resume: bool = False,
     recipe: str | None = None,
     config: Path | None = None,
+    teacher: str | None = None,
     quiet: bool = False,
 ) -> None:
     """Train a detector or a classifier: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
@@ -64,8 +65,9 @@ def train(
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
         resume: go on with the run in --output.
-        recipe: paper, finetune, fast or small, of classifiers imagenet, cifar, finetune or small; else the model's own.
+        recipe: paper, finetune, fast or small, of classifiers deit, imagenet, cifar, finetune or small.
         config: config.yaml of an earlier run, to train in the same way.
+        teacher: what a classifier learns from: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
         quiet: print no progress.
     """
     from regard.runs import train
@@ -79,7 +81,7 @@ def train(
     settings = tuple(word for word in words if "=" in word)
     run = train(
         names[0] if names else None, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config,
-        overrides=settings, quiet=quiet,
+        teacher=teacher, overrides=settings, quiet=quiet,
     )  # fmt: skip
     print(run.folder)
 

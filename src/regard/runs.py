@@ -64,6 +64,7 @@ def train(
     resume: bool = False,
     recipe: str | None = None,
     config: str | Path | None = None,
+    teacher: str | Path | None = None,
     overrides: Sequence[str] = (),
     quiet: bool = False,
 ) -> Run:
@@ -79,13 +80,16 @@ def train(
         recipe: `paper`, `finetune`, `fast` or `small`; of classifiers `imagenet`, `cifar`, `finetune` or `small`;
             the model's own if None.
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
+        teacher: what a classifier learns from beside the labels: a model, run or file, `regnety_160`, `timm/NAME` or
+            `torchvision/NAME`.
         overrides: settings as `key=value`.
         quiet: print nothing.
 
     Raises:
         ConfigError, DataError, CheckpointError, DivergedError, MachineError: with one line that says what to do.
     """
-    settings = resolve(model, data, epochs, output, resume, recipe, config, overrides)
+    words = overrides if teacher is None else (f"teacher={teacher}", *overrides)
+    settings = resolve(model, data, epochs, output, resume, recipe, config, words)
     with processes(settings.device) as group:
         return _train(settings, Path(output) if output else None, resume, group, quiet)
 

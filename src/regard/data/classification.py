@@ -25,11 +25,16 @@ _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz],
 
 @dataclass(frozen=True)
 class ClassSample:
-    """A decoded image and its class. image: (3, H, W) uint8, RGB. label: index into the data set's categories."""
+    """A decoded image and its class.
+
+    image: (3, H, W) uint8, RGB. label: index into the data set's categories.
+    answer: (C,) logits of a teacher for it, where they are stored.
+    """
 
     image: Tensor
     label: int
     path: str = ""
+    answer: Tensor | None = None
 
 
 class ClassificationDataset:

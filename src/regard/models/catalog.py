@@ -160,7 +160,10 @@ def table(pattern: str = "*") -> Table:
     """The models that match a pattern, as a table. Models are built without memory to count their parameters."""
     from rich.table import Table
 
-    found = Table("model", "parameters", "weights", "published")
+    found = Table()
+    found.add_column("model", min_width=max(map(len, list_models(pattern)), default=0), no_wrap=True)
+    for title in ("parameters", "weights", "published"):
+        found.add_column(title)
     for name in list_models(pattern):
         with torch.device("meta"):
             count = sum(p.numel() for p in build(preset(name), name).parameters())

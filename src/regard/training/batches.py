@@ -49,9 +49,12 @@ class Augmented(Dataset):
 
 
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for one process, epoch after epoch without end, from any batch on.
+    """Batches of (view, index) for one process, epoch after epoch without end, from any batch on.
 
     All processes together see every sample once an epoch; a few come twice where the processes do not divide them.
+    A view is the number of the epoch. With `repeats` an epoch has as many samples, but fewer different ones, each in
+    several views side by side (repeated augmentation: Hoffer et al. 2020). Their order is that of DeiT's samplers.py,
+    which cuts it to a multiple of 256, for seed 0.
 
     Args:
         length: samples.
@@ -59,28 +62,48 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         seed: of the order.
         processes: this process among all.
         start: batches to pass over.
+        repeats: views of a sample in an epoch.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, processes: Processes, start: int = 0) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int, processes: Processes, start: int = 0, repeats: int = 1
+    ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = processes.rank, processes.world_size
         self.start = start
+        self.repeats = repeats
 
     @property
     def batches_per_epoch(self) -> int:
+        if self.repeats > 1:
+            return -(-self._repeated_count() // self.batch_size)
         return -(-self.length // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, skip = divmod(self.start, self.batches_per_epoch)
         while True:
-            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mix(self.seed, epoch))).tolist()
-            order += (order * self.world_size)[: -len(order) % self.world_size]
-            together = self.batch_size * self.world_size
-            for first in range(skip * together, len(order), together):
-                yield [(epoch, i) for i in order[first : first + together][self.rank :: self.world_size]]
+            mine = self._repeated(epoch) if self.repeats > 1 else self._once(epoch)
+            for first in range(skip * self.batch_size, len(mine), self.batch_size):
+                yield mine[first : first + self.batch_size]
             epoch, skip = epoch + 1, 0
+
+    def _once(self, epoch: int) -> list[tuple[int, int]]:
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mix(self.seed, epoch))).tolist()
+        order += (order * self.world_size)[: -len(order) % self.world_size]
+        return [(epoch, index) for index in order[self.rank :: self.world_size]]
+
+    def _repeated(self, epoch: int) -> list[tuple[int, int]]:
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+        places = [(epoch * self.repeats + view, index) for index in order for view in range(self.repeats)]
+        places += (places * self.world_size)[: -len(places) % self.world_size]
+        return places[self.rank :: self.world_size][: self._repeated_count()]
+
+    def _repeated_count(self) -> int:
+        """Samples of an epoch for each process; DeiT's are none where there are fewer than 256."""
+        whole = self.length // 256 * 256 if self.length >= 256 else self.length
+        return max(1, whole // self.world_size)
 
 
 def training_loader(

@@ -42,7 +42,8 @@ class TrainingConfig:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9  # of sgd
     weight_decay: float = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
+    decay: Literal["all", "matrices"] = "all"  # what decays: all, or not biases, normalisation and the like (DeiT)
+    schedule: Literal["step", "cosine", "deit", "deit_corrected"] = "step"
     drop_at: tuple[float, ...] = (2 / 3,)  # step schedule: shares of the epochs after which lr falls to a tenth
     warmup_steps: int = 0
     warmup_share: float = 0.0  # of the epochs over which lr rises from 0
@@ -238,6 +239,8 @@ class Trainer:
             progress=share,
             drop_at=config.drop_at,
             warmup_share=config.warmup_share,
+            epochs=config.epochs,
+            lr=config.lr,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -351,11 +354,10 @@ class Trainer:
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, config.lr, config.lr_backbone)
+    groups = parameter_groups(model, config.lr, config.lr_backbone, config.weight_decay, config.decay)
     if config.optimizer == "sgd":
-        momentum, weight_decay = config.momentum, config.weight_decay
-        return torch.optim.SGD(groups, config.lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(groups, fused=fused)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

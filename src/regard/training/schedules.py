@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+# Of DeiT's recipe: epochs of warm-up, its first rate, and the last rate (timm 0.3.2 as main.py calls it).
+DEIT_WARMUP, DEIT_WARMUP_LR, DEIT_LEAST_LR = 5, 1e-6, 1e-5
 
 
 def learning_rate_factor(
@@ -18,16 +22,23 @@ def learning_rate_factor(
     progress: float,
     drop_at: Sequence[float] = (2 / 3,),
     warmup_share: float = 0.0,
+    epochs: int = 1,
+    lr: float = 1.0,
 ) -> float:
     """What to multiply the learning rate with.
 
     Args:
         kind: `step` divides by ten whenever one of the shares `drop_at` of the training is done (DETR: epoch 200 of
-            300); `cosine` falls to nothing along half a wave.
+            300); `cosine` falls to nothing along half a wave; `deit` and `deit_corrected` change once an epoch, see
+            `deit_learning_rate`, and have a warm-up of their own.
         step: steps done; over the first `warmup_steps` the factor rises from 0 linearly.
         progress: share of the training that is done, 0..1.
         warmup_share: share of the training over which the factor rises from 0 linearly.
+        epochs, lr: of the run, for the schedules that are given by epoch and rate.
     """
+    if kind.startswith("deit"):
+        epoch = min(int(progress * epochs + 1e-9), epochs - 1)
+        return deit_learning_rate(epoch, epochs, lr, published=kind == "deit") / lr
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     if progress < warmup_share:
         warmup *= progress / warmup_share
@@ -36,20 +47,54 @@ def learning_rate_factor(
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def parameter_groups(model: nn.Module, lr: float, lr_backbone: float) -> list[dict]:
-    """The authors' two groups: the backbone has a learning rate of its own. Frozen parameters are left out.
+def deit_learning_rate(epoch: int, epochs: int, lr: float, *, published: bool = True) -> float:
+    """The learning rate of an epoch as DeiT trains: 5 epochs of linear warm-up from 1e-6, then a cosine to 1e-5.
 
-    A rate of 0 freezes the backbone, as in the authors' main.py.
+    The cosine runs over all epochs, those of the warm-up too. In the authors' main.py the schedule steps after the
+    epoch has ended and counts from 0, so that the first rate serves for two epochs: epoch e has the rate of e - 1.
+
+    Args:
+        epoch: from 0.
+        epochs: of the run.
+        lr: highest rate.
+        published: with the epoch that comes twice; False: each epoch has its own rate.
+    """
+    if published:
+        epoch = max(0, epoch - 1)
+    if epoch < DEIT_WARMUP:
+        return DEIT_WARMUP_LR + epoch * (lr - DEIT_WARMUP_LR) / DEIT_WARMUP
+    return DEIT_LEAST_LR + 0.5 * (lr - DEIT_LEAST_LR) * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, lr_backbone: float, weight_decay: float = 0.0, decay: str = "all"
+) -> list[dict]:
+    """Parameters by learning rate and weight decay. Frozen ones are left out.
+
+    A backbone has a learning rate of its own; a rate of 0 freezes it, as in DETR's main.py.
+
+    Args:
+        decay: what `weight_decay` is for: `all` parameters, as DETR trains, or `matrices`: not for biases,
+            normalisation and what `model.no_weight_decay` names, as DeiT trains.
     """
     if lr_backbone == 0:
         for name, parameter in model.named_parameters():
             if name.startswith("backbone."):
                 parameter.requires_grad_(False)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    backbone = [p for name, p in named if name.startswith("backbone.")]
-    rest = [p for name, p in named if not name.startswith("backbone.")]
-    groups = [{"params": rest, "lr": lr}, {"params": backbone, "lr": lr_backbone}]
-    return [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
+    spared: frozenset[str] = getattr(model, "no_weight_decay", frozenset())
+    groups = []
+    for in_backbone, is_spared in itertools.product((False, True), repeat=2):
+        chosen = [
+            p
+            for name, p in named
+            if name.startswith("backbone.") == in_backbone
+            and (decay == "matrices" and (p.ndim <= 1 or name in spared)) == is_spared
+        ]
+        rate, share = lr_backbone if in_backbone else lr, 0.0 if is_spared else weight_decay
+        if chosen:
+            groups.append({"params": chosen, "lr": rate, "initial_lr": rate, "weight_decay": share})
+    return groups
 
 
 class MovingAverage:

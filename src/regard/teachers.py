@@ -1,0 +1,155 @@
+"""Teachers: any classifier that answers for the pixels a student sees, in the student's order of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regard.batches import IMAGENET_MEAN, IMAGENET_STD
+from regard.categories import Category
+from regard.errors import ConfigError, MachineError
+from regard.loading import load
+from regard.models.catalog import Detector
+from regard.models.download import download
+from regard.models.files import load_exactly, read_weights
+
+# The teacher of DeiT (Touvron et al. 2021, table 2): a RegNetY-16GF of 82.9 % on ImageNet, in timm's layout.
+RELEASED = {"regnety_160": "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"}
+
+
+class Teacher:
+    """A trained classifier beside a student: always in evaluation, without gradients, out of the student's checkpoints.
+
+    Args:
+        model: the classifier, pixels (B, 3, H, W) -> logits (B, classes).
+        size: side of the images that it was trained on; 0 takes the student's pixels as they are.
+        mean, std: of its normalisation, for pixels in 0..1.
+        order: the teacher's label of each class of the student, or None where they agree.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: int = 0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.size = size
+        self.order = order
+        ours, theirs = (torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([tuple(mean), tuple(std)]))
+        # pixels * ours.std + ours.mean are in 0..1; then the teacher's normalisation.
+        self.scale = (ours[1] / theirs[1])[:, None, None]
+        self.shift = ((ours[0] - theirs[0]) / theirs[1])[:, None, None]
+        self.same = torch.equal(ours, theirs)
+
+    def to(self, device: torch.device) -> Teacher:
+        self.model.to(device)
+        self.scale, self.shift = self.scale.to(device), self.shift.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Logits (B, C) float32 for the student's normalised, maybe mixed pixels (B, 3, H, W)."""
+        if not self.same:
+            pixels = pixels * self.scale + self.shift
+        if self.size and pixels.shape[-2:] != (self.size, self.size):
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        self.model.eval()
+        logits = self.model(pixels).float()
+        return logits if self.order is None else logits[:, self.order]
+
+
+def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> Teacher:
+    """A teacher by name.
+
+    Args:
+        name: whatever `regard.load` takes; `regnety_160`, DeiT's own; `timm/NAME` or `torchvision/NAME` with their
+            released weights.
+        categories: the student's classes. A teacher whose classes have names is put in their order; of others only
+            the number is compared.
+        image_size: side of the student's images. Teachers of ours that were trained on another size see theirs.
+
+    Raises:
+        ConfigError: other classes (C07), or not a classifier.
+        MachineError: weights that cannot be had.
+    """
+    if name in RELEASED or name.startswith(("timm/", "torchvision/")):
+        model, mean, std = _foreign(name)
+        teacher = Teacher(model, 0, mean, std)
+        _check_count(name, _classes_of(model, image_size), len(categories))
+        return teacher
+    net = load(name)
+    if isinstance(net, Detector):
+        raise ConfigError("a detector cannot teach a classifier", where=name, code="C07")
+    size = net.card.short_side
+    _check_count(name, len(net.card.categories), len(categories))
+    return Teacher(net, 0 if size == image_size else size, order=_order(name, net.card.categories, categories))
+
+
+def _check_count(name: str, theirs: int, ours: int) -> None:
+    if theirs != ours:
+        what = f"the teacher knows {theirs} classes, the data have {ours}"
+        remedy = "train the teacher on the same data first: regard train MODEL --data DIR"
+        raise ConfigError(what, where=name, remedy=remedy, code="C07")
+
+
+def _order(name: str, theirs: Sequence[Category], ours: Sequence[Category]) -> list[int] | None:
+    """Where in the teacher's answer each class of the student stands; None where it stands there already."""
+    names, wanted = [c.name for c in theirs], [c.name for c in ours]
+    if names == wanted or names == [str(number) for number in range(len(names))]:
+        return None
+    missing = sorted(set(wanted) - set(names))
+    if missing:
+        what = f"the teacher does not know {', '.join(repr(n) for n in missing[:5])}; it knows {', '.join(names[:5])}"
+        raise ConfigError(what, where=name, remedy="train the teacher on the same classes", code="C07")
+    return [names.index(n) for n in wanted]
+
+
+def _foreign(name: str) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """A model of timm or torchvision with its weights, and its normalisation."""
+    library, _, model = name.rpartition("/")
+    if library == "torchvision":
+        return _torchvision(name, model), IMAGENET_MEAN, IMAGENET_STD
+    try:
+        import timm
+    except ImportError as error:
+        remedy = "pip install 'regard[interop]'"
+        raise MachineError(f"teacher {name} needs timm", remedy=remedy) from error
+    if not timm.is_model(model):
+        raise ConfigError(f"timm has no model {model!r}", where=name, remedy="see timm.list_models()", code="C01")
+    if name in RELEASED:
+        net = timm.create_model(model, pretrained=False)
+        prefix = RELEASED[name].rsplit("-", 1)[1].partition(".")[0]
+        load_exactly(net, read_weights(download(RELEASED[name], sha256_prefix=prefix)).tensors, where=name)
+        return net, IMAGENET_MEAN, IMAGENET_STD
+    try:
+        net = timm.create_model(model, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise MachineError(f"cannot get timm's weights: {error}", where=name) from error
+    settings = timm.data.resolve_model_data_config(net)
+    return net, settings["mean"], settings["std"]
+
+
+def _torchvision(name: str, model: str) -> nn.Module:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(model).DEFAULT
+    except (ValueError, KeyError, AttributeError) as error:
+        remedy = "see torchvision.models.list_models()"
+        raise ConfigError(f"torchvision has no classifier {model!r}", where=name, remedy=remedy, code="C01") from error
+    path: Path = download(weights.url, sha256_prefix=weights.url.rsplit("-", 1)[1].split(".")[0])
+    net = torchvision.models.get_model(model, weights=None)
+    load_exactly(net, read_weights(path).tensors, where=name)
+    return net
+
+
+@torch.no_grad()
+def _classes_of(model: nn.Module, image_size: int) -> int:
+    return model.eval()(torch.zeros(1, 3, image_size, image_size)).shape[-1]

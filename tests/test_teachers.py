@@ -1,0 +1,172 @@
+"""Teachers: what they see, in which order they answer, and that they do not learn; students of them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+import yaml
+from torch import nn
+
+import regard
+from color_data import COLORS, write_colors
+from command_line import run as command
+from regard.batches import IMAGENET_MEAN, IMAGENET_STD
+from regard.categories import Category, ModelCard
+from regard.errors import ConfigError, MachineError
+from regard.models.catalog import build, preset
+from regard.teachers import RELEASED, Teacher, load_teacher
+from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+
+SMALL = ("workers=0", "batch_size=6", "evaluate_every=1", "device=cpu", "augmentation=cifar")
+STUDENT = (*SMALL, "model.embed_dim=24", "model.depth=2", "model.patch_size=8", "lr=0.01")
+TEACHER = (*SMALL, "model.layers=[1,1,1]", "model.widths=[8,8,8]", "lr=0.02")
+
+
+class Means(nn.Module):
+    """Logits are the mean of each channel of what it is given; dropout and batch norm show the mode."""
+
+    def __init__(self, categories=None, side=32):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.norm = nn.BatchNorm1d(3, affine=False)
+        self.drop = nn.Dropout(0.5)
+        self.seen = []
+        self.card = ModelCard("means", categories or (), side, side)
+
+    def forward(self, pixels):
+        self.seen.append(pixels)
+        return self.drop(self.norm(self.weight * pixels.mean(dim=(2, 3))))
+
+
+def test_it_stays_in_evaluation_and_learns_nothing():
+    teacher = Teacher(Means())
+    before = teacher.model.norm.running_mean.clone()
+    teacher.model.train()  # as a parent's train() would
+    pixels = torch.randn(4, 3, 8, 8, requires_grad=True)
+    first, second = teacher(pixels), teacher(pixels)
+    assert torch.equal(first, second) and not first.requires_grad and first.dtype == torch.float32
+    assert torch.equal(teacher.model.norm.running_mean, before)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_it_sees_its_own_normalisation_and_size():
+    mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.1)
+    teacher = Teacher(Means(), 16, mean, std)
+    colors = torch.rand(2, 3, 1, 1).expand(2, 3, 8, 8)
+    ours = torchvision.transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)(colors)
+    teacher(ours)
+    (seen,) = teacher.model.seen
+    assert seen.shape == (2, 3, 16, 16)
+    expected = torchvision.transforms.Normalize(mean, std)(colors[:, :, :1, :1]).expand(2, 3, 16, 16)
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+    same = Teacher(Means())
+    same(ours)
+    assert same.model.seen[0] is ours
+
+
+def test_it_answers_in_the_students_order(tmp_path, monkeypatch):
+    names = ("red", "blue", "green")
+    net = Means(tuple(Category(i, name) for i, name in enumerate(names)))
+    monkeypatch.setattr("regard.teachers.load", lambda _: net)
+    wanted = tuple(Category(i, name) for i, name in enumerate(("blue", "green", "red")))
+    pixels = torch.randn(2, 3, 32, 32)
+    plain = Teacher(net)(pixels)
+    torch.testing.assert_close(load_teacher("mine", wanted, 32)(pixels), plain[:, [1, 2, 0]])
+    assert load_teacher("mine", net.card.categories, 32).order is None
+    with pytest.raises(ConfigError, match="does not know 'pink'") as caught:
+        load_teacher("mine", (*wanted[:2], Category(2, "pink")), 32)
+    assert caught.value.code == "C07"
+    with pytest.raises(ConfigError, match="knows 3 classes, the data have 2") as caught:
+        load_teacher("mine", wanted[:2], 32)
+    assert caught.value.code == "C07" and "regard train" in caught.value.line
+    assert load_teacher("mine", wanted, 64).size == 32 and load_teacher("mine", wanted, 32).size == 0
+
+
+def test_models_of_others(monkeypatch):
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+    ten = [Category(i, str(i)) for i in range(1000)]
+    teacher = load_teacher("timm/vit_tiny_patch16_224", ten, 224)
+    assert not teacher.same  # 0.5 and 0.5, not ImageNet's
+    with pytest.raises(ConfigError, match="knows 1000 classes"):
+        load_teacher("timm/resnet10t", ten[:10], 32)
+    with pytest.raises(ConfigError, match="timm has no model 'resnet9000'"):
+        load_teacher("timm/resnet9000", ten, 32)
+    with pytest.raises(ConfigError, match="torchvision has no classifier 'resnet9000'"):
+        load_teacher("torchvision/resnet9000", ten, 32)
+
+
+def test_released_weights_that_cannot_be_had(monkeypatch, tmp_path):
+    pytest.importorskip("timm")
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path))
+    for name in ("regnety_160", "torchvision/resnet18"):
+        with pytest.raises(MachineError) as caught:
+            load_teacher(name, [], 224)
+        assert ".pth" in caught.value.line
+    assert RELEASED["regnety_160"].endswith("regnety_160-a5fe301d.pth")
+
+
+# Students
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_colors(tmp_path_factory.mktemp("data") / "colors", train=12)
+
+
+@pytest.fixture(scope="module")
+def teacher(data, tmp_path_factory):
+    return regard.train(
+        "resnet20", data, epochs=4, output=tmp_path_factory.mktemp("runs") / "t", overrides=TEACHER, quiet=True
+    ).folder
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("name", ["deit_nano_distilled_patch4_32", "deit_nano_patch4_32"])
+def test_a_student_learns_from_a_run(data, teacher, tmp_path, name, kind):
+    """With and without a token for it. The teacher stays out of the checkpoint."""
+    words = (*STUDENT, f"distillation={kind}", "reduction=batchmean")
+    run = regard.train(name, data, epochs=6, teacher=teacher, output=tmp_path / "s", overrides=words, quiet=True)
+    assert run.scores["top1"] > 0.6
+    values = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert values["teacher"] == str(teacher) and values["distillation"] == kind
+    tensors = read_checkpoint(newest_checkpoint(run.folder / "checkpoints")).tensors["model"]
+    alone = build(replace(preset(name), depth=2, embed_dim=24, patch_size=8), name)
+    assert set(tensors) == set(alone.state_dict())
+    result = regard.predict(run.folder, data / "val" / "red" / "0.png")
+    assert math.isclose(result.probabilities.sum().item(), 1, rel_tol=1e-5) and len(result.categories) == len(COLORS)
+
+
+def test_going_on_has_the_teacher_again(data, teacher, tmp_path):
+    words = (*STUDENT, "schedule=step", "drop_at=1", "warmup_share=0")
+    name = "deit_nano_distilled_patch4_32"
+    first = regard.train(name, data, epochs=1, teacher=teacher, output=tmp_path / "a", overrides=words, quiet=True)
+    regard.train(output=first.folder, resume=True, epochs=2, quiet=True)
+    whole = regard.train(name, data, epochs=2, teacher=teacher, output=tmp_path / "b", overrides=words, quiet=True)
+    mine, theirs = (read_checkpoint(newest_checkpoint(r.folder / "checkpoints")).tensors for r in (first, whole))
+    assert all(torch.equal(mine["model"][key], theirs["model"][key]) for key in mine["model"])
+
+
+def test_without_a_teacher_the_second_head_learns_the_labels(capsys, data, tmp_path):
+    words = ["train", "deit_nano_distilled_patch4_32", "--data", data, "--output", tmp_path / "n", "epochs=6", *STUDENT]
+    finished = command(capsys, *words)
+    finished.worked()
+    assert "warning: a distilled model without a teacher" in finished.err
+    net = regard.load(tmp_path / "n")
+    assert net.head_dist.bias.abs().max() > 0
+    images = torch.stack([torch.full((3, 32, 32), -0.5)] * 3)
+    for label, channel in ((0, 2), (1, 1), (2, 0)):  # blue, green, red
+        images[label, channel] = 2.0
+    both = net.train()(images)
+    for logits in both:
+        assert F.cross_entropy(logits, torch.arange(3)).item() < math.log(3)
+
+
+def test_a_detector_has_no_teacher(capsys, teacher, tmp_path):
+    words = ["train", "detr_tiny", "--data", "shapes", "--teacher", teacher, "--output", tmp_path / "d"]
+    command(capsys, *words).refused(2, "C01", "teacher")
