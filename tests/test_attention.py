@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attention_cases import softmax_by_loops
 from regard.attention import (
     LearnedPositionEncoding,
     MultiHeadAttention,
@@ -113,7 +115,14 @@ class TestMultiHeadAttention:
         module = MultiHeadAttention(4, 2).double()
         q, k, v = (torch.randn(1, n, 4, dtype=torch.float64, requires_grad=True) for n in (2, 3, 3))
         mask = torch.tensor([[True, False, True], [True, True, True]])
-        assert torch.autograd.gradcheck(lambda q, k, v: module(q, k, v, mask=mask), (q, k, v))
+        names, parameters = zip(*module.named_parameters(), strict=True)
+
+        def run(q: Tensor, k: Tensor, v: Tensor, *values: Tensor) -> Tensor:
+            return torch.func.functional_call(
+                module, dict(zip(names, values, strict=True)), (q, k, v), kwargs={"mask": mask}
+            )
+
+        assert torch.autograd.gradcheck(run, (q, k, v, *parameters))
         assert torch.autograd.gradcheck(lambda q, k: module.weights(q, k, mask=mask), (q, k))
 
     def test_dropout_in_training_only(self) -> None:
@@ -131,19 +140,63 @@ class TestMultiHeadAttention:
         assert 0.98 * bound < module.in_proj_weight.abs().max() <= bound
         assert (module.in_proj_bias == 0).all() and (module.out_proj.bias == 0).all()
 
-    def test_width_that_heads_do_not_divide(self) -> None:
-        with pytest.raises(ValueError, match="10 is not a multiple of num_heads 4"):
-            MultiHeadAttention(10, 4)
+    def test_one_graph_for_all_lengths(self) -> None:
+        """Queries and keys of their own lengths; the graph of self-attention has one symbol for both."""
+        ours, _ = pair()
+        torch.compiler.reset()
+        compiled = torch.compile(ours, fullgraph=True, backend="eager")
+        n, m = torch.export.Dim("n", min=2, max=64), torch.export.Dim("m", min=2, max=64)
+        graph = torch.export.export(ours, tuple(inputs(5, 7, 7)), dynamic_shapes=({1: n}, {1: m}, {1: m})).module()
+        for lengths in ((5, 7), (9, 4), (2, 40)):
+            q, k, v = inputs(lengths[0], lengths[1], lengths[1])
+            expected = ours(q, k, v)
+            for run in (compiled, graph):
+                torch.testing.assert_close(run(q, k, v), expected, atol=1e-5, rtol=1e-5)
+        (x,) = inputs(6)
+        torch.testing.assert_close(compiled(x, x, x), ours(x, x, x), atol=1e-5, rtol=1e-5)
+
+    def test_precisions_strides_and_no_images(self) -> None:
+        ours, _ = pair()
+        (x,) = inputs(7)
+        expected, weights = ours(x, x, x), ours.weights(x, x)
+        turned = x.transpose(1, 2).contiguous().transpose(1, 2)  # the tokens of a map, where channels come first
+        torch.testing.assert_close(ours(turned, turned, turned), expected)
+        assert ours(x[:0], x[:0], x[:0]).shape == (0, 7, 16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = ours(x, x, x)
+        assert mixed.dtype == torch.bfloat16
+        torch.testing.assert_close(mixed.float(), expected, atol=1e-1, rtol=5e-2)
+        mixed.float().square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
+        half = ours.bfloat16()(*(x.bfloat16(),) * 3)
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), expected, atol=1e-1, rtol=5e-2)
+        torch.testing.assert_close(ours.weights(*(x.bfloat16(),) * 2).float(), weights, atol=5e-2, rtol=5e-2)
+
+    @pytest.mark.parametrize(
+        ("numbers", "says"),
+        [
+            ((10, 4), "10 is not a multiple of num_heads 4"),
+            ((8, 0), "embed_dim 8 and num_heads 0 must be at least 1"),
+            ((0, 2), "embed_dim 0 and num_heads 2 must be at least 1"),
+        ],
+    )
+    def test_wrong_numbers(self, numbers: tuple[int, int], says: str) -> None:
+        with pytest.raises(ValueError, match=says):
+            MultiHeadAttention(*numbers)
 
 
 def test_attention_is_the_formula() -> None:
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 1, n, 3, generator=g, dtype=torch.float64) for n in (2, 4, 4))
-    for i in range(2):
-        scores = [math.exp(sum(q[0, 0, i] * k[0, 0, j]).item() / math.sqrt(3)) for j in range(4)]
-        shares = torch.tensor([score / sum(scores) for score in scores], dtype=torch.float64)
-        torch.testing.assert_close(attention_weights(q, k)[0, 0, i], shares)
-        torch.testing.assert_close(attend(q, k, v)[0, 0, i], sum(shares[j] * v[0, 0, j] for j in range(4)))
+    q, k = (torch.randn(2, 3, n, 5, generator=g, dtype=torch.float64) for n in (4, 6))
+    v = torch.randn(2, 3, 6, 7, generator=g, dtype=torch.float64)
+    weights, attended = attention_weights(q, k), attend(q, k, v)
+    for b, h, i in itertools.product(range(2), range(3), range(4)):
+        scores = [sum(q[b, h, i] * k[b, h, j]).item() / math.sqrt(5) for j in range(6)]
+        shares = torch.tensor(softmax_by_loops(scores), dtype=torch.float64)
+        torch.testing.assert_close(weights[b, h, i], shares, rtol=0, atol=1e-10)
+        expected = sum(shares[j] * v[b, h, j] for j in range(6))
+        torch.testing.assert_close(attended[b, h, i], expected, rtol=0, atol=1e-10)
 
 
 def plain_sine(height: int, width: int, channels: int, temperature: float, shift: float) -> np.ndarray:

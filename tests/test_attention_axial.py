@@ -145,7 +145,8 @@ def test_wrong_arguments():
         ({"position": "sine"}, "position 'sine' is none of"),
         ({"num_heads": 0}, "num_heads 0"),
         ({"map_size": (0, 4)}, r"map_size \(0, 4\)"),
-        ({"num_heads": 3}, "3"),
+        ({"num_heads": 3}, "embed_dim 8 is not a multiple of num_heads 3"),
+        ({"channels": 0}, "embed_dim 0"),
     ):
         with pytest.raises(ValueError, match=says):
             AxialAttention(**{"channels": 8, "num_heads": 2, **arguments})

@@ -34,7 +34,7 @@ class AxialAttention(nn.Module):
             the vector of the farthest one.
 
     Raises:
-        ValueError: channels that heads do not divide, sizes below 1, unknown names.
+        ValueError: channels that heads do not divide, numbers below 1, unknown names.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class AxialAttention(nn.Module):
         for name, given, known in (("combine", combine, COMBINATIONS), ("position", position, POSITIONS)):
             if given not in known:
                 raise ValueError(f"{name} {given!r} is none of {', '.join(known)}")
-        if num_heads < 1 or min(map_size) < 1:
-            raise ValueError(f"num_heads {num_heads} and map_size {map_size} must be at least 1")
+        if min(map_size) < 1:
+            raise ValueError(f"map_size {map_size} must be at least 1 x 1")
         self.combine = combine
         height, width = map_size if position == "relative" else (None, None)
         self.row = AttentionAlongSide(channels, num_heads, width)

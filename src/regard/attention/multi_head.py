@@ -73,10 +73,15 @@ class MultiHeadAttention(nn.Module):
         embed_dim: width C of all inputs and of the output; a multiple of `num_heads`.
         num_heads: heads, each of width C / heads.
         dropout: probability with which an attention weight is dropped in training.
+
+    Raises:
+        ValueError: numbers below 1, a width that heads do not divide.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
+        if min(embed_dim, num_heads) < 1:
+            raise ValueError(f"embed_dim {embed_dim} and num_heads {num_heads} must be at least 1")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim = embed_dim
