@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from attention_cases import assert_formats, assert_gradients, largest_tensor
 from regard.attention import AugmentedConv2d, attention_channels
 from regard.attention.relative import METHODS, RelativePosition2d, relative_attention, relative_logits
 
@@ -234,14 +234,7 @@ def test_large_logits_stay_finite_in_half_precision():
 @pytest.mark.parametrize("method", PATHS)
 def test_gradients_by_differences(method):
     module = layer(cin=2, cout=5, dk=4, dv=2, map_size=(2, 3), method=method)
-    x = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
-    names = list(dict(module.named_parameters()))
-
-    def run(x, *parameters):
-        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
-
-    leaves = [p.detach().clone().requires_grad_() for p in module.parameters()]
-    assert torch.autograd.gradcheck(run, (x, *leaves), eps=1e-6, atol=1e-6)
+    assert_gradients(module, torch.randn(1, 2, 2, 3, dtype=torch.float64))
 
 
 # Shapes and options
@@ -332,34 +325,23 @@ def test_channels_of_the_paper(f, kappa, upsilon, expected):
 def test_no_map_is_formed_on_the_fused_path():
     """64 x 64 cells and 8 heads: the map would have 134 million numbers per image."""
 
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            for t in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(t, torch.Tensor):
-                    self.elements = max(self.elements, t.numel())
-            return out
-
     with FakeTensorMode():  # the kernels of the CPU, without their work
         module = AugmentedConv2d(16, 32, key_channels=160, value_channels=8, num_heads=8, method="fused")
         x = torch.empty(1, 16, 64, 64, requires_grad=True)
-        with Largest() as seen:
-            module(x).sum().backward()
-        assert 0 < seen.elements <= 8 * 4096 * 152  # augmented queries have 148 numbers, filled up to 152
+        assert largest_tensor(module, x) <= 8 * 4096 * 152  # augmented queries have 148 numbers, filled up to 152
         module.method = "broadcast"
-        with Largest() as seen:
-            module(x)
-        assert seen.elements == 8 * 4096**2
+        assert largest_tensor(module, x) == 8 * 4096**2
 
 
 @pytest.mark.parametrize("method", PATHS)
-def test_it_compiles_in_one_graph(method):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_it_compiles_in_one_graph(method, backend):
+    torch.compiler.reset()
     module = layer(dtype=torch.float32, method=method)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x = torch.randn(2, 4, 6, 5)
-    torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    for size in [(6, 5), (9, 4)]:  # the second makes sizes symbols
+        x = torch.randn(2, 4, *size)
+        torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -375,10 +357,6 @@ def test_export_serves_all_sizes(stride):
         torch.testing.assert_close(exported(x), module(x), rtol=1e-4, atol=1e-5)
 
 
-def test_memory_formats_and_empty_batches():
-    module = layer(dtype=torch.float32, map_size=(5, 4))
-    x = torch.randn(2, 4, 5, 4)
-    torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
-    assert module(x[:0]).shape == (0, 12, 5, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert module(x).dtype == torch.bfloat16
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_formats_empty_batches_and_half_precision(method):
+    assert_formats(layer(dtype=torch.float32, map_size=(5, 4), method=method), 4)
