@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from attention_cases import assert_formats, assert_gradients, largest_tensor
 from regard.attention import AttentionStem2d, StandAloneAttention2d
 from regard.attention.stand_alone import METHODS, window_attention
 
@@ -73,7 +73,7 @@ def test_paths_have_the_same_gradients(size, border):
 @pytest.mark.parametrize("border", ["masked", "zero"])
 def test_gradients_by_differences(method, border):
     leaves = [t.requires_grad_() for t in inputs(2, 3, heads=1, d=2, b=1)]
-    assert torch.autograd.gradcheck(lambda *t: window_attention(*t, border, method), leaves, eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda *t: window_attention(*t, border, method), leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize("method", PATHS)
@@ -118,6 +118,11 @@ def test_the_layer_is_the_formula(stride, h, w):
     torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_the_layer(stride):
+    assert_gradients(layer(cin=2, cout=4, stride=stride), torch.randn(1, 2, 3, 2, dtype=torch.float64))
+
+
 def test_inner_cells_do_not_feel_the_border():
     x = torch.randn(1, 6, 9, 10, dtype=torch.float64)
     masked, zero = layer(kernel_size=5)(x), layer(kernel_size=5, border="zero")(x)
@@ -144,25 +149,13 @@ def test_parameters_of_the_paper():
 def test_windows_are_not_copied_on_lean_paths():
     """64 x 64 cells of 64 channels: the windows of keys alone would have 12.8 million numbers."""
 
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            for t in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(t, torch.Tensor):
-                    self.elements = max(self.elements, t.numel())
-            return out
-
     largest = {}
     with FakeTensorMode():
         module = StandAloneAttention2d(16, 64)
         x = torch.empty(1, 16, 64, 64, requires_grad=True)
         for method in PATHS:
             module.method = method
-            with Largest() as seen:
-                module(x).sum().backward()
-            largest[method] = seen.elements
+            largest[method] = largest_tensor(module, x)
     assert largest["unfold"] == 49 * 64 * 4096
     assert largest["shift"] == 49 * 8 * 4096  # weights
     assert largest["fused"] <= 8 * 100 * 169 * 24  # heads, blocks, their keys, and 8 + 14 numbers rounded up
@@ -213,17 +206,7 @@ def test_export_serves_all_sizes(options, least):
 
 @pytest.mark.parametrize("method", PATHS)
 def test_memory_formats_empty_batches_and_half_precision(method):
-    module = layer(dtype=torch.float32, method=method)
-    x = torch.randn(2, 6, 5, 4)
-    torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
-    assert module(x[:0]).shape == (0, 8, 5, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = module(x)
-    assert mixed.dtype == torch.bfloat16
-    torch.testing.assert_close(mixed.float(), module(x), rtol=5e-2, atol=5e-2)
-    mixed.float().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
-    assert module.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    assert_formats(layer(dtype=torch.float32, method=method), 6)
 
 
 @pytest.mark.parametrize(
@@ -298,14 +281,7 @@ def test_statistics_of_the_stem_are_those_of_pixels_on_the_map():
 
 def test_gradients_of_the_stem():
     module = stem(cin=2, cout=2, heads=1, mixtures=2)
-    x = torch.randn(1, 2, 2, 5, dtype=torch.float64, requires_grad=True)
-    names = list(dict(module.named_parameters()))
-
-    def run(x, *parameters):
-        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
-
-    leaves = [p.detach().clone().requires_grad_() for p in module.parameters()]
-    assert torch.autograd.gradcheck(run, (x, *leaves), eps=1e-6, atol=1e-6, fast_mode=True)
+    assert_gradients(module, torch.randn(1, 2, 2, 5, dtype=torch.float64))
 
 
 def test_the_stem_compiles_and_exports_and_takes_half_precision():
@@ -316,9 +292,7 @@ def test_the_stem_compiles_and_exports_and_takes_half_precision():
         x = torch.randn(1, 3, *size)
         torch.testing.assert_close(graph(x), module(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-5)
-    expected = module(x)
-    torch.testing.assert_close(module.bfloat16()(x.bfloat16()).float(), expected, rtol=5e-2, atol=5e-2)
-    assert module(x[:0].bfloat16()).shape == (0, 8, 6, 2)
+    assert_formats(module, 3)
 
 
 @pytest.mark.parametrize(("options", "words"), [({"cout": 9}, "no multiple of"), ({"mixtures": 0}, "num_mixtures 0")])
