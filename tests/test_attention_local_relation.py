@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from attention_cases import assert_formats, assert_gradients, assert_traced
 from regard.attention import LocalRelation2d
 from regard.attention.local_relation import METHODS, SIMILARITIES
 
@@ -19,11 +20,11 @@ def layer(channels=6, kernel_size=3, share=2, dtype=torch.float64, **options):
 
 
 def by_loops(module, x):
-    """One cell and one channel at a time."""
+    """One cell and one group of channels at a time."""
     named = {name: value.numpy() for name, value in module.state_dict().items()}
     groups, reach = module.channels // module.share, module.kernel_size // 2
     x = x.numpy()
-    b, channels, h, w = x.shape
+    b, _, h, w = x.shape
     qk = np.einsum("oc,bcyx->boyx", named["qk.weight"][:, :, 0, 0], x) + named["qk.bias"][:, None, None]
     phi = {
         "product": lambda q, k: q * k,
@@ -32,21 +33,23 @@ def by_loops(module, x):
     }
     gathered = np.zeros(x.shape)
     steps = range(-reach, reach + 1)
-    for n, c, y, z in itertools.product(range(b), range(channels), range(h), range(w)):
-        g = c // module.share
+    priors = {}
+    for dy, dx in itertools.product(steps, steps):
+        offset = np.array([dy, dx]) / max(reach, 1)
+        hidden = np.maximum(named["prior.hidden.weight"][:, :, 0, 0] @ offset + named["prior.hidden.bias"], 0)
+        priors[dy, dx] = named["prior.out.weight"][:, :, 0, 0] @ hidden + named["prior.out.bias"]
+    for n, g, y, z in itertools.product(range(b), range(groups), range(h), range(w)):
+        part = slice(g * module.share, (g + 1) * module.share)
         scores, values = [], []
         for dy, dx in itertools.product(steps, steps):
             inside = 0 <= y + dy < h and 0 <= z + dx < w
             if not inside and module.border == "masked":
                 continue
-            offset = np.array([dy, dx]) / max(reach, 1)
-            hidden = np.maximum(named["prior.hidden.weight"][:, :, 0, 0] @ offset + named["prior.hidden.bias"], 0)
-            prior = named["prior.out.weight"][g, :, 0, 0] @ hidden + named["prior.out.bias"][g]
             key = qk[n, groups + g, y + dy, z + dx] if inside else 0.0
-            scores.append(phi[module.similarity](qk[n, g, y, z], key) + prior)
-            values.append(x[n, c, y + dy, z + dx] if inside else 0.0)
+            scores.append(phi[module.similarity](qk[n, g, y, z], key) + priors[dy, dx][g])
+            values.append(x[n, part, y + dy, z + dx] if inside else np.zeros(module.share))
         weights = [math.exp(s - max(scores)) for s in scores]
-        gathered[n, c, y, z] = math.fsum(p * v for p, v in zip(weights, values, strict=True)) / math.fsum(weights)
+        gathered[n, part, y, z] = np.array(weights) @ np.array(values) / math.fsum(weights)
     out = np.einsum("oc,bcyx->boyx", named["out.weight"][:, :, 0, 0], gathered) + named["out.bias"][:, None, None]
     return torch.from_numpy(out)
 
@@ -82,14 +85,7 @@ def test_paths_have_the_same_gradients(size, border):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_gradients_by_differences(method, similarity):
     module = layer(channels=2, share=1, similarity=similarity, border="zero", method=method)
-    x = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
-    names = list(dict(module.named_parameters()))
-
-    def run(x, *parameters):
-        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
-
-    leaves = [p.detach().clone().requires_grad_() for p in module.parameters()]
-    assert torch.autograd.gradcheck(run, (x, *leaves), eps=1e-6, atol=1e-6, fast_mode=True)
+    assert_gradients(module, torch.randn(1, 2, 2, 3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -111,41 +107,22 @@ def test_the_prior_knows_offsets_as_fractions_of_the_reach():
     assert layer(kernel_size=1).prior.offsets().tolist() == [[[0]], [[0]]]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-def test_it_compiles_in_one_graph(method, backend):
-    torch.compiler.reset()
-    module = layer(dtype=torch.float32, method=method)
-    compiled = torch.compile(module, fullgraph=True, backend=backend)
-    for size in [(6, 5), (9, 8)] if backend == "aot_eager" else [(6, 5)]:
-        x = torch.randn(2, 6, *size)
-        torch.testing.assert_close(compiled(x), module(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_export_serves_all_sizes(method):
-    module = layer(dtype=torch.float32, method=method)
-    sizes = {2: torch.export.Dim("h", min=2, max=64), 3: torch.export.Dim("w", min=2, max=64)}
-    graph = torch.export.export(
-        module, (torch.randn(1, 6, 9, 12),), dynamic_shapes=(sizes,), prefer_deferred_runtime_asserts_over_guards=True
-    ).module()
-    for size in [(9, 12), (2, 33), (14, 7)]:
-        x = torch.randn(1, 6, *size)
-        torch.testing.assert_close(graph(x), module(x), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(
+    ("method", "backend"),
+    [
+        ("auto", "eager"),
+        ("shift", "eager"),
+        pytest.param("unfold", "aot_eager", marks=pytest.mark.slow),
+        pytest.param("shift", "aot_eager", marks=pytest.mark.slow),
+    ],
+)
+def test_one_graph_for_all_sizes(method, backend):
+    assert_traced(layer(dtype=torch.float32, method=method), 6, backend)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_formats_empty_batches_and_half_precision(method):
-    module = layer(dtype=torch.float32, method=method)
-    x = torch.randn(2, 6, 5, 4)
-    torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
-    assert module(x[:0]).shape == (0, 6, 5, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert module(x).dtype == torch.bfloat16
-    expected = module(x)
-    found = module.bfloat16()(x.bfloat16())
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=5e-2, atol=5e-2)
+    assert_formats(layer(dtype=torch.float32, method=method), 6)
 
 
 @pytest.mark.parametrize(
