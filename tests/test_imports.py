@@ -20,6 +20,7 @@ FLOORS = [
         "classification_recipes",
     },
     {"detection", "classification", "prediction", "recipes", "teachers"},
+    {"answers"},
     {"detection_runs", "classification_runs"},
     {"runs"},
     {"quickstart", "studies", "benchmarks"},

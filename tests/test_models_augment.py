@@ -103,7 +103,7 @@ def test_an_augmented_resnet18_learns_digits():
         splits[split] = images, torch.tensor([s.label for s in samples])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     images, labels = splits["train"]
-    for rows in torch.randperm(len(images)).split(32):
+    for rows in torch.randperm(len(images)).split(16):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
         optimizer.step()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,26 @@ def collate(samples: Sequence[ClassSample]) -> ClassificationBatch:
     return ClassificationBatch(images, labels, tuple(sample.path for sample in samples), answers=answers)
 
 
+class Answers(Protocol):
+    """Stored logits (C,) of a teacher by (view, image)."""
+
+    views: int
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor: ...
+
+
+class Answered(Augmented):
+    """Samples in those views for which a teacher's answers are stored, with the answers."""
+
+    def __init__(self, dataset: ClassificationDataset, transform: ClassPipeline, seed: int, answers: Answers) -> None:
+        super().__init__(dataset, transform, seed)
+        self.answers = answers
+
+    def __getitem__(self, place: tuple[int, int]) -> ClassSample:
+        view, index = place[0] % self.answers.views, place[1]
+        return replace(super().__getitem__((view, index)), answer=self.answers[view, index])
+
+
 class ClassificationTask:
     """What the training loop is told about learning to classify.
 
@@ -85,7 +106,8 @@ class ClassificationTask:
         processes: this process among all.
         repeats: views of an image in an epoch, see `EndlessBatches`.
         distillation: the loss of a student.
-        teacher: normalised, mixed pixels (B, 3, H, W) -> logits (B, C); not needed where samples have stored answers.
+        teacher: normalised, mixed pixels (B, 3, H, W) -> logits (B, C).
+        answers: of a teacher, in its place; they are for whole images, so `mixing` has to be None.
         pictures: folder for pictures of the first batch and of evaluations, or None.
     """
 
@@ -107,9 +129,13 @@ class ClassificationTask:
         repeats: int = 1,
         distillation: DistillationLoss | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
+        answers: Answers | None = None,
         pictures: Path | None = None,
     ) -> None:
-        self.data = Augmented(train, augmentation, seed)
+        assert answers is None or mixing is None
+        self.data = (
+            Augmented(train, augmentation, seed) if answers is None else Answered(train, augmentation, seed, answers)
+        )
         self.val = val
         self.categories = train.categories
         self.resize = resize

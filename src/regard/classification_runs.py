@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from regard.answers import StoredAnswers, has_answers, store_answers
 from regard.classification import ClassificationTask, ClassifierEvaluation, evaluate_classifier
 from regard.classification_recipes import ClassificationRecipe
-from regard.data.classification import open_classification
+from regard.data.classification import ClassificationDataset, open_classification
 from regard.data.classification_transforms import (
     ClassPipeline,
     RandomFlip,
@@ -20,7 +22,7 @@ from regard.data.classification_transforms import (
 )
 from regard.data.health import advise
 from regard.data.mixing import Mixing
-from regard.errors import CheckpointError, MachineError
+from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.evaluation.classification_plots import plot_class_counts
 from regard.loading import load
 from regard.losses import DistillationLoss
@@ -29,7 +31,8 @@ from regard.models.classifier_weights import transfer_classifier
 from regard.models.classifiers import Classifier
 from regard.models.vit import ViTConfig
 from regard.teachers import load_teacher
-from regard.training.distributed import Processes
+from regard.training.batches import Augmented
+from regard.training.distributed import Processes, choose_device
 
 
 class ClassificationJob:
@@ -38,7 +41,7 @@ class ClassificationJob:
     Attributes:
         settings: the recipe, with the number of classes of the data.
         train_data, val_data: both splits.
-        teacher: what the model learns from beside the labels, or None.
+        teacher, answers: what the model learns from beside the labels, or None.
     """
 
     def __init__(self, settings: ClassificationRecipe) -> None:
@@ -48,11 +51,19 @@ class ClassificationJob:
         self.settings = replace(settings, model=replace(settings.model, num_classes=len(self.train_data.categories)))
         self.source: Classifier | None = None
         # Not with the weights to start from: a run that goes on needs its teacher as well.
-        self.teacher = (
-            None
-            if settings.teacher == "none"
-            else load_teacher(settings.teacher, self.train_data.categories, settings.model.image_size)
-        )
+        self.answers = self._open_answers() if has_answers(settings.teacher) else None
+        self.teacher = None
+        if settings.teacher != "none" and self.answers is None:
+            self.teacher = load_teacher(settings.teacher, self.train_data.categories, settings.model.image_size)
+
+    def _open_answers(self) -> StoredAnswers:
+        if mixing_of(self.settings) is not None:
+            what = "stored answers are for whole images, and Mixup or CutMix mixes them"
+            remedy = "set mixup=0 cutmix=0, or name the teacher itself"
+            raise ConfigError(what, where=self.settings.teacher, remedy=remedy, code="C09")
+        answers = StoredAnswers(self.settings.teacher)
+        answers.check(about_answers(self.settings, self.train_data))
+        return answers
 
     @property
     def findings(self) -> list[str]:
@@ -108,6 +119,7 @@ class ClassificationJob:
             repeats=settings.repeats,
             distillation=distillation_of(settings),
             teacher=None if self.teacher is None else self.teacher.to(processes.device),
+            answers=self.answers,
             pictures=pictures,
         )
 
@@ -155,6 +167,48 @@ def mixing_of(settings: ClassificationRecipe) -> Mixing | None:
         label_smoothing=settings.label_smoothing,
         seed=settings.seed,
     )
+
+
+def about_answers(settings: ClassificationRecipe, data: ClassificationDataset) -> dict[str, object]:
+    """What a teacher's answers depend on, beside the teacher."""
+    return {
+        "data": data.fingerprint(),
+        "classes": [category.name for category in data.categories],
+        "seed": settings.seed,
+        "image_size": settings.model.image_size,
+        "augmentation": settings.augmentation,
+        "magnitude": settings.magnitude,
+        "erasing": settings.erasing,
+        "color_jitter": settings.color_jitter,
+    }
+
+
+def cache_answers(
+    settings: ClassificationRecipe, output: Path, *, views: int, dtype: str, batch_size: int
+) -> Iterator[float]:
+    """Store what the teacher of a recipe says of `views` views of the training images; gives the share that is done.
+
+    Raises:
+        ConfigError: the recipe has no teacher, a number is out of range, or the folder has something else in it.
+    """
+    if settings.teacher == "none" or has_answers(settings.teacher):
+        raise ConfigError("which teacher?", remedy="add --teacher NAME", code="C09")
+    job = ClassificationJob(settings)
+    assert job.teacher is not None
+    device = choose_device(settings.device)
+    with advise(settings.data):
+        yield from store_answers(
+            Augmented(job.train_data, augmentation_of(settings), settings.seed),
+            job.teacher.to(device),
+            output,
+            {"teacher": settings.teacher, **about_answers(settings, job.train_data)},
+            views=views,
+            classes=len(job.train_data.categories),
+            device=device,
+            batch_size=batch_size,
+            workers=settings.workers,
+            dtype=dtype,
+        )
 
 
 def evaluate_on(

@@ -26,6 +26,8 @@ data_app = App(name="data", help="Make and check data sets.")
 app.command(data_app)
 study_app = App(name="study", help="Comparisons, each as one command.")
 app.command(study_app)
+distill_app = App(name="distill", help="Prepare the training of a student.")
+app.command(distill_app)
 
 Settings = Annotated[str, Parameter(help="Settings as key=value, such as lr=2e-4 model.num_queries=300.")]
 
@@ -173,6 +175,50 @@ def models(pattern: str = "*") -> None:
     Console().print(table(pattern))
 
 
+@distill_app.command
+def cache(
+    model: str,
+    *settings: Settings,
+    data: str,
+    teacher: str,
+    output: Path,
+    views: int = 10,
+    dtype: str = "float16",
+    batch_size: int = 64,
+    recipe: str | None = None,
+) -> None:
+    """Store a teacher's answers once, for any number of trainings: regard train MODEL --teacher OUTPUT ...
+
+    Training on them sees `views` augmented views of each image, in turn. The same command goes on with one that was
+    stopped.
+
+    Args:
+        model: the student, a name from `regard models`; its recipe says how images are augmented.
+        data: as for train.
+        teacher: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
+        output: folder of the answers.
+        views: of each image.
+        dtype: float16 or float32.
+        batch_size: images at once.
+        recipe: of the student, as for train.
+    """
+    from regard.classification_runs import cache_answers
+    from regard.recipes import ClassificationRecipe
+    from regard.runs import resolve
+
+    words = (f"teacher={teacher}", *settings)
+    student = resolve(model, data, None, None, False, recipe, None, words)
+    if not isinstance(student, ClassificationRecipe):
+        raise ConfigError(f"{model} is no classifier", code="C09")
+    shares = cache_answers(student, output, views=views, dtype=dtype, batch_size=batch_size)
+    done = 0.0
+    for share in shares:
+        if share == 1.0 or share >= done + 0.05:
+            print(f"{share:.0%}", file=sys.stderr)
+            done = share
+    print(output)
+
+
 @study_app.command
 def convergence(*, minutes: float = 4.0, output: Path = Path("runs/study-convergence")) -> None:
     """What anchors, denoising and focal loss do for DETR, on the same data in the same time.
@@ -285,8 +331,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _plain_settings(words: Sequence[str]) -> list[str]:
     """`--lr=1e-4` and `--lr 1e-4` as `lr=1e-4` where the command takes settings and has no option of that name."""
-    commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes}
-    command = commands.get(" ".join(words[: 2 if words[:1] == ["data"] else 1]))
+    commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes, "distill cache": cache}
+    command = commands.get(" ".join(words[: 2 if words[:1] in (["data"], ["distill"]) else 1]))
     if command is None:
         return list(words)
     options = {f"--{name}" for name in inspect.signature(command).parameters}

@@ -1,0 +1,167 @@
+"""Stored answers are the teacher's own, for the views that training then sees, whatever interrupts the storing."""
+
+import json
+import math
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import regard
+from color_data import write_colors
+from command_line import digest
+from command_line import run as command
+from regard.answers import StoredAnswers
+from regard.classification_runs import ClassificationJob, augmentation_of, cache_answers
+from regard.config import apply_overrides
+from regard.errors import CheckpointError, ConfigError
+from regard.recipes import recipe_for
+from regard.training.batches import Augmented
+from regard.training.distributed import Processes
+from regard.training.reports import read_rows
+
+STUDENT = (
+    "workers=0", "batch_size=6", "evaluate_every=9", "device=cpu", "augmentation=cifar", "model.embed_dim=24",
+    "model.depth=2", "model.patch_size=8", "lr=0.01", "distillation=soft", "reduction=batchmean", "log_every=1",
+)  # fmt: skip
+NAME = "deit_nano_distilled_patch4_32"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_colors(tmp_path_factory.mktemp("data") / "colors", train=12)
+
+
+@pytest.fixture(scope="module")
+def teacher(data, tmp_path_factory):
+    words = ("workers=0", "batch_size=6", "device=cpu", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "lr=0.02")
+    output = tmp_path_factory.mktemp("runs") / "t"
+    return regard.train("resnet20", data, epochs=2, output=output, overrides=words, quiet=True).folder
+
+
+def student(data, teacher, *words):
+    values = (f"data={data}", f"teacher={teacher}", *STUDENT, *words)
+    return apply_overrides(recipe_for(NAME), values)
+
+
+def store(settings, folder, views=3, dtype="float32", batch_size=10):
+    return list(cache_answers(settings, folder, views=views, dtype=dtype, batch_size=batch_size))
+
+
+@pytest.fixture(scope="module")
+def stored(data, teacher, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answers") / "a"
+    shares = store(student(data, teacher), folder)
+    assert shares[-1] == 1.0 and shares == sorted(shares)
+    return folder
+
+
+def test_they_are_the_teachers_for_each_view(data, teacher, stored):
+    settings = student(data, teacher)
+    job = ClassificationJob(settings)
+    views = Augmented(job.train_data, augmentation_of(settings), settings.seed)
+    answers = StoredAnswers(stored)
+    assert answers.views == 3
+    for place in ((0, 0), (1, 5), (2, 35)):
+        pixels = regard.batches.ImageBatch.from_images([views[place].image]).normalized().pixels
+        torch.testing.assert_close(answers[place], job.teacher(pixels)[0], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(answers[0, 0], answers[1, 0])
+    assert torch.equal(pickle.loads(pickle.dumps(answers))[1, 5], answers[1, 5])
+
+
+def losses(run):
+    return [row["train/loss"] for row in read_rows(run.folder / "metrics.jsonl") if "train/loss" in row]
+
+
+def test_twenty_steps_have_the_losses_of_the_living_teacher(data, teacher, stored, tmp_path):
+    """Three epochs of six steps see the three views; the fourth comes back to the first."""
+    runs = [
+        regard.train(NAME, data, epochs=4, teacher=t, output=tmp_path / name, overrides=STUDENT, quiet=True)
+        for name, t in (("live", teacher), ("stored", stored))
+    ]
+    live, replayed = (losses(run) for run in runs)
+    assert len(live) >= 20
+    assert replayed[:18] == pytest.approx(live[:18], rel=1e-5)
+    assert replayed[18:] != pytest.approx(live[18:], rel=1e-5)
+
+
+def test_training_comes_back_to_the_first_view(data, stored):
+    job = ClassificationJob(student(data, stored))
+    task = job.task(Processes(0, 1, torch.device("cpu")), None)
+    first, again = task.data[0, 7], task.data[3, 7]
+    assert torch.equal(first.image, again.image) and torch.equal(first.answer, again.answer)
+    assert not torch.equal(first.image, task.data[1, 7].image)
+
+
+def test_half_precision_is_half_the_size(data, teacher, stored, tmp_path):
+    store(student(data, teacher), tmp_path / "half", dtype="float16")
+    half, full = (np.load(folder / "answers.npy") for folder in (tmp_path / "half", stored))
+    assert half.nbytes * 2 == full.nbytes and half.dtype == np.float16
+    np.testing.assert_allclose(half, full, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_storing_goes_on_where_it_was_stopped(data, teacher, stored, tmp_path, monkeypatch, stop_after):
+    monkeypatch.setattr("regard.answers.FLUSH_EVERY", 2)
+    settings, folder = student(data, teacher), tmp_path / "b"
+    shares = cache_answers(settings, folder, views=3, dtype="float32", batch_size=10)
+    for _ in range(stop_after):
+        next(shares)
+    shares.close()
+    about = json.loads((folder / "answers.json").read_text())
+    assert about["done"] == {1: 0, 3: 20}[stop_after]
+    with pytest.raises(CheckpointError, match="of 108 answers are there"):
+        StoredAnswers(folder)
+    store(settings, folder)
+    assert digest(folder) == digest(stored)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=3", "magnitude=5", "augmentation=shift", "model.image_size=40"],
+)
+def test_other_settings_have_other_answers(data, teacher, stored, word):
+    with pytest.raises(ConfigError, match=word.split("=")[0].removeprefix("model.")) as caught:
+        ClassificationJob(student(data, stored, word))
+    assert caught.value.code == "C07"
+    before = digest(stored)
+    with pytest.raises(ConfigError, match="name another folder"):
+        store(student(data, teacher, word), stored)
+    assert digest(stored) == before
+
+
+def test_other_data_have_other_answers(stored, tmp_path):
+    other = write_colors(tmp_path / "other", train=11)
+    with pytest.raises(ConfigError, match="answers for something else: data"):
+        ClassificationJob(student(other, stored))
+
+
+def test_mixed_images_have_no_stored_answers(data, stored):
+    with pytest.raises(ConfigError, match="mixup=0 cutmix=0"):
+        ClassificationJob(student(data, stored, "mixup=0.8"))
+
+
+def test_on_the_command_line(capsys, data, teacher, stored, tmp_path):
+    words = ["distill", "cache", NAME, "--data", data, "--teacher", teacher, "--views", "3", "--dtype", "float32"]
+    command(capsys, *words, "--output", tmp_path / "c", *STUDENT).worked()
+    # Batches of another size sum in another order.
+    found, expected = (np.load(folder / "answers.npy") for folder in (tmp_path / "c", stored))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep me")
+    command(capsys, *words, "--output", tmp_path / "full", *STUDENT).refused(2, "C11", "not empty")
+    words[8] = "0"
+    command(capsys, *words, "--output", tmp_path / "d", *STUDENT).refused(2, "C03", "views=0")
+    command(capsys, "distill", "cache", "detr_tiny", "--data", data, "--teacher", teacher, "--output", "x").refused(
+        2, "C01", "teacher"
+    )
+
+
+def test_a_damaged_folder(stored, data, tmp_path):
+    (tmp_path / "answers.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no stored answers"):
+        ClassificationJob(student(data, tmp_path))
+    assert math.isclose(StoredAnswers(stored)[0, 0].isfinite().float().mean().item(), 1)
+    assert replace(student(data, stored), teacher="none").teacher == "none"
