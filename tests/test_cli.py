@@ -372,7 +372,7 @@ def test_a_failed_quickstart_has_the_exit_code_of_its_training(capsys, tmp_path,
     monkeypatch.setattr("regard.quickstart.data_folder", lambda _: tmp_path)
     monkeypatch.setattr("regard.studies.convergence.data_folder", lambda _: tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 5))
-    for words in (["quickstart"], ["study", "convergence"], ["study", "attention", "--data", tmp_path]):
+    for words in (["quickstart"], ["study", "convergence"], ["study", "attention"], ["study", "distillation"]):
         finished = run(capsys, *words, "--output", tmp_path / "-".join(map(str, words[:2])))
         assert finished.code == 5 and finished.err == ""  # the training has said why
 
@@ -381,7 +381,7 @@ def test_a_study_does_not_write_over_another(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started"))
     (tmp_path / "0").mkdir()
     (tmp_path / "file").write_text("")
-    for name in ("convergence", "attention"):
+    for name in ("convergence", "attention", "distillation"):
         run(capsys, "study", name, "--output", tmp_path).refused(2, "C11", tmp_path, "not empty")
         run(capsys, "study", name, "--output", tmp_path / "file").refused(2, "C11", tmp_path / "file")
 

@@ -1,9 +1,11 @@
 """Studies: what they train, that they go on, and what they make of the scores."""
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
 from statistics import stdev
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from color_data import write_colors
 from command_line import digest, run
 from regard.attention import AugmentedConv2d
 from regard.config import apply_overrides
-from regard.models.catalog import build
+from regard.models.catalog import build, create
 from regard.recipes import recipe_for
 from regard.studies.attention import NETWORKS
+from regard.studies.distillation import DISTILLED, PLAIN
 
 
 def test_networks_differ_in_what_their_names_say():
@@ -36,13 +39,13 @@ def test_networks_differ_in_what_their_names_say():
 @pytest.fixture
 def trained(monkeypatch):
     """Training is replaced by writing a score, a different one each time; what was to be trained is kept."""
-    commands = []
+    commands, numbers = [], itertools.count()
 
     def train(command, **_):
         commands.append(command)
         folder = Path(command[command.index("--output") + 1])
         folder.mkdir(exist_ok=True)
-        number = sum(int(part) for part in folder.name.split("-"))
+        number = next(numbers)  # runs come from several threads
         (folder / "metrics.json").write_text(json.dumps({"stats": {"top1": 0.5 + number / 100}}))
         return subprocess.CompletedProcess(command, 0)
 
@@ -60,8 +63,9 @@ def test_attention_study(capsys, tmp_path, trained):
     assert sum("seed=1" in command for command in trained) == len(NETWORKS)
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())["top1"]
     assert list(scores) == list(NETWORKS)
-    assert scores["ResNet-20"] == [0.5, 0.51] and scores["augmented, relative"] == [0.54, 0.55]
-    assert "50.50" in told and f"{100 * stdev([0.5, 0.51]):.2f}" in told
+    assert sorted(itertools.chain(*scores.values())) == [0.5 + number / 100 for number in range(2 * len(NETWORKS))]
+    for first, second in scores.values():
+        assert f"{50 * (first + second):.2f}" in told and f"{100 * stdev([first, second]):.2f}" in told
     assert Image.open(tmp_path / "out" / "scores.png").size[0] > 500
     before = digest(tmp_path / "out")
     again = run(capsys, *words, "--output", tmp_path / "out").worked()
@@ -73,9 +77,9 @@ def test_attention_study(capsys, tmp_path, trained):
 def test_a_stopped_run_is_gone_on_with(capsys, tmp_path, trained):
     words = ["study", "attention", "--data", "digits", "--seeds", "1", "--output", tmp_path / "out"]
     run(capsys, *words).worked()
-    (tmp_path / "out" / "3-0" / "metrics.json").unlink()
-    (tmp_path / "out" / "3-0" / "config.yaml").write_text("")
-    (tmp_path / "out" / "4-0" / "metrics.json").unlink()
+    (tmp_path / "out" / "augmented__coordinates-0" / "metrics.json").unlink()
+    (tmp_path / "out" / "augmented__coordinates-0" / "config.yaml").write_text("")
+    (tmp_path / "out" / "augmented__relative-0" / "metrics.json").unlink()
     trained.clear()
     run(capsys, *words).worked()
     resumed, anew = sorted(trained, key=lambda command: command[command.index("--output") + 1])
@@ -84,7 +88,33 @@ def test_a_stopped_run_is_gone_on_with(capsys, tmp_path, trained):
     assert "augmentation=cifar" not in anew  # digits are not mirrored
 
 
+@pytest.mark.parametrize("name", ["attention", "distillation"])
 @pytest.mark.parametrize("words", [["--epochs", "0"], ["--seeds", "0"]])
-def test_numbers_out_of_range(capsys, tmp_path, words):
-    run(capsys, "study", "attention", *words, "--output", tmp_path / "out").refused(2, "C03", "expected at least 1")
+def test_numbers_out_of_range(capsys, tmp_path, name, words):
+    run(capsys, "study", name, *words, "--output", tmp_path / "out").refused(2, "C03", "expected at least 1")
     assert not (tmp_path / "out").exists()
+
+
+def test_distillation_study(capsys, tmp_path, trained, monkeypatch):
+    """The teacher is first, then the students without one, then those who learn from either."""
+    judged = []
+
+    def evaluate(net, data, **_):
+        judged.append((net.config.fuse, data))
+        return SimpleNamespace(stats={"top1": 0.25})
+
+    monkeypatch.setattr("regard.studies.distillation.load", lambda _: create(DISTILLED))
+    monkeypatch.setattr("regard.studies.distillation.evaluate", evaluate)
+    told = run(capsys, "study", "distillation", "--seeds", "2", "--output", tmp_path / "out").worked()
+    models = [command[command.index("train") + 1] for command in trained]
+    assert models[:3] == ["resnet20", PLAIN, PLAIN] and len(models) == 1 + 2 * 5
+    teachers = [next((word for word in command if word.startswith("teacher=")), None) for command in trained]
+    assert teachers[:3] == [None] * 3
+    assert set(teachers[3:]) == {
+        f"teacher={tmp_path}/out/teacher-0", f"teacher={tmp_path}/out/no_distillation-0",
+    }  # fmt: skip
+    assert sum("distillation=soft" in command for command in trained) == 2
+    assert models.count(DISTILLED) == 4 and judged == [("class", "digits")] * 2 + [("distillation", "digits")] * 2
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())["top1"]
+    assert scores["token, hard, class head only"] == [0.25, 0.25] and len(scores) == 8
+    assert all(name in told for name in scores)

@@ -255,6 +255,29 @@ def attention(
     attention(data, epochs, train_images, seeds, output)
 
 
+@study_app.command
+def distillation(
+    *,
+    data: str = "digits",
+    epochs: int = 12,
+    train_images: int | None = None,
+    seeds: int = 3,
+    output: Path = Path("runs/study-distillation"),
+) -> None:
+    """What a small transformer learns from a teacher, and how: tables 2 and 3 of the DeiT paper in small.
+
+    Args:
+        data: images with a class each, as for train.
+        epochs: passes over the training images, of the teacher too.
+        train_images: train on so many, evenly from all classes; on all if not given.
+        seeds: runs of each student.
+        output: folder of the study; the same command goes on with one that was stopped.
+    """
+    from regard.studies.distillation import distillation
+
+    distillation(data, epochs, train_images, seeds, output)
+
+
 @app.command
 def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 10) -> None:
     """Speed next to the peers, in alternating rounds of one process.
