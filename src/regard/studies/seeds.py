@@ -55,7 +55,7 @@ def train_all(rows: Mapping[str, Sequence[str]], seeds: int, output: Path) -> di
     folders = {name: [output / f"{_folder(name)}-{seed}" for seed in range(seeds)] for name in rows}
     jobs = [(folders[name][seed], [*words, f"seed={seed}"]) for name, words in rows.items() for seed in range(seeds)]
     with ThreadPoolExecutor(at_once) as pool:
-        codes = list(pool.map(lambda job: _train(*job, at_once), jobs))
+        codes = list(pool.map(lambda job: _train(job[0], job[1], at_once), jobs))
     if any(codes):
         raise SystemExit(next(code for code in codes if code))
     return folders
@@ -101,7 +101,7 @@ def _draw(scores: Mapping[str, Sequence[float]], path: Path) -> None:
 
     picture = figure(6.5, 0.6 + 0.4 * len(scores))
     axes = picture.add_subplot()
-    names = list(reversed(scores))
+    names = list(scores)[::-1]
     for place, name in enumerate(names):
         values = [100 * value for value in scores[name]]
         axes.plot(values, [place] * len(values), "o", color=BLUE, alpha=0.6)
