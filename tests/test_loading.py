@@ -85,7 +85,7 @@ def test_list_models():
     assert list_models("detr_resnet50*") == ["detr_resnet50", "detr_resnet50_dc5"]
     assert list_models("*dc5") == ["detr_resnet101_dc5", "detr_resnet50_dc5"]
     assert list_models("detr_tin?") == ["detr_tiny"]
-    assert list_models("vit*") == []
+    assert list_models("yolo*") == []
     assert regard.list_models is list_models
 
 
@@ -221,7 +221,7 @@ def test_published_numbers_and_file_names():
     for weights in WEIGHTS.values():
         assert weights.url.startswith("https://") and len(weights.sha256_prefix) >= 8
         int(weights.sha256_prefix, 16)
-        assert all(20 < score < 96 for score in weights.scores.values())
+        assert all(20 < score < 98 for score in weights.scores.values())
 
 
 # Files

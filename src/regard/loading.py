@@ -10,10 +10,11 @@ from regard.categories import Category
 from regard.config import apply_mapping, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
 from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, Model, build, list_models
-from regard.models.classifier_weights import load_classifier_file
+from regard.models.classifier_weights import load_classifier
 from regard.models.classifiers import ClassifierConfig
 from regard.models.download import download
-from regard.models.files import load_exactly
+from regard.models.files import load_exactly, read_weights
+from regard.models.vit_weights import is_vit
 from regard.models.weights import load_file
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 
@@ -23,10 +24,12 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
 
     Args:
         source: a run's folder (its best checkpoint), a checkpoint's folder, a weights file (`.pth` or `.safetensors`
-            with the names of the DETR authors or, for classifiers, of torchvision), or a name of `list_models()`,
-            whose released weights are downloaded once.
-        model: which model a file is for, where the names of its tensors cannot tell (`detr_resnet50_dc5`); all
-            classifiers need it.
+            with the names of the DETR authors; for classifiers of torchvision; for vision transformers of the DeiT
+            authors, of timm or of Hugging Face), or a name of `list_models()`, whose released weights are downloaded
+            once.
+        model: which model a file is for, where neither a released file's name nor its tensors can tell
+            (`detr_resnet50_dc5`); convolutional classifiers need it. A vision transformer may be named that has
+            another image size than the file: positions are resized, with a warning.
 
     Raises:
         CheckpointError: the file is not what it should be.
@@ -55,9 +58,13 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
 
 
 def _load_weights(path: Path, model: str | None) -> Model:
-    if model is not None and isinstance(CONFIGS.get(model), ClassifierConfig):
-        return load_classifier_file(path, model)
-    return load_file(path, model=model)
+    name = model or next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
+    known = None if name is None else CONFIGS.get(name)
+    if name is None or isinstance(known, ClassifierConfig):
+        tensors = read_weights(path).tensors
+        if known is not None or is_vit(tensors):
+            return load_classifier(tensors, name, where=path)
+    return load_file(path, model=name)
 
 
 def model_state(net: Model) -> dict[str, Any]:

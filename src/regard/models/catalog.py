@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DETR_URL = "https://dl.fbaipublicfiles.com/detr/"
+DEIT_URL = "https://dl.fbaipublicfiles.com/deit/"
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 
 
@@ -68,6 +69,17 @@ WEIGHTS: dict[str, Weights] = {
     "resnet152": Weights(TORCHVISION_URL + "resnet152-394f9c45.pth", {"top-1": 78.312, "top-5": 94.046}),
     "mnasnet1_0": Weights(TORCHVISION_URL + "mnasnet1.0_top1_73.512-f206786ef8.pth", {"top-1": 73.456, "top-5": 91.51}),
 }
+for _file, _top1, _top5 in (
+    ("deit_tiny_patch16_224-a1311bcf.pth", 72.202, 91.124),
+    ("deit_small_patch16_224-cd65a155.pth", 79.854, 94.968),
+    ("deit_base_patch16_224-b5f2ef4d.pth", 81.846, 95.594),
+    ("deit_base_patch16_384-8de9b5d1.pth", 82.890, 96.222),
+    ("deit_tiny_distilled_patch16_224-b40b3cf7.pth", 74.476, 91.920),
+    ("deit_small_distilled_patch16_224-649709d9.pth", 81.164, 95.376),
+    ("deit_base_distilled_patch16_224-df68dfff.pth", 83.372, 96.482),
+    ("deit_base_distilled_patch16_384-d0272ac0.pth", 85.224, 97.186),
+):
+    WEIGHTS[_file.rsplit("-", 1)[0]] = Weights(DEIT_URL + _file, {"top-1": _top1, "top-5": _top5})
 
 # The configuration of each class of models, by the name of that class, with all settings at their defaults.
 FAMILIES: dict[str, ModelConfig] = {type(config).__name__: type(config)() for config in CONFIGS.values()}

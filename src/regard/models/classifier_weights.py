@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,30 +15,38 @@ from regard.categories import Category
 from regard.errors import CheckpointError
 from regard.models.catalog import build, preset
 from regard.models.classifiers import HEADS, Classifier, ClassifierConfig
-from regard.models.files import load_exactly, read_weights
+from regard.models.files import load_exactly
+from regard.models.vit import VisionTransformer, ViTConfig
+from regard.models.vit_weights import fit_vit, is_vit, read_vit
 
 
-def load_classifier_file(path: str | Path, name: str) -> Classifier:
-    """A classifier from a file with its tensors, in evaluation mode.
+def load_classifier(tensors: Mapping[str, Tensor], name: str | None = None, *, where: str | Path) -> Classifier:
+    """A classifier with the tensors of a file, in evaluation mode.
 
     The number of classes is read off the tensors; 1000 of them are taken for ImageNet's.
 
     Args:
-        path: `.pth` or `.safetensors`. Plain networks have torchvision's names of tensors.
-        name: of the model.
+        tensors: convolutional networks have torchvision's names, vision transformers those of the DeiT authors, of
+            timm or of Hugging Face.
+        name: of the model; vision transformers do without it (`read_vit`).
+        where: the file, for errors.
 
     Raises:
-        CheckpointError: not such a file, or it does not fit.
+        CheckpointError: they do not fit.
     """
-    config = preset(name)
-    assert isinstance(config, ClassifierConfig)
-    tensors = read_weights(path).tensors
-    heads = [tensor for key, tensor in tensors.items() if _is_head(key) and key.endswith(".weight")]
-    if not heads:
-        raise CheckpointError(f"no weights of {name}: no classifying layer", where=path, code="K07")
-    config = replace(config, num_classes=len(heads[-1]))
+    config = None if name is None else preset(name)
+    if name is None or isinstance(config, ViTConfig) or is_vit(tensors):
+        name, config, tensors, notes = read_vit(tensors, name, where=where)
+        for note in notes:
+            warnings.warn(f"{where}: {note}", stacklevel=4)
+    else:
+        assert isinstance(config, ClassifierConfig)
+        heads = [tensor for key, tensor in tensors.items() if _is_head(key) and key.endswith(".weight")]
+        if not heads:
+            raise CheckpointError(f"no weights of {name}: no classifying layer", where=where, code="K07")
+        config = replace(config, num_classes=len(heads[-1]))
     net = build(config, name, imagenet_categories() if config.num_classes == 1000 else None)
-    load_exactly(net, tensors, where=path)
+    load_exactly(net, tensors, where=where)
     return net.eval()
 
 
@@ -50,17 +60,26 @@ def imagenet_categories() -> tuple[Category, ...]:
 def transfer_classifier(source: Classifier, net: Classifier) -> str:
     """Copy a trained classifier to a new one with other classes, and say what was done.
 
-    The classifying layer is copied row by row for classes of the same name; others start at random.
+    The classifying layer is copied row by row for classes of the same name; others start at random. Vision transformers
+    may have another image size, or be distilled where the other is not (`fit_vit`).
 
     Raises:
         CheckpointError: the two are different models.
     """
     ours, theirs = net.state_dict(), source.state_dict()
-    misfits = [k for k in ours if k not in theirs or not _fits(k, ours[k], theirs[k])]
+    notes: list[str] = []
+    unseen: list[str] = []
+    remedy = "start from the same model at the same image size"
+    if isinstance(source, VisionTransformer) and isinstance(net, VisionTransformer):
+        theirs, notes = fit_vit(theirs, source.config, net.config)
+        remedy = "start from the same model; only its image size and its distillation may differ"
+        if source.config.num_heads != net.config.num_heads:  # no tensor shows it
+            unseen = [f"num_heads {source.config.num_heads}, not {net.config.num_heads}"]
+    misfits = unseen + [k for k in ours if k not in theirs or not _fits(k, ours[k], theirs[k])]
     misfits += [k for k in theirs if k not in ours]
     if misfits:
         what = f"{source.card.name} does not fit {net.card.name}: {', '.join(misfits)}"[:300]
-        raise CheckpointError(what, remedy="start from the same model at the same image size", code="K07")
+        raise CheckpointError(what, remedy=remedy, code="K07")
     rows = {category.name: row for row, category in enumerate(source.card.categories)}
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     for key, tensor in ours.items():
@@ -70,7 +89,8 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
             mine, other = zip(*pairs, strict=True)
             tensor[list(mine)] = theirs[key][list(other)]
     count = len(net.card.categories)
-    return f"started from {source.card.name}; {count} classes, {len(pairs)} of them known by name"
+    said = [f"started from {source.card.name}", f"{count} classes, {len(pairs)} of them known by name", *notes]
+    return "; ".join(said)
 
 
 def _is_head(key: str) -> bool:
