@@ -1,6 +1,7 @@
 """The benchmark of attention compares equal numbers, and measures what it says."""
 
 import io
+import os
 
 import pytest
 import torch
@@ -40,6 +41,15 @@ def test_memory_of_what_is_held_at_once():
         return torch.ones(50 * 2**18) + 1  # twice 50 MiB
 
     assert 90 * 2**20 < peak_memory(hold) < 130 * 2**20
+
+
+def test_a_failed_measurement_is_no_number(capfd):
+    def fail(_):
+        raise MemoryError
+
+    for action in (fail, lambda _: os._exit(3)):
+        with pytest.raises(MachineError, match="could not be measured"):
+            peak_memory(action)
 
 
 def test_different_numbers_are_not_compared(monkeypatch):

@@ -249,3 +249,15 @@ def test_wrong_settings(make):
     with pytest.raises(ConfigError) as caught:
         make()
     assert caught.value.code == "C03"
+
+
+@pytest.mark.parametrize("shape", [(1, 20000), (20000, 1), (2, 3000)])
+def test_very_long_images_are_cut_before_they_are_enlarged(shape):
+    """Else a line of one pixel becomes a map of gigabytes."""
+    image = torch.zeros(3, *shape, dtype=torch.uint8)
+    middle = tuple(
+        slice(side // 2 - 8 * min(shape), side // 2 + 8 * min(shape)) if side > 99 else slice(None) for side in shape
+    )
+    image[:, middle[0], middle[1]] = 200
+    found = evaluation(64)(ClassSample(image, 0)).image
+    assert found.shape == (3, 64, 64) and (found == 200).all()

@@ -69,11 +69,11 @@ def test_networks_of_timm():
 
 
 def test_named_layers_and_other_settings():
-    model = nn.Sequential(nn.Conv2d(3, 16, 5, stride=2, padding="valid"), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=2))
+    model = nn.Sequential(nn.Conv2d(3, 16, 5, stride=2, padding="valid"), nn.ReLU(), nn.Conv2d(16, 16, 3, dilation=2))
     regard.augment(model, layers=["2"], image_size=(32, 48), num_heads=2, position="none", quiet=True)
     (row,) = model.augmented
-    assert row.map_size == (12, 20) and row.value_channels == 4 and not row.pooled
-    assert model(torch.randn(1, 3, 32, 48)).shape == (1, 16, 12, 20) and model[2].conv.groups == 2
+    assert row.map_size == (10, 18) and row.value_channels == 4 and not row.pooled
+    assert model(torch.randn(1, 3, 32, 48)).shape == (1, 16, 10, 18)
 
 
 def test_a_frozen_convolution_stays_frozen():
@@ -87,6 +87,52 @@ def test_a_frozen_convolution_stays_frozen():
 def test_names_of_no_convolution(layers):
     with pytest.raises(ConfigError, match="is no convolution"):
         regard.augment(torchvision.models.resnet18(weights=None), layers=layers, quiet=True)
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16)),
+        nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1), nn.BatchNorm2d(16)),
+    )
+
+
+def test_frozen_parts_stay_frozen():
+    net = small_net().train()
+    net[0][1].eval()
+    regard.augment(net, image_size=16, quiet=True)
+    assert [part.training for part in (net, net[0], net[0][1], net[1][1])] == [True, True, False, True]
+    assert int(net[1][1].num_batches_tracked) == 0
+
+
+def test_what_has_attention_is_left_alone():
+    net = small_net()
+    regard.augment(net, image_size=16, quiet=True)
+    with pytest.raises(ConfigError, match="no convolution has a map"):
+        regard.augment(net, image_size=16, quiet=True)
+    with pytest.raises(ConfigError, match="no convolution has a map"):
+        regard.augment(regard.create("aa_resnet20"), image_size=32, layers=None, quiet=True, largest_map=16)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(
+    ("conv", "options", "code", "says"),
+    [
+        (nn.Conv2d(16, 16, 3, padding=1, groups=2), {}, "C09", "has 2 groups"),
+        (nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), {}, "C09", "its padding is 'reflect'"),
+        (nn.Conv2d(16, 16, 4, padding="same"), {}, "C09", "its kernel is even"),
+        (nn.Conv2d(16, 6, 3, padding=1), {}, "C05", "6 is not a multiple of num_heads 8"),
+        (nn.Conv2d(16, 16, 3, padding=1), {"position": "rotary"}, "C05", "'rotary'"),
+        (nn.Conv2d(16, 16, 3, padding=1), {"num_heads": 0}, "C03", "num_heads=0"),
+        (nn.Conv2d(16, 16, 3, padding=1), {"image_size": 0}, "C03", "image_size=0"),
+        (nn.Conv2d(5, 16, 3, padding=1), {}, "C09", "does not take images"),
+    ],
+)
+def test_what_cannot_be_augmented_leaves_the_network_alone(conv, options, code, says):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1), conv)
+    before = list(net)
+    with pytest.raises(ConfigError, match=says) as caught:
+        regard.augment(net, layers=["0", "2"], quiet=True, **{"image_size": 8, **options})
+    assert caught.value.code == code and list(net) == before and not hasattr(net, "augmented")
 
 
 @pytest.mark.slow

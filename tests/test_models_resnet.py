@@ -1,15 +1,18 @@
 """ResNets, wide ResNets and MnasNets: the papers' parameter counts, torchvision's numbers, maps of any size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
 
 from regard.attention import AugmentedConv2d
 from regard.errors import ConfigError
-from regard.models.catalog import create, list_models, preset
+from regard.models.catalog import build, create, list_models, preset
 from regard.models.mnasnet import MnasNet, MnasNetConfig
 from regard.models.resnet import ResNet, ResNetConfig
 from regard.models.wide_resnet import WideResNet, WideResNetConfig
+from regard.training.schedules import parameter_groups
 
 
 def count(model):
@@ -145,3 +148,30 @@ def test_wrong_settings(wrong):
 
 def test_names():
     assert {"aa_resnet50", "resnet20", "aa_wide_resnet28_10", "aa_mnasnet1_0"} <= set(list_models())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("aa_resnet20", {"num_heads": 0}, "num_heads 0"),
+        ("aa_resnet20", {"num_heads": 64}, "num_heads 64"),
+        ("aa_resnet20", {"position": "foo"}, "'foo'"),
+        ("aa_resnet20", {"image_size": 0}, "image_size=0"),
+        ("aa_mnasnet1_0", {"value_ratio": 1.0}, "value_ratio=1.0"),
+        ("aa_wide_resnet16_2", {"width_factor": 0}, "width_factor=0"),
+        ("aa_wide_resnet16_2", {"key_ratio": -1.0}, "key_ratio=-1.0"),
+    ],
+)
+def test_wrong_settings_are_one_line(name, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        build(replace(preset(name), **changes), name)
+
+
+@pytest.mark.parametrize("name", ["aa_resnet20", "aa_wide_resnet16_2", "aa_mnasnet0_75"])
+def test_position_tables_are_not_decayed(name):
+    model = create(name)
+    decayed, spared = parameter_groups(model, 1.0, 1.0, 0.1, "matrices")
+    names = {id(p): n for n, p in model.named_parameters()}
+    tables = {n for n in names.values() if n.endswith("_table")}
+    assert tables and tables <= {names[id(p)] for p in spared["params"]}
+    assert not [n for n in (names[id(p)] for p in decayed["params"]) if "bn" in n or n.endswith("bias")]

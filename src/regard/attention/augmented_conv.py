@@ -31,6 +31,8 @@ def attention_channels(out_channels: int, key_ratio: float, value_ratio: float, 
         value_ratio: upsilon = d_v / F, at most 1.
         num_heads: heads.
     """
+    if num_heads < 1:
+        raise ValueError(f"num_heads {num_heads} must be at least 1")
     if not key_ratio >= 0 or not 0 < value_ratio <= 1:
         raise ValueError(f"key_ratio {key_ratio} must not be negative and value_ratio {value_ratio} lie in (0, 1]")
     # A ratio such as 0.1 is not exact in binary: 0.3 * 10 must not become 2.

@@ -186,26 +186,34 @@ def _both(layer: nn.Module, x: Tensor) -> Callable[[int], object]:
 
 
 def peak_memory(action: Callable[[int], object]) -> int:
-    """Bytes by which an action makes a process grow at most, measured in a copy of this process (not on Windows)."""
+    """Bytes by which an action makes a process grow at most, measured in a copy of this process (not on Windows).
+
+    Raises:
+        MachineError: the action failed, or was killed.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        torch.set_num_threads(1)
-        scale = 1 if sys.platform == "darwin" else 1024
-        # What the first gradient of a process takes, threads and buffers, is not the layer's.
-        (torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)).sum().backward()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        code = 1
         try:
+            torch.set_num_threads(1)
+            scale = 1 if sys.platform == "darwin" else 1024
+            # What the first gradient of a process takes, threads and buffers, is not the layer's.
+            (torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)).sum().backward()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             action(0)
-        finally:
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale
             os.write(writer, str(grown).encode())
-            os._exit(0)
+            code = 0
+        finally:
+            os._exit(code)
     os.close(writer)
     with os.fdopen(reader) as stream:
-        grown = int(stream.read())
-    os.waitpid(child, 0)
-    return grown
+        grown_by = stream.read()
+    _, status = os.waitpid(child, 0)
+    if status or not grown_by:
+        raise MachineError("a layer could not be measured", remedy="look whether memory was short")
+    return int(grown_by)
 
 
 def main(rounds: int, output: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class ClassFolders:
     def find(cls, root: Path) -> ClassFolders | None:
         folders = class_folders(root)
         splits = tuple(name for names in SPLIT_NAMES.values() for name in names)
-        if all(name.startswith(splits) for name in folders) or looks_like_coco(root):
+        if all(re.split(r"[^a-z]", name.lower())[0] in splits for name in folders) or looks_like_coco(root):
             return None  # images by split and not by class
         return cls(root) if any(_has_image(root / name) for name in folders) else None
 

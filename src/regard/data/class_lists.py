@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from regard.data.class_listing import (
     SPLIT_NAMES,
@@ -59,7 +59,7 @@ class ClassLists:
             if label_of.setdefault(path, label) != label:
                 what = f"{path} is of class {label!r:.40} here and of {label_of[path]!r:.40} before"
                 raise DataError(what, where=f"{file}:{line}", remedy="remove one of the lines", code="A49")
-            if not (self.root / path).is_file():
+            if not _is_file(self.root / path):
                 missing.append((line, path))
         if missing:
             shown = ", ".join(path for _, path in missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -119,4 +119,11 @@ def _checked(row: list[str], width: int, path_at: int, label_at: int, file: Path
     if _UNSAFE_PATH.search(path):
         remedy = f"write it relative to {file.parent}, and keep the images below that"
         raise DataError(f"path {path!r:.80} leaves the folder", where=where, remedy=remedy, code="A32")
-    return line, path.removeprefix("./"), label
+    return line, PurePosixPath(path).as_posix(), label
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the file system
+        return False

@@ -21,6 +21,8 @@ from regard.data.classification import ClassSample
 from regard.data.randaugment import RandAugment
 from regard.errors import ConfigError
 
+LONGEST = 16  # short sides of an image that are looked at when it is judged
+
 ImageStep = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -98,6 +100,10 @@ class Evaluation:
         if self.crop_ratio is None:
             return replace(sample, image=resize_image(image, (self.size, self.size)))
         height, width = image.shape[-2:]
+        most = LONGEST * min(height, width)
+        if max(height, width) > most:  # or a file of a few bytes would fill the memory
+            height, width = min(height, most), min(width, most)
+            image = F.center_crop(image, [height, width])
         short_side = int(self.size / self.crop_ratio)
         if height < width:
             image = resize_image(image, (short_side, int(short_side * width / height)))

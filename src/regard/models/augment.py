@@ -66,11 +66,15 @@ def augment(
         `module`. What was done stands in `module.augmented`, a list of `Replacement`.
 
     Raises:
-        ConfigError: no convolution fits, or a name is not that of a convolution.
+        ConfigError: no convolution fits; a name is not that of a convolution, or of one that cannot be augmented;
+            a number out of range. The network is as it was then.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width, num_heads) < 1:
+        what = f"image_size={image_size} and num_heads={num_heads}, expected at least 1"
+        raise ConfigError(what, where="augment", code="C03")
     sizes = _map_sizes(module, height, width)
-    names = _by_the_rule(module, sizes, largest_map) if layers is None else list(layers)
+    names = _by_the_rule(module, sizes, largest_map, num_heads) if layers is None else list(layers)
     convolutions = dict(module.named_modules())
     for name in names:
         found = convolutions.get(name)
@@ -80,17 +84,19 @@ def augment(
         what = f"no convolution has a map of at most {largest_map} x {largest_map} for images of {height} x {width}"
         raise ConfigError(what, remedy="raise largest_map, or name the layers", code="C09")
     largest = max(max(sizes[name]) for name in names)
-    done = []
-    for name in names:
+    done, made = [], []
+    for name in names:  # all of them before the network is touched
         size = sizes[name]
         pooled = layers is None and max(size) == largest and largest > largest_map // 2
         old = convolutions[name]
         assert isinstance(old, nn.Conv2d)
-        new = _augmented(old, size, key_ratio, value_ratio, num_heads, position, pooled)
-        parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, new)
+        new = _augmented(name, old, size, (key_ratio, value_ratio, num_heads), position, pooled)
+        made.append((name, new))
         counts = (_count(old), _count(new))
         done.append(Replacement(name, size, old.out_channels, new.key_channels, new.value_channels, pooled, counts))
+    for name, new in made:
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, new)
     module.augmented = done  # type: ignore[assignment]
     if not quiet:
         from rich.console import Console
@@ -106,7 +112,7 @@ def table(replacements: Sequence[Replacement]) -> Table:
     found = Table(title=f"{len(replacements)} convolutions augmented")
     found.add_column("layer", no_wrap=True)
     for head in ("map", "channels", "of them attention", "key channels", "parameters before", "after"):
-        found.add_column(head, justify="right")
+        found.add_column(head, justify="right", overflow="fold")
     for r in replacements:
         size = f"{r.map_size[0]} x {r.map_size[1]}{', attention at half' if r.pooled else ''}"
         numbers = (r.channels, r.value_channels, r.key_channels, *r.parameters)
@@ -126,60 +132,85 @@ def _map_sizes(module: nn.Module, height: int, width: int) -> dict[str, tuple[in
                 sizes[name] = (output.shape[-2], output.shape[-1])
 
             hooks.append(part.register_forward_hook(note))
-    was_training = module.training
+    training = {part: part.training for part in module.modules()}  # some parts may be frozen
     like = next(module.parameters())
     try:
         module.eval()(torch.zeros(1, 3, height, width, device=like.device, dtype=like.dtype))
+    except RuntimeError as error:
+        what = f"the network does not take images of 3 x {height} x {width}: {str(error).splitlines()[0]}"
+        raise ConfigError(what, where="augment", remedy="say which with image_size", code="C09") from error
     finally:
-        module.train(was_training)
+        for part, mode in training.items():
+            part.training = mode
         for hook in hooks:
             hook.remove()
     return sizes
 
 
-def _by_the_rule(module: nn.Module, sizes: dict[str, tuple[int, int]], largest_map: int) -> list[str]:
-    """The first convolution of every block that mixes neighbours and all channels, on maps that are small enough."""
+def _by_the_rule(module: nn.Module, sizes: dict[str, tuple[int, int]], largest_map: int, num_heads: int) -> list[str]:
+    """The first convolution of every block that mixes neighbours and all channels, on maps that are small enough.
+
+    Blocks that have attention already are left alone.
+    """
     parts = dict(module.named_modules())
+    augmented = {name for name, part in parts.items() if isinstance(part, AugmentedConv2d)}
+    taken = augmented | {name.rpartition(".")[0] for name in augmented}
     chosen: dict[str, str] = {}
     for name, size in sizes.items():
-        part = parts[name]
-        fits = type(part) is nn.Conv2d and max(part.kernel_size) > 1 and part.groups == 1 and part.in_channels > 3
-        if fits and max(size) <= largest_map:
-            chosen.setdefault(name.rpartition(".")[0], name)
+        part, block = parts[name], name.rpartition(".")[0]
+        if type(part) is not nn.Conv2d or block in taken or max(size) > largest_map or _obstacle(part):
+            continue
+        if max(part.kernel_size) > 1 and part.in_channels > 3 and part.out_channels >= num_heads:
+            chosen.setdefault(block, name)
     return list(chosen.values())
 
 
+def _obstacle(conv: nn.Conv2d) -> str | None:
+    """Why a convolution cannot be augmented and keep the weights of its channels; None where it can."""
+    if conv.groups > 1:
+        return f"it has {conv.groups} groups"
+    if conv.padding_mode != "zeros":
+        return f"its padding is {conv.padding_mode!r}"
+    if conv.padding == "same" and any(size % 2 == 0 for size in conv.kernel_size):
+        return "its kernel is even and its padding 'same'"
+    return None
+
+
 def _augmented(
+    name: str,
     old: nn.Conv2d,
     map_size: tuple[int, int],
-    key_ratio: float,
-    value_ratio: float,
-    num_heads: int,
+    attention: tuple[float, float, int],
     position: str,
     pooled: bool,
 ) -> AugmentedConv2d:
-    keys, values = attention_channels(old.out_channels, key_ratio, value_ratio, num_heads)
+    obstacle = _obstacle(old)
+    if obstacle is not None:
+        raise ConfigError(f"{name!r} cannot be augmented: {obstacle}", where="layers", code="C09")
+    keys, values = attention_channels(old.out_channels, *attention)
     padding: int | tuple[int, int] | None
     if isinstance(old.padding, str):
         padding = None if old.padding == "same" else 0
     else:
         padding = (old.padding[0], old.padding[1])
-    new = AugmentedConv2d(
-        old.in_channels,
-        old.out_channels,
-        (old.kernel_size[0], old.kernel_size[1]),
-        key_channels=keys,
-        value_channels=min(values, old.out_channels),
-        num_heads=num_heads,
-        map_size=(-(-map_size[0] // 2), -(-map_size[1] // 2)) if pooled else map_size,
-        stride=(old.stride[0], old.stride[1]),
-        padding=padding,
-        dilation=(old.dilation[0], old.dilation[1]),
-        groups=old.groups,
-        bias=old.bias is not None,
-        position=position,
-        pool_attention=pooled,
-    ).to(old.weight)
+    try:
+        new = AugmentedConv2d(
+            old.in_channels,
+            old.out_channels,
+            (old.kernel_size[0], old.kernel_size[1]),
+            key_channels=keys,
+            value_channels=min(values, old.out_channels),
+            num_heads=attention[2],
+            map_size=(-(-map_size[0] // 2), -(-map_size[1] // 2)) if pooled else map_size,
+            stride=(old.stride[0], old.stride[1]),
+            padding=padding,
+            dilation=(old.dilation[0], old.dilation[1]),
+            bias=old.bias is not None,
+            position=position,
+            pool_attention=pooled,
+        ).to(old.weight)
+    except ValueError as error:
+        raise ConfigError(f"{name!r} cannot be augmented: {error}", where="augment", code="C05") from error
     if new.conv is not None:
         kept = new.conv.out_channels
         with torch.no_grad():

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from regard.attention import AugmentedConv2d, attention_channels
 from regard.categories import ModelCard
+from regard.errors import ConfigError
+from regard.models.resnet import POSITION_TABLES, check_ratios
 
 # Positions in torchvision's `layers` of the stages from 28 x 28 on, and the side of the map that enters their first
 # and their other blocks, for images of 224 pixels.
@@ -41,6 +43,12 @@ class MnasNetConfig:
     position: str = "relative"
     image_size: int = 224
 
+    def __post_init__(self) -> None:
+        check_ratios(self.key_ratio, self.value_ratio, most=0.95)
+        if not 0.1 <= self.width <= 10 or not 0 <= self.dropout < 1:
+            what = f"width={self.width} and dropout={self.dropout}, expected 0.1 to 10 and 0 to less than 1"
+            raise ConfigError(what, code="C03")
+
 
 MNASNET_PRESETS: dict[str, MnasNetConfig] = {}
 for _width in (0.75, 1.0, 1.25, 1.4):
@@ -53,6 +61,7 @@ class MnasNet(nn.Module):
     """`layers` and `classifier` have torchvision's names, so that its weights fit the plain networks."""
 
     card: ModelCard
+    no_weight_decay = POSITION_TABLES
 
     def __init__(self, config: MnasNetConfig) -> None:
         super().__init__()

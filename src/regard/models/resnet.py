@@ -8,6 +8,7 @@ at half the size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from regard.attention import AugmentedConv2d, attention_channels
 from regard.categories import ModelCard
 from regard.errors import ConfigError
+
+# Parameters that are no weights of features; see `parameter_groups`.
+POSITION_TABLES = frozenset({"height_table", "width_table"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +60,14 @@ class ResNetConfig:
         if len(self.layers) != len(self.widths) or not self.layers or min(self.layers + self.widths) < 1:
             what = f"layers={list(self.layers)} and widths={list(self.widths)}, expected one of each for every stage"
             raise ConfigError(what, code="C03")
-        if not 0 <= self.value_ratio <= 1 or self.key_ratio < 0:
-            what = f"key_ratio={self.key_ratio} and value_ratio={self.value_ratio}, expected 0 or more and 0 to 1"
-            raise ConfigError(what, code="C03")
+        check_ratios(self.key_ratio, self.value_ratio)
+
+
+def check_ratios(key_ratio: float, value_ratio: float, most: float = 1.0) -> None:
+    """Raises ConfigError for shares of channels out of range."""
+    if not 0 <= value_ratio <= most or not 0 <= key_ratio < math.inf:
+        what = f"key_ratio={key_ratio} and value_ratio={value_ratio}, expected 0 or more and 0 to {most:g}"
+        raise ConfigError(what, code="C03")
 
 
 RESNET_PRESETS: dict[str, ResNetConfig] = {
@@ -95,6 +104,7 @@ class ResNet(nn.Module):
     """Stem, stages of residual blocks, mean over the map, one linear layer. Parameters have torchvision's names."""
 
     card: ModelCard
+    no_weight_decay = POSITION_TABLES
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regard.categories import ModelCard
 from regard.errors import ConfigError
-from regard.models.resnet import BlockAttention, conv3x3, initialize
+from regard.models.resnet import POSITION_TABLES, BlockAttention, check_ratios, conv3x3, initialize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,9 @@ class WideResNetConfig:
     def __post_init__(self) -> None:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ConfigError(f"depth={self.depth}, expected 6 n + 4, such as 16, 22 or 28", code="C03")
+        check_ratios(self.key_ratio, self.value_ratio)
+        if self.width_factor < 1:
+            raise ConfigError(f"width_factor={self.width_factor}, expected at least 1", code="C03")
 
 
 WIDE_RESNET_PRESETS: dict[str, WideResNetConfig] = {
@@ -54,6 +57,7 @@ class WideResNet(nn.Module):
     """A 3x3 convolution, three stages of blocks with normalisation first, mean over the map, one linear layer."""
 
     card: ModelCard
+    no_weight_decay = POSITION_TABLES
 
     def __init__(self, config: WideResNetConfig) -> None:
         super().__init__()

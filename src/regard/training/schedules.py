@@ -75,7 +75,7 @@ def parameter_groups(
 
     Args:
         decay: what `weight_decay` is for: `all` parameters, as DETR trains, or `matrices`: not for biases,
-            normalisation and what `model.no_weight_decay` names, as DeiT trains.
+            normalisation and parameters of the names in `model.no_weight_decay`, as DeiT trains.
     """
     if lr_backbone == 0:
         for name, parameter in model.named_parameters():
@@ -89,7 +89,7 @@ def parameter_groups(
             p
             for name, p in named
             if name.startswith("backbone.") == in_backbone
-            and (decay == "matrices" and (p.ndim <= 1 or name in spared)) == is_spared
+            and (decay == "matrices" and (p.ndim <= 1 or name.rpartition(".")[2] in spared)) == is_spared
         ]
         rate, share = lr_backbone if in_backbone else lr, 0.0 if is_spared else weight_decay
         if chosen:
