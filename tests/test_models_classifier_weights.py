@@ -155,9 +155,30 @@ def test_transfer_of_unknown_classes():
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"widths": (8, 24)}, "layer2"), ({"image_size": 32}, "layer2"), ({"value_ratio": 0.0}, "layer2")],
+    [({"widths": (8, 24)}, "widths"), ({"num_heads": 4}, "num_heads 2, not 4"), ({"value_ratio": 0.0}, "layer2")],
 )
 def test_transfer_to_another_model(changes, says):
     with pytest.raises(CheckpointError, match=f"mine does not fit mine: .*{says}") as caught:
         transfer_classifier(tiny(1), tiny(2, **changes))
     assert caught.value.code == "K07"
+
+
+def test_settings_that_no_tensor_shows_are_compared():
+    """A network without positions fits one with fixed ones, tensor by tensor."""
+    source, net = tiny(position="none"), tiny(position="sine", seed=1)
+    assert source.state_dict().keys() == net.state_dict().keys()
+    with pytest.raises(CheckpointError, match="position none, not sine"):
+        transfer_classifier(source, net)
+    with pytest.raises(CheckpointError, match="pooled_stages"):
+        transfer_classifier(tiny(position="none"), tiny(position="none", pooled_stages=(2,)))
+
+
+@pytest.mark.parametrize("image_size", [8, 32])
+@torch.no_grad()
+def test_transfer_to_another_image_size(image_size):
+    """Relative tables are cut or go on with their last row, as the layer does with maps of another size."""
+    source, net = tiny(), tiny(seed=1, image_size=image_size)
+    assert "3 of them known" in transfer_classifier(source, net)
+    images = torch.randn(2, 3, image_size, image_size)
+    torch.testing.assert_close(net(images), source(images))
+    assert net.layer2[0].conv1.relative.height_table.shape[0] == image_size - 1

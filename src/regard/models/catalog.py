@@ -174,8 +174,9 @@ def table(pattern: str = "*") -> Table:
 
     found = Table()
     found.add_column("model", min_width=max(map(len, list_models(pattern)), default=0), no_wrap=True)
-    for title in ("parameters", "weights", "published"):
-        found.add_column(title)
+    found.add_column("parameters", no_wrap=True, justify="right")
+    found.add_column("weights", overflow="fold")
+    found.add_column("published")
     for name in list_models(pattern):
         with torch.device("meta"):
             count = sum(p.numel() for p in build(preset(name), name).parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,14 @@ from regard.models.classifiers import HEADS, Classifier, ClassifierConfig
 from regard.models.files import load_exactly
 from regard.models.vit import VisionTransformer, ViTConfig
 from regard.models.vit_weights import fit_vit, is_vit, read_vit
+
+# Settings of which a trained network is independent, or that are made to fit.
+FREE = frozenset(
+    {
+        "num_classes", "image_size", "dropout", "drop_path", "drop_path_rule", "layer_scale", "distilled", "fuse",
+        "resize", "initial",
+    }
+)  # fmt: skip
 
 
 def load_classifier(tensors: Mapping[str, Tensor], name: str | None = None, *, where: str | Path) -> Classifier:
@@ -68,14 +77,15 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
     """
     ours, theirs = net.state_dict(), source.state_dict()
     notes: list[str] = []
-    unseen: list[str] = []
-    remedy = "start from the same model at the same image size"
+    remedy = "start from the same model; its classes and its image size may differ"
     if isinstance(source, VisionTransformer) and isinstance(net, VisionTransformer):
         theirs, notes = fit_vit(theirs, source.config, net.config)
-        remedy = "start from the same model; only its image size and its distillation may differ"
-        if source.config.num_heads != net.config.num_heads:  # no tensor shows it
-            unseen = [f"num_heads {source.config.num_heads}, not {net.config.num_heads}"]
-    misfits = unseen + [k for k in ours if k not in theirs or not _fits(k, ours[k], theirs[k])]
+        remedy += ", and its distillation"
+    else:
+        tables = [key for key in ours if key.endswith("_table") and key in theirs]
+        theirs = {**theirs, **{key: _resized_table(theirs[key], len(ours[key])) for key in tables}}
+    misfits = _differences(source, net)
+    misfits += [k for k in ours if k not in theirs or not _fits(k, ours[k], theirs[k])]
     misfits += [k for k in theirs if k not in ours]
     if misfits:
         what = f"{source.card.name} does not fit {net.card.name}: {', '.join(misfits)}"[:300]
@@ -91,6 +101,20 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
     count = len(net.card.categories)
     said = [f"started from {source.card.name}", f"{count} classes, {len(pairs)} of them known by name", *notes]
     return "; ".join(said)
+
+
+def _differences(source: Classifier, net: Classifier) -> list[str]:
+    """Settings that differ and that change what the network computes: tensors need not show them."""
+    if type(source) is not type(net):
+        return [f"{type(source).__name__}, not {type(net).__name__}"]
+    theirs, ours = dataclasses.asdict(source.config), dataclasses.asdict(net.config)
+    return [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if key not in FREE and ours[key] != theirs[key]]
+
+
+def _resized_table(table: Tensor, length: int) -> Tensor:
+    """Relative positions for maps of another size, by the rule of `RelativePosition2d`: (2 L - 1, d) -> (length, d)."""
+    reach, farthest = length // 2, len(table) // 2
+    return table[torch.arange(-reach, reach + 1).clamp(-farthest, farthest) + farthest]
 
 
 def _is_head(key: str) -> bool:
