@@ -301,6 +301,8 @@ def test_attention_alone_and_convolution_alone():
         ({"position": "relativ"}, "'relativ' is none of relative"),
         ({"reduction": "max"}, "'max' is none of pool"),
         ({"method": "flash"}, "'flash' is none of auto"),
+        ({"cin": 5, "position": "learned"}, "in_channels 5 must be even for position 'learned'"),
+        ({"cin": 5, "position": "sine"}, "in_channels 5 must be even for position 'sine'"),
     ],
 )
 def test_wrong_numbers(options, words):

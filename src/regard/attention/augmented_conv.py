@@ -54,9 +54,11 @@ class AugmentedConv2d(nn.Module):
         num_heads: heads.
         map_size: height and width of the map that attention sees, for which relative tables and their number of
             parameters are made. Any other size works: see `RelativePosition2d`.
-        stride, padding, dilation, groups: of the convolution; `padding` keeps the size where it is None.
+        stride, padding, dilation, groups: of the convolution; `padding` keeps the size where it is None and the kernel
+            odd.
         bias: of all four convolutions, as in the listing. ResNets have none.
-        position: `relative`; `none`; `sine` or `learned` encodings added to the input of the attention; `coord`, two
+        position: `relative`; `none`; `sine` or `learned` encodings added to the input of the attention, which has an
+            even number of channels then, learned ones for maps of up to 50 x 50 cells or `map_size`; `coord`, two
             channels of coordinates beside it (CoordConv).
         reduction: what a stride does to the attention, of which the paper says nothing: `pool` its input (average
             over 3x3), `subsample` its input, or `pool_after`, its output (2x2, as in stand-alone attention).
@@ -97,6 +99,8 @@ class AugmentedConv2d(nn.Module):
         ):
             if given not in known:
                 raise ValueError(f"{name} {given!r} is none of {', '.join(known)}")
+        if position in ("sine", "learned") and in_channels % 2:
+            raise ValueError(f"in_channels {in_channels} must be even for position {position!r}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)

@@ -75,7 +75,7 @@ class LearnedPositionEncoding(nn.Module):
         if max(h, w) > largest:
             raise ConfigError(
                 f"the feature map is {h} x {w} cells but learned positions end at {largest}",
-                remedy="use smaller images or position_encoding=sine",
+                remedy="use smaller images, or sine positions",
                 code="C03",
             )
         rows = self.row_embed.weight[:h, None].expand(-1, w, -1)
