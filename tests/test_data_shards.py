@@ -215,3 +215,28 @@ def test_no_room_to_unpack(tmp_path, monkeypatch):
     monkeypatch.setattr(shards.shutil, "copyfileobj", full)
     with pytest.raises(MachineError, match="No space left"):
         open_classification(root)
+
+
+def test_hard_links_are_images_too(tmp_path):
+    """tar stores the second of two links to a file as the name of the first."""
+    folder = tmp_path / "images"
+    for name, number in (("ape/1.png", 1), ("bear/2.png", 2)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+    os.link(folder / "bear/2.png", folder / "bear/3.png")
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "train-0000.tar", "w") as file:
+        for name in ("ape/1.png", "bear/2.png", "bear/3.png"):
+            file.add(folder / name, name)
+        assert file.getmembers()[2].islnk()
+    data = open_classification(tmp_path / "data")
+    assert data.counts() == [1, 2]
+    assert torch.equal(data[2].image, torch.from_numpy(pixels(2)).permute(2, 0, 1))
+
+
+def test_keys_end_at_the_first_dot(tmp_path):
+    content = {"x/01.left.png": png(1), "x/01.right.png": png(2), "x/01.cls": b"ape"}
+    content |= {"x/02.png": png(3), "x/02.cls": b"b"}
+    write_shard(tmp_path / "data" / "train-0000.tar", content)
+    data = open_classification(tmp_path / "data")
+    assert [category.name for category in data.categories] == ["ape", "b"] and data.counts() == [2, 1]

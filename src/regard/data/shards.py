@@ -35,7 +35,7 @@ from regard.data.images import decode_image
 from regard.data.shapes import cache_folder
 from regard.errors import DataError, MachineError
 
-VERSION = 1  # part of the cache key: to be raised when an index is made in another way
+VERSION = 2  # part of the cache key: to be raised when an index is made in another way
 _SHARD = re.compile(r"(?:.*[-_])?(?P<split>[a-z]+)(?:[-_.]?\d+)?\.(?:tar|tar\.gz|tgz)")
 _LONGEST_LABEL = 1000  # bytes of a .cls file
 
@@ -195,11 +195,17 @@ def _list_members(path: Path, tar: Path) -> dict[str, list]:
     """The columns of a `Shard`."""
     columns: dict[str, list] = {"names": [], "labels": [], "offsets": [], "sizes": []}
     texts: dict[str, str] = {}
+    places: dict[str, tuple[int, int]] = {}  # offset and size
     with tarfile.open(tar, "r:") as file:
         for member in file:
             name = member.name.removeprefix("./")
-            if not member.isreg() or PurePosixPath(name).name.startswith("."):
+            if member.islnk():  # tar stores the second of two hard links as the name of the first
+                place = places.get(member.linkname.removeprefix("./"))
+            else:
+                place = (member.offset_data, member.size) if member.isreg() else None
+            if place is None or PurePosixPath(name).name.startswith("."):
                 continue
+            places[name] = place
             suffix = PurePosixPath(name).suffix.lower()
             if suffix == ".cls":
                 source = file.extractfile(member)
@@ -207,10 +213,13 @@ def _list_members(path: Path, tar: Path) -> dict[str, list]:
                 texts[name[: -len(suffix)]] = source.read(_LONGEST_LABEL).decode(errors="replace").strip()
             elif suffix in SUFFIXES:
                 columns["names"].append(name)
-                columns["offsets"].append(member.offset_data)
-                columns["sizes"].append(member.size)
+                columns["offsets"].append(place[0])
+                columns["sizes"].append(place[1])
     for name in columns["names"]:
-        label = texts.get(name[: -len(PurePosixPath(name).suffix)]) or PurePosixPath(name).parent.name
+        place_of = PurePosixPath(name)
+        # WebDataset's keys end at the first dot: 01.left.jpg belongs to 01.cls.
+        keys = (name[: -len(place_of.suffix)], place_of.with_name(place_of.name.partition(".")[0]).as_posix())
+        label = next((texts[key] for key in keys if texts.get(key)), place_of.parent.name)
         if not label:
             what = "image without a class: neither a .cls file of the same name nor a folder"
             raise DataError(what, where=f"{path}:{name}", remedy="write its label into the .cls file", code="A48")
