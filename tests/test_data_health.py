@@ -24,6 +24,12 @@ def test_sound_data(capsys, colors):
     assert digest(colors) == before
 
 
+def test_how_data_are_split_is_told_once(capsys, tmp_path):
+    write_colors(tmp_path, train=5, val=0)
+    text = run(capsys, "data", "check", tmp_path / "train").worked()
+    assert text.count("[A48]") == 1, text
+
+
 def test_one_image_in_two_places(capsys, colors):
     """Found by its pixels: the second is another file format."""
     from PIL import Image

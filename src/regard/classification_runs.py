@@ -68,7 +68,8 @@ class ClassificationJob:
     @property
     def findings(self) -> list[str]:
         """What is worth a line of the data."""
-        return [str(issue) for data in (self.train_data, self.val_data) for issue in data.report.issues]
+        found = [str(issue) for data in (self.train_data, self.val_data) for issue in data.report.issues]
+        return list(dict.fromkeys(found))  # how the data were split is a finding of both
 
     def fetch_weights(self) -> list[str]:
         """Get what the training starts from; gives what the user has to know of it.

@@ -55,10 +55,13 @@ def _check_classes(folder: Path) -> Iterator[str]:
     broken = 0
     first: dict[bytes, tuple[str, str, str]] = {}  # split, class and path by the image's pixels
     twice: dict[str, list[str]] = {}
+    told: set[str] = set()
     for data in (train, val):
         yield f"{data.split}: {len(data)} images, {len(data.categories)} classes"
-        if data.report.issues:
-            yield str(data.report)
+        for issue in data.report.issues:
+            if str(issue) not in told:  # how the data were split is a finding of both
+                yield str(issue)
+            told.add(str(issue))
         for path, label, found in _decoded(data):
             if isinstance(found, DataError):
                 broken += 1
