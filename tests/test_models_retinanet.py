@@ -39,6 +39,8 @@ def test_the_augmented_one_learns(name, augmented):
     layers = [layer for layer in model.modules() if isinstance(layer, AugmentedConv2d)]
     assert len(layers) == augmented and all(p.requires_grad for p in model.parameters())
     target = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+    # 640 pixels are 80 cells at stride 8, of which attention sees half; 40 and 20 after that.
+    assert [len(layer.relative.width_table) for layer in layers] == [79] * 4 + [79] * 6 + [39] * 3
     losses = model([torch.rand(3, 64, 80)], [target])
     sum(losses.values()).backward()
     assert set(losses) == {"classification", "bbox_regression"}

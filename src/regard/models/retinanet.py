@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -18,7 +20,7 @@ KNOWN = [
 ]
 
 
-def retinanet(backbone: str = "aa_resnet50", num_classes: int = 91) -> RetinaNet:
+def retinanet(backbone: str = "aa_resnet50", num_classes: int = 91, image_size: int = 640) -> RetinaNet:
     """A RetinaNet with random weights, all of which are trained, as in the paper.
 
     It is torchvision's own model: images as a list of (3, H, W) in 0..1, in training targets of `boxes` (n, 4) corners
@@ -30,13 +32,15 @@ def retinanet(backbone: str = "aa_resnet50", num_classes: int = 91) -> RetinaNet
     Args:
         backbone: one of our ResNets for large images, plain or augmented; stages 2 to 4 go into the pyramid.
         num_classes: classes, with background at 0.
+        image_size: longer side of the images for whose maps relative tables are made; others work as well. The paper
+            trains with 640.
 
     Raises:
         ConfigError: no such network.
     """
     if backbone not in KNOWN:
         raise unknown_name("backbone", backbone, KNOWN, code="C01")
-    body = build_classifier(CLASSIFIER_PRESETS[backbone])
+    body = build_classifier(replace(CLASSIFIER_PRESETS[backbone], image_size=image_size))
     widths = [body.num_channels // 4, body.num_channels // 2, body.num_channels]
     pyramid = BackboneWithFPN(
         body,
