@@ -92,15 +92,7 @@ class AugmentedConv2d(nn.Module):
     ) -> None:
         super().__init__()
         _check(out_channels, key_channels, value_channels, num_heads, groups)
-        for name, given, known in (
-            ("position", position, POSITIONS),
-            ("reduction", reduction, REDUCTIONS),
-            ("method", method, METHODS),
-        ):
-            if given not in known:
-                raise ValueError(f"{name} {given!r} is none of {', '.join(known)}")
-        if position in ("sine", "learned") and in_channels % 2:
-            raise ValueError(f"in_channels {in_channels} must be even for position {position!r}")
+        _check_names(in_channels, position, reduction, method)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
@@ -208,6 +200,18 @@ def _average(x: Tensor, stride: tuple[int, int]) -> Tensor:
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _check_names(in_channels: int, position: str, reduction: str, method: str) -> None:
+    for name, given, known in (
+        ("position", position, POSITIONS),
+        ("reduction", reduction, REDUCTIONS),
+        ("method", method, METHODS),
+    ):
+        if given not in known:
+            raise ValueError(f"{name} {given!r} is none of {', '.join(known)}")
+    if position in ("sine", "learned") and in_channels % 2:
+        raise ValueError(f"in_channels {in_channels} must be even for position {position!r}")
 
 
 def _check(out_channels: int, key_channels: int, value_channels: int, num_heads: int, groups: int) -> None:
