@@ -339,7 +339,7 @@ for _size, _patch, _image in (
     )
 # For images of 32 pixels, to be trained in minutes on a CPU.
 _config = ViTConfig(
-    num_classes=10, image_size=32, patch_size=4, embed_dim=96, num_heads=3, depth=6, initial="fan_in"
+    num_classes=10, image_size=32, patch_size=4, embed_dim=64, num_heads=2, depth=4, initial="fan_in"
 )  # fmt: skip
 VIT_PRESETS["deit_nano_patch4_32"] = _config
 VIT_PRESETS["deit_nano_distilled_patch4_32"] = replace(_config, distilled=True)
