@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,22 @@ def test_label_smoothing(folder):
     targets[torch.arange(5), batch.labels] += 0.7
     assert smoothed.loss(model, batch)[0].item() == pytest.approx(-(targets * log_probabilities).sum(1).mean().item())
     assert smoothed.loss(model, batch)[0].item() != pytest.approx(plain.loss(model, batch)[0].item())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_yes_or_no_for_every_class(folder, mixed):
+    """The mean over images and classes; both classes of a mixed image are there in full (DeiT III)."""
+    mixing = Mixing(num_classes=3, label_smoothing=0.0, seed=3) if mixed else None
+    model, task = ColorJudge(), task_of(folder, mixing=mixing, sigmoid=True)
+    batch = next(task.batches(0))
+    loss, _ = task.loss(model, batch)
+    probabilities = model(model.batches[0]).double().sigmoid().tolist()
+    others = batch.labels.flip(0).tolist() if mixed else batch.labels.tolist()
+    total = 0.0
+    for row, label, other in zip(probabilities, batch.labels.tolist(), others, strict=True):
+        for c, p in enumerate(row):
+            total -= math.log(p if c in (label, other) else 1 - p)
+    assert loss.item() == pytest.approx(total / (3 * len(others)), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])

@@ -17,6 +17,7 @@ from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.errors import CheckpointError, ConfigError, DataError
 from regard.models.catalog import WEIGHTS, list_models, preset
 from regard.models.classifiers import ClassifierConfig
+from regard.models.vit import ViTConfig
 from regard.recipes import recipe_for
 from regard.runs import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -25,6 +26,7 @@ SMALL = (
     "workers=0", "batch_size=6", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "evaluate_every=1", "device=cpu",
     "augmentation=cifar", "lr=0.02",
 )  # fmt: skip
+FOR_TRANSFORMERS = ("deit3", "resolution", "transfer", "augreg")
 CLASSIFIERS = [name for name in list_models() if isinstance(preset(name), ClassifierConfig)]
 
 
@@ -177,9 +179,14 @@ def test_every_classifier_has_its_recipes(name):
             with pytest.raises(ConfigError, match="below 96 pixels"):
                 recipe_for(name, recipe)
             continue
+        if recipe in FOR_TRANSFORMERS and not isinstance(preset(name), ViTConfig):
+            with pytest.raises(ConfigError, match="no vision transformer"):
+                recipe_for(name, recipe)
+            continue
         settings = recipe_for(name, recipe)
         assert apply_mapping(recipe_for(name), to_mapping(settings)) == settings
-        assert (settings.crop_ratio is None) == (preset(name).image_size < 96)
+        if recipe not in FOR_TRANSFORMERS:
+            assert (settings.crop_ratio is None) == (preset(name).image_size < 96)
     assert (recipe_for(name, "finetune").start_from == name) == (name in WEIGHTS)
 
 
@@ -195,6 +202,47 @@ def test_published_recipes():
     cifar = recipe_for("aa_wide_resnet28_10", "cifar")
     published = {"epochs": 500, "lr": 0.2, "batch_size": 256, "weight_decay": 5e-4, "schedule": "cosine"}
     assert {name: getattr(cifar, name) for name in published} == published
+
+
+def test_published_recipes_of_transformers():
+    """DeiT III's README, DeiT's README and the trackers."""
+    for name, lr, side, drop_path in (
+        ("deit3_small_patch16_224", 4e-3, 224, 0.05), ("deit3_base_patch16_224", 3e-3, 192, 0.2),
+        ("deit3_large_patch16_224", 3e-3, 192, 0.45), ("deit3_huge_patch14_224", 3e-3, 154, 0.6),
+    ):  # fmt: skip
+        recipe = recipe_for(name, "deit3")
+        assert (recipe.lr, recipe.model.image_size, recipe.model.drop_path) == (lr, side, drop_path)
+        assert (recipe.optimizer, recipe.loss, recipe.augmentation) == ("lamb", "sigmoid", "three")
+        assert (recipe.epochs, recipe.label_smoothing, recipe.erasing, recipe.repeats) == (800, 0.0, 0.0, 3)
+    finer = recipe_for("deit3_base_patch16_384", "resolution")
+    assert (finer.start_from, finer.lr, finer.weight_decay, finer.epochs) == ("deit3_base_patch16_224", 1e-5, 0.1, 20)
+    assert (finer.model.drop_path, finer.repeats, finer.crop_ratio) == (0.15, 1, 1.0)
+    finer = recipe_for("deit_base_distilled_patch16_384", "resolution")
+    assert finer.start_from == "deit_base_distilled_patch16_224" and finer.epochs == 30
+    assert (finer.lr, finer.least_lr, finer.weight_decay, finer.model.drop_path) == (5e-6, 5e-6, 1e-8, 0.0)
+    moved = recipe_for("deit_base_patch16_224", "transfer")
+    assert (moved.start_from, moved.optimizer, moved.lr, moved.epochs) == (moved.name, "sgd", 0.01, 1000)
+    assert (moved.erasing, moved.model.drop_path) == (0.0, 0.0)
+    plain = recipe_for("vit_small_patch16_224", "augreg")
+    assert (plain.warmup_steps, plain.mixup, plain.clip_norm, plain.weight_decay) == (10_000, 0.2, 1.0, 0.1)
+
+
+@pytest.mark.parametrize("word", ["label_smoothing=0.1", "teacher=resnet50"])
+def test_what_does_not_go_with_a_yes_or_no_for_each_class(word):
+    with pytest.raises(ConfigError, match="loss=sigmoid"):
+        resolve("deit3_small_patch16_224", "digits", None, None, False, "deit3", None, [word])
+
+
+def test_deit3_in_small(data, tmp_path):
+    """Its optimizer, loss and augmentation learn colours."""
+    words = (
+        "workers=0", "batch_size=6", "device=cpu", "model.embed_dim=24", "model.num_heads=2", "model.patch_size=8",
+        "model.image_size=32", "model.depth=2", "model.layer_scale=0.5", "model.initial=fan_in", "lr=0.03",
+        "schedule=cosine", "repeats=1", "cutmix=0", "mixup=0.2", "evaluate_every=8",
+    )  # fmt: skip
+    name = "deit3_small_patch16_224"
+    result = regard.train(name, data, recipe="deit3", epochs=8, output=tmp_path / "r", overrides=words, quiet=True)
+    assert result.scores["top1"] > 0.6
 
 
 def test_augmentation_by_name():

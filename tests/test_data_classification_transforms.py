@@ -8,8 +8,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torchvision import transforms as tv
+from torchvision.transforms.v2 import functional as F
 
 from class_data import photo
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
@@ -20,6 +21,7 @@ from regard.data.classification_transforms import (
     RandomErasing,
     RandomFlip,
     RandomResizedCrop,
+    ThreeAugment,
     cifar_training,
     evaluation,
     imagenet_training,
@@ -179,6 +181,28 @@ def test_color_jitter_is_torchvisions():
             name = ("adjust_brightness", "adjust_contrast", "adjust_saturation")[chosen]
             picture = getattr(tv.functional, name)(picture, factor)
         assert distance(ours, picture) <= 3  # Pillow cuts off where torch rounds
+
+
+def test_three_augment():
+    """Each a third of the time: grey as torchvision's, inverted bright pixels, or Pillow's blur to a level or two."""
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=seeded(0))
+    smooth = F.gaussian_blur(image, [9, 9], [2.0, 2.0])
+    found = {"grey": 0, "solarized": 0, "blurred": 0}
+    for seed in range(300):
+        ours = ThreeAugment()(smooth, seeded(seed))
+        if torch.equal(ours, F.rgb_to_grayscale(smooth, 3)):
+            found["grey"] += 1
+        elif torch.equal(ours, torch.where(smooth >= 128, 255 - smooth, smooth)):
+            found["solarized"] += 1
+        else:
+            found["blurred"] += 1
+            generator = seeded(seed)
+            torch.randint(3, (), generator=generator)
+            radius = 0.1 + 1.9 * torch.rand((), generator=generator).item()
+            blurred = pillow(smooth).filter(ImageFilter.GaussianBlur(radius)).crop((8, 8, 42, 32))
+            assert distance(ours[:, 8:-8, 8:-8], blurred) <= 3
+    assert min(found.values()) > 75
+    assert ThreeAugment()(image[:, :2, :3], seeded(3)).shape == (3, 2, 3)
 
 
 def test_erasing_is_distributed_as_timms():

@@ -152,6 +152,20 @@ def test_going_on_has_the_teacher_again(data, teacher, tmp_path):
     assert all(torch.equal(mine["model"][key], theirs["model"][key]) for key in mine["model"])
 
 
+def test_a_student_at_a_higher_resolution_keeps_its_teacher(data, teacher, tmp_path):
+    """The authors' code does not do it."""
+    name = "deit_nano_distilled_patch4_32"
+    first = regard.train(name, data, epochs=2, teacher=teacher, output=tmp_path / "a", overrides=STUDENT, quiet=True)
+    words = (*STUDENT, "model.image_size=48", f"start_from={first.folder}", "lr=1e-5", "decay=matrices")
+    finer = regard.train(
+        name, data, epochs=1, teacher=teacher, recipe="resolution", output=tmp_path / "b", overrides=words, quiet=True
+    )
+    before, after = regard.load(first.folder), regard.load(finer.folder)
+    assert before.pos_embed.shape[1] == 2 + 16 and after.pos_embed.shape[1] == 2 + 36
+    torch.testing.assert_close(after.head_dist.weight, before.head_dist.weight, rtol=0, atol=1e-3)
+    assert not torch.equal(after.head_dist.weight, before.head_dist.weight)  # it learnt
+
+
 def test_without_a_teacher_the_second_head_learns_the_labels(capsys, data, tmp_path):
     words = ["train", "deit_nano_distilled_patch4_32", "--data", data, "--output", tmp_path / "n", "epochs=6", *STUDENT]
     finished = command(capsys, *words)

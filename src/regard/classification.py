@@ -104,6 +104,8 @@ class ClassificationTask:
         batch_size: images of a step in each process.
         workers, seed: of the data loader.
         processes: this process among all.
+        sigmoid: learn a yes or no for every class of its own (binary cross-entropy; DeiT III), where all classes of a
+            mixed image are yes; in place of one choice among all.
         repeats: views of an image in an epoch, see `EndlessBatches`.
         distillation: the loss of a student.
         teacher: normalised, mixed pixels (B, 3, H, W) -> logits (B, C).
@@ -126,6 +128,7 @@ class ClassificationTask:
         workers: int,
         seed: int,
         processes: Processes,
+        sigmoid: bool = False,
         repeats: int = 1,
         distillation: DistillationLoss | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
@@ -141,6 +144,7 @@ class ClassificationTask:
         self.resize = resize
         self.mixing = mixing
         self.label_smoothing = label_smoothing
+        self.sigmoid = sigmoid
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
@@ -178,12 +182,16 @@ class ClassificationTask:
             student = output if isinstance(output, DistilledLogits) else DistilledLogits(output, output)
             return self.distillation(student, self._answers(batch, pixels), targets), {}
         heads = output if isinstance(output, DistilledLogits) else (output,)
-        smoothing = self.label_smoothing if self.mixing is None else 0.0
-        losses = [F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) for logits in heads]
-        loss = torch.stack(losses).mean()
+        loss = torch.stack([self._entropy(logits.float(), targets) for logits in heads]).mean()
         if self.mixing is not None:
             return loss, {}
         return loss, {"top1": (heads[0].detach().argmax(1) == labels).float().mean()}
+
+    def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.sigmoid:
+            present = F.one_hot(targets, logits.shape[1]) if targets.ndim == 1 else targets > 0
+            return F.binary_cross_entropy_with_logits(logits, present.float())
+        return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.ndim == 2 else self.label_smoothing)
 
     def _answers(self, batch: ClassificationBatch, pixels: Tensor) -> Tensor:
         if batch.answers is not None:

@@ -19,6 +19,7 @@ from regard.data.classification_transforms import (
     cifar_training,
     evaluation,
     imagenet_training,
+    three_augment,
 )
 from regard.data.health import advise
 from regard.data.mixing import Mixing
@@ -113,6 +114,7 @@ class ClassificationJob:
             resize=evaluation(settings.model.image_size, settings.crop_ratio),
             mixing=mixing_of(settings),
             label_smoothing=settings.label_smoothing,
+            sigmoid=settings.loss == "sigmoid",
             batch_size=settings.batch_size,
             workers=settings.workers,
             seed=settings.seed,
@@ -136,7 +138,7 @@ class ClassificationJob:
 
 def augmentation_of(settings: ClassificationRecipe) -> ClassPipeline:
     """The training augmentation of a recipe."""
-    make = imagenet_training if settings.augmentation == "imagenet" else cifar_training
+    make = {"imagenet": imagenet_training, "three": three_augment}.get(settings.augmentation, cifar_training)
     pipeline = make(
         settings.model.image_size,
         magnitude=settings.magnitude,

@@ -1,8 +1,8 @@
 """What happens to an image between its file and the batch when a classifier is trained or evaluated.
 
-Three pipelines: `imagenet_training` (random crops of all scales), `cifar_training` (small images, shifted) and
-`evaluation`. Pixels stay uint8; a batch turns them into floats on the device. Every draw comes from the generator
-that is passed in: a sample depends on its seed and on nothing else.
+Four pipelines: `imagenet_training` (random crops of all scales), `three_augment` (the same with other colours),
+`cifar_training` (small images, shifted) and `evaluation`. Pixels stay uint8; a batch turns them into floats on the
+device. Every draw comes from the generator that is passed in: a sample depends on its seed and on nothing else.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ def imagenet_training(
         color_jitter: strength of colour jitter. The authors leave it out where there is RandAugment; 0.4 without.
     """
     return _pipeline((RandomResizedCrop(size), RandomFlip()), magnitude, erasing, color_jitter)
+
+
+def three_augment(
+    size: int = 224, *, magnitude: float = 0.0, erasing: float = 0.0, color_jitter: float = 0.3
+) -> ClassPipeline:
+    """DeiT III's training augmentation: random resized crop, flip, grey or solarised or blurred, colour jitter.
+
+    Touvron et al. 2022, section 3.3, and the authors' augment.py. The rest is off; it is as for `imagenet_training`.
+    """
+    return _pipeline((RandomResizedCrop(size), RandomFlip(), ThreeAugment()), magnitude, erasing, color_jitter)
 
 
 def cifar_training(
@@ -178,6 +188,22 @@ class RandomFlip:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         return image.flip(-1) if _uniform(0, 1, generator) < 0.5 else image
+
+
+@dataclass(frozen=True)
+class ThreeAugment:
+    """One of three, each as often: no colours, inverted above half of the brightness, or blurred (0.1 to 2 pixels)."""
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        chosen = _integer(2, generator)
+        if chosen == 0:
+            return F.rgb_to_grayscale(image, num_output_channels=3)
+        if chosen == 1:
+            return F.solarize(image, 128)
+        sigma = _uniform(0.1, 2.0, generator)
+        side = 2 * math.ceil(4 * sigma) + 1  # the rest of the bell is below a level
+        side = min(side, 2 * ((min(image.shape[-2:]) - 1) // 2) + 1)  # reflection at the border reaches no farther
+        return F.gaussian_blur(image, [side, side], [sigma, sigma])
 
 
 @dataclass(frozen=True)

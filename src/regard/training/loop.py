@@ -24,6 +24,7 @@ from regard.errors import ConfigError, DivergedError, RegardError
 from regard.training.batches import mix, naming_killed_workers
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint, save_checkpoint
 from regard.training.distributed import Processes
+from regard.training.lamb import Lamb
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
@@ -39,11 +40,12 @@ class TrainingConfig:
     accumulate: int = 1  # batches whose gradients are averaged before a step
     lr: float = 1e-4
     lr_backbone: float = 1e-5
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     momentum: float = 0.9  # of sgd
     weight_decay: float = 1e-4
     decay: Literal["all", "matrices"] = "all"  # what decays: all, or not biases, normalisation and the like (DeiT)
     schedule: Literal["step", "cosine", "deit", "deit_corrected"] = "step"
+    least_lr: float = 1e-5  # at the end of the schedules `deit` and `deit_corrected`
     drop_at: tuple[float, ...] = (2 / 3,)  # step schedule: shares of the epochs after which lr falls to a tenth
     warmup_steps: int = 0
     warmup_share: float = 0.0  # of the epochs over which lr rises from 0
@@ -60,8 +62,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         least = {
-            "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "lr_backbone": 0, "momentum": 0, "weight_decay": 0,
-            "warmup_steps": 0, "warmup_share": 0, "clip_norm": 0, "ema": 0, "workers": 0, "seed": 0,
+            "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "lr_backbone": 0, "least_lr": 0, "momentum": 0,
+            "weight_decay": 0, "warmup_steps": 0, "warmup_share": 0, "clip_norm": 0, "ema": 0, "workers": 0, "seed": 0,
             "evaluate_every": 1, "patience": 0, "log_every": 1, "save_minutes": 0,
         }  # fmt: skip
         for name, low in least.items():
@@ -241,6 +243,7 @@ class Trainer:
             warmup_share=config.warmup_share,
             epochs=config.epochs,
             lr=config.lr,
+            least_lr=config.least_lr,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -357,6 +360,8 @@ def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.o
     groups = parameter_groups(model, config.lr, config.lr_backbone, config.weight_decay, config.decay)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=fused)
+    if config.optimizer == "lamb":
+        return Lamb(groups, config.lr)
     return torch.optim.AdamW(groups, fused=fused)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Of DeiT's recipe: epochs of warm-up, its first rate, and the last rate (timm 0.3.2 as main.py calls it).
-DEIT_WARMUP, DEIT_WARMUP_LR, DEIT_LEAST_LR = 5, 1e-6, 1e-5
+# Of DeiT's recipes: epochs of warm-up, and its first rate (timm 0.3.2 as main.py calls it).
+DEIT_WARMUP, DEIT_WARMUP_LR = 5, 1e-6
 
 
 def learning_rate_factor(
@@ -24,6 +24,7 @@ def learning_rate_factor(
     warmup_share: float = 0.0,
     epochs: int = 1,
     lr: float = 1.0,
+    least_lr: float = 1e-5,
 ) -> float:
     """What to multiply the learning rate with.
 
@@ -34,11 +35,11 @@ def learning_rate_factor(
         step: steps done; over the first `warmup_steps` the factor rises from 0 linearly.
         progress: share of the training that is done, 0..1.
         warmup_share: share of the training over which the factor rises from 0 linearly.
-        epochs, lr: of the run, for the schedules that are given by epoch and rate.
+        epochs, lr, least_lr: of the run, for the schedules that are given by epoch and rate.
     """
     if kind.startswith("deit"):
         epoch = min(int(progress * epochs + 1e-9), epochs - 1)
-        return deit_learning_rate(epoch, epochs, lr, published=kind == "deit") / lr
+        return deit_learning_rate(epoch, epochs, lr, least_lr, published=kind == "deit") / lr
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     if progress < warmup_share:
         warmup *= progress / warmup_share
@@ -47,8 +48,8 @@ def learning_rate_factor(
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def deit_learning_rate(epoch: int, epochs: int, lr: float, *, published: bool = True) -> float:
-    """The learning rate of an epoch as DeiT trains: 5 epochs of linear warm-up from 1e-6, then a cosine to 1e-5.
+def deit_learning_rate(epoch: int, epochs: int, lr: float, least_lr: float = 1e-5, *, published: bool = True) -> float:
+    """The learning rate of an epoch as DeiT trains: 5 epochs of linear warm-up from 1e-6, then a cosine.
 
     The cosine runs over all epochs, those of the warm-up too. In the authors' main.py the schedule steps after the
     epoch has ended and counts from 0, so that the first rate serves for two epochs: epoch e has the rate of e - 1.
@@ -57,13 +58,14 @@ def deit_learning_rate(epoch: int, epochs: int, lr: float, *, published: bool = 
         epoch: from 0.
         epochs: of the run.
         lr: highest rate.
+        least_lr: that to which the cosine falls.
         published: with the epoch that comes twice; False: each epoch has its own rate.
     """
     if published:
         epoch = max(0, epoch - 1)
     if epoch < DEIT_WARMUP:
         return DEIT_WARMUP_LR + epoch * (lr - DEIT_WARMUP_LR) / DEIT_WARMUP
-    return DEIT_LEAST_LR + 0.5 * (lr - DEIT_LEAST_LR) * (1 + math.cos(math.pi * epoch / epochs))
+    return least_lr + 0.5 * (lr - least_lr) * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def parameter_groups(

@@ -1,0 +1,72 @@
+"""LAMB: AdamW whose steps are scaled layer by layer, for batches of thousands. (You et al. 2020, algorithm 2.)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Lamb(torch.optim.Optimizer):
+    """Each parameter moves along `u = m' / (sqrt(v') + eps) + weight_decay w`, by `lr |w| / |u|`.
+
+    m', v' are Adam's moments with their correction of the first steps. Parameters without weight decay (biases,
+    normalisation) move by `lr` as in AdamW, and so do those whose norm or step is 0: so does apex's FusedLAMB, with
+    which DeiT III was trained. That also clips all gradients to a norm of 1; here that is the loop's `clip_norm`.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        betas, eps: of Adam's moments.
+        weight_decay: decoupled, inside the scaled step.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step for all parameters that have a gradient; nothing waits for the device."""
+        assert closure is None
+        for group in self.param_groups:
+            learnt = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if learnt:
+                self._step(learnt, group)
+
+    def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        first, second = group["betas"]
+        states = [self._state(parameter) for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        steps, means, squares = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        updates = torch._foreach_div(means, [1 - first ** step.item() for step in steps])
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, [1 - second ** step.item() for step in steps]))
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_div_(updates, roots)
+        decay = group["weight_decay"]
+        if decay:
+            torch._foreach_add_(updates, parameters, alpha=decay)
+            norms = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
+            trust = [torch.where((w > 0) & (u > 0), w / u, torch.ones_like(w)) for w, u in norms]
+            torch._foreach_mul_(updates, trust)
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())  # on the host, where nobody has to wait for it
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
