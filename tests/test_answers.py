@@ -102,6 +102,25 @@ def test_half_precision_is_half_the_size(data, teacher, stored, tmp_path):
     np.testing.assert_allclose(half, full, rtol=2e-3, atol=1e-3)
 
 
+def test_the_likeliest_classes_keep_their_probabilities(data, teacher, stored, tmp_path):
+    """The others share what is left; the choice is the teacher's, and a student trains on it."""
+    settings = student(data, teacher)
+    folder = tmp_path / "top"
+    list(cache_answers(settings, folder, views=3, top=1, dtype="float32", batch_size=10))
+    some, all_of_them = StoredAnswers(folder), StoredAnswers(stored)
+    for place in ((0, 0), (1, 5), (2, 35)):
+        ours, full = some[place].double().softmax(0), all_of_them[place].double().softmax(0)
+        best = int(full.argmax())
+        expected = [full[c].item() if c == best else (1 - full[best].item()) / 2 for c in range(3)]
+        assert ours.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    run = regard.train(NAME, data, epochs=1, teacher=folder, output=tmp_path / "s", overrides=STUDENT, quiet=True)
+    assert len(losses(run)) == 6
+    with pytest.raises(ConfigError, match="top=3, expected 1 to 2"):
+        list(cache_answers(settings, tmp_path / "c", views=1, top=3, dtype="float32", batch_size=10))
+    with pytest.raises(ConfigError, match="answers with another top"):
+        store(settings, folder)
+
+
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_storing_goes_on_where_it_was_stopped(data, teacher, stored, tmp_path, monkeypatch, stop_after):
     monkeypatch.setattr("regard.answers.FLUSH_EVERY", 2)

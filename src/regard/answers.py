@@ -2,11 +2,16 @@
 
 A folder with `answers.npy`, logits (views, images, classes), and `answers.json`, which says for what: data, seed and
 augmentation. Both are what they were when a student is trained, or training does not start.
+
+With `top=k` only the k likeliest classes are kept, in `classes.npy` (views, images, k), with their logits and, as one
+more, what all others have on average: the probabilities of the k are then the teacher's, and the rest is shared evenly
+(Shen and Xing 2022, section 3.3, marginal smoothing).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,15 +49,23 @@ class StoredAnswers:
             remedy = "repeat the command of the first time: it goes on"
             raise CheckpointError(what, where=self.folder, remedy=remedy, code="K02")
         self._logits: np.ndarray | None = None
+        self._classes: np.ndarray | None = None  # where only some are kept
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor:
         """Logits (C,) float32 for (view, image)."""
         if self._logits is None:
             self._logits = np.load(self.folder / "answers.npy", mmap_mode="r")
-        return torch.from_numpy(self._logits[place].astype(np.float32))
+            if self.about["top"]:
+                self._classes = np.load(self.folder / "classes.npy", mmap_mode="r")
+        logits = torch.from_numpy(self._logits[place].astype(np.float32))
+        if self._classes is None:
+            return logits
+        answer = logits[-1].repeat(len(self.about["classes"]))
+        answer[torch.from_numpy(self._classes[place].astype(np.int64))] = logits[:-1]
+        return answer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_logits": None}
+        return {**self.__dict__, "_logits": None, "_classes": None}
 
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Raises ConfigError if these are not the answers for the data, seed and augmentation `wanted`."""
@@ -75,7 +88,7 @@ def store_answers(
     about: Mapping[str, Any],
     *,
     views: int,
-    classes: int,
+    top: int | None = None,
     device: torch.device,
     batch_size: int,
     workers: int,
@@ -85,7 +98,9 @@ def store_answers(
 
     Args:
         data: the images as a student would see them.
-        about: what the answers are for; they are only gone on with, and trained on, where it is the same.
+        about: what the answers are for, with the names of the `classes`; they are only gone on with, and trained on,
+            where it is the same.
+        top: keep so many classes of each answer; all if None.
         dtype: of the file: `float16` or `float32`.
 
     Raises:
@@ -94,46 +109,69 @@ def store_answers(
     if views < 1 or batch_size < 1 or dtype not in DTYPES:
         what = f"views={views}, batch_size={batch_size}, dtype={dtype}"
         raise ConfigError(f"{what}, expected at least 1, 1 and float16 or float32", code="C03")
-    count = len(data.dataset)
-    plan = {**about, "views": views, "images": count, "dtype": dtype}
-    logits, done = _open(folder, plan, (views, count, classes))
+    classes, count = len(about["classes"]), len(data.dataset)
+    if top is not None and not 0 < top < classes:
+        raise ConfigError(f"top={top}, expected 1 to {classes - 1}, or none for all {classes} classes", code="C03")
+    plan = {**about, "views": views, "images": count, "dtype": dtype, "top": top}
+    files, done = _open(folder, plan, classes)
     places = [divmod(number, count) for number in range(done, views * count)]
     loader = DataLoader(
         Caught(data), batch_size, sampler=places, collate_fn=_collate, num_workers=workers,
         pin_memory=device.type == "cuda",
     )  # fmt: skip
-    flat = logits.reshape(-1, classes)
     for number, batch in enumerate(raising(loader), start=1):
-        found = teacher(batch.to(device).normalized().pixels).cpu().numpy()
-        flat[done : done + len(found)] = found
+        found = teacher(batch.to(device).normalized().pixels).cpu()
+        for file, part in zip(files, [found] if top is None else _likeliest(found, top), strict=True):
+            file.reshape(views * count, -1)[done : done + len(found)] = part.numpy()
         done += len(found)
         if number % FLUSH_EVERY == 0 or done == views * count:
-            logits.flush()
+            for file in files:
+                file.flush()
             replace_text(folder / "answers.json", json.dumps({**plan, "done": done}, indent=2))
         yield done / (views * count)
 
 
-def _open(folder: Path, plan: dict[str, Any], shape: tuple[int, int, int]) -> tuple[np.memmap, int]:
-    """The file of logits, and how many of them are there already."""
+def _likeliest(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Logits (B, top + 1), best first and then the others' logarithm of the mean exponential; classes (B, top)."""
+    best, classes = logits.topk(top, dim=1)
+    others = logits.scatter(1, classes, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat((best, others - math.log(logits.shape[1] - top)), dim=1), classes
+
+
+def _open(folder: Path, plan: dict[str, Any], classes: int) -> tuple[list[np.memmap], int]:
+    """The file of logits, and that of classes if only some are kept; how many answers are there already."""
+    top = plan["top"]
+    kinds: list[tuple[str, Any, int]] = [("answers.npy", DTYPES[plan["dtype"]], top + 1 if top else classes)]
+    if top:
+        kinds.append(("classes.npy", np.uint16 if classes <= 2**16 else np.uint32, top))
     if has_answers(folder):
         about = _about(folder)
         differing = sorted(key for key in {*plan, *about} - {"done"} if plan.get(key) != about.get(key))
         if differing:
             what = f"answers with another {', '.join(differing)} are here"
             raise ConfigError(what, where=folder, remedy="name another folder", code="C11")
-        return np.lib.format.open_memmap(folder / "answers.npy", mode="r+"), int(about["done"])
+        return [np.lib.format.open_memmap(folder / name, mode="r+") for name, _, _ in kinds], int(about["done"])
     if is_used(folder):
         raise ConfigError("the output folder is not empty", where=folder, remedy="name another folder", code="C11")
     make_writable(folder)
-    logits = np.lib.format.open_memmap(folder / "answers.npy", mode="w+", dtype=DTYPES[plan["dtype"]], shape=shape)
+    files = [
+        np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=(plan["views"], plan["images"], width))
+        for name, dtype, width in kinds
+    ]
     replace_text(folder / "answers.json", json.dumps({**plan, "done": 0}, indent=2))
-    return logits, 0
+    return files, 0
 
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / "answers.json").read_text())
-        return {**about, "views": int(about["views"]), "images": int(about["images"]), "done": int(about["done"])}
+        return {
+            "top": None,
+            **about,
+            "views": int(about["views"]),
+            "images": int(about["images"]),
+            "done": int(about["done"]),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "make them with: regard distill cache"
         raise CheckpointError("no stored answers", where=folder, remedy=remedy, code="K02") from error

@@ -187,7 +187,7 @@ def about_answers(settings: ClassificationRecipe, data: ClassificationDataset) -
 
 
 def cache_answers(
-    settings: ClassificationRecipe, output: Path, *, views: int, dtype: str, batch_size: int
+    settings: ClassificationRecipe, output: Path, *, views: int, top: int | None = None, dtype: str, batch_size: int
 ) -> Iterator[float]:
     """Store what the teacher of a recipe says of `views` views of the training images; gives the share that is done.
 
@@ -206,7 +206,7 @@ def cache_answers(
             output,
             {"teacher": settings.teacher, **about_answers(settings, job.train_data)},
             views=views,
-            classes=len(job.train_data.categories),
+            top=top,
             device=device,
             batch_size=batch_size,
             workers=settings.workers,

@@ -184,6 +184,7 @@ def cache(
     teacher: str,
     output: Path,
     views: int = 10,
+    top: int | None = None,
     dtype: str = "float16",
     batch_size: int = 64,
     recipe: str | None = None,
@@ -199,6 +200,7 @@ def cache(
         teacher: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
         output: folder of the answers.
         views: of each image.
+        top: keep the answers for so many likeliest classes, such as 10 of 1000; for all if not given.
         dtype: float16 or float32.
         batch_size: images at once.
         recipe: of the student, as for train.
@@ -211,7 +213,7 @@ def cache(
     student = resolve(model, data, None, None, False, recipe, None, words)
     if not isinstance(student, ClassificationRecipe):
         raise ConfigError(f"{model} is no classifier", code="C09")
-    shares = cache_answers(student, output, views=views, dtype=dtype, batch_size=batch_size)
+    shares = cache_answers(student, output, views=views, top=top, dtype=dtype, batch_size=batch_size)
     done = 0.0
     for share in shares:
         if share == 1.0 or share >= done + 0.05:
