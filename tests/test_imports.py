@@ -13,7 +13,7 @@ ROOT = Path(regard.__file__).parent
 FLOORS = [
     {"errors"},
     {"config", "categories", "outputs", "boxes", "batches", "folders"},
-    {"attention"},
+    {"attention", "panoptic_segments"},
     {"models", "losses", "data", "training", "evaluation", "pictures"},
     {
         "results", "classification_results", "loading", "detection_pictures", "classification_pictures",

@@ -1,0 +1,71 @@
+"""An image cut into segments, things and stuff: what panoptic models predict, and what they are judged against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from regard.categories import Category
+from regard.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PanopticSegments:
+    """The segments of one image; every pixel belongs to one of them or to none.
+
+    Tensors are moved to the CPU.
+
+    Args:
+        ids: (H, W) int64, 0 where no segment is (void), else 1..S: segment i stands in row i - 1 of what follows.
+        labels: (S,) int64, index into `categories`.
+        scores: (S,) float32, 0..1; ones for ground truth.
+        categories: all classes, things and stuff.
+
+    Raises:
+        ConfigError: the tensors do not fit each other, a pixel has an id beyond S, or a label has no category.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    scores: Tensor
+    categories: tuple[Category, ...]
+
+    def __post_init__(self) -> None:
+        ids, labels = (tensor.detach().long().cpu() for tensor in (self.ids, self.labels))
+        scores = self.scores.detach().float().cpu()
+        shapes = tuple(ids.shape), tuple(labels.shape), tuple(scores.shape)
+        if ids.ndim != 2 or labels.ndim != 1 or scores.shape != labels.shape:
+            raise ConfigError("expected ids (H, W), labels (S,) and scores (S,), got {}, {} and {}".format(*shapes))
+        if ids.numel() and not 0 <= ids.min() <= ids.max() <= len(labels):
+            wrong = int(ids.max() if ids.min() >= 0 else ids.min())
+            raise ConfigError(f"a pixel has segment {wrong}, there are 0 (void) to {len(labels)}")
+        if labels.numel() and not 0 <= labels.min() <= labels.max() < len(self.categories):
+            wrong = next(label for label in labels.tolist() if not 0 <= label < len(self.categories))
+            remedy = "pass the categories that the model was trained on"
+            raise ConfigError(f"label {wrong} among {len(self.categories)} categories", remedy=remedy)
+        for name, value in (("ids", ids), ("labels", labels), ("scores", scores)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "categories", tuple(self.categories))
+
+    def __len__(self) -> int:
+        """The number of segments."""
+        return len(self.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.ids.shape[0], self.ids.shape[1]
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each segment."""
+        return [self.categories[label].name for label in self.labels.tolist()]
+
+    @property
+    def areas(self) -> Tensor:
+        """(S,) int64, pixels of each segment."""
+        return self.ids.flatten().bincount(minlength=len(self) + 1)[1:]
+
+    def __repr__(self) -> str:
+        return f"PanopticSegments({len(self)} segments, {self.size[0]}x{self.size[1]})"
