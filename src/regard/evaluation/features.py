@@ -1,0 +1,158 @@
+"""How good a network's features are without its classifying layer: nearest neighbours and a linear probe."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regard.errors import DataError, DivergedError
+
+_MOST_VALUES = 2**26  # similarities or logits that are held at once: 256 MB
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    num_classes: int,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Share of images, 0..1, whose class wins the vote of the k most similar training images.
+
+    A neighbour of cosine similarity s has exp(s / temperature) votes (Wu et al. 2018, section 3.4; the numbers of
+    Caron et al. 2021, DINO). Of classes with equal votes the one of the lower label wins.
+
+    Args:
+        train_features, val_features: (N, D) and (M, D), on one device.
+        train_labels, val_labels: (N,) and (M,) integers below `num_classes`.
+        k: neighbours; all N if there are fewer.
+
+    Raises:
+        DataError: shapes that do not fit each other, no images, a label out of range.
+        DivergedError: a feature is not finite.
+    """
+    _check(train_features, train_labels, num_classes)
+    _check(val_features, val_labels, num_classes)
+    train = F.normalize(train_features.float(), dim=1)
+    labels, truth = (labels.to(train.device).long() for labels in (train_labels, val_labels))
+    k = min(k, len(train))
+    correct = 0
+    for rows, own in _blocks(val_features, truth, max(len(train), num_classes)):
+        similarity, nearest = (F.normalize(rows.float(), dim=1) @ train.T).topk(k, dim=1)
+        votes = train.new_zeros(len(rows), num_classes)
+        votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp())
+        correct += int((_first_best(votes) == own).sum())
+    return correct / len(truth)
+
+
+def linear_probe_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    num_classes: int,
+    *,
+    l2: float = 1.0,
+) -> float:
+    """Share of images, 0..1, that a linear classifier of the standardised features gets right: see `linear_probe`.
+
+    Raises:
+        DataError: shapes that do not fit each other, no images, a label out of range.
+        DivergedError: a feature is not finite.
+    """
+    _check(val_features, val_labels, num_classes)
+    weight, bias = linear_probe(train_features, train_labels, num_classes, l2=l2)
+    correct = 0
+    for rows, own in _blocks(val_features, val_labels.to(val_features.device).long(), num_classes):
+        logits = rows.to(weight) @ weight.T + bias
+        correct += int((_first_best(logits) == own.to(logits.device)).sum())
+    return correct / len(val_labels)
+
+
+def linear_probe(
+    features: Tensor, labels: Tensor, num_classes: int, *, l2: float = 1.0, steps: int = 500
+) -> tuple[Tensor, Tensor]:
+    """A linear classifier of features as they are: weight (C, D) and bias (C,), float64.
+
+    It is fitted to the features less their mean, divided by their deviation, and minimises the sum of all
+    cross-entropies plus l2 / 2 times the squared weights (of the standardised features; the bias is free): `l2` is
+    1 / C of scikit-learn's LogisticRegression. L-BFGS on all images at once from zero, so there is nothing to draw and
+    no learning rate to tune.
+
+    Args:
+        features: (N, D). labels: (N,) integers below `num_classes`.
+        steps: of L-BFGS at most.
+
+    Raises:
+        DataError: shapes that do not fit each other, no images, a label out of range.
+        DivergedError: a feature is not finite.
+    """
+    _check(features, labels, num_classes)
+    if features.device.type == "mps":  # has no float64
+        features = features.cpu()
+    labels = labels.to(features.device).long()
+    mean, deviation = _mean_and_deviation(features)
+    parameters = torch.zeros(num_classes, features.shape[1] + 1, dtype=torch.float64, device=features.device)
+    parameters.requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [parameters], max_iter=steps, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def objective() -> Tensor:
+        # Over the number of images, so that the tolerances do not depend on it.
+        weight, bias = parameters.detach()[:, :-1], parameters.detach()[:, -1]
+        loss = l2 / 2 * weight.square().sum()
+        gradient = torch.cat((l2 * weight, torch.zeros_like(bias)[:, None]), dim=1)
+        for rows, own in _blocks(features, labels, max(num_classes, features.shape[1])):
+            # The products in float32, in which most GPUs are far faster; sums and steps in float64.
+            x = ((rows.double() - mean) / deviation).float()
+            log_probabilities = (x @ weight.float().T + bias.float()).log_softmax(dim=1)
+            loss -= log_probabilities.gather(1, own[:, None]).double().sum()
+            error = log_probabilities.exp() - F.one_hot(own, num_classes)
+            gradient[:, :-1] += error.T @ x
+            gradient[:, -1] += error.double().sum(dim=0)
+        parameters.grad = gradient / len(labels)
+        return loss / len(labels)
+
+    optimizer.step(objective)
+    weight = parameters.detach()[:, :-1] / deviation
+    return weight, parameters.detach()[:, -1] - weight @ mean
+
+
+def _mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each feature (D,), float64; a feature that is always the same has the deviation 1."""
+    parts = [rows.double() for rows in features.split(max(1, _MOST_VALUES // features.shape[1]))]
+    mean = torch.stack([part.sum(dim=0) for part in parts]).sum(dim=0) / len(features)
+    square = torch.stack([(part - mean).square().sum(dim=0) for part in parts]).sum(dim=0) / len(features)
+    deviation = square.sqrt()
+    # A constant's deviation is rounding: of its mean, not 0.
+    return mean, torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)
+
+
+def _blocks(features: Tensor, labels: Tensor, values: int) -> zip:
+    """Rows and their labels, so many at once that `values` for each of them fit into memory."""
+    rows = max(1, _MOST_VALUES // values)
+    return zip(features.split(rows), labels.split(rows), strict=True)
+
+
+def _first_best(scores: Tensor) -> Tensor:
+    """The first of the highest scores of each row, on every device."""
+    return (scores == scores.max(dim=1, keepdim=True).values).int().argmax(dim=1)
+
+
+def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise DataError(f"features {tuple(features.shape)} and labels {tuple(labels.shape)}, expected (N, D) and (N,)")
+    if not features.numel():
+        raise DataError(f"features {tuple(features.shape)}: nothing to judge by")
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise DataError(f"label {wrong[0].item()}, expected 0 to {num_classes - 1}", code="A49")
+    if not features.isfinite().all():
+        remedy = "the weights are damaged or their training diverged: use an earlier checkpoint"
+        raise DivergedError("a feature is not finite", remedy=remedy)
