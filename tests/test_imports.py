@@ -15,8 +15,9 @@ FLOORS = [
     {"config", "categories", "outputs", "boxes", "batches", "folders"},
     {"attention", "panoptic_segments"},
     {"models", "losses", "data", "training", "evaluation", "pictures"},
+    {"mask_pictures"},
     {
-        "results", "classification_results", "loading", "detection_pictures", "classification_pictures",
+        "results", "classification_results", "segmentation_results", "loading", "detection_pictures", "classification_pictures",
         "classification_recipes",
     },
     {"detection", "classification", "prediction", "recipes", "teachers"},

@@ -132,8 +132,8 @@ class TestNames:
     @staticmethod
     def tags(boxes: Tensor, names: list[str], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> list:
         seen: list = []
-        original = pictures._draw_tag
-        monkeypatch.setattr(pictures, "_draw_tag", lambda pen, tag, size: (seen.append(tag), original(pen, tag, size)))
+        original = pictures.draw_tag
+        monkeypatch.setattr(pictures, "draw_tag", lambda pen, tag, size: (seen.append(tag), original(pen, tag, size)))
         draw_boxes(grey(*size), boxes, names, [RED] * len(names), [0.5] * len(names))
         return seen[::-1]
 
@@ -147,7 +147,7 @@ class TestNames:
         for x0, y0, x1, y1 in (tag.place for tag in tags):
             assert 0 <= x0 < x1 <= 640
             assert 0 <= y0 < y1 <= 480
-        hidden = sum(pictures._overlap(a.place, b.place) for a, b in itertools.combinations(tags, 2))
+        hidden = sum(pictures.overlap(a.place, b.place) for a, b in itertools.combinations(tags, 2))
         assert hidden <= 0.02 * sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (tag.place for tag in tags))
 
     def test_the_best_keep_theirs_where_there_is_no_room_for_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ class TestNames:
         first = tags[0].place
         for tag in tags[1:]:
             area = (tag.place[2] - tag.place[0]) * (tag.place[3] - tag.place[1])
-            assert pictures._overlap(tag.place, first) < area / 2
+            assert pictures.overlap(tag.place, first) < area / 2
 
     @pytest.mark.parametrize("size", [(480, 640), (64, 64), (20, 400), (400, 20), (1, 1)])
     @pytest.mark.parametrize("name", ["raccoon " * 200, "W" * 100_000, "名" * 500])

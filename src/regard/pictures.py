@@ -40,7 +40,7 @@ _HALO = (0, 0, 0, 110)
 _BAR = (158, 206, 255)
 
 
-class _Tag(NamedTuple):
+class Tag(NamedTuple):
     place: Rectangle
     text: str
     font: ImageFont.FreeTypeFont
@@ -72,26 +72,26 @@ def draw_boxes(
         colors: N colours, see `class_color`.
         scores: N numbers 0..1, shown behind the names.
     """
-    picture, factor = _canvas(image)
+    picture, factor = canvas(image)
     line = max(2, round(min(picture.size) / 180))
     size = min(max(13, round(min(picture.size) / 30)), max(13, picture.width // 12))
     endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
     pen = ImageDraw.Draw(picture, "RGBA")
-    tags: list[_Tag] = []
+    tags: list[Tag] = []
     outlines = []
     for box, label, ending, color in zip(boxes_xyxy.tolist(), labels, endings, colors, strict=True):
         outline = _outline(box, factor, line, picture.size)
         if outline is not None:
             outlines.append((outline, color))
             room = min(picture.width, max(outline[2] - outline[0], picture.width // 2))
-            text, font = _fitted(label, ending, size, room - size)
+            text, font = fitted(label, ending, size, room - size)
             place = _place(outline, math.ceil(font.getlength(text)) + size * 2 // 3, size, line, tags, picture.size)
             if place is not None and text:
-                tags.append(_Tag(place, text, font, color))
+                tags.append(Tag(place, text, font, color))
     for outline, color in reversed(outlines):
         _draw_outline(pen, outline, color, line)
     for tag in reversed(tags):
-        _draw_tag(pen, tag, size)
+        draw_tag(pen, tag, size)
     return picture
 
 
@@ -106,7 +106,7 @@ def draw_probabilities(
         image: (3, H, W) uint8 RGB, or a PIL image.
         names: of N classes, best first. probabilities: N numbers 0..1.
     """
-    picture, _ = _canvas(image)
+    picture, _ = canvas(image)
     size = min(max(13, round(min(picture.size) / 30)), max(13, picture.width // 12))
     row, gap = round(1.8 * size), size // 3
     sheet = Image.new("RGB", (picture.width, picture.height + row * len(names) + gap), _PAPER)
@@ -119,7 +119,7 @@ def draw_probabilities(
         room = max(1, picture.width - number_width - 3 * gap)
         end = gap + round(room * probability)
         pen.rectangle((gap, top, max(gap, end), top + row - gap), fill=_BAR)
-        text, font = _fitted(name, "", size, room - gap)
+        text, font = fitted(name, "", size, room - gap)
         baseline = top + round(1.05 * size) + gap // 3
         pen.text((2 * gap, baseline), text, fill=_INK, font=font, anchor="ls")
         pen.text((picture.width - gap, baseline), number, fill=_INK, font=_font(size, True), anchor="rs")
@@ -183,7 +183,7 @@ def grid(
     for row, height in zip(rows, heights, strict=True):
         left = padding
         for cell, width in zip(row, widths, strict=False):  # the last row may be shorter
-            text, font = _fitted(next(texts), "", size, width)
+            text, font = fitted(next(texts), "", size, width)
             pen.text((left, top + size), text, fill=_INK, font=font, anchor="ls")
             sheet.paste(cell, (left, top + header))
             left += width + padding
@@ -197,7 +197,7 @@ def compare(truth: Image.Image, predictions: Image.Image) -> Image.Image:
     return grid([truth, predictions], columns, captions=("truth", "prediction"), longest=960)
 
 
-def _canvas(image: Tensor | Image.Image) -> tuple[Image.Image, int]:
+def canvas(image: Tensor | Image.Image) -> tuple[Image.Image, int]:
     """An RGB copy of the image, enlarged where it is small, and the factor."""
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
@@ -252,7 +252,7 @@ def _draw_outline(pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, 
 
 
 def _place(
-    outline: Rectangle, width: int, size: int, line: int, taken: Sequence[_Tag], picture: tuple[int, int]
+    outline: Rectangle, width: int, size: int, line: int, taken: Sequence[Tag], picture: tuple[int, int]
 ) -> Rectangle | None:
     """Where the name of a box goes: the first place along its outline that hides no other name, or hides least.
 
@@ -275,7 +275,7 @@ def _place(
         left = max(0, min(left, picture[0] - width))
         top = max(0, min(top, picture[1] - height))
         tag = (left, top, left + width, top + height)
-        hidden = sum(_overlap(tag, other.place) for other in taken)
+        hidden = sum(overlap(tag, other.place) for other in taken)
         if hidden < least:
             best, least = tag, hidden
         if not hidden:
@@ -283,13 +283,13 @@ def _place(
     return best
 
 
-def _overlap(a: Rectangle, b: Rectangle) -> int:
+def overlap(a: Rectangle, b: Rectangle) -> int:
     if a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]:
         return 0
     return (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _draw_tag(pen: ImageDraw.ImageDraw, tag: _Tag, size: int) -> None:
+def draw_tag(pen: ImageDraw.ImageDraw, tag: Tag, size: int) -> None:
     x0, y0, x1, y1 = tag.place
     pen.rectangle((x0 - 1, y0 - 1, x1, y1), outline=_HALO, width=1)
     pen.rectangle((x0, y0, x1 - 1, y1 - 1), fill=tag.color)
@@ -305,7 +305,7 @@ def _text_color(background: Color) -> Color:
     return _INK if luminance > 0.22 else _PAPER
 
 
-def _fitted(name: str, ending: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
+def fitted(name: str, ending: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text on one line, its name cut until it is at most `width` pixels wide, and the font for it."""
     name = escape(name)
     font = _font(size, name.isascii())

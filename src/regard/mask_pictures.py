@@ -1,0 +1,109 @@
+"""Pictures of segments: each in the colour of its class, with a border and its name in its middle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from regard.pictures import Color, Tag, canvas, draw_tag, fitted, overlap
+
+SHARE = 0.55  # of the colour in a segment's pixels
+COARSE = 256  # cells of the longer side in which the middle of a segment is looked for
+# Segments of one class differ in lightness: towards white (above 0) or black.
+SHADES = (0.0, 0.35, -0.3, 0.55, -0.15, 0.2)
+
+
+def draw_segments(
+    image: Tensor | Image.Image,
+    ids: Tensor,
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    scores: Sequence[float] | None = None,
+) -> Image.Image:
+    """A new RGB picture of `image` with its segments. Small images are enlarged as in `draw_boxes`.
+
+    Names of the largest segments come first; one that would hide a quarter of another, or a segment much smaller
+    than itself, is left out.
+
+    Args:
+        image: (3, H, W) uint8 RGB, or a PIL image.
+        ids: (H, W) int64, 0 for no segment, else 1..S.
+        labels: S names.
+        colors: S colours, see `pictures.class_color`; equal ones are told apart by their lightness.
+        scores: S numbers 0..1, shown behind the names.
+    """
+    picture, factor = canvas(image)
+    whole = np.repeat(np.repeat(ids.cpu().numpy(), factor, axis=0), factor, axis=1)
+    shaded = _shaded(colors)
+    paint = np.array([(0, 0, 0), *shaded], dtype=np.float32)[whole]
+    share = np.where(whole > 0, SHARE, 0.0)[..., None]
+    pixels = np.asarray(picture, dtype=np.float32) * (1 - share) + paint * share
+    line = max(1, round(min(picture.size) / 400))
+    pixels[_borders(whole, line)] = 255
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
+    _name(picture, whole, [(name, ending) for name, ending in zip(labels, endings, strict=True)], shaded)
+    return picture
+
+
+def _shaded(colors: Sequence[Color]) -> list[Color]:
+    """The colours, those that come again lighter or darker."""
+    seen: dict[Color, int] = {}
+    shaded = []
+    for color in colors:
+        shade = SHADES[seen.get(color, 0) % len(SHADES)]
+        seen[color] = seen.get(color, 0) + 1
+        target = 255 if shade > 0 else 0
+        red, green, blue = (round(value + (target - value) * abs(shade)) for value in color)
+        shaded.append((red, green, blue))
+    return shaded
+
+
+def _borders(ids: np.ndarray, line: int) -> np.ndarray:
+    """(H, W) bool: within `line` pixels left of or above the pixels of another segment."""
+    edge = np.zeros(ids.shape, dtype=bool)
+    for step in range(1, line + 1):
+        edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
+        edge[:-step] |= ids[:-step] != ids[step:]
+    return edge
+
+
+def _name(picture: Image.Image, ids: np.ndarray, texts: Sequence[tuple[str, str]], colors: Sequence[Color]) -> None:
+    size = min(max(12, round(min(picture.size) / 36)), max(12, picture.width // 12))
+    height = round(1.4 * size)
+    pen = ImageDraw.Draw(picture, "RGBA")
+    areas = np.bincount(ids.ravel(), minlength=len(texts) + 1)[1:]
+    tags: list[Tag] = []
+    for number in np.argsort(-areas, kind="stable").tolist():
+        middle = _middle(ids == number + 1)
+        if middle is None:
+            continue
+        name, ending = texts[number]
+        text, font = fitted(name, ending, size, picture.width // 2)
+        width = math.ceil(font.getlength(text)) + size * 2 // 3
+        left = max(0, min(middle[0] - width // 2, picture.width - width))
+        top = max(0, min(middle[1] - height // 2, picture.height - height))
+        tag = Tag((left, top, left + width, top + height), text, font, colors[number])
+        hidden = sum(overlap(tag.place, other.place) for other in tags)
+        if 4 * hidden < width * height and areas[number] > width * height / 6:
+            tags.append(tag)
+    for tag in reversed(tags):
+        draw_tag(pen, tag, size)
+
+
+def _middle(mask: np.ndarray) -> tuple[int, int] | None:
+    """(x, y) of the pixel that is farthest from the border of a segment; None of one without pixels."""
+    from scipy.ndimage import distance_transform_edt
+
+    step = max(1, max(mask.shape) // COARSE)
+    coarse = mask[::step, ::step]
+    if not coarse.any():
+        rows, columns = np.nonzero(mask)
+        return (int(columns[0]), int(rows[0])) if len(rows) else None
+    depth = distance_transform_edt(np.pad(coarse, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(x) * step + step // 2, int(y) * step + step // 2
