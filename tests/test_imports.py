@@ -17,8 +17,8 @@ FLOORS = [
     {"models", "losses", "data", "training", "evaluation", "pictures"},
     {"mask_pictures"},
     {
-        "results", "classification_results", "segmentation_results", "loading", "detection_pictures", "classification_pictures",
-        "classification_recipes",
+        "results", "classification_results", "segmentation_results", "loading", "detection_pictures",
+        "classification_pictures", "classification_recipes",
     },
     {"detection", "classification", "prediction", "recipes", "teachers"},
     {"answers"},
