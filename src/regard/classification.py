@@ -260,22 +260,9 @@ def evaluate_classifier(
         picture: where to draw some images with what they are taken for.
     """
     label_of = torch.tensor(labels_by_name(categories, dataset.categories, str(dataset.report.path)))
-    was_training = model.training
-    model.eval()
-    mine = range(processes.rank, len(dataset), processes.world_size)
-    loader = DataLoader(
-        Caught(_Resized(dataset, resize, mine)),
-        batch_size,
-        collate_fn=partial(collate_caught, collate),
-        num_workers=workers,
-        worker_init_fn=outlive_signals,
+    logits = logits_of(
+        model, dataset, resize, len(categories), batch_size=batch_size, workers=workers, processes=processes
     )
-    parts = [model(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in raising(loader)]
-    model.train(was_training)
-    found = torch.cat(parts) if parts else torch.zeros(0, len(categories))
-    logits = torch.empty(len(dataset), len(categories))
-    for rank, part in enumerate(processes.gather(found)):
-        logits[rank :: processes.world_size] = part
     labels = label_of[dataset.labels]
     scores = evaluate_classification(logits, labels, categories)
     if picture is not None:
@@ -284,6 +271,46 @@ def evaluate_classifier(
         images = [dataset[i].image for i in chosen.tolist()]
         draw_class_predictions(images, labels[chosen], logits[chosen], categories).save(picture, quality=90)
     return ClassifierEvaluation(scores, {"loss": scores.stats["nll"]})
+
+
+@torch.inference_mode()
+def logits_of(
+    model: nn.Module,
+    dataset: ClassificationDataset,
+    resize: Evaluation,
+    num_classes: int,
+    *,
+    batch_size: int,
+    workers: int,
+    processes: Processes,
+) -> Tensor:
+    """What a classifier, in evaluation mode, answers for every image of a data set: (N, C) float32 on the CPU."""
+    was_training = model.training
+    model.eval()
+    mine = range(processes.rank, len(dataset), processes.world_size)
+    batches = evaluation_batches(dataset, resize, batch_size, workers, mine)
+    parts = [model(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in batches]
+    model.train(was_training)
+    found = torch.cat(parts) if parts else torch.zeros(0, num_classes)
+    logits = torch.empty(len(dataset), num_classes)
+    for rank, part in enumerate(processes.gather(found)):
+        logits[rank :: processes.world_size] = part
+    return logits
+
+
+def evaluation_batches(
+    dataset: ClassificationDataset, resize: Evaluation, batch_size: int, workers: int, indices: range | None = None
+) -> Iterator[ClassificationBatch]:
+    """Images at the size for evaluation, in order; all, or those of `indices`."""
+    chosen = range(len(dataset)) if indices is None else indices
+    loader = DataLoader(
+        Caught(_Resized(dataset, resize, chosen)),
+        batch_size,
+        collate_fn=partial(collate_caught, collate),
+        num_workers=workers,
+        worker_init_fn=outlive_signals,
+    )
+    return raising(loader)
 
 
 class _Resized(Dataset):
