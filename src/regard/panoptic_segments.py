@@ -21,6 +21,7 @@ class PanopticSegments:
         labels: (S,) int64, index into `categories`.
         scores: (S,) float32, 0..1; ones for ground truth.
         categories: all classes, things and stuff.
+        is_crowd: (S,) bool, for ground truth: segments that are regions of many objects; None where there are none.
 
     Raises:
         ConfigError: the tensors do not fit each other, a pixel has an id beyond S, or a label has no category.
@@ -30,11 +31,16 @@ class PanopticSegments:
     labels: Tensor
     scores: Tensor
     categories: tuple[Category, ...]
+    is_crowd: Tensor | None = None
 
     def __post_init__(self) -> None:
         ids, labels = (tensor.detach().long().cpu() for tensor in (self.ids, self.labels))
         scores = self.scores.detach().float().cpu()
         shapes = tuple(ids.shape), tuple(labels.shape), tuple(scores.shape)
+        if self.is_crowd is not None:
+            object.__setattr__(self, "is_crowd", self.is_crowd.detach().bool().cpu())
+            if self.is_crowd.shape != labels.shape:
+                raise ConfigError(f"expected is_crowd {tuple(labels.shape)}, got {tuple(self.is_crowd.shape)}")
         if ids.ndim != 2 or labels.ndim != 1 or scores.shape != labels.shape:
             raise ConfigError("expected ids (H, W), labels (S,) and scores (S,), got {}, {} and {}".format(*shapes))
         if ids.numel() and not 0 <= ids.min() <= ids.max() <= len(labels):

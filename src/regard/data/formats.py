@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from regard.data.checks import CocoAnnotations, read_annotations
+from regard.data.coco_tables import ImageRecord
 from regard.data.images import image_orientation, read_image
+from regard.data.report import Report
 from regard.data.samples import Category, Sample
 from regard.errors import DataError
 
@@ -45,10 +47,13 @@ class CocoDataset:
 
     Boxes are xyxy in pixels of the image as displayed, labels index `categories`; crowds and boxes without
     area are left out. Holds no open files and can be sent to the workers of a data loader.
+
+    masks: whether samples have them. Objects without an outline are left out then.
     """
 
-    def __init__(self, annotations: CocoAnnotations, image_folder: Path, split: str) -> None:
+    def __init__(self, annotations: CocoAnnotations, image_folder: Path, split: str, *, masks: bool = False) -> None:
         self.annotations = annotations
+        self.masks = masks
         self.image_folder = image_folder
         self.split = split
 
@@ -59,14 +64,12 @@ class CocoDataset:
         """Raises DataError for an image that cannot be read or has another size than annotated (A33)."""
         record = self.annotations.images[index]
         path = self.image_folder / record.file_name
-        image = read_image(path)
-        if tuple(image.shape[-2:]) != (record.height, record.width):
-            image = self._as_annotated(image, path, record.height, record.width)
         boxes, labels = self.annotations.targets(index)
         return Sample(
-            image=image,
+            image=read_as_annotated(path, record, self.annotations.path),
             boxes=torch.from_numpy(boxes),
             labels=torch.from_numpy(labels),
+            masks=torch.from_numpy(self.annotations.masks(index)) if self.masks else None,
             image_id=record.id,
             original_size=(record.height, record.width),
             path=str(path),
@@ -97,36 +100,12 @@ class CocoDataset:
 
     def fingerprint(self) -> str:
         """sha256 of the annotation file and of the images' names and sizes in bytes; no image is read."""
-        digest = hashlib.sha256(self.annotations.path.read_bytes())
-        for name in self.names:
-            path = self.image_folder / name
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise DataError("image file is gone", where=path, code="A31") from error
-            digest.update(f"\0{name}\0{size}".encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()
-
-    def _as_annotated(self, image: Tensor, path: Path, height: int, width: int) -> Tensor:
-        """Undo the EXIF rotation where the annotations were made without it; anything else is an error.
-
-        Image and boxes must turn together. Leaving both as the annotator saw them keeps scores comparable
-        too.
-        """
-        unturned = _without_rotation(image, path)
-        if unturned is None or tuple(unturned.shape[-2:]) != (height, width):
-            what = f"the image is {image.shape[-1]}x{image.shape[-2]}, its annotations say {width}x{height}"
-            remedy = f"correct width, height and boxes in {self.annotations.path}, or restore the image"
-            raise DataError(what, where=path, remedy=remedy, code="A33")
-        warnings.warn(
-            f"fix[I22]: {self.annotations.path} has sizes from before the EXIF rotation of its images; "
-            "such images are used unrotated, as annotated",
-            stacklevel=3,
-        )
-        return unturned
+        return fingerprint(self.annotations.path, self.image_folder, self.names)
 
 
-def open_detection(path: str | Path, split: Split, *, categories: Sequence[Category] | None = None) -> CocoDataset:
+def open_detection(
+    path: str | Path, split: Split, *, categories: Sequence[Category] | None = None, masks: bool = False
+) -> CocoDataset:
     """Open one split of a detection data set.
 
     Args:
@@ -134,26 +113,25 @@ def open_detection(path: str | Path, split: Split, *, categories: Sequence[Categ
         split: `val` also finds what is called `valid`, `validation` or `test`, in this order.
         categories: those of the checkpoint or of the training split. Labels then follow their order; the file
             must have the same names, under whatever ids.
+        masks: whether samples have the masks of their objects.
 
     Raises DataError if no layout fits, the split is not there, or the annotations are wrong; in a training split also
     if more than `MOST_UNUSABLE` of the objects cannot be learned.
     """
     root = Path(path)
-    found = _find_annotations(root)
+    found = find_annotations(root, _ANNOTATION_FILES)
     if not found:
         raise _no_layout(root)
-    if split not in found:
-        names = ", ".join(f"{name} ({file.relative_to(root)})" for name, (file, _) in found.items())
-        looked = " or ".join(_SPLIT_NAMES[split])
-        raise DataError(f"there is no split {looked}; present: {names}", where=root, remedy="add its annotations")
-    file, folders = found[split]
+    file, folders = split_of(found, split, root)
     annotations = read_annotations(file, image_folders=folders)
     if categories is not None:
         annotations = _with_categories(annotations, categories)
+    if masks:
+        annotations = _with_outlines(annotations)
     if split == "train":
         _check_trainable(annotations)
     assert annotations.image_folder is not None
-    return CocoDataset(annotations, annotations.image_folder, split)
+    return CocoDataset(annotations, annotations.image_folder, split, masks=masks)
 
 
 def find_bad_images(dataset: CocoDataset) -> list[tuple[int, DataError]]:
@@ -170,17 +148,65 @@ def find_bad_images(dataset: CocoDataset) -> list[tuple[int, DataError]]:
         return [(k, error) for k, error in enumerate(pool.map(fault, range(len(dataset)))) if error]
 
 
-def _find_annotations(root: Path) -> dict[str, tuple[Path, list[Path]]]:
-    """For each split that is there: its annotation file, and the folders that may hold its images."""
+def find_annotations(root: Path, patterns: Sequence[str]) -> dict[str, tuple[Path, list[Path]]]:
+    """For each split that is there: its annotation file, and the folders that may hold its images.
+
+    patterns: the files to look for, best first, with {} for the name of the split.
+    """
     found: dict[str, tuple[Path, list[Path]]] = {}
     for split, names in _SPLIT_NAMES.items():
         for name in names:
-            for pattern in _ANNOTATION_FILES:
+            for pattern in patterns:
                 file = root / pattern.format(name)
                 if split not in found and file.is_file():
                     year = next((year for year in ("2017", "2014") if file.stem.endswith(year)), "")
                     found[split] = file, [root / folder.format(name, year) for folder in _IMAGE_FOLDERS]
     return found
+
+
+def split_of(found: dict[str, tuple[Path, list[Path]]], split: str, root: Path) -> tuple[Path, list[Path]]:
+    """One of the splits that `find_annotations` gave; DataError if it is not there."""
+    if split not in found:
+        names = ", ".join(f"{name} ({file.relative_to(root)})" for name, (file, _) in found.items())
+        looked = " or ".join(_SPLIT_NAMES[split])
+        raise DataError(f"there is no split {looked}; present: {names}", where=root, remedy="add its annotations")
+    return found[split]
+
+
+def fingerprint(annotations: Path, folder: Path, names: Sequence[str]) -> str:
+    """sha256 of a file of annotations and of the names and sizes in bytes of the files that it is about."""
+    digest = hashlib.sha256(annotations.read_bytes())
+    for name in names:
+        path = folder / name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError("image file is gone", where=path, code="A31") from error
+        digest.update(f"\0{name}\0{size}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def read_as_annotated(path: Path, record: ImageRecord, annotations: Path) -> Tensor:
+    """The image (3, H, W) uint8 at the size that its annotations state.
+
+    Undoes the EXIF rotation where the annotations were made without it: image and boxes must turn together, and
+    leaving both as the annotator saw them keeps scores comparable too. Any other size is an error (A33).
+    """
+    image = read_image(path)
+    height, width = record.height, record.width
+    if tuple(image.shape[-2:]) == (height, width):
+        return image
+    unturned = _without_rotation(image, path)
+    if unturned is None or tuple(unturned.shape[-2:]) != (height, width):
+        what = f"the image is {image.shape[-1]}x{image.shape[-2]}, its annotations say {width}x{height}"
+        remedy = f"correct width, height and boxes in {annotations}, or restore the image"
+        raise DataError(what, where=path, remedy=remedy, code="A33")
+    warnings.warn(
+        f"fix[I22]: {annotations} has sizes from before the EXIF rotation of its images; "
+        "such images are used unrotated, as annotated",
+        stacklevel=3,
+    )
+    return unturned
 
 
 def _no_layout(root: Path) -> DataError:
@@ -211,25 +237,43 @@ def _conversion_hint(root: Path) -> str | None:
     return None
 
 
-def _with_categories(annotations: CocoAnnotations, categories: Sequence[Category]) -> CocoAnnotations:
-    """The annotations with labels in the order of `categories`, matched by name; ids stay the file's."""
-    own = {category.name: label for label, category in enumerate(annotations.categories)}
-    wanted = [category.name for category in categories]
-    missing = [name for name in wanted if name not in own]
-    extra = [name for name in own if name not in wanted]
+def order_of_categories(own: Sequence[Category], wanted: Sequence[Category], report: Report) -> list[int]:
+    """The place in `own` of each of `wanted`, matched by name; both must have the same names (A26)."""
+    place = {category.name: label for label, category in enumerate(own)}
+    names = [category.name for category in wanted]
+    missing = [name for name in names if name not in place]
+    extra = [name for name in place if name not in names]
     if missing or extra:
         parts = [f"{n!r:.40} is missing" for n in missing[:5]] + [f"{n!r:.40} is new" for n in extra[:5]]
         what = f"other categories than those of the model or the training split: {', '.join(parts)}"
-        remedy = "give both the same category names"
-        raise annotations.report.error("A26", what, "categories", remedy=remedy)
-    order = [own[name] for name in wanted]
-    ordered = tuple(annotations.categories[label] for label in order)
-    if [category.id for category in ordered] != [category.id for category in categories]:
+        raise report.error("A26", what, "categories", remedy="give both the same category names")
+    order = [place[name] for name in names]
+    if [own[label].id for label in order] != [category.id for category in wanted]:
         what = "categories have other ids than in the model or the training split; matched by name"
-        annotations.report.add("A26", "warn", what, "categories")
-    new_label = np.argsort(np.array(order))
-    objects = replace(annotations.objects, labels=new_label[annotations.objects.labels])
+        report.add("A26", "warn", what, "categories")
+    return order
+
+
+def _with_categories(annotations: CocoAnnotations, categories: Sequence[Category]) -> CocoAnnotations:
+    """The annotations with labels in the order of `categories`; ids stay the file's."""
+    order = order_of_categories(annotations.categories, categories, annotations.report)
+    ordered = tuple(annotations.categories[label] for label in order)
+    objects = replace(annotations.objects, labels=np.argsort(np.array(order))[annotations.objects.labels])
     return replace(annotations, categories=ordered, objects=objects)
+
+
+def _with_outlines(annotations: CocoAnnotations) -> CocoAnnotations:
+    """The annotations without the targets that have no outline (A37); not one may be too few."""
+    objects, report = annotations.objects, annotations.report
+    outlined = objects.is_target & objects.has_outline
+    lost = int((objects.is_target & ~outlined).sum())
+    if lost and not outlined.any():
+        remedy = "annotate outlines (`segmentation`), or train with boxes alone"
+        raise report.error("A37", "no object has a segmentation, and masks are asked for", "annotations", remedy=remedy)
+    if lost:
+        what = f"{lost} of {int(objects.is_target.sum())} objects have no segmentation; not trained on with masks"
+        report.add("A37", "skip", what, "annotations", count=lost)
+    return replace(annotations, objects=replace(objects, is_target=outlined))
 
 
 def _check_trainable(annotations: CocoAnnotations) -> None:
@@ -237,7 +281,7 @@ def _check_trainable(annotations: CocoAnnotations) -> None:
     unusable = int((~objects.is_target & ~objects.is_crowd).sum())
     total = int((~objects.is_crowd).sum())
     if unusable > MOST_UNUSABLE * total:
-        issue = next(issue for issue in report.issues if issue.code in ("A12", "A15"))
+        issue = next(issue for issue in report.issues if issue.code in ("A12", "A15", "A37"))
         what = f"{unusable} of {total} boxes cannot be trained on, more than {MOST_UNUSABLE:.2%}: {issue.what}"
         raise DataError(what, where=issue.where, remedy="correct or remove them", code=issue.code)
     if not objects.is_target.any():

@@ -42,6 +42,11 @@ class ObjectTable:
         """The outline of an object in COCO's form, None if it has none."""
         return self._segmentations[int(self._rows[row])]
 
+    @property
+    def has_outline(self) -> NDArray[np.bool_]:
+        """(N,) bool, whether an object has an outline."""
+        return ~np.isnan(self._segmentations.areas[self._rows])
+
     def take(self, order: NDArray[np.int64]) -> ObjectTable:
         """The rows in another order."""
         names = ("boxes_xyxy", "boxes_xywh", "labels", "is_crowd", "is_target", "areas", "_rows")

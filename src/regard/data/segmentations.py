@@ -1,8 +1,8 @@
 """Outlines of objects as COCO writes them, polygons and run lengths: checked before anything else reads them.
 
 The reference decoder is C code that trusts its input (a far-off polygon point ends the process, short run
-lengths give uninitialised memory), so everything here is plain Python and NumPy. Nothing is drawn: an outline
-stays as it is written.
+lengths give uninitialised memory), so checks are plain Python and NumPy. An outline stays as it is written until
+somebody asks for its pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regard.data.report import Report
 from regard.data.strict_json import float_array
-from regard.errors import DataError
+from regard.errors import DataError, MachineError
 
 # A point may lie outside its image, but not further than this many times the image's side.
 _REACH = 4
@@ -116,6 +116,35 @@ def decode_counts(text: str) -> NDArray[np.int64]:
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers
+
+
+def draw_outline(outline: list[list[float]] | dict[str, Any] | None, height: int, width: int) -> NDArray[np.bool_]:
+    """(height, width) bool, the pixels of a checked outline: those of pycocotools, to the last.
+
+    Raises:
+        MachineError: the outline has polygons, and hotcoco, which draws them, is not installed.
+    """
+    if outline is None:
+        raise ValueError("an object without an outline has no mask")
+    if isinstance(outline, dict):
+        counts = outline["counts"]
+        runs = decode_counts(counts) if isinstance(counts, str) else np.array(counts, dtype=np.int64)
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    try:
+        from hotcoco import mask
+    except ImportError as error:
+        remedy = "install it with: pip install 'regard[train]'"
+        raise MachineError("masks from polygons need the package hotcoco", remedy=remedy) from error
+    drawn = mask.decode(mask.merge([mask.fr_poly(polygon, height, width) for polygon in outline]))
+    return drawn.astype(np.bool_)
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
+    """COCO's uncompressed run lengths of a mask (H, W): column by column, zeros first."""
+    flat = mask.flatten(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
+    return [0, *runs] if flat[0] else runs
 
 
 def _checked_run_lengths(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from regard.data.segmentations import run_lengths
 from regard.errors import ConfigError
 
 # Regular outlines as (radius, angle in turns) are enough for all: a circle is a polygon of many corners.
@@ -278,11 +279,3 @@ def _box(mask: np.ndarray) -> list[int]:
     """COCO box [x, y, width, height] around a mask."""
     y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run lengths of a mask (H, W): column by column, zeros first."""
-    flat = mask.flatten(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
-    return [0, *runs] if flat[0] else runs
