@@ -135,7 +135,11 @@ class VisionTransformer(nn.Module):
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         # Of the last block only the tokens that are read are computed; they attend to all.
-        tokens = self.norm(self.blocks[-1](tokens, queries=self.num_tokens))
+        return self.classify(self.blocks[-1](tokens, queries=self.num_tokens))
+
+    def classify(self, tokens: Tensor) -> Tensor | DistilledLogits:
+        """Tokens after the last block (B, N, C) -> what `forward` gives. Of the patches none is read."""
+        tokens = self.norm(tokens[:, : self.num_tokens])
         logits = self.head(tokens[:, 0])
         if self.head_dist is None:
             return logits
@@ -248,9 +252,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C), or the first `queries` tokens of it."""
-        query, key, value = self.project(x, queries)
-        attended = attend(query, key, value).transpose(1, 2).flatten(2)
-        return self.dropout(self.proj(attended))
+        return self.join_heads(attend(*self.project(x, queries)))
+
+    def join_heads(self, attended: Tensor) -> Tensor:
+        """(B, heads, N, d) -> (B, N, C)."""
+        return self.dropout(self.proj(attended.transpose(1, 2).flatten(2)))
 
     def project(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, heads, N or `queries`, d), keys and values (B, heads, N, d)."""
