@@ -1,4 +1,4 @@
-"""Runs of classifiers: what a recipe, data and a model become for `regard.train` and `regard.evaluate`."""
+"""Runs of classifiers: what a recipe, data and a model become for `regard.train`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from regard.answers import StoredAnswers, has_answers, store_answers
-from regard.classification import ClassificationTask, ClassifierEvaluation, evaluate_classifier
+from regard.classification import ClassificationTask
 from regard.classification_recipes import ClassificationRecipe
 from regard.data.classification import ClassificationDataset, open_classification
 from regard.data.classification_transforms import (
@@ -211,20 +211,4 @@ def cache_answers(
             batch_size=batch_size,
             workers=settings.workers,
             dtype=dtype,
-        )
-
-
-def evaluate_on(
-    net: Classifier, data: str, *, device: torch.device, batch_size: int, workers: int
-) -> ClassifierEvaluation:
-    """Judge a classifier on the validation images of a data set."""
-    with advise(data):
-        return evaluate_classifier(
-            net.to(device),
-            open_classification(data, "val"),
-            resize=evaluation(net.card.short_side, net.card.crop_ratio),
-            categories=net.card.categories,
-            batch_size=batch_size,
-            workers=workers,
-            processes=Processes(0, 1, device),
         )

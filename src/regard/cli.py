@@ -97,6 +97,10 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
+    probe: bool = False,
+    throughput: bool = False,
+    real: Path | None = None,
+    all_images: bool = False,
 ) -> None:
     """Scores on the validation images of a data set: COCO's of a detector, accuracy and the like of a classifier.
 
@@ -107,6 +111,10 @@ def evaluate(
         device: auto, cpu, cuda, cuda:0 or mps.
         batch_size: images at once; 1 for detectors and 64 for classifiers if not given.
         workers: processes that load images.
+        probe: also how well a classifier's features tell the classes apart: nearest neighbours, a linear classifier.
+        throughput: also a classifier's images per second.
+        real: real.json, for the ReaL accuracy on ImageNet's validation images.
+        all_images: judge on all images of class folders without train and val, not on the fifth for validation.
     """
     from rich.console import Console
 
@@ -119,6 +127,10 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         workers=workers,
+        probe=probe,
+        throughput=throughput,
+        real=real,
+        all_images=all_images,
         tell=lambda scores: Console().print(scores.table()),
     )
 

@@ -17,8 +17,9 @@ import torchvision
 import yaml
 
 import regard
-from regard import classification_runs, detection_runs
+from regard import detection_runs
 from regard.classification import ClassificationTask, ClassifierEvaluation
+from regard.classification_judging import Questions, judge
 from regard.classification_runs import ClassificationJob
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.shapes import data_text
@@ -143,6 +144,10 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
+    probe: bool = False,
+    throughput: bool = False,
+    real: str | Path | None = None,
+    all_images: bool = False,
     tell: Callable[[Scores], None] | None = None,
 ) -> Scores:
     """Scores of a model on the validation split of a data set: COCO's of a detector, accuracy of a classifier.
@@ -154,8 +159,18 @@ def evaluate(
         batch_size: images at once; 1 for detectors and 64 for classifiers if None. 1 does not pad, and padding
             changes a detector's numbers: those with a dilated last stage (DC5) were published with 1.
         device: `auto` leaves a model that is passed in where it is, and takes the best device for all others.
+        probe: of a classifier, also how well its features tell the classes apart without its classifying layer: the
+            vote of nearest neighbours (`knn_top1`) and a linear classifier (`linear_top1`) learn from the training
+            images.
+        throughput: of a classifier, also `images_per_second` of the model alone, in batches of `batch_size`.
+        real: `real.json` of ReaL (Beyer et al. 2020); for ImageNet's validation images also `real_top1`.
+        all_images: class folders without train and val, such as ImageNet-A, are a test set: judge on all of their
+            images, not on the fifth that is kept for validation.
         tell: is called with the scores as soon as they are known, before anything is written.
+
+    A classifier may know more classes than the data have; then the best of those counts that the data have.
     """
+    questions = Questions(probe, throughput, real, all_images)
     if (batch_size is not None and batch_size < 1) or workers < 0:
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and 0"
         raise ConfigError(what, code="C03")
@@ -168,12 +183,15 @@ def evaluate(
     text = data_text(data)
     evaluation: DetectorEvaluation | ClassifierEvaluation
     if isinstance(net, Detector):
+        if questions:
+            what = "probe, throughput, real and all_images are for classifiers"
+            raise ConfigError(what, where=net.card.name, remedy="leave them out", code="C09")
         run = Path(source) if isinstance(source, (str, Path)) else None
         size = batch_size or 1
         evaluation = detection_runs.evaluate_on(net, text, run=run, device=where, batch_size=size, workers=workers)
     else:
         size = batch_size or 64
-        evaluation = classification_runs.evaluate_on(net, text, device=where, batch_size=size, workers=workers)
+        evaluation = judge(net, text, questions, device=where, batch_size=size, workers=workers)
     if tell is not None:
         tell(evaluation.scores)
     if output is not None:

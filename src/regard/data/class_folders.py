@@ -49,9 +49,12 @@ class ClassFolders:
 
     The hash is sha256 of `SEED/CLASS/NAME`. So the split does not change with the machine or the order of the
     files, and a new file leaves the others where they are but for one at the border.
+
+    whole: do not split; all images are for validation.
     """
 
     root: Path
+    whole: bool = False
 
     @classmethod
     def find(cls, root: Path) -> ClassFolders | None:
@@ -63,10 +66,12 @@ class ClassFolders:
 
     @property
     def splits(self) -> dict[Split, str]:
-        return {"train": ".", "val": "."}
+        return {"val": "."} if self.whole else {"train": ".", "val": "."}
 
     @property
-    def notice(self) -> str:
+    def notice(self) -> str | None:
+        if self.whole:
+            return None
         share = f"{VAL_SHARE:.0%} of each class, chosen by the hash of their names (seed {SPLIT_SEED})"
         return f"no train and val folders: {share}, are for validation"
 
@@ -77,10 +82,12 @@ class ClassFolders:
         names: list[str] = []
         labels: list[str] = []
         for label in class_folders(self.root):
-            train, val = split_by_hash(list(_images_of(self.root, label, "train")))
-            chosen = train if split == "train" else val
-            names += chosen
-            labels += [label] * len(chosen)
+            images = list(_images_of(self.root, label, "val" if self.whole else "train"))
+            if not self.whole:
+                train, val = split_by_hash(images)
+                images = train if split == "train" else val
+            names += images
+            labels += [label] * len(images)
         return Listing(ImageFiles(self.root, names), labels)
 
 

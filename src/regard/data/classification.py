@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from regard.data.class_lists import ClassLists
 from regard.data.generated import WORDS, generated_folder
 from regard.data.report import Report
 from regard.data.shards import Shards
-from regard.errors import DataError
+from regard.errors import ConfigError, DataError
 
 _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz], train.csv"
 
@@ -129,7 +129,7 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def open_classification(root: str | Path, split: Split = "train") -> ClassificationDataset:
+def open_classification(root: str | Path, split: Split = "train", *, all_images: bool = False) -> ClassificationDataset:
     """Open one split of a classification data set.
 
     Labels follow the natural order of the class names (`2` before `10`), or the lines of a `labels.txt`; those of
@@ -141,8 +141,10 @@ def open_classification(root: str | Path, split: Split = "train") -> Classificat
             path and label. Or a word: `digits` (scikit-learn's handwritten digits), `shapes` or
             `shapes:size=32,classes=6` (generated, one shape each). `./digits` is a folder of that name.
         split: `val` also finds what is called `valid`, `validation` or `test`, in this order.
+        all_images: class folders alone are a test set: all of their images are for validation.
 
     Raises:
+        ConfigError: `all_images` for data with splits of their own.
         DataError: no layout fits (A48), the split is not there, or its images or classes are wrong: a class that
             training does not know, a class or a split without images (A48), a single class (A45), a wrong row of a
             list (A49).
@@ -152,6 +154,12 @@ def open_classification(root: str | Path, split: Split = "train") -> Classificat
     word = str(root)
     root = generated_folder(word) if word.partition(":")[0] in WORDS else Path(root)
     layout = _find_layout(root)
+    if all_images:
+        if not isinstance(layout, ClassFolders):
+            what = f"all images are asked for, but there are splits: {', '.join(sorted(layout.splits.values()))}"
+            remedy = "leave all_images out, or name the folder with the class folders"
+            raise ConfigError(what, where=root, remedy=remedy, code="C09")
+        layout = replace(layout, whole=True)
     if split not in layout.splits:
         there = ", ".join(f"{name} ({place})" for name, place in layout.splits.items())
         looked = " or ".join(SPLIT_NAMES[split])

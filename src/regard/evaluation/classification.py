@@ -24,6 +24,7 @@ CALIBRATION_BINS = 15  # as in Guo et al. 2017
 _CHUNK = 4096  # rows that are held in float64 at once
 _MOST_ROWS = 50  # of classes on the screen
 _NOT_AVAILABLE = "n/a"
+_MORE = {"knn_top1": "nearest neighbours", "linear_top1": "linear probe", "real_top1": "ReaL"}  # titles in the table
 
 
 class ClassificationScore(NamedTuple):
@@ -65,11 +66,13 @@ class ClassificationScores:
 
     stats: as fractions 0..1 `top1` and `top5` (1 for five classes or fewer), `mean_accuracy` and `f1` (means over the
         classes that have images), `ece` (expected calibration error, 15 bins); `nll`, the mean negative
-        log-likelihood in nats.
+        log-likelihood in nats. Where it was asked for (`regard.evaluate`) `knn_top1`, `linear_top1` and `real_top1`,
+        and `images_per_second`.
     per_class: in the order of the model's labels.
     confusion: (C, C) int64, counts of images, rows truth, columns prediction.
     calibration: 15 bins, from 0 up.
     images: how many there are.
+    notes: what one has to know to compare the numbers, a line each.
     """
 
     stats: dict[str, float]
@@ -77,10 +80,12 @@ class ClassificationScores:
     confusion: Ints
     calibration: tuple[CalibrationBin, ...]
     images: int
+    notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """The scores in percent, for the screen: the means stand last, where they stay in sight."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid()
         table.add_row(self._class_table())
@@ -89,6 +94,8 @@ class ClassificationScores:
         if absent:
             note = f"{absent} of {len(self.per_class)} classes have no images and count in no mean"
             table.add_row(f"{_NOT_AVAILABLE}: {note}")
+        for note in self.notes:
+            table.add_row(Text(escape(note)))
         return table
 
     def weakest(self) -> list[ClassificationScore]:
@@ -131,15 +138,25 @@ class ClassificationScores:
         table = Table(show_header=False)
         top1, top5, ece = (f"{name} {_percent(self.stats[name])}" for name in ("top1", "top5", "ece"))
         table.add_row(top1, top5, f"nll {self.stats['nll']:.3f}", ece)
+        more = [f"{title} {_percent(self.stats[name])}" for name, title in _MORE.items() if name in self.stats]
+        if "images_per_second" in self.stats:
+            more.append(f"{self.stats['images_per_second']:,.0f} images/s")
+        if more:
+            table.add_row(*more)
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain JSON. `confusion` is a list of [truth, prediction, images] without the zeros."""
+        """The scores as plain JSON. `confusion` is a list of [truth, prediction, images] without the zeros.
+
+        `classes`: how many there were to choose from.
+        """
         truth, found = (place.tolist() for place in self.confusion.nonzero())
         counts = self.confusion[self.confusion > 0].tolist()
         return {
             "stats": self.stats,
             "images": self.images,
+            "classes": len(self.per_class),
+            "notes": list(self.notes),
             "per_class": [score._asdict() for score in self.per_class],
             "confusion": [list(entry) for entry in zip(truth, found, counts, strict=True)],
             "calibration": [part._asdict() for part in self.calibration],
@@ -153,7 +170,8 @@ class ClassificationScores:
         for truth, found, count in values["confusion"]:
             confusion[truth, found] = count
         calibration = tuple(CalibrationBin(**part) for part in values["calibration"])
-        return cls(values["stats"], per_class, confusion, calibration, values["images"])
+        notes = tuple(values.get("notes", ()))
+        return cls(values["stats"], per_class, confusion, calibration, values["images"], notes)
 
 
 def evaluate_classification(logits: Tensor, labels: Tensor, categories: Sequence[Category]) -> ClassificationScores:
