@@ -1,0 +1,233 @@
+"""Panoptic quality: PQ, SQ and RQ over all classes, things and stuff, and of each class.
+
+Kirillov et al. 2019, "Panoptic Segmentation", section 4. Segments of one class match where their IoU is above 0.5,
+which leaves no choice: of segments that do not overlap at most one can match. With TP matches of a class, FP segments
+found in vain and FN missed ones,
+
+    PQ = sum of the IoU of the matches / (TP + FP / 2 + FN / 2) = SQ * RQ,
+    SQ = sum of the IoU / TP,  RQ = TP / (TP + FP / 2 + FN / 2).
+
+Void and crowds as panopticapi (evaluation.py) treats them; see `PanopticCounts.add`. Images are counted one by one, and
+counts of several processes are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from regard.categories import Category, labels_by_name
+from regard.errors import DataError, escape
+from regard.panoptic_segments import PanopticSegments
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Floats = npt.NDArray[np.float64]
+
+_GROUPS = {"": "all", "_th": "things", "_st": "stuff"}
+_NOT_AVAILABLE = "n/a"
+
+
+class ClassQuality(NamedTuple):
+    """One class: fractions 0..1, None where there is nothing to find and nothing was found; and the counts."""
+
+    name: str
+    category_id: int
+    is_thing: bool
+    pq: float | None
+    sq: float | None
+    rq: float | None
+    tp: int
+    fp: int
+    fn: int
+
+
+@dataclass(frozen=True)
+class PanopticScores:
+    """The result of an evaluation.
+
+    stats: PQ, SQ, RQ, the same with _th over things and with _st over stuff, as fractions 0..1: means over the
+        classes that the truth or the predictions have. None where there is none.
+    per_class: in the order of the category ids.
+    images, segments, predictions: how many there are; `segments` leaves crowds out.
+    """
+
+    stats: dict[str, float | None]
+    per_class: tuple[ClassQuality, ...]
+    images: int
+    segments: int
+    predictions: int
+
+    def table(self) -> Table:
+        """The scores in percent, for the screen: the means stand last, where they stay in sight."""
+        from rich.table import Table
+        from rich.text import Text
+
+        title = f"Panoptic quality: {self.images:,} images, {self.predictions:,} predicted segments"
+        table = Table(title=title, title_justify="left")
+        table.add_column("class")
+        for header in ("segments", "PQ", "SQ", "RQ"):
+            table.add_column(header, justify="right")
+        for score in self.per_class:
+            # Text, not str: a class may be called "[red]".
+            name = Text(escape(score.name) + ("" if score.is_thing else " (stuff)"))
+            table.add_row(name, f"{score.tp + score.fn:,}", *map(_percent, (score.pq, score.sq, score.rq)))
+        table.add_section()
+        for ending, group in _GROUPS.items():
+            rows = [score for score in self.per_class if not ending or score.is_thing == (ending == "_th")]
+            means = [_percent(self.stats[name + ending]) for name in ("PQ", "SQ", "RQ")]
+            count = f"{sum(score.tp + score.fn for score in rows):,}"
+            table.add_row(group, count, *means, style="bold" if not ending else None)
+        absent = sum(score.pq is None for score in self.per_class)
+        if absent:
+            table.caption = f"{_NOT_AVAILABLE}: {absent} of {len(self.per_class)} classes are nowhere, and in no mean"
+            table.caption_justify = "left"
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as plain JSON."""
+        return {**asdict(self), "per_class": [score._asdict() for score in self.per_class]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PanopticScores:
+        """The scores from what `to_dict` gave."""
+        return cls(**{**values, "per_class": tuple(ClassQuality(**score) for score in values["per_class"])})
+
+
+class PanopticCounts:
+    """What has been counted so far, per class of `categories`, the data's.
+
+    iou, tp, fp, fn: (K,) float64, the sum of IoU and the numbers of matches, of predictions in vain and of segments
+    missed.
+    """
+
+    def __init__(self, categories: Sequence[Category]) -> None:
+        self.categories = tuple(categories)
+        self.iou, self.tp, self.fp, self.fn = np.zeros((4, len(self.categories)))
+        self.images = 0
+        self.predictions = 0
+        self._labels: dict[tuple[Category, ...], npt.NDArray[np.int64]] = {}
+
+    def add(self, truth: PanopticSegments, prediction: PanopticSegments) -> None:
+        """Count one image.
+
+        As in panopticapi: pixels that are void in the truth belong to no union. A prediction that matches nothing is
+        not counted where more than half of it lies in void or in the crowd of its class (the last one, if there are
+        several). Crowds match nothing and are not missed. A segment predicted as a class that the data do not have
+        covers its pixels and is counted nowhere.
+
+        Raises:
+            DataError: of different sizes, other classes than those of these counts, classes that the model does not
+                know (K20), or a predicted segment without pixels (A47), which panopticapi refuses too.
+        """
+        if truth.size != prediction.size:
+            sizes = "{1}x{0} pixels for an image of {3}x{2}".format(*prediction.size, *truth.size)
+            raise DataError(f"predicted segments of {sizes}", remedy="predict at the size of the file", code="A47")
+        if truth.categories != self.categories:
+            raise DataError("the truth has other categories than those that are counted", code="A47")
+        overlap = _overlap(truth, prediction)
+        areas, found_areas = overlap.sum(1)[1:], overlap.sum(0)[1:]
+        if (found_areas == 0).any():
+            what = f"predicted segment {int((found_areas == 0).argmax()) + 1} has no pixels"
+            raise DataError(what, remedy="leave such segments out", code="A47")
+        labels, found = truth.labels.numpy(), self._labels_of(prediction)
+        crowd = np.zeros(len(truth), bool) if truth.is_crowd is None else truth.is_crowd.numpy()
+        void = overlap[0, 1:]
+        shared = overlap[1:, 1:]
+        union = areas[:, None] + found_areas - shared - void
+        iou = shared / np.maximum(union, 1)  # a segment of the truth may have no pixels
+        matches = (iou > 0.5) & (labels[:, None] == found) & ~crowd[:, None]
+        rows, columns = matches.nonzero()
+        np.add.at(self.iou, labels[rows], iou[rows, columns])
+        np.add.at(self.tp, labels[rows], 1)
+        np.add.at(self.fn, labels[~matches.any(1) & ~crowd], 1)
+        crowd_of = np.full(len(self.categories) + 1, -1)  # one more for classes that the data do not have, -1
+        crowd_of[labels[crowd]] = np.flatnonzero(crowd)
+        row = crowd_of[found]
+        ignored = void + np.where(row >= 0, shared[row, np.arange(len(found))] if len(truth) else 0, 0)
+        wrong = ~matches.any(0) & (ignored / found_areas <= 0.5) & (found >= 0)
+        np.add.at(self.fp, found[wrong], 1)
+        self.images += 1
+        self.predictions += len(prediction)
+
+    def merge(self, other: PanopticCounts) -> None:
+        """Add what another process has counted, on other images."""
+        for name in ("iou", "tp", "fp", "fn"):
+            getattr(self, name).__iadd__(getattr(other, name))
+        self.images += other.images
+        self.predictions += other.predictions
+
+    def scores(self) -> PanopticScores:
+        """The scores of all that was counted."""
+        weight = self.tp + (self.fp + self.fn) / 2
+        counted = weight > 0
+        sq = self.iou / np.maximum(self.tp, 1)
+        rq = self.tp / np.where(counted, weight, 1)
+        pq = self.iou / np.where(counted, weight, 1)
+        is_thing = np.array([category.is_thing for category in self.categories], bool)
+        stats = {
+            f"{name}{ending}": _mean(values[counted & chosen])
+            for ending, chosen in (("", np.ones_like(is_thing)), ("_th", is_thing), ("_st", ~is_thing))
+            for name, values in (("PQ", pq), ("SQ", sq), ("RQ", rq))
+        }
+        per_class = sorted(
+            (self._class_quality(k, pq, sq, rq) for k in range(len(self.categories))), key=lambda c: c.category_id
+        )
+        segments = int((self.tp + self.fn).sum())
+        return PanopticScores(stats, tuple(per_class), self.images, segments, self.predictions)
+
+    def _class_quality(self, k: int, *qualities: Floats) -> ClassQuality:
+        category = self.categories[k]
+        tp, fp, fn = (int(counts[k]) for counts in (self.tp, self.fp, self.fn))
+        pq, sq, rq = (float(values[k]) if tp + fp + fn else None for values in qualities)
+        return ClassQuality(category.name, category.id, category.is_thing, pq, sq, rq, tp, fp, fn)
+
+    def _labels_of(self, prediction: PanopticSegments) -> npt.NDArray[np.int64]:
+        """(S,) the data's label of each predicted segment, -1 for classes that the data do not have."""
+        if prediction.categories not in self._labels:
+            label_of = labels_by_name(prediction.categories, self.categories, "the truth")
+            table = np.full(len(prediction.categories), -1)
+            table[label_of] = np.arange(len(label_of))
+            self._labels = {prediction.categories: table}
+        return self._labels[prediction.categories][prediction.labels.numpy()]
+
+
+def evaluate_panoptic(truth: Iterable[PanopticSegments], predictions: Iterable[PanopticSegments]) -> PanopticScores:
+    """Panoptic quality of predictions for the same images in the same order; classes are matched by their names.
+
+    Raises:
+        DataError: no images, more of one than of the other, or what `PanopticCounts.add` refuses.
+    """
+    counts: PanopticCounts | None = None
+    remaining = iter(predictions)
+    for segments in truth:
+        prediction = next(remaining, None)
+        if counts is None:
+            counts = PanopticCounts(segments.categories)
+        if prediction is None:
+            raise DataError(f"predictions for {counts.images} images, and truth for more", code="A47")
+        counts.add(segments, prediction)
+    if counts is None or next(remaining, None) is not None:
+        images = 0 if counts is None else counts.images
+        raise DataError(f"truth for {images} images, and predictions for more" if images else "no images", code="A47")
+    return counts.scores()
+
+
+def _overlap(truth: PanopticSegments, prediction: PanopticSegments) -> npt.NDArray[np.int64]:
+    """(S + 1, P + 1) pixels that segment i of the truth and j of the prediction share; 0 is void."""
+    columns = len(prediction) + 1
+    pairs = truth.ids.numpy() * columns + prediction.ids.numpy()
+    return np.bincount(pairs.ravel(), minlength=(len(truth) + 1) * columns).reshape(-1, columns)
+
+
+def _mean(values: Floats) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+def _percent(value: float | None) -> str:
+    return _NOT_AVAILABLE if value is None else f"{100 * value:.1f}"
