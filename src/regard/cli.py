@@ -297,8 +297,9 @@ def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 1
     """Speed next to the peers, in alternating rounds of one process.
 
     Args:
-        name: `losses` (matching and losses of DETR), `loading` (decoding and augmentation) or `attention` (all
-            mechanisms on maps of four sizes).
+        name: `losses` (matching and losses of DETR), `loading` (decoding and augmentation), `attention` (all
+            mechanisms on maps of four sizes), `vit` (vision transformers, and with merged tokens) or `distillation`
+            (training with stored answers of a teacher next to a live one).
         data: folder of images for `loading`; generated photographs if not given.
         rounds: measurements of each.
     """

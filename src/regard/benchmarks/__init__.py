@@ -12,13 +12,17 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
     """Run a benchmark by name and print its table."""
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
-    names = ("attention", "loading", "losses")
+    names = ("attention", "distillation", "loading", "losses", "vit")
     if data is not None and name in names and name != "loading":
         raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
     if name == "attention":
         from regard.benchmarks.attention import main as compare_attention
 
         compare_attention(rounds, Path("runs/benchmark-attention/attention.png"))
+    elif name == "distillation":
+        from regard.benchmarks.distillation import main as compare_distillation
+
+        compare_distillation(rounds)
     elif name == "loading":
         from regard.benchmarks.loading import main
 
@@ -27,5 +31,9 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
         from regard.benchmarks.losses import main as compare_losses
 
         compare_losses(rounds)
+    elif name == "vit":
+        from regard.benchmarks.vit import main as compare_vit
+
+        compare_vit(rounds)
     else:
         raise unknown_name("benchmark", name, names, code="C01")

@@ -48,7 +48,7 @@ class MergingTransformer(VisionTransformer):
     """
 
     def __init__(self, model: VisionTransformer, r: int) -> None:
-        # Modules of its own, or train() and eval() would reach into the other model; parameters are the same.
+        # Modules of its own, or to train one would change the mode of both; parameters are the same.
         vars(self).update(vars(copy.deepcopy(model, {id(p): p for p in model.parameters()})))
         self.r = r
 

@@ -1,0 +1,159 @@
+"""Training images per second and core with a teacher that answers in every step, next to stored answers.
+
+Both do all that a step of training does: augment the images, put them side by side, train a student of ImageNet's size
+with hard distillation and AdamW. Only where the answers come from differs; they are the same, and so are the losses,
+which is checked. The teacher is the one of the DeiT paper; its weights are random, as it does not matter what it says.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from regard.answers import StoredAnswers, store_answers
+from regard.benchmarks.timing import medians
+from regard.classification import Answered, collate
+from regard.data.classification import ClassSample
+from regard.data.classification_transforms import imagenet_training
+from regard.losses import DistillationLoss
+from regard.models import VisionTransformer
+from regard.models.catalog import create
+from regard.outputs import DistilledLogits
+from regard.teachers import Teacher
+from regard.training.batches import Augmented
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+VIEWS = 2  # of each image, in turns
+
+
+@dataclass(frozen=True)
+class DistillationRow:
+    """Images per second on one core: medians over the rounds."""
+
+    student: str
+    teacher: str
+    batch_size: int
+    live: float
+    stored: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast training on stored answers is."""
+        return self.stored / self.live
+
+
+def main(rounds: int) -> None:
+    """Measure and print the table."""
+    from rich.console import Console
+
+    Console().print(table(run(rounds)))
+
+
+def run(
+    rounds: int = 7,
+    *,
+    student: str = "deit_tiny_distilled_patch16_224",
+    teacher: str | None = None,
+    batch_size: int = 8,
+) -> DistillationRow:
+    """Measure steps of training.
+
+    Args:
+        rounds: how often; the two ways take turns.
+        student: a named model with a distillation token.
+        teacher: a named model, or timm's `regnety_160`, which is the default where timm is installed; `resnet50`
+            elsewhere.
+        batch_size: images of a step.
+    """
+    if teacher is None:
+        teacher = "regnety_160" if importlib.util.find_spec("timm") else "resnet50"
+    torch.manual_seed(0)
+    first, second = create(student), create(student)
+    assert isinstance(first, VisionTransformer)
+    second.load_state_dict(first.state_dict())
+    side, classes = first.config.image_size, first.config.num_classes
+    teaching = Teacher(_network(teacher, classes))
+    images, augmentation = _Images(batch_size, side, classes), imagenet_training(side)
+    data = Augmented(images, augmentation, 0)
+    losses: tuple[list[float], list[float]] = ([], [])
+    with tempfile.TemporaryDirectory() as folder:
+        about = {"classes": [str(number) for number in range(classes)]}
+        for _ in store_answers(
+            data, teaching, Path(folder), about, views=VIEWS, device=torch.device("cpu"), batch_size=batch_size,
+            workers=0, dtype="float32",
+        ):  # fmt: skip
+            pass
+        stored = Answered(images, augmentation, 0, StoredAnswers(folder))  # type: ignore[arg-type]  # any images do
+        ways = [_step(first, data, teaching, losses[0]), _step(second, stored, None, losses[1])]
+        live, replayed = (batch_size / seconds for seconds in medians(ways, rounds))
+    for a, b in zip(*losses, strict=True):
+        assert math.isclose(a, b, rel_tol=1e-4), f"the losses differ: {losses}"
+    return DistillationRow(student, teacher, batch_size, live, replayed)
+
+
+def table(row: DistillationRow) -> Table:
+    """The row as a table for the terminal."""
+    from rich.table import Table
+
+    title = f"Training {row.student}, {row.batch_size} images a step: images per second and core (higher is better)"
+    result = Table(title=title)
+    for header in ("teacher", "live", "stored", "ratio"):
+        result.add_column(header, justify="left" if header == "teacher" else "right")
+    result.add_row(row.teacher, f"{row.live:.2f}", f"{row.stored:.2f}", f"{row.ratio:.2f}x")
+    return result
+
+
+class _Images:
+    """As many generated images as a step takes, an eighth larger than what a student sees of them."""
+
+    def __init__(self, count: int, side: int, classes: int) -> None:
+        g = torch.Generator().manual_seed(0)
+        size = side * 9 // 8
+        self.samples = [
+            ClassSample(torch.randint(256, (3, size, size), generator=g, dtype=torch.uint8), number % classes)
+            for number in range(count)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> ClassSample:
+        return self.samples[index]
+
+
+def _step(model: nn.Module, data: Augmented, teacher: Teacher | None, losses: list[float]) -> Callable[[int], None]:
+    """One step of training, on all images in the view of that number; its loss is added to `losses`."""
+    criterion = DistillationLoss("hard")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05)
+    model.train()
+
+    def step(number: int) -> None:
+        batch = collate([data[number % VIEWS, index] for index in range(len(data.dataset))])
+        pixels = batch.images.normalized().pixels
+        output = model(pixels)
+        assert isinstance(output, DistilledLogits)
+        loss = criterion(output, batch.answers if teacher is None else teacher(pixels), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    return step
+
+
+def _network(name: str, classes: int) -> nn.Module:
+    if name != "regnety_160":
+        return create(name, num_classes=classes)
+    import timm
+
+    return timm.create_model(name, num_classes=classes)

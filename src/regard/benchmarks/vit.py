@@ -1,0 +1,148 @@
+"""Milliseconds of vision transformers on one core: ours next to timm's with the same weights, and with merged tokens.
+
+Both run as they come, without compilation and with torch's fused attention; their logits have to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from regard.benchmarks.timing import medians
+from regard.errors import MachineError
+from regard.models import VisionTransformer, merge_tokens
+from regard.models.catalog import create
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MODELS = (
+    "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit_small_patch16_224",
+    "deit_small_distilled_patch16_224",
+)  # fmt: skip
+BATCHES = (1, 8)
+MERGED = (0, 8, 13, 16)  # tokens a block; 13 and 16 are the paper's for depth 12
+
+
+@dataclass(frozen=True)
+class VitRow:
+    """Milliseconds on one core: medians over the rounds. `other`: of timm, or of the model with merged tokens."""
+
+    what: str
+    batch_size: int
+    other: float
+    regard: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast ours is."""
+        return self.other / self.regard
+
+
+def main(rounds: int) -> None:
+    """Measure and print the tables."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(run(rounds), "timm"))
+    console.print(table(merging(rounds), "not merged"))
+
+
+def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES) -> list[VitRow]:
+    """Measure inference, and forward and backward with the largest batch, next to timm, in alternating rounds.
+
+    Args:
+        rounds: how often; the two sides take turns.
+        models: names that both know.
+        batches: images at once.
+
+    Raises:
+        MachineError: timm is missing.
+    """
+    rows = []
+    for name in models:
+        ours, theirs = create(name), _timm(name)
+        assert isinstance(ours, VisionTransformer)
+        ours.load_state_dict(theirs.state_dict())
+        for size in batches:
+            rows.append(_inference(name, ours, theirs, _images(ours, size), rounds))
+        rows.append(_training(name, ours, theirs, _images(ours, max(batches)), rounds))
+    return rows
+
+
+def merging(
+    rounds: int = 7, *, model: str = MODELS[0], batches: Sequence[int] = BATCHES, merged: Sequence[int] = MERGED
+) -> list[VitRow]:
+    """Measure inference of a model next to itself with so many tokens `merged` in each block."""
+    torch.manual_seed(0)
+    plain = create(model).eval()
+    assert isinstance(plain, VisionTransformer)
+    rows = []
+    for size in batches:
+        images = _images(plain, size)
+        ways = [_forward(net, images) for net in (plain, *(merge_tokens(plain, r) for r in merged))]
+        with torch.inference_mode():
+            first, *others = (1000 * seconds for seconds in medians(ways, rounds))
+        rows += [VitRow(f"{model}, r = {r}", size, first, ms) for r, ms in zip(merged, others, strict=True)]
+    return rows
+
+
+def table(rows: Sequence[VitRow], other: str) -> Table:
+    """The rows as a table for the terminal; `other`: what ours is compared with."""
+    from rich.table import Table
+
+    result = Table(title="Vision transformers: milliseconds a batch on one core (lower is better)")
+    for header in ("", "images", other, "regard", "ratio"):
+        result.add_column(header, justify="right" if header else "left")
+    for row in rows:
+        result.add_row(row.what, str(row.batch_size), f"{row.other:.1f}", f"{row.regard:.1f}", f"{row.ratio:.2f}x")
+    return result
+
+
+def _inference(name: str, ours: nn.Module, theirs: nn.Module, images: Tensor, rounds: int) -> VitRow:
+    ours.eval()
+    theirs.eval()
+    with torch.inference_mode():
+        difference = (ours(images) - theirs(images)).abs().max().item()
+        assert difference < 5e-5, f"the logits of {name} differ by {difference}"
+        seconds = medians([_forward(theirs, images), _forward(ours, images)], rounds)
+    return VitRow(f"{name}, inference", len(images), *(1000 * s for s in seconds))
+
+
+def _forward(model: nn.Module, images: Tensor) -> Callable[[int], object]:
+    return lambda _: model(images)
+
+
+def _training(name: str, ours: nn.Module, theirs: nn.Module, images: Tensor, rounds: int) -> VitRow:
+    if hasattr(theirs, "set_distilled_training"):
+        theirs.set_distilled_training(True)  # type: ignore[operator]  # or it would give the mean of both heads
+    seconds = medians([_backward(theirs.train(), images), _backward(ours.train(), images)], rounds)
+    return VitRow(f"{name}, forward and backward", len(images), *(1000 * s for s in seconds))
+
+
+def _backward(model: nn.Module, images: Tensor) -> Callable[[int], None]:
+    def backward(_: int) -> None:
+        output = model(images)
+        heads = output if isinstance(output, tuple) else (output,)
+        model.zero_grad()
+        torch.stack([logits.logsumexp(1).sum() for logits in heads]).sum().backward()
+
+    return backward
+
+
+def _images(model: VisionTransformer, count: int) -> Tensor:
+    side = model.config.image_size
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _timm(name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MachineError("the comparison needs timm", remedy="pip install 'regard[interop]'") from error
+    torch.manual_seed(0)
+    return timm.create_model(name)

@@ -1,0 +1,67 @@
+"""The benchmark of vision transformers compares equal numbers, and measures what it says."""
+
+import io
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+
+from command_line import run as command
+from regard.benchmarks import vit
+from regard.benchmarks.vit import _backward, merging, run, table
+from regard.errors import MachineError
+from regard.models.catalog import create
+from regard.models.vit import VIT_PRESETS, VisionTransformer
+
+NANO = "deit_nano_distilled_patch4_32"
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm has no models of this size by name."""
+    kind = pytest.importorskip("timm.models.deit").VisionTransformerDistilled
+    c = VIT_PRESETS[NANO]
+    sizes = {"embed_dim": c.embed_dim, "depth": c.depth, "num_heads": c.num_heads, "num_classes": c.num_classes}
+    monkeypatch.setattr(vit, "_timm", lambda name: kind(img_size=32, patch_size=4, **sizes))
+
+
+def test_run_and_table(timm: None) -> None:
+    rows = run(1, models=[NANO], batches=(1, 2))
+    assert [row.batch_size for row in rows] == [1, 2, 2] and "forward and backward" in rows[2].what
+    assert all(row.ratio == row.other / row.regard > 0 for row in rows)
+    text = io.StringIO()
+    Console(file=text, width=120).print(table(rows, "timm"))
+    assert f"{rows[1].ratio:.2f}x" in text.getvalue() and " timm " in text.getvalue()
+
+
+def test_both_heads_get_a_gradient(timm: None) -> None:
+    ours, theirs = create(NANO).train(), vit._timm(NANO).train()
+    ours.load_state_dict(theirs.state_dict())
+    theirs.set_distilled_training(True)
+    images = torch.randn(2, 3, 32, 32)
+    for model in (ours, theirs):
+        _backward(model, images)(0)
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(dict(ours.named_parameters())[name].grad, parameter.grad, rtol=1e-3, atol=1e-4)
+    assert ours.head_dist.bias.grad.abs().sum() > 0
+
+
+def test_other_logits_are_not_compared(timm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = VisionTransformer.forward
+    monkeypatch.setattr(VisionTransformer, "forward", lambda self, images: forward(self, images) + 0.1)
+    with pytest.raises(AssertionError, match=r"logits of .* differ"):
+        run(1, models=[NANO], batches=(1,))
+
+
+def test_merged_tokens() -> None:
+    rows = merging(1, model=NANO, batches=(1, 2), merged=(0, 4))
+    assert [(row.what[-5:], row.batch_size) for row in rows] == [("r = 0", 1), ("r = 4", 1), ("r = 0", 2), ("r = 4", 2)]
+    assert rows[0].other == rows[1].other and all(row.ratio > 0 for row in rows)
+
+
+def test_without_timm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MachineError, match="needs timm"):
+        run(1)
+    command(capsys, "benchmark", "vit", "--data", "x").refused(2, "C09", "vit is measured without data")
