@@ -1,0 +1,109 @@
+"""Features are what the classifying layer gets, whatever the network; probes of them learn from the training images."""
+
+import pytest
+import torch
+
+from color_data import ColorJudge, write_colors
+from regard.classification import evaluation_batches
+from regard.classifier_features import classifying_layers, image_features, images_per_second, probe
+from regard.data.classification import open_classification
+from regard.data.classification_transforms import evaluation
+from regard.errors import ConfigError, DataError
+from regard.models.catalog import build
+from regard.models.detr import DETR_PRESETS
+from regard.models.mnasnet import MnasNetConfig
+from regard.models.resnet import RESNET_PRESETS
+from regard.models.san import SAN_PRESETS
+from regard.models.vit import ViTConfig
+
+CPU = torch.device("cpu")
+TINY = ViTConfig(image_size=16, patch_size=8, embed_dim=12, num_heads=2, depth=2, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_colors(tmp_path_factory.mktemp("data") / "colors")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder):
+    return open_classification(folder, "val")
+
+
+def pixels_of(dataset, side):
+    return next(evaluation_batches(dataset, evaluation(side, None), 99, 0)).images.normalized().pixels
+
+
+def features_of(model, dataset, side=16, batch_size=5):
+    return image_features(model, dataset, evaluation(side, None), device=CPU, batch_size=batch_size, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "head", "side"),
+    [
+        (RESNET_PRESETS["resnet20"], "resnet20", "fc", 32), (TINY, "vit", "head", 16),
+        (MnasNetConfig(num_classes=7), "mnasnet1_0", "classifier", 64),
+    ],
+)  # fmt: skip
+def test_the_classifying_layer_makes_the_answers_of_them(config, name, head, side, dataset):
+    torch.manual_seed(0)
+    model = build(config, name).eval()
+    features = features_of(model, dataset, side)
+    assert features.shape[0] == len(dataset) == 12 and features.dtype == torch.float32
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            getattr(model, head)(features), model(pixels_of(dataset, side)), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_every_family_has_them(dataset):
+    config = next(iter(SAN_PRESETS.values()))
+    with torch.device("meta"):
+        model = build(config, "san")
+    assert [layer.out_features for layer in classifying_layers(model)] == [config.num_classes]
+
+
+def test_both_tokens_of_a_distilled_model_count_the_same(dataset):
+    torch.manual_seed(0)
+    model = build(ViTConfig(**{**TINY.__dict__, "distilled": True}), "deit").train()
+    features = features_of(model, dataset)
+    assert model.training and not model.head._forward_pre_hooks  # as it was
+    with torch.inference_mode():
+        tokens = model.eval().norm(model.tokens(pixels_of(dataset, 16))[-1])
+    torch.testing.assert_close(features, (tokens[:, 0] + tokens[:, 1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_probe_of_colours(folder):
+    """Even random patches tell colours apart; the answer depends on neither the head nor its classes."""
+    torch.manual_seed(0)
+    model = build(ViTConfig(**{**TINY.__dict__, "num_classes": 11}), "vit")
+    options = {"device": CPU, "batch_size": 7, "workers": 0}
+    found = probe(model, folder, **options)
+    assert found["knn_top1"] >= 0.9 and found["linear_top1"] >= 0.9
+    assert (found["train_images"], found["val_images"]) == (24, 12)
+    torch.nn.init.normal_(model.head.weight)
+    assert probe(model, folder, **options) == found
+    with torch.no_grad():
+        model.norm.weight.zero_()  # the same features for all
+    found = probe(model, folder, **options)
+    assert found["knn_top1"] == pytest.approx(1 / 3) and found["linear_top1"] == pytest.approx(1 / 3)
+
+
+def test_what_has_no_features(folder, dataset, tmp_path):
+    with pytest.raises(ConfigError, match="ColorJudge has no linear layer fc, classifier, head or head_dist"):
+        features_of(ColorJudge(), dataset)
+    with pytest.raises(ConfigError, match="a detector has no features"):
+        probe(build(DETR_PRESETS["detr_tiny"], "detr_tiny"), folder, device=CPU)
+    write_colors(tmp_path, train=0)
+    with pytest.raises(DataError):
+        probe(build(TINY, "vit"), tmp_path, device=CPU, workers=0)
+
+
+def test_speed_is_images_over_seconds(monkeypatch):
+    """The median of the rounds, without the first two."""
+    clock = iter([time for seconds in (9, 9, 1, 8, 2, 4, 0.1) for time in (0.0, seconds)])
+    monkeypatch.setattr("regard.classifier_features.time.perf_counter", lambda: next(clock))
+    model = ColorJudge().train()
+    assert images_per_second(model, 16, device=CPU, batch_size=6, rounds=5) == 6 / 2
+    assert model.training and {tuple(batch.shape) for batch in model.batches} == {(6, 3, 16, 16)}
+    assert len(model.batches) == 7

@@ -1,0 +1,56 @@
+"""Answers among some classes, and with several right ones, against the definitions in plain loops."""
+
+import pytest
+import torch
+
+from regard.categories import Category
+from regard.errors import DataError
+from regard.evaluation.classification import evaluate_classification
+from regard.evaluation.imagenet_subsets import real_accuracy, restrict
+
+CLASSES = tuple(Category(10 * i, name) for i, name in enumerate("abcdefgh"))
+LOGITS = torch.randn(60, 8, generator=torch.Generator().manual_seed(4))
+
+
+def test_the_best_of_the_classes_that_are_there():
+    present = [6, 1, 3]
+    logits, categories = restrict(LOGITS, CLASSES, present)
+    assert [category.name for category in categories] == ["g", "b", "d"]
+    expected = [max(present, key=row.__getitem__) for row in LOGITS.tolist()]
+    assert [present[best] for best in logits.argmax(1).tolist()] == expected != LOGITS.argmax(1).tolist()
+    labels = torch.arange(60) % 3
+    right = sum(present[label] == best for label, best in zip(labels.tolist(), expected, strict=True))
+    assert evaluate_classification(logits, labels, categories).stats["top1"] == right / 60
+
+
+def test_all_classes_change_nothing():
+    logits, categories = restrict(LOGITS, CLASSES, range(8))
+    assert torch.equal(logits, LOGITS) and categories == CLASSES
+
+
+def test_one_of_several_labels_is_enough():
+    labels = [[], [0], [1, 2, 3], [4, 5, 6, 7]] * 15
+    counted = [
+        max(range(8), key=row.__getitem__) in known for row, known in zip(LOGITS.tolist(), labels, strict=True) if known
+    ]
+    assert len(counted) == 45 and 0 < sum(counted) < 45
+    assert real_accuracy(LOGITS, labels) == sum(counted) / 45
+    single = LOGITS.argmax(1)[:, None].tolist()
+    assert real_accuracy(LOGITS, single) == 1
+    assert real_accuracy(torch.zeros(2, 8), [[0], [7, 1]]) == 0.5  # of equal logits the lower label
+
+
+def test_what_is_refused():
+    for present in ([], [8], [-1]):
+        with pytest.raises(DataError, match="expected 0 to 7"):
+            restrict(LOGITS, CLASSES, present)
+    with pytest.raises(DataError, match="twice"):
+        restrict(LOGITS, CLASSES, [2, 3, 2])
+    with pytest.raises(DataError, match="7 categories"):
+        restrict(LOGITS, CLASSES[:7], [0])
+    with pytest.raises(DataError, match="labels of 1 images"):
+        real_accuracy(LOGITS, [[0]])
+    with pytest.raises(DataError, match="label 8, expected 0 to 7"):
+        real_accuracy(LOGITS[:1], [[1, 8]])
+    with pytest.raises(DataError, match="no image has a label"):
+        real_accuracy(LOGITS[:2], [[], []])
