@@ -1,4 +1,4 @@
-"""COCO's box AP: the 12 numbers that detection papers report, and the same per class.
+"""COCO's AP of boxes: the 12 numbers that detection papers report, and the same per class. Of masks: masks.py.
 
 hotcoco does the counting; its numbers are those of pycocotools (the tests compare them), and nothing outside
 this package knows of it. Ground truth is a clean COCO dict; detections are columns. Both are renumbered on
@@ -69,6 +69,7 @@ class DetectionScores:
         ground truth has no object of that size (pycocotools says -1).
     per_class: in the order of the category ids.
     images, objects, detections: how many there are; `objects` leaves crowds out.
+    kind: what was compared, `Box` or `Mask`.
     """
 
     stats: dict[str, float | None]
@@ -76,6 +77,7 @@ class DetectionScores:
     images: int
     objects: int
     detections: int
+    kind: str = "Box"
 
     def table(self) -> Table:
         """The scores in percent, for the screen: the means stand last, where they stay in sight."""
@@ -94,7 +96,7 @@ class DetectionScores:
         from rich.table import Table
         from rich.text import Text
 
-        title = f"Box AP: {self.images:,} images, {self.detections:,} detections"
+        title = f"{self.kind} AP: {self.images:,} images, {self.detections:,} detections"
         table = Table(title=title, title_justify="left")
         table.add_column("class")
         for header in ("objects", "AP", "AP50"):
@@ -144,23 +146,7 @@ def evaluate_detections(ground_truth: dict[str, Any], detections: Detections) ->
         MachineError: hotcoco is not installed.
     """
     columns = CocoColumns.build(ground_truth, detections)
-    result = columns.evaluator().eval
-    precision = result["precision"][..., -1]  # (IoU thresholds, recall points, K, area bins)
-    recall = result["recall"]  # (IoU thresholds, K, area bins, 1 or 10 or 100 detections)
-    stats = {
-        "AP": _mean(precision[..., 0]),
-        "AP50": _mean(precision[0, ..., 0]),
-        "AP75": _mean(precision[5, ..., 0]),
-        **{f"AP{size}": _mean(precision[..., i]) for i, size in enumerate(AREAS) if size},
-        **{f"AR{count}": _mean(recall[:, :, 0, i]) for i, count in enumerate((1, 10, MAX_DETECTIONS))},
-        **{f"AR{size}": _mean(recall[:, :, i, -1]) for i, size in enumerate(AREAS) if size},
-    }
-    objects = np.bincount(columns.truth_classes[~columns.truth_crowd], minlength=len(columns.category_ids))
-    per_class = tuple(
-        ClassScore(name, int(id), _mean(precision[:, :, k, 0]), _mean(precision[0, :, k, 0]), int(objects[k]))
-        for k, (name, id) in enumerate(zip(columns.names, columns.category_ids, strict=True))
-    )
-    return DetectionScores(stats, per_class, len(columns.image_ids), int(objects.sum()), len(detections))
+    return columns.summarize(columns.evaluator())
 
 
 @dataclass(frozen=True)
@@ -220,13 +206,37 @@ class CocoColumns:
             iscrowd=self.truth_crowd,
         )
         found = truth.load_res(np.column_stack([self.images, self.boxes_xywh, self.scores, self.classes]))
-        evaluator = hotcoco.COCOeval(truth, found, "bbox")
-        evaluator.params.area_rng = [list(bounds) for bounds in AREAS.values()]
-        evaluator.params.area_rng_lbl = [size or "all" for size in AREAS]
-        evaluator.params.max_dets = [1, 10, MAX_DETECTIONS]
-        evaluator.evaluate()
-        evaluator.accumulate()
-        return evaluator
+        return evaluated(hotcoco.COCOeval(truth, found, "bbox"))
+
+    def summarize(self, evaluator: Any, kind: str = "Box") -> DetectionScores:
+        """The scores that an evaluator has found after its work."""
+        result = evaluator.eval
+        precision = result["precision"][..., -1]  # (IoU thresholds, recall points, K, area bins)
+        recall = result["recall"]  # (IoU thresholds, K, area bins, 1 or 10 or 100 detections)
+        stats = {
+            "AP": _mean(precision[..., 0]),
+            "AP50": _mean(precision[0, ..., 0]),
+            "AP75": _mean(precision[5, ..., 0]),
+            **{f"AP{size}": _mean(precision[..., i]) for i, size in enumerate(AREAS) if size},
+            **{f"AR{count}": _mean(recall[:, :, 0, i]) for i, count in enumerate((1, 10, MAX_DETECTIONS))},
+            **{f"AR{size}": _mean(recall[:, :, i, -1]) for i, size in enumerate(AREAS) if size},
+        }
+        objects = np.bincount(self.truth_classes[~self.truth_crowd], minlength=len(self.category_ids))
+        per_class = tuple(
+            ClassScore(name, int(id), _mean(precision[:, :, k, 0]), _mean(precision[0, :, k, 0]), int(objects[k]))
+            for k, (name, id) in enumerate(zip(self.names, self.category_ids, strict=True))
+        )
+        return DetectionScores(stats, per_class, len(self.image_ids), int(objects.sum()), len(self.images), kind)
+
+
+def evaluated(evaluator: Any) -> Any:
+    """hotcoco's evaluator after its work with COCO's parameters."""
+    evaluator.params.area_rng = [list(bounds) for bounds in AREAS.values()]
+    evaluator.params.area_rng_lbl = [size or "all" for size in AREAS]
+    evaluator.params.max_dets = [1, 10, MAX_DETECTIONS]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator
 
 
 def warn_of_surplus(ground_truth: dict[str, Any], detections: Detections) -> None:

@@ -1,0 +1,79 @@
+"""COCO's AP of masks: as that of boxes (detection.py), with the IoU of pixels. Equal to pycocotools' `segm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from regard.errors import DataError
+from regard.evaluation.detection import CocoColumns, Detections, DetectionScores, evaluated, import_hotcoco
+
+
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+    """Masks (N, H, W) bool as COCO's compressed run lengths, `{"size": [H, W], "counts": text}`, ready for JSON.
+
+    Raises:
+        MachineError: hotcoco is not installed.
+    """
+    if not len(masks):
+        return []
+    pixels = masks.detach().cpu().numpy().transpose(1, 2, 0).astype(np.uint8)
+    encoded = import_hotcoco().mask.encode(pixels)
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in encoded]
+
+
+def evaluate_masks(
+    ground_truth: dict[str, Any], detections: Detections, masks: Sequence[dict[str, Any]]
+) -> DetectionScores:
+    """COCO mask AP and AR.
+
+    Args:
+        ground_truth: as of `evaluate_detections`, and every annotation has a `segmentation`: `to_coco(annotations,
+            masks=True)`.
+        detections: as of `evaluate_detections`; their boxes are not looked at.
+        masks: of each detection, at the size of its image, as `encode_masks` gives them.
+
+    Raises:
+        DataError: as of `evaluate_detections`; an object without an outline; not one mask for each detection, or one
+            of another size than its image (A47).
+        MachineError: hotcoco is not installed.
+    """
+    columns = CocoColumns.build(ground_truth, detections)
+    hotcoco = import_hotcoco()
+    outlines = [row.get("segmentation") for row in ground_truth["annotations"]]
+    if not all(outlines):
+        what = f"{sum(not outline for outline in outlines)} of {len(outlines)} objects have no segmentation"
+        raise DataError(what, remedy="mask AP needs all outlines: annotate them, or score boxes", code="A37")
+    sizes = {row["id"]: [row["height"], row["width"]] for row in ground_truth["images"]}
+    _check_masks(detections, masks, sizes)
+    places = np.searchsorted(columns.image_ids, [row["id"] for row in ground_truth["images"]])
+    truth = hotcoco.COCO.from_arrays(
+        [
+            {"id": int(place), "height": row["height"], "width": row["width"]}
+            for place, row in zip(places, ground_truth["images"], strict=True)
+        ],
+        [{"id": i, "name": str(i)} for i in range(len(columns.names))],
+        columns.truth_images,
+        columns.truth_classes,
+        columns.truth_boxes_xywh,
+        area=columns.truth_areas,
+        iscrowd=columns.truth_crowd,
+        segmentation=outlines,
+    )
+    rows = zip(columns.images.tolist(), columns.classes.tolist(), columns.scores.tolist(), masks, strict=True)
+    found = truth.load_res(
+        [{"image_id": i, "category_id": c, "score": score, "segmentation": mask} for i, c, score, mask in rows]
+    )
+    return columns.summarize(evaluated(hotcoco.COCOeval(truth, found, "segm")), "Mask")
+
+
+def _check_masks(detections: Detections, masks: Sequence[dict[str, Any]], sizes: dict[int, list[int]]) -> None:
+    if len(masks) != len(detections):
+        raise DataError(f"{len(masks)} masks for {len(detections)} detections", remedy="pass one for each", code="A47")
+    for row, (image_id, mask) in enumerate(zip(detections.image_ids.tolist(), masks, strict=True)):
+        if list(mask["size"]) != sizes[image_id]:
+            what = f"a mask of size {list(mask['size'])} for an image of {sizes[image_id]} (height, width)"
+            raise DataError(what, where=f"detection {row}", remedy="resize it before it is encoded", code="A47")
