@@ -134,6 +134,11 @@ def open_detection(
     return CocoDataset(annotations, annotations.image_folder, split, masks=masks)
 
 
+def has_detection(path: str | Path) -> bool:
+    """Whether a folder has annotations of objects."""
+    return bool(find_annotations(Path(path), _ANNOTATION_FILES))
+
+
 def find_bad_images(dataset: CocoDataset) -> list[tuple[int, DataError]]:
     """Decode every image; give the index of each that cannot be used, and why."""
 

@@ -6,20 +6,30 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from regard.data.classification import ClassificationDataset, is_classification, open_classification
-from regard.data.formats import CocoDataset, find_bad_images, open_detection
+from regard.data.formats import CocoDataset, find_bad_images, has_detection, open_detection
+from regard.data.panoptic import PanopticDataset, find_bad_segments, has_panoptic, open_panoptic
 from regard.errors import DataError, escape
 
 
 def check_folder(folder: Path) -> Iterator[str]:
     """Lines about both splits of a folder, in COCO's layout or for classification; every image is decoded.
 
+    Objects and segments are both checked where a folder has annotations of both.
+
     Raises:
         DataError: at the end, if any image cannot be used; at once, if annotations or classes cannot.
     """
-    return _check_classes(folder) if is_classification(folder) else _check_objects(folder)
+    if is_classification(folder):
+        return _check_classes(folder)
+    if not has_panoptic(folder):
+        return _check_objects(folder)
+    if not has_detection(folder):
+        return _check_segments(folder, images=True)
+    return chain(_check_objects(folder), _check_segments(folder, images=False))
 
 
 @contextmanager
@@ -48,6 +58,30 @@ def _check_objects(folder: Path) -> Iterator[str]:
             yield error.line
     yield from _repeated(train, val)
     yield _verdict(broken, len(train) + len(val), folder)
+
+
+def _check_segments(folder: Path, images: bool) -> Iterator[str]:
+    """Panoptic annotations; images: whether nobody else looks at the images."""
+    train = open_panoptic(folder, "train")
+    val = open_panoptic(folder, "val", categories=train.categories)
+    broken = 0
+    for data in (train, val):
+        segments = len(data.annotations.segments.ids)
+        stuff = sum(not category.is_thing for category in data.categories)
+        kinds = f"{len(data.categories) - stuff} things and {stuff} stuff"
+        yield f"panoptic {data.split}: {len(data)} images, {segments} segments, {kinds}"
+        if data.annotations.report.issues:
+            yield str(data.annotations.report)
+        errors, note = find_bad_segments(data, images=images)
+        yield from (error.line for error in errors)
+        yield from [note] if note else []
+        broken += len(errors)
+    if images:
+        yield from _repeated(train, val)
+    if broken:
+        what = f"{broken} of {len(train) + len(val)} panoptic images cannot be used"
+        raise DataError(what, where=folder, remedy="correct PNG and JSON files")
+    yield "every segment is where the annotations say"
 
 
 def _check_classes(folder: Path) -> Iterator[str]:
@@ -102,7 +136,7 @@ def _verdict(broken: int, count: int, folder: Path) -> str:
     return "every image can be read"
 
 
-def _repeated(train: CocoDataset, val: CocoDataset) -> Iterator[str]:
+def _repeated(train: CocoDataset | PanopticDataset, val: CocoDataset | PanopticDataset) -> Iterator[str]:
     """Images of the same bytes in both splits: scores on them say little (I30)."""
     known = {_digest(train.image_folder / name): name for name in train.names}
     known.pop(None, None)

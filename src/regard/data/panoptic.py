@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from regard.data.coco_tables import ImageRecord, first_repeat
 from regard.data.formats import (
@@ -30,7 +32,7 @@ from regard.data.images import open_file, read_image
 from regard.data.panoptic_checks import PanopticAnnotations, read_panoptic, unfitting
 from regard.data.samples import Category, Sample
 from regard.data.segmentations import run_lengths
-from regard.errors import ConfigError, DataError
+from regard.errors import ConfigError, DataError, escape
 from regard.panoptic_segments import PanopticSegments
 
 # COCO as published, and the plain names. {} is the name of the split; the PNG files are in the folder of that name.
@@ -60,7 +62,6 @@ class PanopticDataset:
         """Raises DataError for an image that cannot be read or has another size (A33), and for a PNG file that does
         not fit the JSON file (A42)."""
         record = self.annotations.images[index]
-        path = self.image_folder / record.file_name
         table, rows = self.annotations.segments, self.annotations.rows_of(index)
         learned = np.flatnonzero(~table.is_crowd[rows])
         ids = read_segments(self.annotations, index)
@@ -69,14 +70,19 @@ class PanopticDataset:
             kind = np.uint8 if len(table.labels[rows]) < 256 else ids.dtype  # a quarter of the time
             masks = torch.from_numpy(ids.astype(kind) == (learned + 1).astype(kind)[:, None, None])
         return Sample(
-            image=read_as_annotated(path, record, self.annotations.path),
+            image=self.image(index),
             boxes=torch.from_numpy(boxes_of(ids, len(table.labels[rows]))[learned]),
             labels=torch.from_numpy(table.labels[rows][learned]),
             masks=masks,
             image_id=record.id,
             original_size=(record.height, record.width),
-            path=str(path),
+            path=str(self.image_folder / record.file_name),
         )
+
+    def image(self, index: int) -> Tensor:
+        """The image alone, (3, H, W) uint8."""
+        record = self.annotations.images[index]
+        return read_as_annotated(self.image_folder / record.file_name, record, self.annotations.path)
 
     def segments(self, index: int) -> PanopticSegments:
         """The truth about image `index`, crowds marked. The image itself is not read."""
@@ -218,24 +224,36 @@ def read_segments(annotations: PanopticAnnotations, index: int) -> NDArray[np.in
     return np.repeat(segments, np.diff(np.concatenate((starts, [flat.size])))).reshape(ids.shape)
 
 
-def find_bad_segments(dataset: PanopticDataset) -> tuple[list[DataError], str | None]:
-    """Decode every PNG file: why those that cannot be used cannot, and a line about areas that do not fit."""
-    errors: list[DataError] = []
-    wrong: list[str] = []
-    for index in range(len(dataset)):
+def find_bad_segments(dataset: PanopticDataset, *, images: bool = False) -> tuple[list[DataError], str | None]:
+    """Decode every PNG file, and every image if `images`: why those that cannot be used cannot, and a line about
+    segments whose area is not the stated one."""
+
+    def look(index: int) -> DataError | list[str]:
         try:
             found = dataset.segments(index).areas.numpy()
+            if images:
+                dataset.image(index)
         except DataError as error:
-            errors.append(error)
-            continue
+            return error
         stated = dataset.annotations.segments.areas[dataset.annotations.rows_of(index)]
-        apart = np.flatnonzero(np.isfinite(stated) & (stated != found))
-        row = int(dataset.annotations.rows[index])
-        for k in apart.tolist():
-            place = dataset.annotations.report.at("annotations", row, "segments_info", k, "area")
-            wrong.append(f"{stated[k]:g} instead of {found[k]} at {place}")
-    note = f"{len(wrong)} segments have another area than stated; pixels count — first: {wrong[0]}" if wrong else None
-    return errors, note
+        place = "annotations", int(dataset.annotations.rows[index]), "segments_info"
+        return [
+            f"{stated[k]:g} instead of {found[k]} at {dataset.annotations.report.at(*place, k, 'area')}"
+            for k in np.flatnonzero(np.isfinite(stated) & (stated != found)).tolist()
+        ]
+
+    errors: list[DataError] = []
+    wrong: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(look, range(len(dataset))):
+            if isinstance(result, DataError):
+                errors.append(result)
+            else:
+                wrong += result
+    if not wrong:
+        return errors, None
+    what = f"{len(wrong)} segments have another area than stated; pixels are what counts"
+    return errors, escape(f"warn[A42]: {what} — first: {wrong[0]}")
 
 
 def boxes_of(ids: NDArray[Any], count: int) -> NDArray[np.float32]:

@@ -133,7 +133,8 @@ class RandomChoice:
 class ScaleJitter:
     """Scale the long side to `smallest`..`largest` times `size`, then crop or pad to a square of `size`.
 
-    Where it is cut or placed is random. The border gets ImageNet's mean colour, near 0 once normalised.
+    Where it is cut or placed is random. The border gets ImageNet's mean colour, near 0 once normalised. Where there
+    are masks, objects of which no pixel is left are removed, besides those without a box.
     """
 
     size: int
@@ -148,6 +149,10 @@ class ScaleJitter:
         top, left = (_integer(min(0, room), max(0, room), generator) for room in rooms)
         sample = resize(sample, (height, width))
         sample = crop(sample, max(0, -top), max(0, -left), min(height, self.size), min(width, self.size))
+        if sample.masks is not None:
+            kept = sample.masks.flatten(1).any(1)
+            boxes, labels, masks = sample.boxes[kept], sample.labels[kept], sample.masks[kept]
+            sample = replace(sample, boxes=boxes, labels=labels, masks=masks)
         return _place(sample, max(0, top), max(0, left), self.size)
 
 
