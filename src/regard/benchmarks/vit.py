@@ -25,13 +25,15 @@ MODELS = (
     "deit_small_distilled_patch16_224",
 )  # fmt: skip
 BATCHES = (1, 8)
-MERGED = (0, 8, 13, 16)  # tokens a block; 13 and 16 are the paper's for depth 12
+MERGED_MODELS = ("deit_tiny_patch16_224", "deit_small_patch16_224")
+MERGED = (0, 8, 13, 16)  # tokens of each block; about 16 is the most that 196 patches and 12 blocks have
 
 
 @dataclass(frozen=True)
 class VitRow:
     """Milliseconds on one core: medians over the rounds. `other`: of timm, or of the model with merged tokens."""
 
+    model: str
     what: str
     batch_size: int
     other: float
@@ -49,7 +51,7 @@ def main(rounds: int) -> None:
 
     console = Console()
     console.print(table(run(rounds), "timm"))
-    console.print(table(merging(rounds), "not merged"))
+    console.print(table([row for name in MERGED_MODELS for row in merging(name, rounds)], "not merged"))
 
 
 def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES) -> list[VitRow]:
@@ -75,7 +77,7 @@ def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[in
 
 
 def merging(
-    rounds: int = 7, *, model: str = MODELS[0], batches: Sequence[int] = BATCHES, merged: Sequence[int] = MERGED
+    model: str, rounds: int = 7, *, batches: Sequence[int] = BATCHES, merged: Sequence[int] = MERGED
 ) -> list[VitRow]:
     """Measure inference of a model next to itself with so many tokens `merged` in each block."""
     torch.manual_seed(0)
@@ -87,7 +89,7 @@ def merging(
         ways = [_forward(net, images) for net in (plain, *(merge_tokens(plain, r) for r in merged))]
         with torch.inference_mode():
             first, *others = (1000 * seconds for seconds in medians(ways, rounds))
-        rows += [VitRow(f"{model}, r = {r}", size, first, ms) for r, ms in zip(merged, others, strict=True)]
+        rows += [VitRow(model, f"r = {r}", size, first, ms) for r, ms in zip(merged, others, strict=True)]
     return rows
 
 
@@ -96,10 +98,11 @@ def table(rows: Sequence[VitRow], other: str) -> Table:
     from rich.table import Table
 
     result = Table(title="Vision transformers: milliseconds a batch on one core (lower is better)")
-    for header in ("", "images", other, "regard", "ratio"):
-        result.add_column(header, justify="right" if header else "left")
+    for header in ("model", "", "images", other, "regard", "ratio"):
+        result.add_column(header, justify="left" if header in ("model", "") else "right")
     for row in rows:
-        result.add_row(row.what, str(row.batch_size), f"{row.other:.1f}", f"{row.regard:.1f}", f"{row.ratio:.2f}x")
+        numbers = (f"{row.other:.1f}", f"{row.regard:.1f}", f"{row.ratio:.2f}x")
+        result.add_row(row.model, row.what, str(row.batch_size), *numbers)
     return result
 
 
@@ -110,7 +113,7 @@ def _inference(name: str, ours: nn.Module, theirs: nn.Module, images: Tensor, ro
         difference = (ours(images) - theirs(images)).abs().max().item()
         assert difference < 5e-5, f"the logits of {name} differ by {difference}"
         seconds = medians([_forward(theirs, images), _forward(ours, images)], rounds)
-    return VitRow(f"{name}, inference", len(images), *(1000 * s for s in seconds))
+    return VitRow(name, "inference", len(images), *(1000 * s for s in seconds))
 
 
 def _forward(model: nn.Module, images: Tensor) -> Callable[[int], object]:
@@ -121,7 +124,7 @@ def _training(name: str, ours: nn.Module, theirs: nn.Module, images: Tensor, rou
     if hasattr(theirs, "set_distilled_training"):
         theirs.set_distilled_training(True)  # type: ignore[operator]  # or it would give the mean of both heads
     seconds = medians([_backward(theirs.train(), images), _backward(ours.train(), images)], rounds)
-    return VitRow(f"{name}, forward and backward", len(images), *(1000 * s for s in seconds))
+    return VitRow(name, "forward and backward", len(images), *(1000 * s for s in seconds))
 
 
 def _backward(model: nn.Module, images: Tensor) -> Callable[[int], None]:
