@@ -275,6 +275,17 @@ def boxes_of(ids: NDArray[Any], count: int) -> NDArray[np.float32]:
     return np.concatenate((low, high), axis=1)[1:].astype(np.float32)
 
 
+def rgb_of(ids: NDArray[Any]) -> NDArray[np.uint8]:
+    """Ids (H, W) 0..2**24 - 1 as pixels (H, W, 3) uint8: id = R + 256 G + 65536 B."""
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
+def ids_of(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """The inverse of `rgb_of`."""
+    red, green, blue = rgb.astype(np.int32).transpose(2, 0, 1)
+    return red + 256 * green + 65536 * blue
+
+
 def write_panoptic(path: str | Path, images: Sequence[ImageRecord], segments: Iterable[PanopticSegments]) -> Path:
     """Write segments as `path` (JSON) and a folder of that name with a PNG file per image; returns the folder.
 
@@ -307,9 +318,7 @@ def write_panoptic(path: str | Path, images: Sequence[ImageRecord], segments: It
             raise ConfigError(what, where=image.file_name)
         categories = found.categories
         info = _segment_rows(found, image.file_name)
-        ids = found.ids.numpy().astype(np.uint32)
-        pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / name)
+        Image.fromarray(rgb_of(found.ids.numpy())).save(folder / name)
         rows.append({"image_id": image.id, "file_name": name, "segments_info": info})
     if next(remaining, None) is not None:
         raise ConfigError(f"segments of more than {len(images)} images for as many images", where=path)
@@ -343,8 +352,7 @@ def _read_ids(annotations: PanopticAnnotations, index: int) -> NDArray[np.int32]
         kinds = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGBA"}
         what = f"PNG with {bits}-bit {kinds.get(colour, 'other')} pixels" if bits else "not a PNG file"
         raise unfitting(annotations, index, f"{what}, not RGB with 8 bits", None, "write id = R + 256 G + 65536 B")
-    red, green, blue = read_image(path).numpy().astype(np.int32)
-    return red + 256 * green + 65536 * blue
+    return ids_of(read_image(path).permute(1, 2, 0).numpy())
 
 
 def _with_categories(annotations: PanopticAnnotations, categories: Sequence[Category]) -> PanopticAnnotations:
