@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regard.errors import DataError, DivergedError
 
-_MOST_VALUES = 2**26  # similarities or logits that are held at once: 256 MB
+_MOST_VALUES = 2**25  # similarities or logits that are held at once: 128 MB
 
 
 def knn_accuracy(
@@ -126,10 +126,10 @@ def linear_probe(
 
 def _mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Of each feature (D,), float64; a feature that is always the same has the deviation 1."""
-    parts = [rows.double() for rows in features.split(max(1, _MOST_VALUES // features.shape[1]))]
-    mean = torch.stack([part.sum(dim=0) for part in parts]).sum(dim=0) / len(features)
-    square = torch.stack([(part - mean).square().sum(dim=0) for part in parts]).sum(dim=0) / len(features)
-    deviation = square.sqrt()
+    rows = max(1, _MOST_VALUES // features.shape[1])
+    mean = sum(part.double().sum(dim=0) for part in features.split(rows)) / len(features)
+    square = sum((part.double() - mean).square().sum(dim=0) for part in features.split(rows)) / len(features)
+    deviation = torch.as_tensor(square).sqrt()
     # A constant's deviation is rounding: of its mean, not 0.
     return mean, torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)
 
