@@ -28,7 +28,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_run_and_table(timm: None) -> None:
     rows = run(1, models=[NANO], batches=(1, 2))
-    assert [row.batch_size for row in rows] == [1, 2, 2] and rows[2].what == "forward and backward"
+    assert [row.batch_size for row in rows] == [1, 2, 2] and rows[2].what == "with gradients"
     assert all(row.ratio == row.other / row.regard > 0 for row in rows)
     text = io.StringIO()
     Console(file=text, width=120).print(table(rows, "timm"))

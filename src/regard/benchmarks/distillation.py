@@ -105,11 +105,10 @@ def table(row: DistillationRow) -> Table:
     """The row as a table for the terminal."""
     from rich.table import Table
 
-    title = f"Training {row.student}, {row.batch_size} images a step: images per second and core (higher is better)"
-    result = Table(title=title)
-    for header in ("teacher", "live", "stored", "ratio"):
-        result.add_column(header, justify="left" if header == "teacher" else "right")
-    result.add_row(row.teacher, f"{row.live:.2f}", f"{row.stored:.2f}", f"{row.ratio:.2f}x")
+    result = Table(title=f"Training, {row.batch_size} images a step: images per second and core (higher is better)")
+    for header in ("student", "teacher", "live", "stored", "ratio"):
+        result.add_column(header, justify="left" if header in ("student", "teacher") else "right", no_wrap=True)
+    result.add_row(row.student, row.teacher, f"{row.live:.2f}", f"{row.stored:.2f}", f"{row.ratio:.2f}x")
     return result
 
 
