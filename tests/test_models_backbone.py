@@ -138,7 +138,8 @@ class TestOthers:
     @torch.no_grad()
     def test_small(self) -> None:
         backbone = create_backbone("small").eval()
-        (only,) = backbone(torch.randn(2, 3, 40, 64))
+        *finer, only = backbone(torch.randn(2, 3, 40, 64))
+        assert [tuple(m.shape[1:]) for m in finer] == [(24, 20, 32), (48, 10, 16)]
         assert only.shape == (2, backbone.num_channels, 5, 8)
         assert all(p.requires_grad for p in backbone.parameters())
         assert [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]  # whatever `norm` says

@@ -20,6 +20,22 @@ class Denoising(NamedTuple):
     target: Tensor
 
 
+class MaskInputs(NamedTuple):
+    """What the masks of a batch are made of.
+
+    hidden: (B, Q, C) queries after the last decoder layer. memory: (B, h*w, C) tokens after the encoder.
+    projected: (B, C, h, w) the projected features before it.
+    finer: maps of the backbone (B, C_i, h_i, w_i), from coarse to fine.
+    visible: (B, 1, 1, h*w) bool, True where there is an image, or None without padding.
+    """
+
+    hidden: Tensor
+    memory: Tensor
+    projected: Tensor
+    finer: tuple[Tensor, ...]
+    visible: Tensor | None
+
+
 class DetectionOutput(NamedTuple):
     """Predictions of a detector for a batch of B images and Q queries.
 
@@ -27,6 +43,7 @@ class DetectionOutput(NamedTuple):
     boxes: (B, Q, 4) cxcywh as fractions 0..1 of the unpadded image.
     auxiliary: the same of every earlier decoder layer, first layer first; empty where the model gives none.
     masks: (B, Q, h, w) mask logits, or None.
+    mask_inputs: what `model.masks` makes masks of, for queries that are chosen later; None where a model has no masks.
     num_groups: query groups of a training step (Group DETR): Q = num_groups * queries per group, group after group.
     denoising: predictions for noised targets, in training only.
     """
@@ -37,6 +54,7 @@ class DetectionOutput(NamedTuple):
     masks: Tensor | None = None
     num_groups: int = 1
     denoising: Denoising | None = None
+    mask_inputs: MaskInputs | None = None
 
 
 class DistilledLogits(NamedTuple):

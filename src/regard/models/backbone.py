@@ -86,7 +86,7 @@ class ResNetBackbone(Backbone):
 
 
 class SmallBackbone(Backbone):
-    """A small residual network for images of 32 to 256 pixels: one map of stride 8, batch norm, all of it trained."""
+    """A small residual network for images of 32 to 256 pixels: maps of strides 2, 4 and 8, batch norm, all trained."""
 
     def __init__(self, widths: tuple[int, int, int] = (24, 48, 96)) -> None:
         super().__init__()
@@ -97,7 +97,11 @@ class SmallBackbone(Backbone):
         ).to(memory_format=torch.channels_last)  # a quarter faster on CPU
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        return [self.body(pixels.contiguous(memory_format=torch.channels_last))]
+        x, maps = pixels.contiguous(memory_format=torch.channels_last), []
+        for part in self.body:
+            x = part(x)
+            maps.append(x)
+        return [maps[0], maps[2], maps[4]]
 
 
 class ClassifierBackbone(Backbone):

@@ -1,6 +1,7 @@
 """DETR: detection as set prediction with a transformer. (Carion et al. 2020, arXiv 2005.12872.)
 
     image -> backbone -> 1x1 projection -> encoder -> decoder with object queries -> class and box of every query
+                                                                                  -> a mask, with `masks` (panoptic.py)
 
 The defaults are the paper's. `anchors`, `query_groups`, `denoising_groups` and `sigmoid` are later findings with which
 the same model learns in a fraction of the epochs. Parameter names follow the authors' checkpoints.
@@ -29,8 +30,9 @@ from regard.models.anchors import (
     group_mask,
 )
 from regard.models.backbone import create_backbone
+from regard.models.panoptic import FINER_MAPS, AttentionMap, MaskHead, finer_channels
 from regard.models.transformer import MLP, Trace, Transformer
-from regard.outputs import Denoising, DetectionOutput
+from regard.outputs import Denoising, DetectionOutput, MaskInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class DETRConfig:
     query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
     denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
     label_noise: float = 0.2  # DN-DETR: share of copies with a random label
+    masks: bool = False  # a mask for every query (section 4.4)
     box_noise: float = 0.4  # DN-DETR: largest shift of a corner, in halves of the box
 
     def __post_init__(self) -> None:
@@ -147,12 +150,19 @@ class DETR(nn.Module):
             nn.init.zeros_(self.bbox_embed.last.bias)
         else:
             self.query_embed = nn.Embedding(config.num_queries * config.query_groups, c)
+        if config.masks:
+            self.bbox_attention = AttentionMap(c, config.num_heads)
+            self.mask_head = MaskHead(c, config.num_heads, finer_channels(self.backbone))
         if config.sigmoid:
             # All classes start improbable (0.01), or the many empty queries drown the loss (RetinaNet, section 4.1).
             nn.init.constant_(self.class_embed.bias, -4.6)
 
     def forward(
-        self, images: ImageBatch | Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+        self,
+        images: ImageBatch | Sequence[Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        *,
+        masks: bool | None = None,
     ) -> DetectionOutput:
         """Detect objects.
 
@@ -160,8 +170,33 @@ class DETR(nn.Module):
             images: normalised float images, a list of (3, H, W) of any sizes, or a batch of them.
             targets: per image `{"labels": (T,) int64, "boxes": (T, 4) cxcywh 0..1}`. Read in training only, and only
                 by models with denoising queries.
+            masks: compute those of all queries; only in evaluation if None. Those of some queries cost far less:
+                `model.masks(output, image, query)`.
         """
-        return self._detect(images, targets, trace=None)
+        output = self._detect(images, targets, trace=None)
+        if output.mask_inputs is None or not (not self.training if masks is None else masks):
+            return output
+        num_images, num_queries = output.logits.shape[:2]
+        image = torch.arange(num_images, device=output.logits.device).repeat_interleave(num_queries)
+        query = torch.arange(num_queries, device=output.logits.device).repeat(num_images)
+        return output._replace(masks=self.masks(output, image, query).unflatten(0, (num_images, num_queries)))
+
+    def masks(self, output: DetectionOutput, image: Tensor, query: Tensor) -> Tensor:
+        """Mask logits (M, H, W) of M queries of an output; H, W are those of the backbone's finest map.
+
+        Args:
+            output: of this model for a batch.
+            image, query: (M,) int64, which query of which image.
+
+        Raises:
+            ConfigError: the model has no mask head.
+        """
+        inputs = output.mask_inputs
+        if inputs is None:
+            raise ConfigError("the model has no mask head", remedy="train one with model.masks=true", code="C09")
+        attention = self.bbox_attention(inputs.hidden[image, query], inputs.memory, image, inputs.visible)
+        attention = attention.unflatten(2, inputs.projected.shape[-2:])
+        return self.mask_head(attention, inputs.projected, inputs.finer, image)
 
     def attention(self, images: ImageBatch | Sequence[Tensor]) -> AttentionMaps:
         """`forward` once more, keeping the weights of every attention layer. Slower: for looking, not for training."""
@@ -182,7 +217,7 @@ class DETR(nn.Module):
         trace: Trace | None,
     ) -> DetectionOutput:
         batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(list(images))
-        features = self.backbone(batch.pixels)[-1]  # (B, 2048, h, w)
+        *earlier, features = self.backbone(batch.pixels)  # (B, 2048, h, w)
         padding, mask = _padding_of(batch, features)
         if trace is not None:
             trace.feature_size = (features.shape[-2], features.shape[-1])
@@ -196,13 +231,31 @@ class DETR(nn.Module):
         if isinstance(decoder, AnchorDecoder):
             queries = self.query_embed(len(batch), targets)
             hidden, boxes = decoder.decode(queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace)
-            return self._output(self.class_embed(hidden), boxes, queries)
+            output = self._output(self.class_embed(hidden), boxes, queries)
+            return self._with_mask_inputs(output, hidden, memory, tokens, earlier, features, mask)
         embed, query_mask = self._learned_queries(len(batch))
         hidden = decoder(embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace)  # (L, B, Q, C)
         # At least in float32, under autocast too: bfloat16 moves a corner by up to 3 pixels of 1333.
         boxes = self.bbox_embed(hidden)
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
-        return self._output(self.class_embed(hidden), boxes)
+        output = self._output(self.class_embed(hidden), boxes)
+        return self._with_mask_inputs(output, hidden, memory, tokens, earlier, features, mask)
+
+    def _with_mask_inputs(
+        self,
+        output: DetectionOutput,
+        hidden: Tensor,
+        memory: Tensor,
+        tokens: Tensor,
+        earlier: Sequence[Tensor],
+        features: Tensor,
+        mask: Tensor | None,
+    ) -> DetectionOutput:
+        if not self.config.masks:
+            return output
+        projected = tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
+        finer = tuple(earlier[::-1][:FINER_MAPS])
+        return output._replace(mask_inputs=MaskInputs(hidden[-1], memory, projected, finer, mask))
 
     def _learned_queries(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
         """Query embeddings (B, Q, C): all groups in training, the first group else."""
