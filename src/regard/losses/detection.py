@@ -1,8 +1,8 @@
-"""The loss of DETR: classes and boxes of matched queries, no object for all others. (DETR, section 3.1.)"""
+"""The loss of DETR: classes, boxes and masks of matched queries, no object for all others. (DETR, section 3.1.)"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from regard.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.errors import DataError
 from regard.losses.matching import HungarianMatcher, Matches, Target
+from regard.losses.segmentation import mask_losses, padded_masks
 from regard.outputs import Denoising, DetectionOutput
 
 
@@ -25,7 +26,8 @@ class SetCriterion:
         classification: `softmax`, cross-entropy with a no-object class (the paper), or `focal`, a sigmoid for each
             class (Deformable DETR; Lin et al. 2017).
         no_object_weight: weight of the no-object class in the cross-entropy.
-        class_weight, bbox_weight, giou_weight: weights of the terms in `total`. `class_weight` is 1, with focal 2.
+        class_weight, bbox_weight, giou_weight, mask_weight, dice_weight: weights of the terms in `total`.
+            `class_weight` is 1, with focal 2.
         focal_alpha, focal_gamma: of the focal loss.
     """
 
@@ -39,6 +41,8 @@ class SetCriterion:
         class_weight: float | None = None,
         bbox_weight: float = 5.0,
         giou_weight: float = 2.0,
+        mask_weight: float = 1.0,
+        dice_weight: float = 1.0,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
     ) -> None:
@@ -48,7 +52,10 @@ class SetCriterion:
         self.no_object_weight = no_object_weight
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
-        self.weights = {"loss_ce": class_weight, "loss_bbox": bbox_weight, "loss_giou": giou_weight}
+        self.weights = {
+            "loss_ce": class_weight, "loss_bbox": bbox_weight, "loss_giou": giou_weight, "loss_mask": mask_weight,
+            "loss_dice": dice_weight,
+        }  # fmt: skip
         self.matcher = matcher or HungarianMatcher(
             class_cost=class_weight,
             classification=classification,
@@ -57,17 +64,27 @@ class SetCriterion:
         )
 
     def __call__(
-        self, output: DetectionOutput, targets: Sequence[Target], *, together: bool = True
+        self,
+        output: DetectionOutput,
+        targets: Sequence[Target],
+        *,
+        together: bool = True,
+        masks: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Losses of an output for targets `{"labels": (T,) int64 below num_classes, "boxes": (T, 4) cxcywh 0..1}`.
 
+        Targets may have `masks` (T, H, W) bool too, of the size of the unpadded image.
+
         Args:
+            masks: gives the mask logits (M, h, w) of queries (M,) of images (M,), so that they are computed for
+                matched queries only, of the first group; else those in `output.masks` are taken, if there are any.
             together: divide by the number of objects of all processes, each of which has to call this equally often;
                 else by that of this batch.
 
         Returns:
             Unweighted scalars under the authors' names: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, with
-            `_0`, `_1`, ... of the earlier ones, `_dn...` of denoising queries; and, to look at only,
+            `_0`, `_1`, ... of the earlier ones, `_dn...` of denoising queries; of the last layer alone `loss_mask`
+            and `loss_dice`, where there are masks; and, to look at only,
             `class_error` (percent of matched queries with a wrong class) and `cardinality_error` (mean difference
             between the number of predicted and of real objects).
 
@@ -86,6 +103,8 @@ class SetCriterion:
             losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups)
             losses |= self._statistics(logits, targets, matches, output.num_groups)
             named = _by_name(losses)
+            if output.masks is not None or masks is not None:
+                named |= self._mask_losses(output, masks, targets, matches, len(layers) - 1, num_boxes)
             if output.denoising is not None:
                 named |= _by_name(self._denoising_losses(output.denoising, targets, num_boxes), "_dn")
         return named
@@ -123,6 +142,32 @@ class SetCriterion:
             "loss_bbox": _sum_by_layer(loss_bbox, matches.layer, len(logits)) / num_boxes,
             "loss_giou": _sum_by_layer(loss_giou, matches.layer, len(logits)) / num_boxes,
         }
+
+    def _mask_losses(
+        self,
+        output: DetectionOutput,
+        masks: Callable[[Tensor, Tensor], Tensor] | None,
+        targets: Sequence[Target],
+        matches: Matches,
+        last: int,
+        num_boxes: Tensor | float,
+    ) -> dict[str, Tensor]:
+        """Of the pairs of the last layer and the first group; nothing where targets have no masks."""
+        if any("masks" not in target for target in targets):
+            return {}
+        chosen = (matches.layer == last) & (matches.query < output.logits.shape[1] // output.num_groups)
+        image, query, target = matches.image[chosen], matches.query[chosen], matches.target[chosen]
+        none = len(image) == 0  # a query that counts nothing: every process has gradients of every parameter
+        if none:
+            image = query = torch.zeros(1, dtype=torch.int64, device=image.device)
+        logits = masks(image, query) if masks is not None else output.masks[image, query]  # type: ignore[index]
+        if none:
+            nothing = 0.0 * logits.sum()
+            return {"loss_mask": nothing, "loss_dice": nothing}
+        sizes = [t["masks"].shape[-2:] for t in targets]
+        truth = padded_masks([t["masks"] for t in targets], (max(h for h, _ in sizes), max(w for _, w in sizes)))
+        index = _first_objects(targets, image.device)[image] + target
+        return mask_losses(logits.float(), truth.to(logits.device, non_blocking=True)[index], num_boxes)
 
     def _cross_entropy(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Weighted mean over all queries of the batch, as in the authors' code (the paper divides by objects)."""
@@ -210,13 +255,16 @@ def _check_labels(targets: Sequence[Target], num_classes: int) -> None:
 def _gather_targets(targets: Sequence[Target], matches: Matches) -> tuple[Tensor, Tensor]:
     """Label (M,) and box (M, 4) of every matched pair."""
     device = matches.target.device
-    firsts = [0]
-    for target in targets[:-1]:
-        firsts.append(firsts[-1] + len(target["labels"]))
-    index = torch.tensor(firsts).to(device, non_blocking=True)[matches.image] + matches.target
+    index = _first_objects(targets, device)[matches.image] + matches.target
     labels = torch.cat([target["labels"] for target in targets]).to(device)
     boxes = torch.cat([target["boxes"] for target in targets]).to(device, torch.float32)
     return labels[index], boxes[index]
+
+
+def _first_objects(targets: Sequence[Target], device: torch.device) -> Tensor:
+    """(B,) where the objects of each image begin among those of all."""
+    counts = [len(target["labels"]) for target in targets[:-1]]
+    return torch.tensor([0, *counts]).cumsum(0).to(device, non_blocking=True)
 
 
 def _sum_by_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:
