@@ -82,7 +82,12 @@ def resnet50_file(tmp_path_factory) -> Path:
 
 def test_list_models():
     assert list_models() == sorted(CONFIGS) and "detr_resnet50" in list_models()
-    assert list_models("detr_resnet50*") == ["detr_resnet50", "detr_resnet50_dc5"]
+    assert list_models("detr_resnet50*") == [
+        "detr_resnet50",
+        "detr_resnet50_dc5",
+        "detr_resnet50_dc5_panoptic",
+        "detr_resnet50_panoptic",
+    ]
     assert list_models("*dc5") == ["detr_resnet101_dc5", "detr_resnet50_dc5"]
     assert list_models("detr_tin?") == ["detr_tiny"]
     assert list_models("yolo*") == []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 
-from regard.categories import COCO, Category, ModelCard
+from regard.categories import COCO, COCO_PANOPTIC, Category, ModelCard
 from regard.config import unknown_name
 from regard.errors import ConfigError
 from regard.models.classifiers import CLASSIFIER_PRESETS, Classifier, ClassifierConfig, build_classifier
@@ -61,6 +61,15 @@ WEIGHTS: dict[str, Weights] = {
     "detr_resnet50_dc5": Weights(DETR_URL + "detr-r50-dc5-f0fb7ef5.pth", {"box AP": 43.3, "AP50": 63.1}),
     "detr_resnet101": Weights(DETR_URL + "detr-r101-2c7b67e5.pth", {"box AP": 43.5, "AP50": 63.8}),
     "detr_resnet101_dc5": Weights(DETR_URL + "detr-r101-dc5-a2e86def.pth", {"box AP": 44.9, "AP50": 64.7}),
+    "detr_resnet50_panoptic": Weights(
+        DETR_URL + "detr-r50-panoptic-00ce5173.pth", {"PQ": 43.4, "mask AP": 31.1, "box AP": 38.8}
+    ),
+    "detr_resnet50_dc5_panoptic": Weights(
+        DETR_URL + "detr-r50-dc5-panoptic-da08f1b1.pth", {"PQ": 44.6, "mask AP": 31.9, "box AP": 40.2}
+    ),
+    "detr_resnet101_panoptic": Weights(
+        DETR_URL + "detr-r101-panoptic-40021d53.pth", {"PQ": 45.1, "mask AP": 33.0, "box AP": 40.1}
+    ),
     "detr_demo": Weights(DETR_URL + "detr_demo-da2a99e9.pth", {"box AP": 40.0}),
     "resnet18": Weights(TORCHVISION_URL + "resnet18-f37072fd.pth", {"top-1": 69.758, "top-5": 89.078}),
     "resnet34": Weights(TORCHVISION_URL + "resnet34-b627a593.pth", {"top-1": 73.314, "top-5": 91.42}),
@@ -88,7 +97,7 @@ FAMILIES: dict[str, ModelConfig] = {type(config).__name__: type(config)() for co
 CROP_RATIO, SMALL_IMAGES = 0.875, 96
 
 # Evaluation sizes that differ from 800 / 1333.
-SHORT_SIDES: dict[str, tuple[int, int]] = {"detr_tiny": (64, 128)}
+SHORT_SIDES: dict[str, tuple[int, int]] = {"detr_tiny": (64, 128), "detr_tiny_panoptic": (64, 128)}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -146,9 +155,8 @@ def build(
     """A model of any configuration, with its card. Classes without names are called by their number."""
     model = _construct(config)
     if categories is None:
-        categories = (
-            COCO if isinstance(model, Detector) and config.num_classes == len(COCO) else _numbered(config.num_classes)
-        )
+        known = (COCO, COCO_PANOPTIC) if isinstance(model, Detector) else ()
+        categories = next((c for c in known if len(c) == config.num_classes), _numbered(config.num_classes))
     if len(categories) != config.num_classes:
         raise ConfigError(f"{len(categories)} categories for a model of {config.num_classes} classes", where=name)
     if isinstance(config, ClassifierConfig):

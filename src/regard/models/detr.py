@@ -10,7 +10,7 @@ the same model learns in a fraction of the epochs. Parameter names follow the au
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -310,6 +310,9 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet50_dc5": DETRConfig(dilation=True),
     "detr_resnet101": DETRConfig(backbone="resnet101"),
     "detr_resnet101_dc5": DETRConfig(backbone="resnet101", dilation=True),
+    "detr_resnet50_panoptic": DETRConfig(num_classes=250, masks=True),
+    "detr_resnet50_dc5_panoptic": DETRConfig(num_classes=250, masks=True, dilation=True),
+    "detr_resnet101_panoptic": DETRConfig(num_classes=250, masks=True, backbone="resnet101"),
     "detr_resnet18": DETRConfig(backbone="resnet18"),
     "detr_resnet34": DETRConfig(backbone="resnet34"),
     "detr_tiny": DETRConfig(
@@ -318,3 +321,4 @@ DETR_PRESETS: dict[str, DETRConfig] = {
         denoising_groups=2,
     ),
 }  # fmt: skip
+DETR_PRESETS["detr_tiny_panoptic"] = replace(DETR_PRESETS["detr_tiny"], masks=True, num_queries=15)

@@ -37,6 +37,9 @@ DETR_KEYS = (
     "transformer.decoder.norm.weight",
 )
 
+# What only models with masks have.
+MASK_PARTS = ("bbox_attention.", "mask_head.")
+
 # A row for every query of every group.
 QUERY_ROWS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")
 
@@ -58,6 +61,8 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     """
     path = Path(path)
     tensors, metadata = read_weights(path)
+    if any(key.startswith("mask_head.") for key in tensors):  # the authors' panoptic models have the detector inside
+        tensors = {key.removeprefix("detr."): value for key, value in tensors.items()}
     tensors = {official_name(key): value for key, value in tensors.items()}  # those of our plain models fit as well
     name = model or _released_name(path)
     known = preset(name) if name else None
@@ -126,7 +131,8 @@ def transfer(source: Detector, net: Detector) -> str:
     """Copy what fits from a trained model to a new one with other classes, and say what was done.
 
     Class outputs are copied row by row for classes of the same name, and for no-object; others start at random. So do
-    queries that the trained model did not have; the first, as many as both have, are copied.
+    queries that the trained model did not have; the first, as many as both have, are copied. A mask head starts at
+    random where the trained model has none.
 
     Raises:
         CheckpointError: the two are different models.
@@ -136,7 +142,8 @@ def transfer(source: Detector, net: Detector) -> str:
     # Tensors with a row for every class.
     heads = [] if same_classes else [k for k in ours if k.startswith(("class_embed.", "query_embed.labels."))]
     heads = [k for k in heads if k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
-    differing = [k for k in ours if k not in theirs or ours[k].shape != theirs[k].shape]
+    fresh = [k for k in ours if k.startswith(MASK_PARTS) and k not in theirs]
+    differing = [k for k in ours if k not in fresh and (k not in theirs or ours[k].shape != theirs[k].shape)]
     resized = [k for k in differing if k in QUERY_ROWS and k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
     misfits = [k for k in differing if k not in heads + resized]
     if source.config.sigmoid != net.config.sigmoid:
@@ -154,7 +161,7 @@ def transfer(source: Detector, net: Detector) -> str:
             remedy="start from the same model",
             code="K07",
         )
-    for key in set(ours) - set(heads) - set(resized):
+    for key in set(ours) - set(heads) - set(resized) - set(fresh):
         ours[key].copy_(theirs[key])
     counts = (net.config.num_queries, source.config.num_queries)
     for key in resized:  # the queries of one group after those of the other
@@ -172,7 +179,8 @@ def transfer(source: Detector, net: Detector) -> str:
             ours[key][-1] = theirs[key][-1]  # no-object
     known = f", {len(pairs)} of them known by name" if heads else ""
     queries = f", {min(counts)} of {counts[0]} queries" if counts[0] != counts[1] else ""
-    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}"
+    masks = ", a new mask head" if fresh else ""
+    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}{masks}"
 
 
 def official_name(name: str) -> str:
@@ -192,13 +200,13 @@ def _released_name(path: Path) -> str | None:
 
 def _family(config: ModelConfig) -> str:
     if isinstance(config, DETRConfig):
-        return f"DETR with {config.backbone}{', dilated' if config.dilation else ''}"
+        return f"DETR with {config.backbone}{', dilated' * config.dilation}{', with masks' * config.masks}"
     return type(config).__name__.removesuffix("Config")
 
 
 def _name_of(config: DETRConfig | DETRDemoConfig) -> str:
     if isinstance(config, DETRConfig):
-        return f"detr_{config.backbone}{'_dc5' if config.dilation else ''}"
+        return f"detr_{config.backbone}{'_dc5' * config.dilation}{'_panoptic' * config.masks}"
     return "detr_demo"
 
 
@@ -240,5 +248,6 @@ def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> 
         encoder_layers=count(r"transformer\.encoder\.layers\.(\d+)\."),
         decoder_layers=count(r"transformer\.decoder\.layers\.(\d+)\."),
         norm_first="transformer.encoder.norm.weight" in tensors,
+        masks="mask_head.lay1.weight" in tensors,
         position_encoding="learned" if "backbone.1.row_embed.weight" in tensors else "sine",
     )
