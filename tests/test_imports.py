@@ -17,7 +17,7 @@ FLOORS = [
     {"models", "losses", "data", "training", "evaluation", "pictures"},
     {"mask_pictures"},
     {
-        "results", "classification_results", "segmentation_results", "loading", "detection_pictures",
+        "results", "classification_results", "mask_results", "segmentation_results", "loading", "detection_pictures",
         "classification_pictures", "classification_recipes",
     },
     {"detection", "classification", "prediction", "recipes", "teachers"},

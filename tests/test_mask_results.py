@@ -1,0 +1,137 @@
+"""Segments and masks from logits: against the published algorithm written out, and what clean does otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from regard.categories import Category
+from regard.mask_results import Sizes, choose_queries, instance_masks, panoptic_segments
+from regard.outputs import DetectionOutput
+
+CATEGORIES = (Category(1, "cat"), Category(2, "dog"), Category(3, "grass", False), Category(4, "sky", False))
+
+
+def published(scores, labels, masks, size, original):
+    """PostProcessPanoptic, step by step, for an image without padding: ids, labels."""
+    masks = F.interpolate(masks[:, None], size, mode="bilinear")[:, 0].flatten(1)
+    stuff = {}
+    for k, label in enumerate(labels.tolist()):
+        if not CATEGORIES[label].is_thing:
+            stuff.setdefault(label, []).append(k)
+
+    def assign(masks, merge):
+        ids = masks.T.softmax(-1).argmax(-1).reshape(size) if len(masks) else torch.zeros(size, dtype=torch.long)
+        if merge:
+            for same in stuff.values():
+                for k in same:
+                    ids[ids == k] = same[0]
+        picture = Image.fromarray(ids.numpy().astype(np.uint8))
+        ids = np.asarray(picture.resize((original[1], original[0]), Image.Resampling.NEAREST))
+        return ids, [(ids == k).sum() for k in range(len(masks))]
+
+    ids, areas = assign(masks, merge=True)
+    while any(area <= 4 for area in areas):
+        kept = torch.tensor([bool(area > 4) for area in areas])
+        scores, labels, masks = scores[kept], labels[kept], masks[kept]
+        ids, areas = assign(masks, merge=False)
+    return (ids + 1 if len(labels) else np.zeros(original, int)), labels
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_published_is_the_algorithm_of_the_authors(seed):
+    """Blobs, of which some are tiny and many of the same stuff; other sizes up and down."""
+    g = torch.Generator().manual_seed(seed)
+    m = seed  # also none at all
+    size, original = ((40, 56), (61, 83)) if seed % 2 else ((40, 56), (23, 31))
+    labels = torch.randint(4, (m,), generator=g)
+    scores = torch.rand(m, generator=g)
+    masks = 3 * torch.randn(m, 10, 14, generator=g)
+    masks[m // 2 :] -= 4  # lose nearly everywhere
+    found = panoptic_segments(scores, labels, masks, Sizes(size, size, original), CATEGORIES)
+    ids, expected = published(scores, labels, masks, size, original)
+    assert np.array_equal(found.ids.numpy(), ids)
+    assert torch.equal(found.labels, expected)
+    assert (found.areas > 4).all()
+
+
+def quadrants(*parts):
+    """(M, 8, 8) logits: each is high in a part (rows, columns)."""
+    masks = torch.full((len(parts), 8, 8), -5.0)
+    for mask, (rows, columns) in zip(masks, parts, strict=True):
+        mask[rows, columns] = 5
+    return masks
+
+
+LEFT, RIGHT, CORNER = np.s_[:, :4], np.s_[:, 4:], np.s_[:1, :2]
+
+
+def test_stuff_is_merged_and_things_are_not():
+    sizes = Sizes((32, 32), (32, 32), (32, 32))
+    scores = torch.tensor([0.9, 0.95])
+    for label, count in ((0, 2), (2, 1)):
+        for method in ("published", "clean"):
+            labels = torch.tensor([label, label])
+            found = panoptic_segments(scores, labels, quadrants(LEFT, RIGHT), sizes, CATEGORIES, method)
+            if count == 2 or method == "clean":
+                assert len(found) == count
+        assert found.scores[0] == scores[0]
+
+
+def test_clean_keeps_stuff_in_one_piece_where_the_published_order_does_not():
+    """Published: the merged half counts as empty, is left out, and its pixels go to the cat in front of it."""
+    left, right = torch.tensor([0.0, 5.0, 3.0]), torch.tensor([5.0, 0.0, -3.0])  # grass, grass, cat
+    masks = torch.stack((left, right), dim=1)[:, None].repeat_interleave(4, dim=2).repeat(1, 8, 1)
+    masks[2, 6:] = 9  # the cat is there at all
+    labels, scores = torch.tensor([2, 2, 0]), torch.ones(3)
+    sizes = Sizes((32, 32), (32, 32), (16, 16))
+    clean = panoptic_segments(scores, labels, masks, sizes, CATEGORIES, "clean")
+    assert clean.names == ["grass", "cat"] and clean.areas[1] < 80
+    found = panoptic_segments(scores, labels, masks, sizes, CATEGORIES)
+    assert found.names == ["grass", "cat"] and found.areas[1] > 140
+
+
+def test_clean_drops_small_segments():
+    sizes = Sizes((8, 8), (8, 8), (8, 8))
+    masks, labels = quadrants(CORNER, LEFT, RIGHT), torch.tensor([0, 2, 3])
+    masks[0] += 1
+    found = panoptic_segments(torch.ones(3), labels, masks, sizes, CATEGORIES, "clean")
+    assert found.names == ["grass", "sky"] and found.areas.tolist() == [32, 32]
+
+
+@pytest.mark.parametrize("method", ["published", "clean"])
+def test_padding_is_cut_off_not_squeezed_in(method):
+    """Alone and padded to the double width, an image has the same segments."""
+    g = torch.Generator().manual_seed(0)
+    masks, labels, scores = torch.randn(5, 8, 10, generator=g), torch.tensor([0, 1, 2, 3, 0]), torch.rand(5)
+    alone = panoptic_segments(scores, labels, masks, Sizes((32, 40), (32, 40), (50, 70)), CATEGORIES, method)
+    padded = torch.cat((masks, masks[:, :, -1:].expand(-1, -1, 10)), dim=2)
+    cut = panoptic_segments(scores, labels, padded, Sizes((32, 80), (32, 40), (50, 70)), CATEGORIES, method)
+    assert torch.equal(alone.ids, cut.ids) and torch.equal(alone.labels, cut.labels)
+    both = instance_masks(masks, Sizes((32, 40), (32, 40), (50, 70)))
+    assert torch.equal(both, instance_masks(padded, Sizes((32, 80), (32, 40), (50, 70))))
+
+
+def test_instance_masks_are_those_of_the_authors():
+    masks = torch.randn(3, 8, 10, generator=torch.Generator().manual_seed(1))
+    large = F.interpolate(masks[:, None], (32, 48), mode="bilinear", align_corners=False).sigmoid() > 0.5
+    expected = F.interpolate(large[:, :, :30, :40].float(), (61, 77), mode="nearest")[:, 0].bool()
+    assert torch.equal(instance_masks(masks, Sizes((32, 48), (30, 40), (61, 77))), expected)
+    assert instance_masks(masks[:0], Sizes((32, 48), (30, 40), (61, 77))).shape == (0, 61, 77)
+
+
+def test_queries_above_the_threshold_are_chosen():
+    logits = torch.full((2, 3, 3), -9.0)
+    logits[0, 0, 1], logits[0, 1, 2], logits[1, 2, 0], logits[1, 0, 0] = 9, 9, 9, -8
+    chosen = choose_queries(DetectionOutput(logits, torch.zeros(2, 3, 4)), softmax=True)
+    assert list(zip(chosen.image.tolist(), chosen.query.tolist(), chosen.labels.tolist(), strict=True)) == [
+        (0, 0, 1),
+        (1, 2, 0),
+    ]
+    rows, labels, scores = chosen.of(1)
+    assert rows.tolist() == [1] and labels.tolist() == [0] and scores[0] > 0.99
+    chosen = choose_queries(DetectionOutput(logits, torch.zeros(2, 3, 4)), softmax=False)
+    assert chosen.labels.tolist() == [1, 2, 0]
