@@ -168,7 +168,7 @@ def test_names(capsys, trained, images, tmp_path, monkeypatch):
 def test_a_file_that_is_gone_when_its_turn_comes(capsys, trained, images, monkeypatch):
     """I29"""
     (images / "a.png").write_bytes(encode(scene(), "PNG"))
-    monkeypatch.setattr("regard.prediction.list_images", lambda _: [images / "a.png", images / "b.png"])
+    monkeypatch.setattr("regard.prediction_files.list_images", lambda _: [images / "a.png", images / "b.png"])
     finished = run(capsys, "predict", trained, images)
     finished.refused(3, "I29", "no such file", images / "b.png")
     assert finished.out.startswith(f"{images / 'a.png'}: ")
@@ -356,7 +356,7 @@ def test_scores_are_told_before_anything_is_written(capsys, shapes, tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("regard.detection.plot_detections", full)
+    monkeypatch.setattr("regard.detection_judging.plot_detections", full)
     finished = run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", "0")
     finished.refused(6, None, "No space left on device")
     assert "AP50" in finished.out and "triangle" in finished.out

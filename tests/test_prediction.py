@@ -21,7 +21,8 @@ from regard.categories import Category, ModelCard
 from regard.errors import ConfigError, DataError, MachineError
 from regard.models.detr import DETR, DETRConfig
 from regard.outputs import DetectionOutput
-from regard.prediction import device_for, picture_names, predict, predict_each, predict_files
+from regard.prediction import device_for, predict, predict_each
+from regard.prediction_files import picture_names, predict_files
 from regard.results import Detections
 from run_files import PETS, small_detector, write_run
 

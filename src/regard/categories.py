@@ -34,6 +34,11 @@ class ModelCard:
     crop_ratio: float | None = None
 
 
+def knows_stuff(categories: Sequence[Category]) -> bool:
+    """Whether any class is stuff: what has them was made from panoptic annotations."""
+    return not all(category.is_thing for category in categories)
+
+
 def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: str) -> list[int]:
     """The model's label of every category of a data set, found by its name.
 

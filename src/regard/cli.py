@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
@@ -141,24 +141,26 @@ def predict(
     *images: Path,
     output: Path | None = None,
     json: Path | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = None,
+    segments: Literal["published", "clean"] = "published",
     top: int = 5,
     batch_size: int = 1,
     device: str = "auto",
 ) -> None:
-    """Find objects in images, or say what they show.
+    """Find objects in images, cut them into segments, or say what they show.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
         images: image files and folders of them.
-        output: folder for the images with boxes or classes drawn.
-        json: file for the results: detections in COCO's result format, or the classes of each image.
-        threshold: least score of a detector's objects, 0 to 1.
+        output: folder for the images with boxes, segments or classes drawn.
+        json: file for the results: COCO's format of detections or of segments, or the classes of each image.
+        threshold: least score of an object, 0 to 1; 0.5 if not given, and 0.85 of a panoptic model's segments.
+        segments: published, as in the authors' code, or clean: at full resolution and with stuff in one piece.
         top: how many classes a classifier gives.
         batch_size: images at once.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.prediction import predict_files
+    from regard.prediction_files import predict_files
 
     for line in predict_files(
         checkpoint,
@@ -166,6 +168,7 @@ def predict(
         output=output,
         json_file=json,
         threshold=threshold,
+        segments=segments,
         top=top,
         batch_size=batch_size,
         device=device,

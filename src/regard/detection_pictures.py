@@ -12,6 +12,8 @@ from regard.batches import ImageBatch
 from regard.boxes import cxcywh_to_xyxy
 from regard.categories import Category
 from regard.data.samples import Sample
+from regard.mask_pictures import draw_segments
+from regard.panoptic_segments import PanopticSegments
 from regard.pictures import class_color, compare, draw_boxes, grid
 
 MOST_IMAGES = 16  # of a batch
@@ -40,6 +42,21 @@ def draw_comparison(
         truth = _draw(image, sample.boxes, sample.labels, categories)
         pairs.append(compare(truth, _draw(image, boxes[sure], labels[sure], categories, scores[sure])))
     return grid(pairs, columns=min(2, len(pairs)), longest=960)
+
+
+def draw_segment_comparison(
+    samples: Sequence[Sample], found: Sequence[tuple[PanopticSegments, PanopticSegments]]
+) -> Image.Image:
+    """True segments beside predicted ones, with labels of the same classes, for samples with their pixels."""
+    pairs = []
+    for sample, (truth, prediction) in zip(samples, found, strict=True):
+        pairs.append(compare(_paint(sample.image, truth), _paint(sample.image, prediction, prediction.scores)))
+    return grid(pairs, columns=min(2, len(pairs)), longest=960)
+
+
+def _paint(image: Tensor, segments: PanopticSegments, scores: Tensor | None = None) -> Image.Image:
+    colors = [class_color(label) for label in segments.labels.tolist()]
+    return draw_segments(image, segments.ids, segments.names, colors, None if scores is None else scores.tolist())
 
 
 def _draw(

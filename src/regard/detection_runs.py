@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regard.data.checks import to_coco
-from regard.data.formats import open_detection
+from regard.categories import Category, knows_stuff
+from regard.data.formats import Split, open_detection
 from regard.data.health import advise
+from regard.data.panoptic import has_panoptic, open_panoptic
 from regard.data.shapes import data_folder
 from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
-from regard.detection import DetectionTask, DetectorEvaluation, evaluate_detector
+from regard.detection import DetectionTask
+from regard.detection_judging import DetectorEvaluation, ObjectDataset, evaluate_detector
 from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import warn_of_surplus
 from regard.evaluation.plots import plot_dataset
 from regard.loading import load
 from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
+from regard.models.detr import DETR
 from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_from_file
 from regard.training.distributed import Processes
@@ -36,9 +39,14 @@ class DetectionJob:
     """
 
     def __init__(self, settings: Recipe) -> None:
+        _check_freezing(settings)
         folder = data_folder(settings.data)
-        self.train_data = open_detection(folder, "train")
-        self.val_data = open_detection(folder, "val", categories=self.train_data.categories)
+        panoptic = settings.annotations == "panoptic"
+        if settings.annotations == "auto":
+            panoptic = settings.model.masks and has_panoptic(folder)
+        masks = settings.model.masks
+        self.train_data = open_objects(folder, "train", panoptic=panoptic, masks=masks)
+        self.val_data = open_objects(folder, "val", panoptic=panoptic, masks=masks, like=self.train_data.categories)
         most, name = self.train_data.max_objects
         if most > settings.model.num_queries:
             raise ConfigError(
@@ -99,7 +107,12 @@ class DetectionJob:
         net = build(settings.model, settings.name, self.train_data.categories, sizes)
         if self.backbone:
             load_backbone(net.backbone, self.backbone, where=settings.start_from)
-        return net, [] if self.source is None else [transfer(self.source, net)]
+        notes = [] if self.source is None else [transfer(self.source, net)]
+        if settings.freeze_detector:
+            net.requires_grad_(False)
+            net.bbox_attention.requires_grad_()
+            net.mask_head.requires_grad_()
+        return net, notes
 
     def task(self, processes: Processes, pictures: Path | None) -> DetectionTask:
         """What the training loop is told. `pictures`: folder for them."""
@@ -120,11 +133,30 @@ class DetectionJob:
 
     def draw_data(self, folder: Path) -> None:
         """A picture of what the data hold."""
-        plot_dataset(to_coco(self.train_data.annotations), folder)
+        plot_dataset(self.train_data.to_coco(), folder)
 
     def advice(self) -> AbstractContextManager[None]:
         """Errors of images say how to find all of them."""
         return advise(data_folder(self.settings.data))
+
+
+def _check_freezing(settings: Recipe) -> None:
+    if settings.freeze_detector and not settings.model.masks:
+        what = f"freeze_detector leaves nothing to train: {settings.name} has no mask head"
+        raise ConfigError(what, remedy="set model.masks=true", code="C09")
+    if settings.freeze_detector and settings.start_from in ("backbone", "none"):
+        what = f"freeze_detector with start_from={settings.start_from}: the detector would stay untrained"
+        remedy = "set start_from=RUN, a detector trained on these data with --recipe panoptic_boxes"
+        raise ConfigError(what, remedy=remedy, code="C09")
+
+
+def open_objects(
+    folder: str | Path, split: Split, *, panoptic: bool, masks: bool, like: Sequence[Category] | None = None
+) -> ObjectDataset:
+    """One split: things and stuff of panoptic annotations, or objects; with their masks, or boxes alone."""
+    if panoptic:
+        return open_panoptic(folder, split, categories=like, masks=masks)
+    return open_detection(folder, split, categories=like, masks=masks)
 
 
 def criterion_of(settings: Recipe) -> SetCriterion:
@@ -136,6 +168,8 @@ def criterion_of(settings: Recipe) -> SetCriterion:
         class_weight=settings.class_weight,
         bbox_weight=settings.bbox_weight,
         giou_weight=settings.giou_weight,
+        mask_weight=settings.mask_weight,
+        dice_weight=settings.dice_weight,
     )
 
 
@@ -156,7 +190,10 @@ def evaluate_on(
     Args:
         run: where the detector comes from; its loss is taken if it is a run.
     """
-    dataset = open_detection(data_folder(data), "val")
+    folder = data_folder(data)
+    masks = isinstance(net, DETR) and net.config.masks
+    panoptic = knows_stuff(net.card.categories) and has_panoptic(folder)
+    dataset = open_objects(folder, "val", panoptic=panoptic, masks=masks)
     with advise(data_folder(data)):
         evaluation = evaluate_detector(
             net.to(device),

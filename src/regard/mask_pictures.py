@@ -1,4 +1,4 @@
-"""Pictures of segments: each in the colour of its class, with a border and its name in its middle."""
+"""Pictures of segments, each with its name in its middle, and of masks, which may overlap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from regard.pictures import Color, Tag, canvas, draw_tag, fitted, overlap
+from regard.pictures import Color, Tag, canvas, draw_tag, fitted, overlap, rgb_copy
 
 SHARE = 0.55  # of the colour in a segment's pixels
 COARSE = 256  # cells of the longer side in which the middle of a segment is looked for
@@ -48,6 +48,18 @@ def draw_segments(
     endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
     _name(picture, whole, [(name, ending) for name, ending in zip(labels, endings, strict=True)], shaded)
     return picture
+
+
+def draw_masks(image: Tensor | Image.Image, masks: Tensor, colors: Sequence[Color]) -> Image.Image:
+    """A new RGB picture of `image`, of the same size, with masks (N, H, W) bool painted over; the first lies on top."""
+    picture = rgb_copy(image)
+    pixels = np.asarray(picture, dtype=np.float32).copy()
+    whole = masks.cpu().numpy()
+    line = max(1, round(min(picture.size) / 400))
+    for mask, color in reversed(list(zip(whole, colors, strict=True))):
+        pixels[mask] = pixels[mask] * (1 - SHARE) + np.array(color, dtype=np.float32) * SHARE
+        pixels[_borders(mask.astype(np.int8), line)] = color
+    return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _shaded(colors: Sequence[Color]) -> list[Color]:

@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """M queries of a batch: image and query (M,) int64, best class (M,) int64, score (M,) 0..1; image after image."""
+    """M queries of a batch: image, query and class (M,) int64, score (M,) 0..1; image after image."""
 
     image: Tensor
     query: Tensor
@@ -41,6 +41,10 @@ class Chosen(NamedTuple):
         """Which rows an image has, with their labels and scores."""
         rows = (self.image == image).nonzero()[:, 0]
         return rows, self.labels[rows], self.scores[rows]
+
+    def where(self, wanted: Tensor) -> Chosen:
+        """Those of the rows for which `wanted` (M,) is True."""
+        return Chosen(*(column[wanted] for column in self))
 
 
 def choose_queries(output: DetectionOutput, *, softmax: bool, threshold: float = THRESHOLD) -> Chosen:
@@ -53,6 +57,20 @@ def choose_queries(output: DetectionOutput, *, softmax: bool, threshold: float =
         kept &= labels != logits.shape[-1] - 1
     image, query = kept.nonzero(as_tuple=True)
     return Chosen(image, query, labels[kept], scores[kept])
+
+
+def score_queries(output: DetectionOutput, *, softmax: bool) -> Chosen:
+    """All queries, Q for each image, with the class and score by which they count as detections: see `postprocess`."""
+    logits = output.logits.float()
+    num_images, num_queries, num_classes = logits.shape
+    image = torch.arange(num_images, device=logits.device).repeat_interleave(num_queries)
+    if softmax:
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        query = torch.arange(num_queries, device=logits.device).repeat(num_images)
+    else:
+        best, places = logits.flatten(1).topk(num_queries)
+        scores, labels, query = best.sigmoid(), places % num_classes, (places // num_classes).flatten()
+    return Chosen(image, query, labels.flatten(), scores.flatten())
 
 
 def panoptic_segments(

@@ -197,15 +197,23 @@ def compare(truth: Image.Image, predictions: Image.Image) -> Image.Image:
     return grid([truth, predictions], columns, captions=("truth", "prediction"), longest=960)
 
 
-def canvas(image: Tensor | Image.Image) -> tuple[Image.Image, int]:
-    """An RGB copy of the image, enlarged where it is small, and the factor."""
+def rgb_copy(image: Tensor | Image.Image) -> Image.Image:
+    """An RGB copy of a PIL image or of a (3, H, W) uint8 tensor.
+
+    Raises:
+        DataError: a tensor of another shape or type (I31).
+    """
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             found = f"{tuple(image.shape)} {image.dtype}"
             raise DataError(f"a picture is drawn on a (3, H, W) uint8 tensor, not on {found}", code="I31")
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).copy()
-    else:
-        picture = image.convert("RGB") if image.mode != "RGB" else image.copy()
+        return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).copy()
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def canvas(image: Tensor | Image.Image) -> tuple[Image.Image, int]:
+    """An RGB copy of the image, enlarged where it is small, and the factor."""
+    picture = rgb_copy(image)
     short, long = sorted(picture.size)
     factor = max(1, min(-(-MIN_SIDE // short), MAX_ENLARGED_SIDE // long))
     if factor > 1:

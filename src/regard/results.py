@@ -17,6 +17,8 @@ from regard.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from regard.categories import Category
 from regard.data.images import read_image
 from regard.errors import ConfigError, DivergedError, MachineError, escape
+from regard.evaluation.masks import encode_masks
+from regard.mask_pictures import draw_masks
 from regard.outputs import DetectionOutput
 from regard.pictures import class_color, draw_boxes, save_picture
 
@@ -42,9 +44,10 @@ class Detections:
         size: (height, width) of the original image as displayed.
         path: file of the image, which is read again for pictures; None where there is none.
         image: (3, H, W) uint8 RGB or a PIL image to draw on, for images that do not come from a file.
+        masks: (N, H, W) bool, pixels of the original image; None from a model without masks.
 
     Raises:
-        ConfigError: the three tensors do not fit each other, or a label has no category.
+        ConfigError: the tensors do not fit each other, or a label has no category.
         DivergedError: a score or a box is not finite.
     """
 
@@ -55,6 +58,7 @@ class Detections:
     size: tuple[int, int]
     path: str | None = None
     image: Tensor | Image.Image | None = None
+    masks: Tensor | None = None
 
     def __post_init__(self) -> None:
         scores, boxes = (tensor.detach().float().cpu() for tensor in (self.scores, self.boxes))
@@ -70,6 +74,10 @@ class Detections:
             remedy = "pass the categories that the model was trained on"
             raise ConfigError(f"label {wrong} among {len(self.categories)} categories", remedy=remedy)
         order = scores.argsort(descending=True, stable=True)
+        if self.masks is not None:
+            if tuple(self.masks.shape) != (len(scores), *self.size):
+                raise ConfigError(f"expected masks {(len(scores), *self.size)}, got {tuple(self.masks.shape)}")
+            object.__setattr__(self, "masks", self.masks.detach().bool().cpu()[order])
         for name, rows in (("scores", scores), ("labels", labels), ("boxes", boxes)):
             object.__setattr__(self, name, rows[order])
         object.__setattr__(self, "categories", tuple(self.categories))
@@ -86,7 +94,9 @@ class Detections:
             index = [places[operator.index(index)]]  # an IndexError behind the last one ends `for` loops
         chosen = torch.as_tensor(index).cpu()
         chosen = chosen if chosen.numel() else chosen.long()
-        return replace(self, scores=self.scores[chosen], labels=self.labels[chosen], boxes=self.boxes[chosen])
+        masks = None if self.masks is None else self.masks[chosen]
+        rows = self.scores[chosen], self.labels[chosen], self.boxes[chosen]
+        return replace(self, scores=rows[0], labels=rows[1], boxes=rows[2], masks=masks)
 
     def above(self, threshold: float) -> Detections:
         """Those with a score above `threshold`, 0..1."""
@@ -114,12 +124,22 @@ class Detections:
         ]
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Rows of a COCO results file: `image_id`, `category_id`, `bbox` xywh in pixels, `score`."""
+        """Rows of a COCO results file: `image_id`, `category_id`, `bbox` xywh in pixels, `score`.
+
+        With masks also `segmentation`, as run lengths.
+
+        Raises:
+            MachineError: there are masks, and hotcoco is not installed.
+        """
         boxes_xywh = xyxy_to_xywh(self.boxes.double()).tolist()
-        return [
+        rows: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
             for category_id, box, score in zip(self.category_ids, boxes_xywh, self.scores.tolist(), strict=True)
         ]
+        if self.masks is None:
+            return rows
+        outlines = encode_masks(self.masks)
+        return [{**row, "segmentation": outline} for row, outline in zip(rows, outlines, strict=True)]
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table: path, label, category_id, score, xmin, ymin, xmax, ymax, one row per detection.
@@ -154,6 +174,7 @@ class Detections:
             xyxy=self.boxes.numpy().copy(),
             confidence=self.scores.numpy().copy(),
             class_id=self.labels.numpy().copy(),
+            mask=None if self.masks is None else self.masks.numpy().copy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -171,6 +192,8 @@ class Detections:
             image = read_image(self.path)
         shown = self.above(threshold)
         colors = [class_color(label) for label in shown.labels.tolist()]
+        if shown.masks is not None:
+            image = draw_masks(image, shown.masks, colors)
         return draw_boxes(image, shown.boxes, shown.names, colors, shown.scores.tolist())
 
     def save(self, path: str | Path, threshold: float = 0.0) -> None:

@@ -23,12 +23,14 @@ from regard.classification_judging import Questions, judge
 from regard.classification_runs import ClassificationJob
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.shapes import data_text
-from regard.detection import DetectionTask, DetectorEvaluation
+from regard.detection import DetectionTask
+from regard.detection_judging import DetectorEvaluation
 from regard.detection_runs import DetectionJob
 from regard.errors import ConfigError
 from regard.evaluation.classification import ClassificationScores
 from regard.evaluation.detection import DetectionScores
 from regard.evaluation.plots import plot_curves
+from regard.evaluation.segmentation import SegmentationScores
 from regard.folders import is_used, make_writable
 from regard.loading import best_checkpoint, load, model_state
 from regard.models.catalog import Detector, Model
@@ -41,7 +43,7 @@ from regard.training.reports import Reporter, read_rows, replace_text
 from regard.training.run_lock import lock_run
 
 Job = DetectionJob | ClassificationJob
-Scores = DetectionScores | ClassificationScores
+Scores = DetectionScores | SegmentationScores | ClassificationScores
 
 
 @dataclass(frozen=True)

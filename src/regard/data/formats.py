@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regard.data.checks import CocoAnnotations, read_annotations
+from regard.data.checks import CocoAnnotations, read_annotations, to_coco
 from regard.data.coco_tables import ImageRecord
 from regard.data.images import image_orientation, read_image
 from regard.data.report import Report
@@ -97,6 +97,10 @@ class CocoDataset:
         counts = np.bincount(images[self.annotations.objects.is_target], minlength=len(self))
         largest = int(counts.argmax())
         return int(counts[largest]), self.annotations.images[largest].file_name
+
+    def to_coco(self, *, masks: bool = False) -> dict[str, Any]:
+        """The ground truth for an evaluator, with outlines if `masks`: `checks.to_coco`."""
+        return to_coco(self.annotations, masks=masks)
 
     def fingerprint(self) -> str:
         """sha256 of the annotation file and of the images' names and sizes in bytes; no image is read."""

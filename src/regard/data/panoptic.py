@@ -286,45 +286,76 @@ def ids_of(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:
     return red + 256 * green + 65536 * blue
 
 
-def write_panoptic(path: str | Path, images: Sequence[ImageRecord], segments: Iterable[PanopticSegments]) -> Path:
-    """Write segments as `path` (JSON) and a folder of that name with a PNG file per image; returns the folder.
+class PanopticWriter:
+    """Writes segments as `path` (JSON) and a folder of that name with a PNG file per image, one by one.
 
     The format of COCO's ground truth and of submissions to its server, to panopticapi and the like. What is written
     is read back by `read_panoptic` and `segments_of` exactly, but for scores, which the format does not have.
+
+    Args:
+        path: of the JSON file; it is written by `close`.
+        description: what the file says of itself under `info`.
+    """
+
+    def __init__(self, path: str | Path, description: str | None = None) -> None:
+        self.path = Path(path)
+        self.folder = self.path.with_suffix("")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.info = {} if description is None else {"info": {"description": description}}
+        self.images: list[ImageRecord] = []
+        self.rows: list[dict[str, Any]] = []
+        self.categories: tuple[Category, ...] = ()
+
+    def add(self, image: ImageRecord, segments: PanopticSegments, name: str) -> None:
+        """Write the PNG file `name` of an image.
+
+        Raises:
+            ConfigError: another size than the image's, or a segment without pixels, which the format does not have.
+        """
+        if segments.size != (image.height, image.width):
+            height, width = segments.size
+            what = f"segments of {width}x{height} for an image of {image.width}x{image.height} pixels"
+            raise ConfigError(what, where=image.file_name)
+        info = _segment_rows(segments, image.file_name)
+        Image.fromarray(rgb_of(segments.ids.numpy())).save(self.folder / name)
+        self.images.append(image)
+        self.rows.append({"image_id": image.id, "file_name": name, "segments_info": info})
+        self.categories = segments.categories
+
+    def close(self) -> None:
+        """Write the JSON file."""
+        rows = {"images": _image_rows(self.images), "annotations": self.rows}
+        content = {**self.info, **rows, "categories": _category_rows(self.categories)}
+        self.path.write_text(json.dumps(content, separators=(",", ":")))
+
+
+def write_panoptic(path: str | Path, images: Sequence[ImageRecord], segments: Iterable[PanopticSegments]) -> Path:
+    """Write the segments of all images of a data set, see `PanopticWriter`; returns the folder of PNG files.
 
     Args:
         images: what the segments are of, for instance `dataset.annotations.images`.
         segments: one for each image, in this order; made and written one by one.
 
     Raises:
-        ConfigError: not one for each image, of another size, or with a segment without pixels, which the format
-            does not have.
+        ConfigError: not one for each image, or as `PanopticWriter.add`.
     """
-    path = Path(path)
-    folder = path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [PurePosixPath(image.file_name).stem + ".png" for image in images]
-    if first_repeat(names) is not None:
-        names = [f"{image.id}.png" for image in images]
-    rows: list[dict[str, Any]] = []
-    categories: tuple[Category, ...] = ()
+    writer = PanopticWriter(path)
     remaining = iter(segments)
-    for image, name in zip(images, names, strict=True):
+    for image, name in zip(images, png_names(images), strict=True):
         found = next(remaining, None)
         if found is None:
-            raise ConfigError(f"segments of {len(rows)} images for {len(images)} images", where=path)
-        if found.size != (image.height, image.width):
-            what = f"segments of {found.size[1]}x{found.size[0]} for an image of {image.width}x{image.height} pixels"
-            raise ConfigError(what, where=image.file_name)
-        categories = found.categories
-        info = _segment_rows(found, image.file_name)
-        Image.fromarray(rgb_of(found.ids.numpy())).save(folder / name)
-        rows.append({"image_id": image.id, "file_name": name, "segments_info": info})
+            raise ConfigError(f"segments of {len(writer.rows)} images for {len(images)} images", where=path)
+        writer.add(image, found, name)
     if next(remaining, None) is not None:
         raise ConfigError(f"segments of more than {len(images)} images for as many images", where=path)
-    content = {"images": _image_rows(images), "annotations": rows, "categories": _category_rows(categories)}
-    path.write_text(json.dumps(content, separators=(",", ":")))
-    return folder
+    writer.close()
+    return writer.folder
+
+
+def png_names(images: Sequence[ImageRecord]) -> list[str]:
+    """A name for the PNG file of each image: that of the image, or its id where two images have the same."""
+    names = [PurePosixPath(image.file_name).stem + ".png" for image in images]
+    return names if first_repeat(names) is None else [f"{image.id}.png" for image in images]
 
 
 def _segment_rows(found: PanopticSegments, where: str) -> list[dict[str, Any]]:

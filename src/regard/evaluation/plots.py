@@ -75,7 +75,9 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     rows = [row for row in metrics if "step" in row]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     losses = [key for key in keys if re.fullmatch(r"(\w+/)?loss(_[a-z]+)*", key)]
-    scores = [key for key in keys if re.fullmatch(r"val/(AP|PQ|SQ|RQ|mIoU|acc|top)\w*", key)]
+    scores = [key for key in keys if re.fullmatch(r"val/(AP|PQ|SQ|RQ|mask_AP|mIoU|acc|top)\w*", key)]
+    if any(re.search("PQ|mask_AP", key) for key in scores):  # too many to tell apart
+        scores = [key for key in scores if re.fullmatch(r"val/(PQ\w*|mask_AP|mask_AP50|AP|AP50)", key)]
     rates = [key for key in keys if re.fullmatch(r"(\w+/)?lr(_\w+)?", key)]
     panels = [(name, keys) for name, keys in (("loss", losses), ("score", scores), ("learning rate", rates)) if keys]
     if not panels:

@@ -19,7 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 # Shown beside the progress bar; all others are in the files.
-SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error", "top1")
+SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")  # of training
+JUDGED = ("PQ", "mask_AP", "AP", "AP50", "top1", "top5", "loss")  # of an evaluation
 
 
 class Reporter:
@@ -79,7 +80,7 @@ class Reporter:
     def evaluation(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Write and print the numbers of an evaluation."""
         self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
-        main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in ("AP", "AP50", "top1", "top5", "loss"))
+        main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in JUDGED)
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
 
     def saved(self) -> None:
