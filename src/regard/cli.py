@@ -154,7 +154,7 @@ def predict(
         images: image files and folders of them.
         output: folder for the images with boxes, segments or classes drawn.
         json: file for the results: COCO's format of detections or of segments, or the classes of each image.
-        threshold: least score of an object, 0 to 1; 0.5 if not given, and 0.85 of a panoptic model's segments.
+        threshold: least score of an object, 0 to 1; 0.5 if not given, 0.85 or 0.3 for segments.
         segments: published, as in the authors' code, or clean: at full resolution and with stuff in one piece.
         top: how many classes a classifier gives.
         batch_size: images at once.
@@ -300,9 +300,9 @@ def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 1
     """Speed next to the peers, in alternating rounds of one process.
 
     Args:
-        name: `losses` (matching and losses of DETR), `loading` (decoding and augmentation), `attention` (all
-            mechanisms on maps of four sizes), `vit` (vision transformers, and with merged tokens) or `distillation`
-            (training with stored answers of a teacher next to a live one).
+        name: `losses` (matching and losses of DETR), `masks` (its mask head), `loading` (decoding and augmentation),
+            `attention` (all mechanisms on maps of four sizes), `vit` (vision transformers, and with merged tokens) or
+            `distillation` (training with stored answers of a teacher next to a live one).
         data: folder of images for `loading`; generated photographs if not given.
         rounds: measurements of each.
     """

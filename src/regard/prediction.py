@@ -21,7 +21,6 @@ from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError
 from regard.loading import load
 from regard.mask_results import (
-    THRESHOLD,
     Method,
     Sizes,
     choose_queries,
@@ -57,7 +56,8 @@ def predict(
         model: a detector or classifier, or whatever `regard.load` takes.
         images: a path, a PIL image, an array (H, W, 3) uint8 or float 0..1, a tensor (3, H, W) uint8 or float 0..1, a
             folder, or a list of all but folders. Arrays and tensors are RGB.
-        threshold: least score of detections or segments, 0..1; if None 0.5, and 0.85 for segments, as published.
+        threshold: least score of detections or segments, 0..1; if None 0.5, for segments 0.85 as published (0.3 where
+            scores are sigmoids).
         segments: how a panoptic model's masks become segments: `published` as in the authors' code, or `clean`, at
             full resolution and with stuff in one piece (`mask_results.panoptic_segments`).
         batch_size: images at once. Padding beside a larger image changes a detector's numbers a little; 1 does not pad.
@@ -174,8 +174,7 @@ def _segment(
     threshold: float | None,
     method: Method,
 ) -> Iterator[Segmentation]:
-    least = THRESHOLD if threshold is None else threshold
-    chosen = choose_queries(output, softmax=not net.config.sigmoid, threshold=least)
+    chosen = choose_queries(output, softmax=not net.config.sigmoid, threshold=threshold)
     logits = net.masks(output, chosen.image, chosen.query)
     for number, (source, image, size) in enumerate(zip(sources, pixels, sizes, strict=True)):
         rows, labels, scores = chosen.of(number)

@@ -12,7 +12,7 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
     """Run a benchmark by name and print its table."""
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
-    names = ("attention", "distillation", "loading", "losses", "vit")
+    names = ("attention", "distillation", "loading", "losses", "masks", "vit")
     if data is not None and name in names and name != "loading":
         raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
     if name == "attention":
@@ -31,6 +31,10 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
         from regard.benchmarks.losses import main as compare_losses
 
         compare_losses(rounds)
+    elif name == "masks":
+        from regard.benchmarks.masks import main as compare_masks
+
+        compare_masks(rounds)
     elif name == "vit":
         from regard.benchmarks.vit import main as compare_vit
 
