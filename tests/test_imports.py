@@ -22,7 +22,7 @@ FLOORS = [
     },
     {"detection_judging"},
     {"detection", "classification", "prediction", "recipes", "teachers"},
-    {"answers", "classifier_features", "prediction_files"},
+    {"answers", "classifier_features", "prediction_files", "explanations"},
     {"detection_runs", "classification_runs", "classification_judging"},
     {"runs"},
     {"quickstart", "studies", "benchmarks"},

@@ -118,7 +118,7 @@ def test_the_split_convolution_is_the_plain_one():
 def test_chosen_queries_have_the_masks_of_all():
     net = sharp()
     output = net(batch())
-    assert output.masks.shape == (2, 5, 32, 32)
+    assert output.masks.shape == (2, 5, 16, 16)
     image, query = PAIRS
     torch.testing.assert_close(net.masks(output, image, query), output.masks[image, query], atol=1e-5, rtol=1e-4)
     assert net(batch(), masks=False).masks is None
@@ -136,7 +136,7 @@ def test_masks_do_not_depend_on_neighbours_or_change_boxes():
     torch.testing.assert_close(both.logits, plain(batch()).logits)
     other = ImageBatch.from_images([reference_image(1, 64, 48), reference_image(3, 40, 64)])
     torch.testing.assert_close(net(other).masks[0], both.masks[0], atol=1e-5, rtol=1e-4)
-    assert alone.masks.shape == (1, 5, 32, 24)
+    assert alone.masks.shape == (1, 5, 16, 12)
 
 
 def test_models_without_a_mask_head_say_so():
@@ -181,4 +181,4 @@ def test_a_detector_gets_a_mask_head():
 def test_small_members():
     net = create("detr_tiny_panoptic", num_classes=5).eval()
     output = net([torch.randn(3, 64, 64)])
-    assert output.masks.shape == (1, 15, 32, 32)
+    assert output.masks.shape == (1, 15, 16, 16)

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.explanations import explain as explain
     from regard.loading import load as load
     from regard.models.augment import augment as augment
     from regard.models.catalog import create as create
@@ -20,6 +21,7 @@ _HOMES = {
     "augment": "regard.models.augment",
     "create": "regard.models.catalog",
     "evaluate": "regard.runs",
+    "explain": "regard.explanations",
     "list_models": "regard.models.catalog",
     "load": "regard.loading",
     "predict": "regard.prediction",

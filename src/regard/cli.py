@@ -177,6 +177,45 @@ def predict(
 
 
 @app.command
+def explain(
+    checkpoint: str,
+    image: Path,
+    *,
+    what: str | None = None,
+    point: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
+    layer: int | None = None,
+    head: int | None = None,
+    threshold: float | None = None,
+    output: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Show where a model looks: maps of attention over an image.
+
+    DETR: decoder, heads, encoder, layers, relevance. ViT and DeiT: rollout, heads, tokens, patch, relevance.
+    Attention-augmented networks: layers, heads, relevance.
+
+    Args:
+        checkpoint: a run, a weights file, or the name of a model with released weights.
+        image: an image file.
+        what: the kind of maps; the first above if not given.
+        point: x and y in pixels of the image, from where to look: --point 120 80.
+        layer: its number, from 0; the last if not given.
+        head: its number, from 0; the mean of all if not given.
+        threshold: least score of a detection that is explained, 0 to 1.
+        output: picture, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
+        device: auto, cpu, cuda, cuda:0 or mps.
+    """
+    from regard.explanations import explain
+
+    if output is not None and output.exists():
+        raise ConfigError("this file is there already", where=output, remedy="name another one", code="C11")
+    found = explain(checkpoint, image, what, point=point, layer=layer, head=head, threshold=threshold, device=device)
+    output = output or Path("explanations", f"{image.stem}-{found.what}.png")
+    found.save(output)
+    print(output)
+
+
+@app.command
 def models(pattern: str = "*") -> None:
     """Every named model: parameters, weights, published scores.
 

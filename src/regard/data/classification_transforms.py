@@ -109,17 +109,37 @@ class Evaluation:
         image = sample.image
         if self.crop_ratio is None:
             return replace(sample, image=resize_image(image, (self.size, self.size)))
-        height, width = image.shape[-2:]
+        cut, resized = self._sizes(image.shape[-2], image.shape[-1])
+        image = resize_image(F.center_crop(image, list(cut)), resized)
+        return replace(sample, image=F.center_crop(image, [self.size, self.size]))
+
+    def extent(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1: what is seen of an image, in its pixels."""
+        if self.crop_ratio is None:
+            return 0.0, 0.0, float(width), float(height)
+        cut, resized = self._sizes(height, width)
+        (y0, y1), (x0, x1) = (
+            _middle(whole, part, new, self.size) for whole, part, new in zip((height, width), cut, resized, strict=True)
+        )
+        return x0, y0, x1, y1
+
+    def _sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What is left of a very long image, or a file of a few bytes would fill the memory; and its new size."""
+        assert self.crop_ratio is not None
         most = LONGEST * min(height, width)
-        if max(height, width) > most:  # or a file of a few bytes would fill the memory
-            height, width = min(height, most), min(width, most)
-            image = F.center_crop(image, [height, width])
+        height, width = min(height, most), min(width, most)
         short_side = int(self.size / self.crop_ratio)
         if height < width:
-            image = resize_image(image, (short_side, int(short_side * width / height)))
-        else:
-            image = resize_image(image, (int(short_side * height / width), short_side))
-        return replace(sample, image=F.center_crop(image, [self.size, self.size]))
+            return (height, width), (short_side, int(short_side * width / height))
+        return (height, width), (int(short_side * height / width), short_side)
+
+
+def _middle(whole: int, part: int, resized: int, size: int) -> tuple[float, float]:
+    """First and last of the middle `size` pixels of `resized`, in pixels of `whole`, of which the middle `part` was
+    taken; rounded as torchvision's center_crop."""
+    scale = part / resized
+    first = round((whole - part) / 2) + round((resized - size) / 2) * scale
+    return first, first + size * scale
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from regard.models.anchors import (
     group_mask,
 )
 from regard.models.backbone import create_backbone
-from regard.models.panoptic import FINER_MAPS, AttentionMap, MaskHead, finer_channels
+from regard.models.panoptic import AttentionMap, MaskHead, finer_channels
 from regard.models.transformer import MLP, Trace, Transformer
 from regard.outputs import Denoising, DetectionOutput, MaskInputs
 
@@ -152,7 +152,9 @@ class DETR(nn.Module):
             self.query_embed = nn.Embedding(config.num_queries * config.query_groups, c)
         if config.masks:
             self.bbox_attention = AttentionMap(c, config.num_heads)
-            self.mask_head = MaskHead(c, config.num_heads, finer_channels(self.backbone))
+            channels = finer_channels(self.backbone)
+            self.finer_maps = len(channels)
+            self.mask_head = MaskHead(c, config.num_heads, channels)
         if config.sigmoid:
             # All classes start improbable (0.01), or the many empty queries drown the loss (RetinaNet, section 4.1).
             nn.init.constant_(self.class_embed.bias, -4.6)
@@ -254,7 +256,7 @@ class DETR(nn.Module):
         if not self.config.masks:
             return output
         projected = tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
-        finer = tuple(earlier[::-1][:FINER_MAPS])
+        finer = tuple(earlier[::-1][: self.finer_maps])
         return output._replace(mask_inputs=MaskInputs(hidden[-1], memory, projected, finer, mask))
 
     def _learned_queries(self, batch_size: int) -> tuple[Tensor, Tensor | None]:

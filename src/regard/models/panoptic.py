@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FINER_MAPS = 3  # maps of the backbone, from its last but one on, that refine a mask
+STRIDE = 4  # of the finest map that refines a mask, in pixels; what finer maps add costs more than all else
 GROUPS = 8  # of group normalisation, or as many as divide the channels
 
 
@@ -94,9 +94,11 @@ class MaskHead(nn.Module):
         return self._refine(self.lay1(torch.cat((projected[image], attention), dim=1)), finer, image)
 
     def _refine(self, x: Tensor, finer: Sequence[Tensor], image: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # a third faster on a CPU, forward and backward
         x = self.lay2(self.gn1(x).relu())
         x = self.gn2(x).relu()
         for number, maps in enumerate(finer, start=1):
+            maps = maps.contiguous(memory_format=torch.channels_last)
             adapted = self.get_submodule(f"adapter{number}")(maps)[image]
             x = adapted + F.interpolate(x, size=adapted.shape[-2:], mode="nearest")
             x = self.get_submodule(f"lay{number + 2}")(x)
@@ -110,9 +112,10 @@ def _layer(before: int, after: int) -> tuple[nn.Conv2d, nn.GroupNorm]:
 
 @torch.no_grad()
 def finer_channels(backbone: nn.Module) -> list[int]:
-    """Channels of the backbone's maps before its last, from coarse to fine, at most `FINER_MAPS`."""
+    """Channels of the backbone's maps before its last that have at least a stride of `STRIDE`, from coarse to fine."""
     parameter = next(backbone.parameters())
     was_training = backbone.training
-    maps = backbone.eval()(torch.zeros(1, 3, 64, 64, device=parameter.device, dtype=parameter.dtype))
+    side = 64
+    maps = backbone.eval()(torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype))
     backbone.train(was_training)
-    return [features.shape[1] for features in maps[:-1][::-1][:FINER_MAPS]]
+    return [features.shape[1] for features in maps[:-1][::-1] if side // features.shape[-1] >= STRIDE]

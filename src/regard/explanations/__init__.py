@@ -1,0 +1,108 @@
+"""`regard.explain`: where a model looks, as maps over the image. One model family, one file.
+
+The models keep their fused attention, which stores no weights: they are recomputed from queries and keys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from regard.batches import ImageBatch
+from regard.data.classification import ClassSample
+from regard.data.classification_transforms import evaluation
+from regard.data.images import to_image
+from regard.data.samples import Sample
+from regard.data.transforms import EvaluationResize
+from regard.errors import ConfigError
+from regard.explanations.augmented import explain_augmented
+from regard.explanations.detr import explain_detr
+from regard.explanations.explanation import Explanation as Explanation
+from regard.explanations.explanation import Look as Look
+from regard.explanations.vit import explain_vit
+from regard.loading import load
+from regard.models.catalog import Detector, Model
+from regard.models.classifiers import Classifier
+from regard.models.detr import DETR
+from regard.models.vit import VisionTransformer
+from regard.prediction import device_for
+
+
+def explain(
+    model: Model | str | Path,
+    image: Any,
+    what: str | None = None,
+    *,
+    point: tuple[float, float] | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    threshold: float | None = None,
+    device: str = "auto",
+) -> Explanation:
+    """Where a model looks in an image.
+
+    | model | `what`, the first if None |
+    | --- | --- |
+    | DETR | `decoder`, `heads`, `encoder`, `layers`, `relevance` |
+    | ViT, DeiT | `rollout`, `heads`, `tokens`, `patch`, `relevance` |
+    | attention-augmented networks | `layers`, `heads`, `relevance` |
+
+    See `explain_detr`, `explain_vit` and `explain_augmented` for what each is.
+
+    Args:
+        model: a model, or whatever `regard.load` takes.
+        image: as for `regard.predict`, one of them.
+        point: x, y in pixels of the image, for kinds that look from a place.
+        layer, head: by number, from 0; negative ones count from the end. Where none is given, the last layer and the
+            mean of the heads.
+        threshold: least score of a detection that is explained, 0..1; if None 0.5, for sigmoid scores 0.3.
+        device: as for `regard.predict`.
+
+    Raises:
+        ConfigError: there is no such kind, layer, head or point, or the model has nothing to show (C01, C03, C09).
+        DataError: the image cannot be read.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
+    net = load(model) if isinstance(model, (str, Path)) else model
+    where = device_for(model, device)
+    was_training = net.training
+    net = net.to(where).eval()
+    pixels = to_image(image)
+    try:
+        if isinstance(net, DETR):
+            least = threshold if threshold is not None else (0.3 if net.config.sigmoid else 0.5)
+            resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
+            batch = ImageBatch.from_images([resized]).to(where).normalized()
+            size = pixels.shape[-2], pixels.shape[-1]
+            kind = what or "decoder"
+            looks, columns = explain_detr(net, batch, size, kind, threshold=least, point=point, layer=layer, head=head)
+        elif isinstance(net, Detector):
+            raise ConfigError(f"{net.card.name} cannot be explained", remedy="take a detr_* model", code="C09")
+        else:
+            batch, extent = _for_classifier(net, pixels)
+            seen = batch.to(where).pixels
+            if isinstance(net, VisionTransformer):
+                kind = what or "rollout"
+                looks, columns = explain_vit(net, seen, extent, kind, point=point, layer=layer, head=head)
+            else:
+                kind = what or "layers"
+                looks, columns = explain_augmented(net, seen, extent, kind, point=point, layer=layer, head=head)
+    finally:
+        net.train(was_training)
+    path = str(image) if isinstance(image, (str, Path)) else None
+    return Explanation(kind, tuple(looks), columns, _picture(pixels), path)
+
+
+def _for_classifier(net: Classifier, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
+    """The image as a classifier sees it, normalised, and what it shows of the original."""
+    resize = evaluation(net.card.short_side, net.card.crop_ratio)
+    seen = resize(ClassSample(pixels, label=0)).image
+    return ImageBatch.from_images([seen]).normalized(), resize.extent(pixels.shape[-2], pixels.shape[-1])
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

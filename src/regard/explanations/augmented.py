@@ -1,0 +1,124 @@
+"""Where the pixels of an attention-augmented network look."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from regard.attention.augmented_conv import AugmentedConv2d
+from regard.attention.relative import relative_logits
+from regard.errors import ConfigError
+from regard.explanations.choices import cell_of, chosen, one_of
+from regard.explanations.explanation import Box, Look
+from regard.models.classifiers import Classifier
+
+KINDS = ("layers", "heads", "relevance")
+
+
+class Call(NamedTuple):
+    """What one layer was given, and its attended values (B, d_v, h, w) before the output projection."""
+
+    name: str
+    layer: AugmentedConv2d
+    x: Tensor
+    attended: Tensor
+
+
+def explain_augmented(
+    net: Classifier,
+    pixels: Tensor,
+    extent: Box,
+    what: str,
+    *,
+    point: tuple[float, float] | None,
+    layer: int | None,
+    head: int | None,
+) -> tuple[list[Look], int]:
+    """Maps over the cells of attention layers for one image, and how many stand side by side.
+
+    * `layers`: of the cell at `point` (the middle if None) in each layer, mean of heads (or one head).
+    * `heads`: of that cell for each head of a layer, with the relative logits in the first row and without them in the
+      second; a layer without relative positions has one row.
+    * `relevance`: of all cells of each layer for the predicted class: mean over heads of relu(A dy/dA), summed over
+      the cells that look. Each layer stands for itself: nothing is carried through convolutions.
+
+    Raises:
+        ConfigError: the network has no such layer.
+    """
+    one_of(what, KINDS, net.card.name)
+    with torch.enable_grad():
+        calls, logits = _calls(net, pixels.clone().requires_grad_())
+    if not calls:
+        remedy = "take one of regard models 'aa_*', or put attention in with regard.augment"
+        raise ConfigError(f"{net.card.name} has no attention-augmented convolution", remedy=remedy, code="C09")
+    if what == "relevance":
+        label = int(logits[0].argmax())
+        title = net.card.categories[label].name
+        of_outputs = torch.autograd.grad(logits[0, label], [call.attended for call in calls])
+        found = zip(calls, of_outputs, strict=True)
+        return [Look(_relevance(call, g), f"{call.name}, {title}", extent) for call, g in found], 4
+    if what == "heads":
+        call = calls[chosen("layer", layer, len(calls), -1)]
+        parts = [True, False] if call.layer.relative is not None else [True]
+        looks = []
+        for relative in parts:
+            weights, grid = _weights(call, relative=relative)
+            row, at = _row(point, extent, grid)
+            title = "" if relative or len(parts) == 1 else ", content only"
+            looks += [Look(w[row].unflatten(0, grid), f"head {i}{title}", extent, at) for i, w in enumerate(weights)]
+        return looks, len(looks) // len(parts)
+    looks = []
+    for call in calls:
+        weights, grid = _weights(call, relative=True)
+        row, at = _row(point, extent, grid)
+        mean = weights.mean(0) if head is None else weights[chosen("head", head, len(weights), 0)]
+        looks.append(Look(mean[row].unflatten(0, grid), call.name, extent, at))
+    return looks, 4
+
+
+def _calls(net: nn.Module, pixels: Tensor) -> tuple[list[Call], Tensor]:
+    """All augmented layers with attention, in the order of the forward pass, and the logits."""
+    layers = {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, AugmentedConv2d) and module.value_channels
+    }
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    hooks = []
+    for name, layer in layers.items():
+        for module, kept in ((layer, inputs), (layer.out, outputs)):
+            hooks.append(module.register_forward_pre_hook(lambda _, args, n=name, k=kept: k.update({n: args[0]})))
+    try:
+        logits = net(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Call(name, layers[name], x.detach(), outputs[name]) for name, x in inputs.items()], logits
+
+
+def _weights(call: Call, *, relative: bool) -> tuple[Tensor, tuple[int, int]]:
+    """(heads, N, N) of a call, and the grid (h, w) of its N cells."""
+    with torch.no_grad():
+        query, key, _ = call.layer.project(call.x)
+        logits = relative_logits(query, key, call.layer.relative if relative else None)
+    return logits[0].softmax(-1), (query.shape[2], query.shape[3])
+
+
+def _relevance(call: Call, gradient: Tensor) -> Tensor:
+    """(h, w) how much the cells matter to those that look at them; `gradient` is that of `call.attended`."""
+    weights, grid = _weights(call, relative=True)
+    with torch.no_grad():
+        value = call.layer.project(call.x)[2][0].flatten(1, 2)  # (heads, N, e)
+    of_heads = gradient[0].unflatten(0, (call.layer.num_heads, -1)).flatten(2).transpose(1, 2)
+    weighted = (weights * (of_heads @ value.transpose(1, 2))).relu().mean(0)
+    return weighted.sum(0).unflatten(0, grid)
+
+
+def _row(point: tuple[float, float] | None, extent: Box, grid: tuple[int, int]) -> tuple[int, tuple[float, float]]:
+    """The number of the cell at a point, and the point."""
+    y, x = cell_of(point, extent, grid)
+    x0, y0, x1, y1 = extent
+    return y * grid[1] + x, point or ((x0 + x1) / 2, (y0 + y1) / 2)

@@ -1,0 +1,227 @@
+"""Where the queries of a DETR look, and where the places of an image look in its encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regard.batches import ImageBatch
+from regard.boxes import cxcywh_to_xyxy
+from regard.errors import ConfigError
+from regard.explanations.choices import cell_of, chosen, one_of
+from regard.explanations.explanation import Box, Look
+from regard.explanations.recording import Attended, AttentionRecorder, gradients
+from regard.mask_results import Chosen, score_queries
+from regard.models.detr import DETR
+from regard.outputs import DetectionOutput
+
+KINDS = ("decoder", "heads", "encoder", "layers", "relevance")
+MOST = 12  # detections
+POINTS = 4  # from which the encoder is shown where no point is given
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best detections of an image: queries (N,), labels, "name score"; boxes (N, 4) xyxy, original pixels."""
+
+    queries: Tensor
+    labels: list[int]
+    titles: list[str]
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.titles)
+
+
+def explain_detr(
+    net: DETR,
+    batch: ImageBatch,
+    size: tuple[int, int],
+    what: str,
+    *,
+    threshold: float,
+    point: tuple[float, float] | None,
+    layer: int | None,
+    head: int | None,
+) -> tuple[list[Look], int]:
+    """Maps over the feature map of one image, and how many stand side by side.
+
+    * `decoder`: cross-attention of each detection in a decoder layer, mean of heads (or one head). DETR, figure 6.
+    * `heads`: of each head, for the detection at `point`, or the best.
+    * `encoder`: self-attention in an encoder layer from `point`, or from the middles of the best detections. Figure 3.
+    * `layers`: where the detections of the last layer are, and look together, in every decoder layer.
+    * `relevance`: for the class of each detection, through all layers. Chefer et al. 2021, equations 5 to 11.
+
+    Rows of attention sum to 1 over the tokens that are no padding.
+
+    Args:
+        batch: one image, normalised.
+        size: (height, width) of the original.
+        threshold: least score of a detection.
+
+    Raises:
+        ConfigError: no such kind, layer, head or point (C01, C03); the model has no encoder layer (C09).
+    """
+    one_of(what, KINDS, net.card.name)
+    if what == "encoder" and net.config.encoder_layers == 0:
+        remedy = f"take one of {', '.join(kind for kind in KINDS if kind != 'encoder')}"
+        raise ConfigError(f"{net.card.name} has no encoder layer", remedy=remedy, code="C09")
+    if what == "relevance":
+        return _relevance(net, batch, size, threshold), 4
+    with torch.no_grad():
+        maps = net.attention(batch)
+    grid = maps.feature_size
+    extent = covered(net, grid, batch.sizes[0], size)
+    found = _detections(net, maps.output, size, threshold)
+    if what == "encoder":
+        assert maps.encoder is not None
+        weights = _heads(maps.encoder[chosen("layer", layer, len(maps.encoder), -1), 0], head)
+        points = [point] if point is not None else _middles(found, size)
+        rows = [cell_of(place, extent, grid) for place in points]
+        looks = [
+            Look(weights[y * grid[1] + x].unflatten(0, grid), f"from {at[0]:.0f}, {at[1]:.0f}", extent, at)
+            for (y, x), at in zip(rows, points, strict=True)
+        ]
+        return looks, 4
+    if what == "layers":
+        return _layers(maps.output, maps.decoder_cross[:, 0], found, grid, extent, size), 4
+    cross = maps.decoder_cross[chosen("layer", layer, len(maps.decoder_cross), -1), 0]  # (heads, Q, N)
+    if what == "heads":
+        if not len(found):
+            return [], 4
+        one = _at(found, point)
+        of_heads = cross[:, found.queries[one]]
+        title, box = found.titles[one], found.boxes[one : one + 1]
+        shown = enumerate(of_heads)
+        return [Look(row.unflatten(0, grid), f"{title}, head {i}", extent, boxes=box) for i, row in shown], 4
+    weights = _heads(cross, head)
+    return [
+        Look(weights[query].unflatten(0, grid), title, extent, boxes=box[None])
+        for query, title, box in zip(found.queries.tolist(), found.titles, found.boxes, strict=True)
+    ], 4
+
+
+def covered(net: DETR, grid: tuple[int, int], resized: tuple[int, int], original: tuple[int, int]) -> Box:
+    """What the cells (h, w) of the feature map cover together, in pixels of the original; it may reach past the image.
+
+    Args:
+        resized, original: (height, width) of the image as the model sees it, and as it is.
+    """
+    side = 64
+    parameter = next(net.parameters())
+    with torch.no_grad():
+        pixels = torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
+        stride = side // net.backbone(pixels)[-1].shape[-1]
+    bottom, right = (cells * stride * whole / seen for cells, whole, seen in zip(grid, original, resized, strict=True))
+    return 0.0, 0.0, right, bottom
+
+
+def _detections(net: DETR, output: DetectionOutput, size: tuple[int, int], threshold: float) -> Found:
+    """The best detections above `threshold` of the first image, at most one for a query."""
+    scored = score_queries(output, softmax=not net.config.sigmoid)
+    best = scored.where((scored.image == 0) & (scored.scores > threshold))
+    order = best.scores.argsort(descending=True, stable=True)
+    rows: list[int] = []
+    for row in order.tolist():
+        if all(best.query[row] != best.query[other] for other in rows):
+            rows.append(row)
+    best = best.where(torch.tensor(rows[:MOST], dtype=torch.int64, device=best.query.device))
+    return Found(best.query, best.labels.tolist(), _titles(net, best), _in_pixels(output.boxes[0, best.query], size))
+
+
+def _titles(net: DETR, best: Chosen) -> list[str]:
+    pairs = zip(best.labels.tolist(), best.scores.tolist(), strict=True)
+    return [f"{net.card.categories[label].name} {score:.2f}" for label, score in pairs]
+
+
+def _in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    return (cxcywh_to_xyxy(boxes.float()) * torch.tensor([width, height, width, height], device=boxes.device)).cpu()
+
+
+def _heads(weights: Tensor, head: int | None) -> Tensor:
+    """(heads, N, M) -> (N, M), the mean or one."""
+    return weights.mean(0) if head is None else weights[chosen("head", head, len(weights), 0)]
+
+
+def _middles(found: Found, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Inside the image: the middles of the best detections, or of the image where there is none."""
+    middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in found.boxes[:POINTS].tolist()]
+    inside = [(min(max(x, 0.0), size[1] - 1.0), min(max(y, 0.0), size[0] - 1.0)) for x, y in middles]
+    return inside or [(size[1] / 2, size[0] / 2)]
+
+
+def _at(found: Found, point: tuple[float, float] | None) -> int:
+    """The smallest detection that has the point in its box; the best where no point is given.
+
+    Raises:
+        ConfigError: there is none at the point (C03).
+    """
+    if point is None:
+        return 0
+    x, y = point
+    boxes = found.boxes
+    inside = (boxes[:, 0] <= x) & (x < boxes[:, 2]) & (boxes[:, 1] <= y) & (y < boxes[:, 3])
+    if not inside.any():
+        raise ConfigError(f"no detection at point {x:g} {y:g}", remedy="lower the threshold", code="C03")
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return int(areas.masked_fill(~inside, torch.inf).argmin())
+
+
+def _layers(
+    output: DetectionOutput, cross: Tensor, found: Found, grid: tuple[int, int], extent: Box,
+    size: tuple[int, int],
+) -> list[Look]:  # fmt: skip
+    """One map for each decoder layer: the mean of the detections' maps, with their boxes of that layer."""
+    looks = []
+    for number, (layer, weights) in enumerate(zip([*output.auxiliary, output], cross, strict=True)):
+        if not len(found):
+            break
+        mean = weights[:, found.queries].mean((0, 1)).unflatten(0, grid)
+        boxes = _in_pixels(layer.boxes[0, found.queries], size)
+        looks.append(Look(mean, f"decoder layer {number}", extent, boxes=boxes))
+    return looks
+
+
+def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: float) -> list[Look]:
+    with torch.no_grad():
+        features = net.backbone(batch.pixels)[-1]
+    grid = features.shape[-2], features.shape[-1]
+    extent = covered(net, grid, batch.sizes[0], size)
+    with torch.enable_grad(), AttentionRecorder() as recorder:
+        moved = ImageBatch(batch.pixels.clone().requires_grad_(), batch.sizes)
+        output = net(moved, masks=False)
+    found = _detections(net, output, size, threshold)
+    looks = []
+    for query, label, title, box in zip(found.queries.tolist(), found.labels, found.titles, found.boxes, strict=True):
+        row = relevance(output.logits[0, query, label], recorder.calls, net.config.encoder_layers)[query]
+        looks.append(Look(row.unflatten(0, grid), title, extent, boxes=box[None]))
+    return looks
+
+
+def relevance(score: Tensor, calls: Sequence[Attended], encoder_layers: int) -> Tensor:
+    """(Q, N) how relevant each image token is to each query, for a score that the attention of `calls` made.
+
+    Self-attention in the encoder: R_ii += A R_ii. In a decoder layer, self-attention R_qq += A R_qq and
+    R_qi += A R_qi, then cross-attention R_qi += norm(R_qq)^T A norm(R_ii), with A the gradient-weighted mean of heads
+    (equation 5) and norm(R) = I + the rest of R with rows that sum to 1 (equations 8 and 9).
+    """
+    weighted = [one[0] for one in gradients(score, calls)]
+    of_encoder, of_decoder = weighted[:encoder_layers], weighted[encoder_layers:]
+    queries, tokens = of_decoder[1].shape
+    ii, qq = (torch.eye(n, device=score.device) for n in (tokens, queries))
+    qi = torch.zeros(queries, tokens, device=score.device)
+    for one in of_encoder:
+        ii = ii + one @ ii
+    for own, cross in zip(of_decoder[::2], of_decoder[1::2], strict=True):
+        qq, qi = qq + own @ qq, qi + own @ qi
+        qi = qi + _normalized(qq).T @ cross @ _normalized(ii)
+    return qi
+
+
+def _normalized(relevance: Tensor) -> Tensor:
+    rest = relevance - torch.eye(len(relevance), device=relevance.device)
+    return rest / rest.sum(-1, keepdim=True).clamp(min=1e-12) + torch.eye(len(relevance), device=relevance.device)

@@ -1,0 +1,170 @@
+"""What `regard.explain` returns: maps over one image, at known places of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from regard.errors import ConfigError, escape
+from regard.pictures import class_color, grid, save_picture
+
+Box = tuple[float, float, float, float]
+ARRAYS = ".npz"
+SHARE = 0.75  # of the heat's colour in the picture
+LEAST_SIDE, MOST_SIDE = 240, 480  # pixels of a look's longer side in the picture
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One map over the image: where a query, a token, a pixel or a head looks.
+
+    Args:
+        weights: (h, w) float32 of at least 0. Those of attention are as the model has them, not scaled; where a model
+            has tokens that stand for no place, the rest of the sum of 1 is theirs.
+        title: a few words for the picture.
+        extent: x0, y0, x1, y1 in pixels of the original image, as displayed: what the (h, w) cells cover together. It
+            reaches past the image where cells do, and covers a part where the model sees only that.
+        point: x, y in pixels of the original: from where it looks; None for what has no place.
+        boxes: (N, 4) xyxy in pixels of the original; None where there are none.
+    """
+
+    weights: Tensor
+    title: str
+    extent: Box
+    point: tuple[float, float] | None = None
+    boxes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", self.weights.detach().float().cpu())
+        if self.weights.ndim != 2:
+            raise ConfigError(f"expected weights (h, w), got {tuple(self.weights.shape)}")
+
+    def on_pixels(self, size: tuple[int, int]) -> Tensor:
+        """The weights (H, W) at the pixels of an image of `size` (height, width), bilinear; 0 outside of `extent`."""
+        x0, y0, x1, y1 = self.extent
+        ys = (torch.arange(size[0]) + 0.5 - y0) / (y1 - y0)
+        xs = (torch.arange(size[1]) + 0.5 - x0) / (x1 - x0)
+        places = torch.stack(torch.meshgrid(2 * xs - 1, 2 * ys - 1, indexing="xy"), dim=-1)
+        found = F.grid_sample(
+            self.weights[None, None], places[None], mode="bilinear", padding_mode="border", align_corners=False
+        )[0, 0]
+        inside = ((ys >= 0) & (ys <= 1))[:, None] & ((xs >= 0) & (xs <= 1))
+        return found * inside
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """Maps of one kind over one image.
+
+    Args:
+        what: the kind, a word that `regard.explain` takes.
+        looks: the maps, in reading order.
+        columns: how many stand side by side in the picture.
+        image: the original as displayed, RGB.
+        path: its file; None where there is none.
+    """
+
+    what: str
+    looks: Sequence[Look]
+    columns: int
+    image: Image.Image
+    path: str | None = None
+
+    def __len__(self) -> int:
+        """The number of maps."""
+        return len(self.looks)
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """All maps as arrays.
+
+        `weights` (N, h, w) float32, or `weights_0`, `weights_1`, ... where sizes differ; `extents` (N, 4) and `points`
+        (N, 2) in pixels of the original, NaN for none; `titles` (N,) text; `size` (height, width) of the original.
+        """
+        maps = [look.weights.numpy() for look in self.looks]
+        found: dict[str, npt.NDArray[np.generic]] = {}
+        if len({one.shape for one in maps}) == 1:
+            found["weights"] = np.stack(maps)
+        else:
+            found |= {f"weights_{number}": one for number, one in enumerate(maps)}
+        nowhere = (math.nan, math.nan)
+        return {
+            **found,
+            "extents": np.array([look.extent for look in self.looks], dtype=np.float64).reshape(-1, 4),
+            "points": np.array([look.point or nowhere for look in self.looks], dtype=np.float64).reshape(-1, 2),
+            "titles": np.array([look.title for look in self.looks], dtype=str),
+            "size": np.array([self.image.height, self.image.width]),
+        }
+
+    def plot(self) -> Image.Image:
+        """All maps as heat over the greyed image, each from its own least weight (none) to its greatest (bright).
+
+        Raises:
+            ConfigError: there is no map to draw.
+        """
+        if not self.looks:
+            raise ConfigError(f"nothing to draw: no {self.what} maps", remedy="lower the threshold", code="C09")
+        drawn = [_draw(look, self.image) for look in self.looks]
+        return grid(drawn, columns=min(self.columns, len(drawn)), captions=[look.title for look in self.looks])
+
+    def save(self, path: str | Path) -> None:
+        """Write `plot` to a picture file, or `arrays` to one that ends in `.npz`. Missing folders are made.
+
+        Raises:
+            ConfigError: no picture format has this suffix, or there is no map to draw.
+            MachineError: the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ARRAYS:
+            save_picture(self.plot(), path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, allow_pickle=False, **self.arrays())
+
+    def __repr__(self) -> str:
+        place = "" if self.path is None else f"; {escape(self.path)}"
+        return f"Explanation({self.what}, {len(self)} maps{place})"
+
+
+def _draw(look: Look, image: Image.Image) -> Image.Image:
+    """The image in grey with heat, marks of the point and boxes; at least `LEAST_SIDE` pixels."""
+    longest = max(image.size)
+    scale = min(max(longest, LEAST_SIDE), MOST_SIDE) / longest
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
+    grey = np.asarray(image.convert("L").resize((width, height), kernel), dtype=np.float32)[..., None] / 255
+    scaled = Look(look.weights, look.title, _times(look.extent, scale))
+    weights = scaled.on_pixels((height, width))
+    least, most = look.weights.min(), look.weights.max()
+    heat = ((weights - least) / (most - least).clamp(min=torch.finfo(weights.dtype).tiny)).clamp(min=0).numpy()
+    share = SHARE * heat[..., None]
+    pixels = grey * (1 - share) + _colors(heat) * share
+    picture = Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    for number, box in enumerate([] if look.boxes is None else look.boxes.tolist()):
+        x0, y0, x1, y1 = (value * scale for value in box)
+        pen.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=class_color(number), width=2)
+    if look.point is not None:
+        x, y = (value * scale for value in look.point)
+        pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill="white", outline="black", width=2)
+    return picture
+
+
+def _times(extent: Box, scale: float) -> Box:
+    x0, y0, x1, y1 = (value * scale for value in extent)
+    return x0, y0, x1, y1
+
+
+def _colors(heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(H, W) 0..1 -> (H, W, 3): dark red, orange, bright yellow; told apart in grey and by the colour-blind."""
+    stops = np.array([0.0, 0.5, 1.0])
+    channels = ((0.45, 0.95, 1.0), (0.0, 0.45, 0.95), (0.3, 0.1, 0.5))
+    return np.stack([np.interp(heat, stops, values) for values in channels], axis=-1).astype(np.float32)
