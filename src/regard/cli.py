@@ -189,14 +189,14 @@ def explain(
     output: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Show where a model looks: maps of attention over an image.
+    """Show where a model looks: maps of attention over an image, or of a DETR where each query looks in a folder's.
 
     DETR: decoder, heads, encoder, layers, relevance. ViT and DeiT: rollout, heads, tokens, patch, relevance.
     Attention-augmented networks: layers, heads, relevance.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
-        image: an image file.
+        image: an image file, or a folder of them for the places of a detector's queries.
         what: the kind of maps; the first above if not given.
         point: x and y in pixels of the image, from where to look: --point 120 80.
         layer: its number, from 0; the last if not given.
@@ -205,10 +205,14 @@ def explain(
         output: picture, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.explanations import explain
+    from regard.explanations import explain, explain_queries
 
     if output is not None and output.exists():
         raise ConfigError("this file is there already", where=output, remedy="name another one", code="C11")
+    if image.is_dir():
+        output = output or Path("explanations", f"{image.resolve().name}-queries.png")
+        print(explain_queries(checkpoint, image, device=device).save(output))
+        return
     found = explain(checkpoint, image, what, point=point, layer=layer, head=head, threshold=threshold, device=device)
     output = output or Path("explanations", f"{image.stem}-{found.what}.png")
     found.save(output)
@@ -332,6 +336,20 @@ def distillation(
     from regard.studies.distillation import distillation
 
     distillation(data, epochs, train_images, seeds, output)
+
+
+@study_app.command
+def explanations(*, minutes: float = 4.0, images: int = 60, output: Path = Path("runs/study-explanations")) -> None:
+    """Whether maps of attention mean anything: deletion and insertion for what a small DETR finds.
+
+    Args:
+        minutes: training time.
+        images: validation images whose detections are looked at.
+        output: folder of the study; the same command goes on with one that was stopped.
+    """
+    from regard.studies.explanations import explanations
+
+    explanations(minutes, images, output)
 
 
 @app.command

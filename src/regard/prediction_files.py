@@ -132,8 +132,9 @@ class _Segments:
 
     def add(self, result: Result, number: int, name: str, top: int) -> None:
         assert isinstance(result, Segmentation)
-        image = ImageRecord(number, str(result.path), *result.size)
-        self.writer.add(image, result.segments, str(Path(name).with_suffix(".png")))
+        file_name = Path(name).stem + Path(result.path or "").suffix  # below the folder of the images, and unique
+        image = ImageRecord(number, file_name, *result.size)
+        self.writer.add(image, result.segments, Path(name).stem + ".png")
 
     def close(self) -> None:
         self.writer.close()

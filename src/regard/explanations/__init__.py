@@ -14,6 +14,7 @@ from torch import Tensor
 from regard.batches import ImageBatch
 from regard.data.classification import ClassSample
 from regard.data.classification_transforms import evaluation
+from regard.data.image_folders import list_images
 from regard.data.images import to_image
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
@@ -22,6 +23,8 @@ from regard.explanations.augmented import explain_augmented
 from regard.explanations.detr import explain_detr
 from regard.explanations.explanation import Explanation as Explanation
 from regard.explanations.explanation import Look as Look
+from regard.explanations.query_places import QueryPlaces as QueryPlaces
+from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
 from regard.loading import load
 from regard.models.catalog import Detector, Model
@@ -95,6 +98,20 @@ def explain(
         net.train(was_training)
     path = str(image) if isinstance(image, (str, Path)) else None
     return Explanation(kind, tuple(looks), columns, _picture(pixels), path)
+
+
+def explain_queries(model: Model | str | Path, folder: str | Path, *, device: str = "auto") -> QueryPlaces:
+    """Where each query of a detector finds its objects, over a folder of images. (DETR, figure 7.)
+
+    Raises:
+        ConfigError: the model has no queries (C09), or the folder no images.
+        DataError: an image that cannot be read.
+    """
+    net = load(model) if isinstance(model, (str, Path)) else model
+    if not isinstance(net, Detector):
+        remedy = "take a detector, or name one image"
+        raise ConfigError(f"{net.card.name} has no queries to show over a folder", remedy=remedy, code="C09")
+    return query_places(net.to(device_for(model, device)), list_images(folder))
 
 
 def _for_classifier(net: Classifier, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:

@@ -35,6 +35,10 @@ class Found:
     def __len__(self) -> int:
         return len(self.titles)
 
+    def look(self, number: int, weights: Tensor, title: str, extent: Box) -> Look:
+        """A map (h, w) with the box of one detection."""
+        return Look(weights, title, extent, boxes=self.boxes[number][None], labels=[self.labels[number]])
+
 
 def explain_detr(
     net: DETR,
@@ -94,14 +98,12 @@ def explain_detr(
             return [], 4
         one = _at(found, point)
         of_heads = cross[:, found.queries[one]]
-        title, box = found.titles[one], found.boxes[one : one + 1]
-        shown = enumerate(of_heads)
-        return [Look(row.unflatten(0, grid), f"{title}, head {i}", extent, boxes=box) for i, row in shown], 4
-    weights = _heads(cross, head)
-    return [
-        Look(weights[query].unflatten(0, grid), title, extent, boxes=box[None])
-        for query, title, box in zip(found.queries.tolist(), found.titles, found.boxes, strict=True)
-    ], 4
+        title = found.titles[one]
+        return [
+            found.look(one, row.unflatten(0, grid), f"{title}, head {i}", extent) for i, row in enumerate(of_heads)
+        ], 4
+    rows = _heads(cross, head)[found.queries].unflatten(1, grid)
+    return [found.look(i, row, title, extent) for i, (row, title) in enumerate(zip(rows, found.titles, strict=True))], 4
 
 
 def covered(net: DETR, grid: tuple[int, int], resized: tuple[int, int], original: tuple[int, int]) -> Box:
@@ -182,7 +184,7 @@ def _layers(
             break
         mean = weights[:, found.queries].mean((0, 1)).unflatten(0, grid)
         boxes = _in_pixels(layer.boxes[0, found.queries], size)
-        looks.append(Look(mean, f"decoder layer {number}", extent, boxes=boxes))
+        looks.append(Look(mean, f"decoder layer {number}", extent, boxes=boxes, labels=found.labels))
     return looks
 
 
@@ -196,9 +198,9 @@ def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: f
         output = net(moved, masks=False)
     found = _detections(net, output, size, threshold)
     looks = []
-    for query, label, title, box in zip(found.queries.tolist(), found.labels, found.titles, found.boxes, strict=True):
+    for number, (query, label) in enumerate(zip(found.queries.tolist(), found.labels, strict=True)):
         row = relevance(output.logits[0, query, label], recorder.calls, net.config.encoder_layers)[query]
-        looks.append(Look(row.unflatten(0, grid), title, extent, boxes=box[None]))
+        looks.append(found.look(number, row.unflatten(0, grid), found.titles[number], extent))
     return looks
 
 

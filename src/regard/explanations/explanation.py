@@ -35,6 +35,7 @@ class Look:
             reaches past the image where cells do, and covers a part where the model sees only that.
         point: x, y in pixels of the original: from where it looks; None for what has no place.
         boxes: (N, 4) xyxy in pixels of the original; None where there are none.
+        labels: of the boxes, index into the model's categories.
     """
 
     weights: Tensor
@@ -42,6 +43,7 @@ class Look:
     extent: Box
     point: tuple[float, float] | None = None
     boxes: Tensor | None = None
+    labels: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", self.weights.detach().float().cpu())
@@ -149,9 +151,9 @@ def _draw(look: Look, image: Image.Image) -> Image.Image:
     pixels = grey * (1 - share) + _colors(heat) * share
     picture = Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
     pen = ImageDraw.Draw(picture)
-    for number, box in enumerate([] if look.boxes is None else look.boxes.tolist()):
+    for label, box in zip(look.labels, [] if look.boxes is None else look.boxes.tolist(), strict=True):
         x0, y0, x1, y1 = (value * scale for value in box)
-        pen.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=class_color(number), width=2)
+        pen.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=class_color(label), width=2)
     if look.point is not None:
         x, y = (value * scale for value in look.point)
         pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill="white", outline="black", width=2)

@@ -1,0 +1,191 @@
+"""Models with masks from training to files: data, losses, scores, two stages, results."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import regard
+from regard.boxes import xyxy_to_cxcywh
+from regard.categories import ModelCard
+from regard.data.formats import open_detection
+from regard.data.panoptic import open_panoptic, read_panoptic, segments_of
+from regard.data.shapes import ShapesConfig, write_shapes
+from regard.detection_runs import evaluate_on
+from regard.errors import ConfigError
+from regard.models.detr import DETR, DETRConfig
+from regard.outputs import DetectionOutput
+from regard.prediction_files import predict_files
+from regard.results import Detections
+from regard.segmentation_results import Segmentation
+
+SMALL = (
+    "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",
+    "evaluate_every=1", "device=cpu",
+)  # fmt: skip
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(ShapesConfig(train=8, val=4, size=32), folder)
+    return folder
+
+
+def train(data, output, *settings, model="detr_tiny_panoptic"):
+    return regard.train(model, data, epochs=1, output=output, overrides=(*SMALL, *settings), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    return train(data, tmp_path_factory.mktemp("runs") / "a")
+
+
+class Oracle(DETR):
+    """Finds what is there: it is given the samples in the order of the data set."""
+
+    def __init__(self, samples, categories):
+        super().__init__(DETRConfig(backbone="small", masks=True, num_queries=20, num_classes=len(categories)))
+        self.card = ModelCard("oracle", categories, short_side=32, max_size=64)
+        self.samples = iter(samples)
+
+    def forward(self, images, targets=None, *, masks=None):
+        self.now = [next(self.samples) for _ in images.sizes]
+        logits = torch.full((len(self.now), 20, self.config.num_classes + 1), -9.0)
+        logits[:, :, -1] = 0
+        boxes = torch.full((len(self.now), 20, 4), 0.5)
+        for row, sample in enumerate(self.now):
+            h, w = sample.size
+            for query, label in enumerate(sample.labels.tolist()):
+                logits[row, query, label] = 9
+            boxes[row, : len(sample.boxes)] = xyxy_to_cxcywh(sample.boxes) / torch.tensor([w, h, w, h])
+        return DetectionOutput(logits, boxes)
+
+    def masks(self, output, image, query):
+        every = [*zip(image.tolist(), query.tolist(), strict=True)]
+        nothing = torch.zeros(32, 32, dtype=torch.bool)
+        found = [self.now[i].masks[q] if q < len(self.now[i].labels) else nothing for i, q in every]
+        return torch.stack(found).float() * 20 - 10 if found else torch.zeros(0, 32, 32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_who_finds_everything_has_full_marks(data, batch_size):
+    dataset = open_panoptic(data, "val")
+    oracle = Oracle(list(dataset), dataset.categories)
+    found = evaluate_on(oracle, str(data), run=None, device=DEVICE, batch_size=batch_size, workers=0).scores
+    assert found.stats["PQ"] == found.stats["PQ_st"] == found.stats["mask_AP"] == found.stats["AP"] == 1.0
+    assert (
+        found.panoptic.predictions == found.panoptic.segments > found.masks.objects
+    )  # stuff is not in the AP of masks
+    objects = open_detection(data, "val", masks=True)
+    oracle = Oracle(list(objects), objects.categories)
+    found = evaluate_on(oracle, str(data), run=None, device=DEVICE, batch_size=batch_size, workers=0).scores
+    assert found.panoptic is None and found.stats["mask_AP"] == found.stats["AP"] == 1.0
+
+
+def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
+    written = json.loads((run.folder / "metrics.json").read_text())
+    assert {"PQ", "SQ_th", "RQ_st", "mask_AP", "AP"} <= set(written["stats"])
+    assert {"loss_mask", "loss_dice", "loss_ce"} <= set(written["losses"])
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/loss_dice" in row for row in rows)
+    assert {"predictions_step_2.jpg", "train_batch.jpg"} <= {p.name for p in (run.folder / "pictures").iterdir()}
+    again = regard.evaluate(run.folder, data, output=tmp_path, batch_size=4, workers=0, device="cpu")
+    assert again.stats == written["stats"]
+    assert again.table().row_count == 3
+
+
+def test_instances_alone(data, tmp_path):
+    run = train(data, tmp_path / "run", "annotations=instances")
+    stats = json.loads((run.folder / "metrics.json").read_text())["stats"]
+    assert "mask_AP" in stats and "PQ" not in stats
+    image = data / "val" / "000001.png"
+    found = regard.predict(run.folder, image, threshold=0.0)
+    assert isinstance(found, Detections) and found.masks.shape == (len(found), 32, 32)
+    net = regard.load(run.folder)
+    with torch.no_grad():
+        every = net([_normalized(image)])
+    assert len(found) == 15 and every.masks.shape[1] == 15
+    assert set(found.to_coco(1)[0]["segmentation"]) == {"size", "counts"}
+    assert found[:2].masks.shape[0] == 2
+    assert torch.equal(found[found.scores < 9].masks, found.masks)
+    assert found.plot().size[0] >= 32
+
+
+def _normalized(path):
+    from regard.batches import ImageBatch
+    from regard.data.images import read_image
+    from regard.data.samples import Sample
+    from regard.data.transforms import EvaluationResize
+
+    resized = EvaluationResize(64, 128)(Sample(read_image(path))).image
+    return ImageBatch.from_images([resized]).normalized().pixels[0]
+
+
+def test_two_stages(data, tmp_path):
+    """Boxes of things and stuff first; then masks, and not a number of the detector changes."""
+    boxes = train(data, tmp_path / "boxes", "annotations=panoptic", model="detr_tiny")
+    assert "PQ" not in json.loads((boxes.folder / "metrics.json").read_text())["stats"]
+    assert len(boxes.load().card.categories) == 5
+    again = regard.evaluate(boxes.folder, data, output=tmp_path / "e", workers=0, device="cpu")
+    assert {c.name for c in again.per_class} == {c.name for c in boxes.load().card.categories}
+    words = (f"start_from={boxes.folder}", "freeze_detector=true", "model.num_queries=10", "ema=0")
+    masks = train(data, tmp_path / "masks", *words)
+    before, after = boxes.load().state_dict(), masks.load().state_dict()
+    learned = ("mask_head.", "bbox_attention.")
+    assert {name for name in after if name.startswith(learned)} == after.keys() - before.keys()
+    parameters = dict(boxes.load().named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in parameters)
+    assert after["mask_head.out_lay.bias"] != 0  # as it starts
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [("detr_tiny_panoptic", "start_from=none: the detector would stay untrained"), ("detr_tiny", "has no mask head")],
+)
+def test_a_frozen_detector_has_to_come_from_somewhere(data, tmp_path, model, says):
+    with pytest.raises(ConfigError) as caught:
+        train(data, tmp_path / "run", "freeze_detector=true", model=model)
+    assert says in caught.value.what and not (tmp_path / "run").exists()
+
+
+def test_segments_of_an_image(run, data, tmp_path):
+    image = data / "val" / "000001.png"
+    found = regard.predict(run.folder, image, threshold=0.0)
+    assert isinstance(found, Segmentation) and found.size == (32, 32) and len(found) > 0
+    assert found.ids.max() == len(found) and found.masks.sum((1, 2)).tolist() == found.segments.areas.tolist()
+    assert sum(row["area"] for row in found.to_dicts()) == 32 * 32
+    assert {row["label"] for row in found.to_dicts()} <= {c.name for c in run.load().card.categories}
+    found.save(tmp_path / "drawn.png")
+    with Image.open(tmp_path / "drawn.png") as picture:
+        assert picture.width > 32
+    nothing = regard.predict(run.folder, image, threshold=1.0)
+    assert nothing.summary() == "nothing" and (nothing.ids == 0).all() and repr(nothing).startswith("Segmentation(")
+    clean = regard.predict(run.folder, image, threshold=0.0, segments="clean")
+    names = [name for name, c in zip(clean.names, clean.labels, strict=True) if not clean.categories[c].is_thing]
+    assert len(set(names)) == len(names)
+    array = np.asarray(Image.open(image).convert("RGB"))
+    assert torch.equal(regard.predict(run.folder, array, threshold=0.0).ids, found.ids)
+
+
+def test_files_of_segments_are_read_back(run, data, tmp_path):
+    lines = list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "out" / "found.json", threshold=0.0))
+    assert len(lines) == 4
+    content = read_panoptic(tmp_path / "out" / "found.json", segment_folder=tmp_path / "out" / "found")
+    for index in range(4):
+        expected = regard.predict(run.folder, data / "val" / content.images[index].file_name, threshold=0.0)
+        assert torch.equal(segments_of(content, index).ids, expected.ids)
+    list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "out" / "found.json"))  # an earlier result
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.png").write_bytes(b"mine")
+    with pytest.raises(ConfigError) as caught:
+        list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "mine.json"))
+    assert caught.value.code == "C11"
+    truth = data / "annotations" / "panoptic_val.json"
+    with pytest.raises(ConfigError, match="no earlier result"):
+        list(predict_files(run.folder, [data / "val"], json_file=truth))
