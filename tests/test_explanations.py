@@ -8,21 +8,26 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 import regard
 from detr_cases import SMALL, randomized
+from regard.attention.augmented_conv import AugmentedConv2d
+from regard.attention.relative import relative_logits
 from regard.batches import ImageBatch
 from regard.categories import Category, ModelCard
 from regard.data.classification import ClassSample
 from regard.data.classification_transforms import evaluation
-from regard.errors import ConfigError
+from regard.errors import ConfigError, MachineError
 from regard.explanations import Explanation, Look
 from regard.explanations.detr import covered, relevance
 from regard.explanations.recording import AttentionRecorder
 from regard.explanations.vit import rollout
-from regard.models.catalog import create
+from regard.models.catalog import build, create
+from regard.models.token_merging import merge_tokens
+from regard.models.vit import ViTConfig
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
 
@@ -221,8 +226,6 @@ def test_augmented_networks(monkeypatch):
     net = create("aa_resnet20", num_classes=4).eval()
     found = regard.explain(net, PHOTO)
     assert all(abs(look.weights.sum().item() - 1) < 1e-5 for look in found.looks)
-    from regard.attention.augmented_conv import AugmentedConv2d
-
     layers = [m for m in net.modules() if isinstance(m, AugmentedConv2d)]
     assert len(found) == len(layers)
     seen = {}
@@ -241,8 +244,6 @@ def test_augmented_networks(monkeypatch):
     kept = []
 
     def eager(query, key, value, position, method):
-        from regard.attention.relative import relative_logits
-
         weights = relative_logits(query, key, position).softmax(-1)
         weights.retain_grad()
         kept.append(weights)
@@ -269,8 +270,11 @@ def test_arrays_and_pictures(vit, tmp_path):
     Image.fromarray(PHOTO).save(tmp_path / "photo.png")
     found = regard.explain(vit, tmp_path / "photo.png")
     assert repr(found) == f"Explanation(rollout, 2 maps; {tmp_path / 'photo.png'})"
-    found.save(tmp_path / "new" / "maps.npz")
-    with np.load(tmp_path / "new" / "maps.npz") as arrays:
+    found.save(tmp_path / "new" / "maps.NPZ")
+    with pytest.raises(MachineError, match="cannot be written"):
+        found.save(tmp_path / "photo.png" / "maps.npz")
+    with np.load(tmp_path / "new" / "maps.NPZ") as arrays:
+        assert set(arrays) == {"weights", "extents", "points", "titles", "size"}
         assert np.array_equal(arrays["weights"][1], found.looks[1].weights.numpy())
         assert arrays["titles"].tolist() == ["rollout, class token", "rollout, distillation token"]
         assert arrays["size"].tolist() == [48, 80] and np.isnan(arrays["points"]).all()
@@ -285,6 +289,8 @@ def test_arrays_and_pictures(vit, tmp_path):
     ("options", "says"),
     [
         ({"what": "rolout"}, "did you mean 'rollout'"),
+        ({"what": ""}, "unknown kind of explanation"),
+        ({"what": "rollout", "layer": 1}, "layer does not go with rollout of deit_nano_distilled_patch4_32"),
         ({"what": "heads", "layer": 9}, "layer=9, there are 4: 0 to 3"),
         ({"what": "tokens", "head": -3}, "head=-3, there are 2"),
         ({"what": "patch", "point": (80.0, 2.0)}, "outside of what the model sees: x 0 to 80 and y 0 to 48"),
@@ -295,6 +301,36 @@ def test_what_there_is_not(vit, options, says):
     with pytest.raises(ConfigError) as caught:
         regard.explain(vit, PHOTO, **options)
     assert says in caught.value.line
+
+
+def test_relevance_inside_code_without_gradients(vit, detr):
+    """And it leaves none behind."""
+    for net in (vit, detr):
+        net.zero_grad()
+    expected = [regard.explain(net, PHOTO, "relevance", threshold=0.0) for net in (vit, detr)]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = [regard.explain(net, PHOTO, "relevance", threshold=0.0) for net in (vit, detr)]
+        for one, other in zip(found, expected, strict=True):
+            assert all(torch.equal(a.weights, b.weights) for a, b in zip(one.looks, other.looks, strict=True))
+    assert all(parameter.grad is None for net in (vit, detr) for parameter in net.parameters())
+
+
+def test_a_shallow_and_a_merging_transformer():
+    net = build(ViTConfig(num_classes=3, depth=1, embed_dim=32, num_heads=2, patch_size=8, image_size=32), "shallow")
+    assert regard.explain(net, PHOTO, "relevance").looks[0].weights.shape == (4, 4)
+    for what in ("rollout", "relevance"):
+        with pytest.raises(ConfigError, match="merged tokens"):
+            regard.explain(merge_tokens(net, 2), PHOTO, what)
+
+
+def test_any_augmented_network():
+    torch.manual_seed(0)
+    net = regard.augment(torchvision.models.resnet18(num_classes=3), image_size=64, quiet=True)
+    found = regard.explain(net, PHOTO, image_size=64)
+    names = [name for name, module in net.named_modules() if isinstance(module, AugmentedConv2d)]
+    assert [look.title for look in found.looks] == names
+    assert regard.explain(net, PHOTO, "relevance", image_size=64).looks[0].title.split("for ")[1].startswith("class ")
 
 
 def test_models_without_such_attention(detr):

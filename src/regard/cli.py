@@ -352,6 +352,19 @@ def explanations(*, minutes: float = 4.0, images: int = 60, output: Path = Path(
     explanations(minutes, images, output)
 
 
+@study_app.command
+def gallery(*, output: Path = Path("runs/gallery"), page: Path | None = None) -> None:
+    """A page of pictures of what small models find and where they look, trained and drawn anew.
+
+    Args:
+        output: folder of the runs; the same command goes on with what was stopped.
+        page: Markdown file to write, its pictures in a folder of its name; OUTPUT/gallery.md if not given.
+    """
+    from regard.studies.gallery import gallery
+
+    gallery(output, page)
+
+
 @app.command
 def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 10) -> None:
     """Speed next to the peers, in alternating rounds of one process.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.batches import ImageBatch
 from regard.categories import knows_stuff
@@ -112,7 +112,7 @@ def predict_each(
         net.train(was_training)
 
 
-def device_for(model: Model | str | Path, name: str) -> torch.device:
+def device_for(model: nn.Module | str | Path, name: str) -> torch.device:
     """The device by its name. `auto` leaves a model of the caller's where it is, and is else the best there is."""
     parameter = None if isinstance(model, (str, Path)) else next(model.parameters(), None)
     return choose_device(name) if parameter is None or name != "auto" else parameter.device

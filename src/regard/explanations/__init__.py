@@ -8,10 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.batches import ImageBatch
+from regard.categories import ModelCard
 from regard.data.classification import ClassSample
 from regard.data.classification_transforms import evaluation
 from regard.data.image_folders import list_images
@@ -28,14 +30,15 @@ from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
 from regard.loading import load
 from regard.models.catalog import Detector, Model
-from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
 from regard.models.vit import VisionTransformer
 from regard.prediction import device_for
 
 
+@torch.inference_mode(False)  # relevance needs gradients, wherever it is asked for
+@torch.enable_grad()
 def explain(
-    model: Model | str | Path,
+    model: Model | nn.Module | str | Path,
     image: Any,
     what: str | None = None,
     *,
@@ -43,6 +46,7 @@ def explain(
     layer: int | None = None,
     head: int | None = None,
     threshold: float | None = None,
+    image_size: int = 224,
     device: str = "auto",
 ) -> Explanation:
     """Where a model looks in an image.
@@ -62,10 +66,12 @@ def explain(
         layer, head: by number, from 0; negative ones count from the end. Where none is given, the last layer and the
             mean of the heads.
         threshold: least score of a detection that is explained, 0..1; if None 0.5, for sigmoid scores 0.3.
+        image_size: of a network of your own, given to `regard.augment`: side of the square that it sees.
         device: as for `regard.predict`.
 
     Raises:
-        ConfigError: there is no such kind, layer, head or point, or the model has nothing to show (C01, C03, C09).
+        ConfigError: there is no such kind, layer, head or point, an option that the kind does not read, or a model that
+            has nothing to show (C01, C03, C09).
         DataError: the image cannot be read.
     """
     if threshold is not None and not 0 <= threshold <= 1:
@@ -81,19 +87,20 @@ def explain(
             resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
             batch = ImageBatch.from_images([resized]).to(where).normalized()
             size = pixels.shape[-2], pixels.shape[-1]
-            kind = what or "decoder"
+            kind = "decoder" if what is None else what
             looks, columns = explain_detr(net, batch, size, kind, threshold=least, point=point, layer=layer, head=head)
         elif isinstance(net, Detector):
             raise ConfigError(f"{net.card.name} cannot be explained", remedy="take a detr_* model", code="C09")
         else:
-            batch, extent = _for_classifier(net, pixels)
+            card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_ratio=0.875)
+            batch, extent = _for_classifier(card, pixels)
             seen = batch.to(where).pixels
             if isinstance(net, VisionTransformer):
-                kind = what or "rollout"
+                kind = "rollout" if what is None else what
                 looks, columns = explain_vit(net, seen, extent, kind, point=point, layer=layer, head=head)
             else:
-                kind = what or "layers"
-                looks, columns = explain_augmented(net, seen, extent, kind, point=point, layer=layer, head=head)
+                kind = "layers" if what is None else what
+                looks, columns = explain_augmented(net, card, seen, extent, kind, point=point, layer=layer, head=head)
     finally:
         net.train(was_training)
     path = str(image) if isinstance(image, (str, Path)) else None
@@ -114,9 +121,9 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
     return query_places(net.to(device_for(model, device)), list_images(folder))
 
 
-def _for_classifier(net: Classifier, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
+def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
     """The image as a classifier sees it, normalised, and what it shows of the original."""
-    resize = evaluation(net.card.short_side, net.card.crop_ratio)
+    resize = evaluation(card.short_side, card.crop_ratio)
     seen = resize(ClassSample(pixels, label=0)).image
     return ImageBatch.from_images([seen]).normalized(), resize.extent(pixels.shape[-2], pixels.shape[-1])
 

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
+from regard.categories import ModelCard
 from regard.errors import ConfigError
-from regard.explanations.choices import cell_of, chosen, one_of
+from regard.explanations.choices import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
-from regard.models.classifiers import Classifier
 
-KINDS = ("layers", "heads", "relevance")
+# Kinds of explanation, and the options that each reads.
+KINDS = {"layers": ("point", "head"), "heads": ("point", "layer"), "relevance": ()}
 
 
 class Call(NamedTuple):
@@ -27,7 +28,8 @@ class Call(NamedTuple):
 
 
 def explain_augmented(
-    net: Classifier,
+    net: nn.Module,
+    card: ModelCard,
     pixels: Tensor,
     extent: Box,
     what: str,
@@ -47,18 +49,17 @@ def explain_augmented(
     Raises:
         ConfigError: the network has no such layer.
     """
-    one_of(what, KINDS, net.card.name)
-    with torch.enable_grad():
-        calls, logits = _calls(net, pixels.clone().requires_grad_())
+    check_kind(what, KINDS, card.name, point=point, layer=layer, head=head)
+    calls, logits = _calls(net, pixels.clone().requires_grad_())
     if not calls:
         remedy = "take one of regard models 'aa_*', or put attention in with regard.augment"
-        raise ConfigError(f"{net.card.name} has no attention-augmented convolution", remedy=remedy, code="C09")
+        raise ConfigError(f"{card.name} has no attention-augmented convolution", remedy=remedy, code="C09")
     if what == "relevance":
         label = int(logits[0].argmax())
-        title = net.card.categories[label].name
+        title = card.categories[label].name if card.categories else f"class {label}"
         of_outputs = torch.autograd.grad(logits[0, label], [call.attended for call in calls])
         found = zip(calls, of_outputs, strict=True)
-        return [Look(_relevance(call, g), f"{call.name}, {title}", extent) for call, g in found], 4
+        return [Look(_relevance(call, g), f"{call.name}, for {title}", extent) for call, g in found], 4
     if what == "heads":
         call = calls[chosen("layer", layer, len(calls), -1)]
         parts = [True, False] if call.layer.relative is not None else [True]
@@ -67,7 +68,10 @@ def explain_augmented(
             weights, grid = _weights(call, relative=relative)
             row, at = _row(point, extent, grid)
             title = "" if relative or len(parts) == 1 else ", content only"
-            looks += [Look(w[row].unflatten(0, grid), f"head {i}{title}", extent, at) for i, w in enumerate(weights)]
+            looks += [
+                Look(w[row].unflatten(0, grid), f"{call.name}, head {i}{title}", extent, at)
+                for i, w in enumerate(weights)
+            ]
         return looks, len(looks) // len(parts)
     looks = []
     for call in calls:

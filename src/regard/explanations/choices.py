@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from regard.config import unknown_name
 from regard.errors import ConfigError
 from regard.explanations.explanation import Box
 
 
-def one_of(what: str, kinds: Sequence[str], model: str) -> None:
-    """Raises ConfigError (C01) if there is no such kind of explanation for the model."""
+def check_kind(what: str, kinds: Mapping[str, Sequence[str]], model: str, **given: object) -> None:
+    """Check a kind of explanation, and that it reads the options that are given.
+
+    Args:
+        kinds: of the model, with the options that each reads.
+        given: options by name, None where one is not given.
+
+    Raises:
+        ConfigError: there is no such kind (C01), or it does not read an option (C09).
+    """
     if what not in kinds:
-        raise unknown_name(f"kind of explanation of {model}", what, kinds, code="C01")
+        raise unknown_name(f"kind of explanation of {model}", what, list(kinds), code="C01")
+    for name, value in given.items():
+        if value is not None and name not in kinds[what]:
+            readers = [kind for kind, options in kinds.items() if name in options]
+            remedy = f"leave it out, or take what={' or '.join(readers)}"
+            raise ConfigError(f"{name} does not go with {what} of {model}", remedy=remedy, code="C09")
 
 
 def chosen(name: str, number: int | None, count: int, default: int) -> int:

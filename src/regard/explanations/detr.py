@@ -11,14 +11,21 @@ from torch import Tensor
 from regard.batches import ImageBatch
 from regard.boxes import cxcywh_to_xyxy
 from regard.errors import ConfigError
-from regard.explanations.choices import cell_of, chosen, one_of
+from regard.explanations.choices import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
 from regard.explanations.recording import Attended, AttentionRecorder, gradients
 from regard.mask_results import Chosen, score_queries
 from regard.models.detr import DETR
 from regard.outputs import DetectionOutput
 
-KINDS = ("decoder", "heads", "encoder", "layers", "relevance")
+# Kinds of explanation, and the options that each reads; all read the threshold.
+KINDS = {
+    "decoder": ("layer", "head"),
+    "heads": ("point", "layer"),
+    "encoder": ("point", "layer", "head"),
+    "layers": (),
+    "relevance": (),
+}
 MOST = 12  # detections
 POINTS = 4  # from which the encoder is shown where no point is given
 
@@ -69,7 +76,7 @@ def explain_detr(
     Raises:
         ConfigError: no such kind, layer, head or point (C01, C03); the model has no encoder layer (C09).
     """
-    one_of(what, KINDS, net.card.name)
+    check_kind(what, KINDS, net.card.name, point=point, layer=layer, head=head)
     if what == "encoder" and net.config.encoder_layers == 0:
         remedy = f"take one of {', '.join(kind for kind in KINDS if kind != 'encoder')}"
         raise ConfigError(f"{net.card.name} has no encoder layer", remedy=remedy, code="C09")
@@ -193,7 +200,7 @@ def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: f
         features = net.backbone(batch.pixels)[-1]
     grid = features.shape[-2], features.shape[-1]
     extent = covered(net, grid, batch.sizes[0], size)
-    with torch.enable_grad(), AttentionRecorder() as recorder:
+    with AttentionRecorder() as recorder:
         moved = ImageBatch(batch.pixels.clone().requires_grad_(), batch.sizes)
         output = net(moved, masks=False)
     found = _detections(net, output, size, threshold)

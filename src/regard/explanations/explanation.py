@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from regard.errors import ConfigError, escape
+from regard.errors import ConfigError, MachineError, escape
 from regard.pictures import class_color, grid, save_picture
 
 Box = tuple[float, float, float, float]
@@ -85,14 +87,14 @@ class Explanation:
         """The number of maps."""
         return len(self.looks)
 
-    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+    def arrays(self) -> dict[str, Any]:
         """All maps as arrays.
 
         `weights` (N, h, w) float32, or `weights_0`, `weights_1`, ... where sizes differ; `extents` (N, 4) and `points`
         (N, 2) in pixels of the original, NaN for none; `titles` (N,) text; `size` (height, width) of the original.
         """
         maps = [look.weights.numpy() for look in self.looks]
-        found: dict[str, npt.NDArray[np.generic]] = {}
+        found: dict[str, Any] = {}
         if len({one.shape for one in maps}) == 1:
             found["weights"] = np.stack(maps)
         else:
@@ -128,8 +130,13 @@ class Explanation:
         if path.suffix.lower() != ARRAYS:
             save_picture(self.plot(), path)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, allow_pickle=False, **self.arrays())
+        packed = io.BytesIO()  # savez would add a suffix to a name that ends in .NPZ
+        np.savez_compressed(packed, **self.arrays())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(packed.getvalue())
+        except OSError as error:
+            raise MachineError(f"the arrays cannot be written: {error.strerror or error}", where=path) from error
 
     def __repr__(self) -> str:
         place = "" if self.path is None else f"; {escape(self.path)}"

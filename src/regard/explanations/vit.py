@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regard.explanations.choices import cell_of, chosen, one_of
+from regard.explanations.choices import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
 from regard.explanations.recording import AttentionRecorder, gradients
 from regard.models.vit import VisionTransformer
 
-KINDS = ("rollout", "heads", "tokens", "patch", "relevance")
+# Kinds of explanation, and the options that each reads.
+KINDS = {"rollout": (), "heads": ("layer",), "tokens": ("head",), "patch": ("point", "head"), "relevance": ()}
 
 
 def rollout(weights: Sequence[Tensor]) -> Tensor:
@@ -53,7 +54,7 @@ def explain_vit(
         pixels: (1, 3, H, W), normalised.
         extent: what they show of the original.
     """
-    one_of(what, KINDS, net.card.name)
+    check_kind(what, KINDS, net.card.name, point=point, layer=layer, head=head)
     count = net.num_tokens
     grid = tuple(side // net.config.patch_size for side in pixels.shape[-2:])
     names = ("class token", "distillation token")[:count]
@@ -61,11 +62,11 @@ def explain_vit(
     def look(row: Tensor, title: str, at: tuple[float, float] | None = None) -> Look:
         return Look(row[count:].unflatten(0, grid), title, extent, at)
 
-    if what == "relevance":
-        relevance, name = _relevance(net, pixels)
-        return [look(relevance[token], f"{name}, {names[token]}") for token in range(count)], count
     with torch.no_grad():
         weights = [block[0] for block in net.attention(pixels)]  # (heads, N, N)
+    if what == "relevance":
+        relevance, name = _relevance(net, pixels)
+        return [look(relevance[token], f"for {name}, {names[token]}") for token in range(count)], count
     if what == "rollout":
         joint = rollout([block[None] for block in weights])[0]
         return [look(joint[token], f"rollout, {names[token]}") for token in range(count)], count
@@ -85,11 +86,11 @@ def explain_vit(
 
 def _relevance(net: VisionTransformer, pixels: Tensor) -> tuple[Tensor, str]:
     """(N, N) relevance of each token for each, for the likeliest class, and the name of that class."""
-    with torch.enable_grad(), AttentionRecorder() as recorder:
+    with AttentionRecorder() as recorder:
         logits = net(pixels.clone().requires_grad_())
-        assert isinstance(logits, Tensor)  # of both heads together, in evaluation
+    assert isinstance(logits, Tensor)  # of both heads together, in evaluation
     label = int(logits[0].argmax())
-    relevance = torch.eye(recorder.calls[0].query.shape[2], device=pixels.device)
+    relevance = torch.eye(recorder.calls[0].key.shape[2], device=pixels.device)
     for weighted in gradients(logits[0, label], recorder.calls):
         rows = weighted.shape[1]  # the last block may compute the first tokens alone
         relevance = torch.cat((relevance[:rows] + weighted[0] @ relevance, relevance[rows:]))

@@ -1,0 +1,180 @@
+"""A page of pictures: segments, and where detectors and classifiers look. Everything on it is trained and drawn anew.
+
+regard study gallery --page docs/gallery.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+import regard
+from regard.data.classification import open_classification
+from regard.data.formats import open_detection
+from regard.data.image_folders import list_images
+from regard.data.shapes import data_folder
+from regard.errors import ConfigError
+from regard.explanations import explain, explain_queries
+from regard.pictures import grid
+from regard.prediction import predict_each
+from regard.studies.seeds import claim, train_all
+from regard.training.reports import replace_text
+
+DATA = "shapes:"
+# What is trained, words of `regard train` each.
+MODELS = {
+    "panoptic": ["detr_tiny_panoptic", "--data", DATA],
+    "encoder": ["detr_tiny", "--data", DATA, "model.encoder_layers=2", "epochs=6", "augmentation=flip"],
+    "augmented": ["aa_resnet20", "--data", "digits", "epochs=8"],
+    "deit": ["deit_nano_distilled_patch4_32", "--data", "digits"],
+}
+SCENES = (3, 5, 8, 11)  # validation images
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture of the page. draw: writes it to a path. command: what a user types for one like it."""
+
+    name: str
+    title: str
+    text: str
+    command: str
+    draw: Callable[[Path], Any]
+
+
+def gallery(output: Path, page: Path | None) -> None:
+    """Train the models, draw the page and its pictures, and print where it is.
+
+    Args:
+        output: folder of the runs; what was trained there before is taken.
+        page: the Markdown file; pictures go to the folder of its name beside it. `output/gallery.md` if None.
+
+    Raises:
+        ConfigError: there is something else in `output` (C11), or the page has no suffix `.md`.
+    """
+    page = output / "gallery.md" if page is None else page
+    if page.suffix != ".md":
+        raise ConfigError("the page is a Markdown file", where=page, remedy="name it gallery.md", code="C11")
+    claim(output, {"models": MODELS})
+    data_folder(DATA)  # made once, before two trainings would make it
+    runs = {name: folders[0] for name, folders in train_all(MODELS, 1, output).items()}
+    pictures = page.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# Gallery",
+        "",
+        "Drawn by `regard study gallery --page docs/gallery.md`: small models, trained in minutes on two CPU cores.",
+        "The commands below draw the like for any model and image.",
+    ]
+    for entry in entries(runs):
+        entry.draw(pictures / f"{entry.name}.png")
+        shown = f"![{entry.title}]({pictures.name}/{entry.name}.png)"
+        lines += ["", f"## {entry.title}", "", entry.text, "", "```console", entry.command, "```", "", shown]
+    replace_text(page, "\n".join(lines) + "\n")
+    print(page)
+
+
+def entries(runs: dict[str, Path]) -> list[Entry]:
+    """What is on the page, for the runs of `MODELS`."""
+    folder = data_folder(DATA)
+    files = list(list_images(folder / "val"))
+    scenes = [files[number] for number in SCENES]
+    scene = scenes[0]
+    panoptic, encoder, augmented, deit = (regard.load(runs[name]) for name in MODELS)
+    digit = _digit(7)
+    return [
+        Entry(
+            "panoptic",
+            "Panoptic segmentation",
+            "Every pixel belongs to a thing or to stuff. A mask head follows each query of DETR (section 4.4).",
+            "regard predict runs/panoptic photos/ --output drawn/ --json segments.json",
+            lambda path: _segments(panoptic, scenes).save(path),
+        ),
+        Entry(
+            "decoder",
+            "Where the decoder looks",
+            "Cross-attention of each detection in the last decoder layer, mean of its heads (DETR, figure 6).",
+            "regard explain runs/panoptic scene.png",
+            lambda path: explain(panoptic, scene).save(path),
+        ),
+        Entry(
+            "heads",
+            "Head by head",
+            "The same for one detection: heads share the work, and some look at the outline.",
+            "regard explain runs/panoptic scene.png --what heads --point 44 42",
+            lambda path: explain(panoptic, scene, "heads", point=_thing(panoptic, scene)).save(path),
+        ),
+        Entry(
+            "relevance",
+            "What counts for the class",
+            "Attention weighted by the gradient of each detection's class, through all layers (Chefer et al. 2021).",
+            "regard explain runs/panoptic scene.png --what relevance",
+            lambda path: explain(panoptic, scene, "relevance").save(path),
+        ),
+        Entry(
+            "layers",
+            "Layer by layer",
+            "Boxes of the same queries after each decoder layer, over where they look together.",
+            "regard explain runs/panoptic scene.png --what layers",
+            lambda path: explain(panoptic, scene, "layers").save(path),
+        ),
+        Entry(
+            "encoder",
+            "Where places of the image look",
+            "Self-attention in the encoder from four points: objects come apart before any query asks (figure 3).",
+            "regard explain runs/encoder scene.png --what encoder",
+            lambda path: explain(encoder, scene, "encoder").save(path),
+        ),
+        Entry(
+            "queries",
+            "Where each query finds its objects",
+            "A dot for the middle of its box in each validation image: green for small boxes, orange for wide, blue for"
+            " high ones (figure 7). Some queries have specialised in sky and ground.",
+            "regard explain runs/panoptic shapes/val/",
+            lambda path: explain_queries(panoptic, folder / "val").save(path),
+        ),
+        Entry(
+            "rollout",
+            "A transformer reads a digit",
+            "Attention rolled out through all blocks of a small DeiT (Abnar and Zuidema 2020).",
+            "regard explain runs/deit digit.png",
+            lambda path: explain(deit, digit).save(path),
+        ),
+        Entry(
+            "tokens",
+            "Class token and distillation token",
+            "Block by block, mean of the heads.",
+            "regard explain runs/deit digit.png --what tokens",
+            lambda path: explain(deit, digit, "tokens").save(path),
+        ),
+        Entry(
+            "augmented",
+            "Attention beside a convolution",
+            "Each head of an attention-augmented ResNet from one pixel; below without the relative positions.",
+            "regard explain runs/augmented digit.png --what heads --point 16 16",
+            lambda path: explain(augmented, digit, "heads", layer=0).save(path),
+        ),
+    ]
+
+
+def _segments(model: Any, scenes: Sequence[Path]) -> Image.Image:
+    """Predictions beside the images themselves."""
+    pictures = [result.plot() for result in predict_each(model, scenes)]
+    originals = [Image.open(path).convert("RGB").resize(pictures[0].size, Image.Resampling.NEAREST) for path in scenes]
+    return grid([*originals, *pictures], columns=len(scenes), longest=320)
+
+
+def _thing(model: Any, scene: Path) -> tuple[float, float]:
+    """The middle of the first object in the truth about an image."""
+    dataset = open_detection(scene.parents[1], "val")
+    box = dataset[dataset.names.index(scene.name)].boxes[0]
+    return float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
+
+
+def _digit(number: int) -> Tensor:
+    return open_classification("digits", "val")[number].image
