@@ -203,10 +203,12 @@ def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: f
     with AttentionRecorder() as recorder:
         moved = ImageBatch(batch.pixels.clone().requires_grad_(), batch.sizes)
         output = net(moved, masks=False)
+    # Those of the transformer come last: a backbone may have attention of its own.
+    calls = recorder.calls[-(net.config.encoder_layers + 2 * net.config.decoder_layers) :]
     found = _detections(net, output, size, threshold)
     looks = []
     for number, (query, label) in enumerate(zip(found.queries.tolist(), found.labels, strict=True)):
-        row = relevance(output.logits[0, query, label], recorder.calls, net.config.encoder_layers)[query]
+        row = relevance(output.logits[0, query, label], calls, net.config.encoder_layers)[query]
         looks.append(found.look(number, row.unflatten(0, grid), found.titles[number], extent))
     return looks
 
