@@ -56,3 +56,25 @@ def test_a_detection_is_found_by_class_and_place():
     torch.testing.assert_close(found, torch.tensor([0.5, 0.0]), atol=1e-3, rtol=0)
     with pytest.raises(ConfigError, match="to its size"):
         deletion_curve(share_of_the_left, torch.ones(3, 8, 16), torch.ones(8, 8))
+
+
+def test_random_maps_tie_with_each_other_and_lose_to_the_right_one():
+    """What counts is one corner: random maps differ by chance, the map of the corner is below all of them."""
+    g = torch.Generator().manual_seed(2)
+    image = torch.ones(3, 32, 32)
+    corner = torch.zeros(32, 32)
+    corner[:8, :8] = 1
+
+    def score(images):
+        return (images[:, 0] * corner).sum((1, 2)) / corner.sum()
+
+    def random():
+        return deletion_curve(
+            score, image, torch.rand(8, 8, generator=g).repeat_interleave(4, 0).repeat_interleave(4, 1)
+        )
+
+    first, second = (torch.tensor([random().area for _ in range(60)]) for _ in range(2))
+    gains = first - second
+    assert gains.mean().abs() < 3 * gains.std() / 60**0.5
+    assert first.mean() == pytest.approx(0.5, abs=0.06)
+    assert deletion_curve(score, image, corner).area < min(first.min(), second.min())

@@ -17,6 +17,7 @@ from regard.data.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.shapes import ShapesConfig, write_shapes
 from regard.detection_runs import evaluate_on
 from regard.errors import ConfigError
+from regard.evaluation.panoptic import evaluate_panoptic
 from regard.models.detr import DETR, DETRConfig
 from regard.outputs import DetectionOutput
 from regard.prediction_files import predict_files
@@ -98,6 +99,23 @@ def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
     again = regard.evaluate(run.folder, data, output=tmp_path, batch_size=4, workers=0, device="cpu")
     assert again.stats == written["stats"]
     assert again.table().row_count == 3
+
+
+def test_submissions_score_what_the_model_scores(run, data, tmp_path):
+    """Read back, by the readers of ground truth and by pycocotools."""
+    pycocotools = pytest.importorskip("pycocotools.coco")
+    scores = regard.evaluate(run.folder, data, output=tmp_path, workers=0, device="cpu", submission=tmp_path / "p.json")
+    truth = open_panoptic(data, "val")
+    found = read_panoptic(tmp_path / "p.json")
+    counts = evaluate_panoptic(map(truth.segments, range(4)), (segments_of(found, i) for i in range(4)))
+    assert counts.stats == scores.panoptic.stats
+    run = train(data, tmp_path / "run", "annotations=instances")
+    scores = regard.evaluate(run.folder, data, workers=0, device="cpu", submission=tmp_path / "sub" / "masks.json")
+    ours = pycocotools.COCO(str(data / "annotations" / "instances_val.json"))
+    assert len(ours.loadRes(str(tmp_path / "sub" / "masks.json")).anns) == scores.masks.detections == 4 * 15
+    with pytest.raises(ConfigError) as caught:
+        regard.evaluate(run.folder, data, device="cpu", submission=tmp_path / "p.json")
+    assert caught.value.code == "C11"
 
 
 def test_instances_alone(data, tmp_path):

@@ -101,6 +101,7 @@ def evaluate(
     throughput: bool = False,
     real: Path | None = None,
     all_images: bool = False,
+    submission: Path | None = None,
 ) -> None:
     """Scores on the validation images of a data set: COCO's of a detector, accuracy and the like of a classifier.
 
@@ -115,6 +116,7 @@ def evaluate(
         throughput: also a classifier's images per second.
         real: real.json, for the ReaL accuracy on ImageNet's validation images.
         all_images: judge on all images of class folders without train and val, not on the fifth for validation.
+        submission: file for what a detector finds, boxes, masks or segments in COCO's format, with the data's own ids.
     """
     from rich.console import Console
 
@@ -131,6 +133,7 @@ def evaluate(
         throughput=throughput,
         real=real,
         all_images=all_images,
+        submission=submission,
         tell=lambda scores: Console().print(scores.table()),
     )
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from regard.categories import Category, labels_by_name
 from regard.data.formats import CocoDataset
-from regard.data.panoptic import PanopticDataset
+from regard.data.panoptic import PanopticDataset, PanopticWriter, png_names
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
 from regard.detection_batches import DetectionBatch, collate
@@ -50,6 +50,22 @@ class DetectorEvaluation:
     losses: dict[str, float]
     detections: Detections
     ground_truth: dict[str, Any]
+    masked: tuple[Detections, list[dict[str, Any]]] | None = None  # detections that have a mask, and their masks
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of a COCO results file: boxes, or masks where there are any."""
+        detections, masks = (self.detections, None) if self.masked is None else self.masked
+        columns = (detections.image_ids, detections.category_ids, detections.boxes_xywh, detections.scores)
+        rows = [
+            {"image_id": image, "category_id": category, "score": score, "bbox": box}
+            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+        if masks is None:
+            return rows
+        return [
+            {**{key: row[key] for key in ("image_id", "category_id", "score")}, "segmentation": mask}
+            for row, mask in zip(rows, masks, strict=True)
+        ]
 
     def write(self, folder: Path, data: str) -> None:
         """`metrics.json` and pictures. `data`: what was judged on."""
@@ -71,6 +87,7 @@ def evaluate_detector(
     workers: int,
     processes: Processes,
     picture: Path | None = None,
+    writer: PanopticWriter | None = None,
 ) -> DetectorEvaluation:
     """Run a detector over a data set and score it. Several processes share the images; all get the result.
 
@@ -80,6 +97,7 @@ def evaluate_detector(
     Args:
         categories: the model's; those of the data set are found among them by their names.
         picture: where to draw truth beside prediction for the first images.
+        writer: takes the segments that were found, where the data are panoptic; for one process.
     """
     label_of = labels_by_name(categories, dataset.categories, str(dataset.annotations.path))
     was_training = model.training
@@ -100,7 +118,7 @@ def evaluate_detector(
     tally = None
     if dataset.masks:
         assert isinstance(model, DETR)
-        tally = MaskTally(model, dataset, categories, label_of, softmax=softmax)
+        tally = MaskTally(model, dataset, categories, label_of, softmax=softmax, writer=writer)
     for batch in raising(loader):
         images = batch.images.to(processes.device).normalized()
         output = model(images) if tally is None else tally.model(images, masks=False)
@@ -124,7 +142,7 @@ def evaluate_detector(
     losses = {"loss": sum(criterion.weights[name] * value for name, value in total.items()), **total}
     ground_truth = dataset.to_coco()
     of_boxes = evaluate_detections(ground_truth, detections)
-    judged = of_boxes if tally is None else tally.scores(of_boxes, processes)
+    judged, masked = (of_boxes, None) if tally is None else tally.scores(of_boxes, processes)
     if picture is not None:
         truth = [replace(dataset[i], labels=torch.tensor(label_of)[dataset[i].labels]) for i in mine[: len(shown)]]
         if tally is not None and tally.shown:
@@ -132,7 +150,7 @@ def evaluate_detector(
         else:
             drawn = draw_comparison(truth, shown, categories)
         drawn.save(picture, quality=90)
-    return DetectorEvaluation(judged, losses, detections, ground_truth)
+    return DetectorEvaluation(judged, losses, detections, ground_truth, masked)
 
 
 class MaskTally:
@@ -149,8 +167,10 @@ class MaskTally:
         label_of: Sequence[int],
         *,
         softmax: bool,
+        writer: PanopticWriter | None = None,
     ) -> None:
         self.model = model
+        self.writer = writer
         self.dataset = dataset
         self.categories = tuple(categories)
         self.label_of = label_of
@@ -161,6 +181,7 @@ class MaskTally:
         self.masks: list[dict[str, Any]] = []
         self.counts = PanopticCounts(dataset.categories) if isinstance(dataset, PanopticDataset) else None
         self.shown: list[tuple[PanopticSegments, PanopticSegments]] = []
+        self.names = png_names(dataset.annotations.images)
         self.index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
 
     def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
@@ -192,14 +213,19 @@ class MaskTally:
         for number, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
             rows, labels, scores = chosen.of(number)
             found = panoptic_segments(scores, labels, logits[rows], size, self.categories)
-            truth = self.dataset.segments(self.index_of[sample.image_id])
+            index = self.index_of[sample.image_id]
+            truth = self.dataset.segments(index)
             self.counts.add(truth, found)
+            if self.writer is not None:
+                self.writer.add(self.dataset.annotations.images[index], found, self.names[index])
             if len(self.shown) < PICTURES:
                 labels = torch.tensor([self.label_of[label] for label in truth.labels.tolist()], dtype=torch.int64)
                 self.shown.append((replace(truth, labels=labels, categories=self.categories), found))
 
-    def scores(self, boxes: DetectionScores, processes: Processes) -> SegmentationScores:
-        """The scores over the images of all processes."""
+    def scores(
+        self, boxes: DetectionScores, processes: Processes
+    ) -> tuple[SegmentationScores, tuple[Detections, list[dict[str, Any]]]]:
+        """The scores over the images of all processes, and the detections with their masks that they come from."""
         everything = processes.gather((self.columns, self.masks, self.counts))
         detections = _join([column for columns, _, _ in everything for column in columns])
         masks = [mask for _, part, _ in everything for mask in part]
@@ -211,9 +237,8 @@ class MaskTally:
         things = {category.id for category in self.dataset.categories if category.is_thing}
         truth["annotations"] = [row for row in truth["annotations"] if row["category_id"] in things]
         truth["categories"] = [row for row in truth["categories"] if row["id"] in things]
-        return SegmentationScores(
-            boxes, evaluate_masks(truth, detections, masks), None if self.counts is None else counts.scores()
-        )
+        panoptic = None if self.counts is None else counts.scores()
+        return SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic), (detections, masks)
 
 
 class _Resized(Dataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor
 from regard.categories import Category, knows_stuff
 from regard.data.formats import Split, open_detection
 from regard.data.health import advise
-from regard.data.panoptic import has_panoptic, open_panoptic
+from regard.data.panoptic import PanopticWriter, has_panoptic, open_panoptic
 from regard.data.shapes import data_folder
 from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
 from regard.detection import DetectionTask
@@ -21,6 +22,7 @@ from regard.detection_judging import DetectorEvaluation, ObjectDataset, evaluate
 from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import warn_of_surplus
 from regard.evaluation.plots import plot_dataset
+from regard.folders import make_writable
 from regard.loading import load
 from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
@@ -28,6 +30,7 @@ from regard.models.detr import DETR
 from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_from_file
 from regard.training.distributed import Processes
+from regard.training.reports import replace_text
 
 
 class DetectionJob:
@@ -183,18 +186,36 @@ def augmentation_of(settings: Recipe) -> Pipeline:
 
 
 def evaluate_on(
-    net: Detector, data: str, *, run: Path | None, device: torch.device, batch_size: int, workers: int
+    net: Detector,
+    data: str,
+    *,
+    run: Path | None,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    submission: Path | None = None,
 ) -> DetectorEvaluation:
     """Judge a detector on the validation images of a data set.
 
     Args:
         run: where the detector comes from; its loss is taken if it is a run.
+        submission: file to write what was found to, as `regard.runs.evaluate` says.
+
+    Raises:
+        ConfigError: the file or the folder of its PNG files is there already (C11).
     """
     folder = data_folder(data)
     masks = isinstance(net, DETR) and net.config.masks
     panoptic = knows_stuff(net.card.categories) and has_panoptic(folder)
     dataset = open_objects(folder, "val", panoptic=panoptic, masks=masks)
-    with advise(data_folder(data)):
+    writer = None
+    if submission is not None:
+        for path in (submission, submission.with_suffix("")):
+            if path.exists():
+                raise ConfigError("this is there already", where=path, remedy="name another file", code="C11")
+        make_writable(submission.parent)
+        writer = PanopticWriter(submission) if panoptic and masks else None
+    with advise(folder):
         evaluation = evaluate_detector(
             net.to(device),
             dataset,
@@ -205,7 +226,12 @@ def evaluate_on(
             batch_size=batch_size,
             workers=workers,
             processes=Processes(0, 1, device),
+            writer=writer,
         )
+    if writer is not None:
+        writer.close()
+    elif submission is not None:
+        replace_text(submission, json.dumps(evaluation.rows()))
     warn_of_surplus(evaluation.ground_truth, evaluation.detections)
     return evaluation
 

@@ -150,6 +150,7 @@ def evaluate(
     throughput: bool = False,
     real: str | Path | None = None,
     all_images: bool = False,
+    submission: str | Path | None = None,
     tell: Callable[[Scores], None] | None = None,
 ) -> Scores:
     """Scores of a model on the validation split of a data set: COCO's of a detector, accuracy of a classifier.
@@ -168,6 +169,9 @@ def evaluate(
         real: `real.json` of ReaL (Beyer et al. 2020); for ImageNet's validation images also `real_top1`.
         all_images: class folders without train and val, such as ImageNet-A, are a test set: judge on all of their
             images, not on the fifth that is kept for validation.
+        submission: of a detector, file for what it finds in COCO's result format, with the data's own image and
+            category ids: masks if it has them, else boxes; of a panoptic model COCO's panoptic file, with a folder of
+            PNG files beside it.
         tell: is called with the scores as soon as they are known, before anything is written.
 
     A classifier may know more classes than the data have; then the best of those counts that the data have.
@@ -190,8 +194,13 @@ def evaluate(
             raise ConfigError(what, where=net.card.name, remedy="leave them out", code="C09")
         run = Path(source) if isinstance(source, (str, Path)) else None
         size = batch_size or 1
-        evaluation = detection_runs.evaluate_on(net, text, run=run, device=where, batch_size=size, workers=workers)
+        file = None if submission is None else Path(submission)
+        evaluation = detection_runs.evaluate_on(
+            net, text, run=run, device=where, batch_size=size, workers=workers, submission=file
+        )
     else:
+        if submission is not None:
+            raise ConfigError("submission is for detectors", where=net.card.name, remedy="leave it out", code="C09")
         size = batch_size or 64
         evaluation = judge(net, text, questions, device=where, batch_size=size, workers=workers)
     if tell is not None:

@@ -62,10 +62,12 @@ def query_places(model: Detector, images: Iterable[Any], *, device: str = "auto"
     model.to(where).eval()
     resize = EvaluationResize(model.card.short_side, model.card.max_size)
     found = []
-    for source in images:
-        batch = ImageBatch.from_images([resize(Sample(to_image(source))).image])
-        found.append(model(batch.to(where).normalized()).boxes.cpu())
-    model.train(was_training)
+    try:
+        for source in images:
+            batch = ImageBatch.from_images([resize(Sample(to_image(source))).image])
+            found.append(model(batch.to(where).normalized()).boxes.cpu())
+    finally:
+        model.train(was_training)
     if not found:
         raise ConfigError("no images", remedy="name a folder with images", code="C09")
     return QueryPlaces(torch.cat(found))

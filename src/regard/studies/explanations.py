@@ -59,7 +59,11 @@ def explanations(minutes: float, images: int, output: Path) -> None:
 
 
 def measure(net: DETR, images: int) -> Areas:
-    """Areas under the curves of every detection in so many validation images of shapes."""
+    """Areas under the curves of every detection in so many validation images of shapes.
+
+    Raises:
+        ConfigError: the model finds nothing in them (C09).
+    """
     dataset = open_detection(data_folder(DATA), "val", categories=net.card.categories)
     generator = torch.Generator().manual_seed(0)
     areas: Areas = {name: [] for name in (*KINDS, "box, uniform", "random")}
@@ -79,6 +83,9 @@ def measure(net: DETR, images: int) -> Areas:
                 curves = (curve(score, seen, weights) for curve in (deletion_curve, insertion_curve))
                 deletion, insertion = (curve.area for curve in curves)
                 areas[name].append((deletion, insertion))
+    if not areas["random"]:
+        what = f"no detection above {LEAST} in {images} images: there is nothing to explain"
+        raise ConfigError(what, remedy="train longer, in a new folder, with a larger --minutes", code="C09")
     return areas
 
 
