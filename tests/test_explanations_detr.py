@@ -91,25 +91,32 @@ def test_neighbours_and_padding_do_not_matter():
 
 @pytest.mark.parametrize("size", [(48, 80), (120, 50), (64, 64)])
 def test_a_cell_lies_over_the_pixels_that_change_it(size):
-    """A patch of the original is painted over: the cell that changes most covers it, within half a cell."""
+    """A patch of the original is painted over: what changes of the feature map lies there, to within a cell.
+
+    Not closer: strided convolutions begin at the first pixel of a cell, so that cells answer to what is up to half a
+    cell above and left of their middle.
+    """
     net = small()
     height, width = size
     image = photo(*size)
-
-    def features(pixels):
-        resized = EvaluationResize(64, 128)(Sample(torch.from_numpy(pixels).permute(2, 0, 1))).image
-        batch = ImageBatch.from_images([resized]).normalized()
-        with torch.no_grad():
-            return net.backbone(batch.pixels)[-1][0], batch.sizes[0]
-
-    before, seen = features(image)
+    before, seen = _features(net, image)
     h, w = before.shape[-2:]
     x0, y0, x1, y1 = covered(net, (h, w), seen, size)
     across, down = (x1 - x0) / w, (y1 - y0) / h
+    rows, columns = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
     for share_y, share_x in ((0.2, 0.8), (0.5, 0.5), (0.8, 0.3)):
-        y, x = share_y * height, share_x * width
+        y, x = int(share_y * height), int(share_x * width)
         painted = image.copy()
-        painted[int(y) - 2 : int(y) + 3, int(x) - 2 : int(x) + 3] = 255 * (image[int(y), int(x)] < 128)
-        change = (features(painted)[0] - before).square().sum(0)
-        row, column = divmod(int(change.argmax()), w)
-        assert abs(y0 + (row + 0.5) * down - y) <= down and abs(x0 + (column + 0.5) * across - x) <= across
+        painted[y - 2 : y + 3, x - 2 : x + 3] = 255 * (image[y, x] < 128)
+        change = (_features(net, painted)[0] - before).square().sum(0)
+        share = change / change.sum()
+        assert abs(y0 + (share * rows).sum() * down - (y + 0.5)) < down
+        assert abs(x0 + (share * columns).sum() * across - (x + 0.5)) < across
+
+
+def _features(net, pixels):
+    """The backbone's last map of an image, and the size at which the model sees it."""
+    resized = EvaluationResize(64, 128)(Sample(torch.from_numpy(pixels).permute(2, 0, 1))).image
+    batch = ImageBatch.from_images([resized]).normalized()
+    with torch.no_grad():
+        return net.backbone(batch.pixels)[-1][0], batch.sizes[0]
