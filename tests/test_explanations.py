@@ -18,16 +18,18 @@ from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
 from regard.batches import ImageBatch
 from regard.categories import Category, ModelCard
+from regard.cli import app
 from regard.data.classification import ClassSample
 from regard.data.classification_transforms import evaluation
 from regard.errors import ConfigError, MachineError
-from regard.explanations import Explanation, Look
+from regard.explanations import Explanation, Look, explain_queries
 from regard.explanations.detr import covered, relevance
 from regard.explanations.recording import AttentionRecorder
 from regard.explanations.vit import rollout
 from regard.models.catalog import build, create
 from regard.models.token_merging import merge_tokens
 from regard.models.vit import ViTConfig
+from run_files import small_detector, write_run
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
 
@@ -341,3 +343,33 @@ def test_models_without_such_attention(detr):
     with pytest.raises(ConfigError, match="no detection at point"):
         regard.explain(detr, PHOTO, "heads", point=(-500.0, 0.0), threshold=0.0)
     assert len(regard.explain(detr, PHOTO, threshold=1.0)) == 0
+
+
+def test_places_of_queries(detr, tmp_path):
+    rng = np.random.default_rng(1)
+    for name, size in (("a.png", (40, 60, 3)), ("b.png", (64, 48, 3))):
+        Image.fromarray(rng.integers(0, 255, size, dtype=np.uint8)).save(tmp_path / name)
+    found = explain_queries(detr, tmp_path)
+    assert found.boxes.shape == (2, SMALL.num_queries, 4)
+    image = torch.from_numpy(np.array(Image.open(tmp_path / "b.png"))).permute(2, 0, 1)
+    with torch.no_grad():
+        alone = detr(ImageBatch.from_images([_resized(detr, image)]).normalized())
+    torch.testing.assert_close(found.boxes[1], alone.boxes[0])
+    with Image.open(found.save(tmp_path / "new" / "places.png")) as picture:
+        assert picture.width > 1000
+    with pytest.raises(ConfigError, match="no queries"):
+        explain_queries(create("resnet20", num_classes=3), tmp_path)
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """A run in, a picture out; nothing is written over."""
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", small_detector(), {1: 0.5})
+    Image.fromarray(PHOTO).save("photo.png")
+    app(["explain", "run", "photo.png", "--threshold", "0", "--what", "layers"], result_action="return_value")
+    app(["explain", "run", ".", "--output", "q.png"], result_action="return_value")
+    assert capsys.readouterr().out.split() == ["explanations/photo-layers.png", "q.png"]
+    assert (tmp_path / "explanations" / "photo-layers.png").stat().st_size > 1000
+    with pytest.raises(ConfigError) as caught:
+        app(["explain", "run", "photo.png", "--output", "photo.png"], result_action="return_value")
+    assert caught.value.code == "C11"

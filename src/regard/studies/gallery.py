@@ -15,7 +15,6 @@ from torch import Tensor
 
 import regard
 from regard.data.classification import open_classification
-from regard.data.formats import open_detection
 from regard.data.image_folders import list_images
 from regard.data.shapes import data_folder
 from regard.errors import ConfigError
@@ -169,11 +168,14 @@ def _segments(model: Any, scenes: Sequence[Path]) -> Image.Image:
     return grid([*originals, *pictures], columns=len(scenes), longest=320)
 
 
-def _thing(model: Any, scene: Path) -> tuple[float, float]:
-    """The middle of the first object in the truth about an image."""
-    dataset = open_detection(scene.parents[1], "val")
-    box = dataset[dataset.names.index(scene.name)].boxes[0]
-    return float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
+def _thing(model: Any, scene: Path) -> tuple[float, float] | None:
+    """The middle of the surest thing that is found in an image; None where there is none."""
+    for look in explain(model, scene).looks:
+        assert look.boxes is not None
+        if model.card.categories[look.labels[0]].is_thing:
+            x0, y0, x1, y1 = look.boxes[0].tolist()
+            return (x0 + x1) / 2, (y0 + y1) / 2
+    return None
 
 
 def _digit(number: int) -> Tensor:
