@@ -28,7 +28,7 @@ from regard.recipes import recipe_for
 from regard.runs import resolve
 from run_files import small_detector, write_run
 
-VERBS = ("quickstart", "train", "evaluate", "predict", "models", "study", "benchmark", "data")
+VERBS = ("quickstart", "train", "evaluate", "predict", "explain", "models", "study", "benchmark", "data")
 
 
 # Real processes: the entry point, its exit code and its streams

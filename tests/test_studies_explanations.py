@@ -1,73 +1,72 @@
-"""The study of maps and the gallery: what they measure and draw, with models that were not trained."""
+"""The study of explanations: what it counts, and what it makes of the areas."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Sequence
-from dataclasses import replace
+import dataclasses
+import io
 
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
-from regard.categories import Category
-from regard.cli import app
+from command_line import run
 from regard.data.formats import open_detection
-from regard.data.panoptic import open_panoptic
 from regard.data.shapes import data_folder
-from regard.models.catalog import build, create, preset
-from regard.models.detr import DETR, DETRConfig
-from regard.studies import explanations, gallery
+from regard.errors import ConfigError
+from regard.explanations import explain
+from regard.models.catalog import build
+from regard.models.detr import DETR_PRESETS
+from regard.studies.explanations import measure, table
 
 
 @pytest.fixture
-def shapes(monkeypatch):
-    for study in (explanations, gallery):
-        monkeypatch.setattr(study, "DATA", "shapes:size=32,train=4,val=12")
-
-
-def finder(name: str, categories: Sequence[Category], **settings: int) -> DETR:
-    """A detector with random weights that is sure of everything."""
+def net(monkeypatch, tmp_path):
+    """An untrained model that finds something everywhere."""
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path))
+    monkeypatch.setattr("regard.studies.explanations.DATA", "shapes:size=32,train=1,val=3")
+    categories = open_detection(data_folder("shapes:size=32,train=1,val=3"), "val").categories
     torch.manual_seed(0)
-    config = preset(name)
-    assert isinstance(config, DETRConfig)
-    net = build(replace(config, num_classes=len(categories), **settings), name, categories, (32, 64))
-    assert isinstance(net, DETR)
+    config = dataclasses.replace(DETR_PRESETS["detr_tiny"], num_classes=len(categories), num_queries=3)
+    net = build(config, "detr_tiny").eval()
+    net.card = dataclasses.replace(net.card, categories=categories, short_side=32, max_size=32)
     with torch.no_grad():
-        net.class_embed.bias.fill_(2)
-    return net.eval()
+        net.class_embed.bias.fill_(3)
+    return net
 
 
-def test_areas_of_all_maps(shapes, capsys):
-    net = finder("detr_tiny", open_detection(data_folder(explanations.DATA), "val").categories)
-    areas = explanations.measure(net, 2)
-    assert list(areas) == ["decoder", "relevance", "box, uniform", "random"]
-    assert len({len(pairs) for pairs in areas.values()}) == 1 and len(areas["random"]) > 2
-    assert all(0 <= value <= 1 for pairs in areas.values() for pair in pairs for value in pair)
-    Console(width=140).print(explanations.table({"decoder": [(0.1, 0.7), (0.3, 0.8)], "random": [(0.4, 0.5)] * 2}))
-    row = next(line for line in capsys.readouterr().out.splitlines() if "decoder" in line)
-    assert re.findall(r"[\d.]+", row) == ["0.200", "0.200", "0.100", "0.750", "0.250", "0.050"]
+def test_every_detection_counts_once_for_each_map(net):
+    dataset = open_detection(data_folder("shapes:size=32,train=1,val=3"), "val", categories=net.card.categories)
+    areas = measure(net, 2)
+    count = sum(len(explain(net, dataset[i].image, threshold=0.5)) for i in range(2))
+    assert count > 2 and {name: len(pairs) for name, pairs in areas.items()} == dict.fromkeys(
+        ("decoder", "relevance", "box, uniform", "random"), count
+    )
+    assert all(0 <= area <= 1 for pairs in areas.values() for pair in pairs for area in pair)
+    assert measure(net, 2) == areas
 
 
-def test_the_page_has_its_pictures_and_commands(shapes, monkeypatch, tmp_path):
-    folder = data_folder(gallery.DATA)
-    things = open_detection(folder, "val").categories
-    models = {
-        "panoptic": finder("detr_tiny_panoptic", open_panoptic(folder, "val").categories),
-        "encoder": finder("detr_tiny", things, encoder_layers=1),
-        "augmented": create("aa_resnet20", num_classes=10).eval(),
-        "deit": create("deit_nano_distilled_patch4_32", num_classes=10).eval(),
-    }
-    monkeypatch.setattr(gallery, "train_all", lambda rows, seeds, output: {name: [name] for name in rows})
-    monkeypatch.setattr(gallery.regard, "load", models.__getitem__)
-    gallery.gallery(tmp_path / "runs", tmp_path / "docs" / "page.md")
-    text = (tmp_path / "docs" / "page.md").read_text()
-    pictures = re.findall(r"!\[.+?\]\((.+?)\)", text)
-    assert len(pictures) == text.count("\n## ") == len(set(pictures)) > 8
-    for name in pictures:
-        with Image.open(tmp_path / "docs" / name) as picture:
-            assert picture.width > 200
-    for command in re.findall(r"^regard .+$", text, re.M):
-        app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+def test_a_model_that_finds_nothing(net):
+    with torch.no_grad():
+        net.class_embed.bias.fill_(-9)
+    with pytest.raises(ConfigError, match=r"no detection above 0\.5 in 2 images"):
+        measure(net, 2)
+
+
+def test_gains_are_those_over_random_maps():
+    """Gains of 0.1 and 0.3: mean 0.2, standard deviation 0.1414, over sqrt(2) 0.1. Insertion: -0.2 and 0."""
+    areas = {"decoder": [(0.2, 0.3), (0.1, 0.5)], "random": [(0.3, 0.5), (0.4, 0.5)]}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table(areas))
+    rows = {cells[1].strip(): [c.strip() for c in cells[2:-1]] for cells in _rows(console.export_text())}
+    assert rows["decoder"] == ["0.150", "0.200 ± 0.100", "0.400", "-0.100 ± 0.100"]
+    assert rows["random"] == ["0.350", "", "0.500", ""]
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [line.split("│") for line in text.splitlines() if line.startswith("│")]
+
+
+@pytest.mark.parametrize("words", [["--minutes", "0"], ["--images", "0"]])
+def test_numbers_out_of_range(capsys, tmp_path, words):
+    run(capsys, "study", "explanations", *words, "--output", tmp_path / "out").refused(2, "C03", "more than 0")
+    assert not (tmp_path / "out").exists()

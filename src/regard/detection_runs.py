@@ -179,7 +179,7 @@ def criterion_of(settings: Recipe) -> SetCriterion:
 def augmentation_of(settings: Recipe) -> Pipeline:
     """The training augmentation of a recipe."""
     if settings.augmentation == "flip":
-        return Pipeline((RandomFlip(),))
+        return Pipeline((RandomFlip(), EvaluationResize(settings.short_side, settings.max_size)))
     if settings.augmentation == "small":
         return small_augmentation(settings.short_side)
     return paper_augmentation(settings.short_side, settings.max_size)
