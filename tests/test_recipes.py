@@ -7,8 +7,10 @@ import string
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 
 from regard.config import apply_mapping, apply_overrides, to_mapping
+from regard.data.samples import Sample
 from regard.detection_runs import augmentation_of, criterion_of
 from regard.errors import ConfigError
 from regard.models.catalog import list_models
@@ -52,6 +54,30 @@ def test_paper_loss_and_augmentation():
     scale, crop, scale_again = choice.second.steps
     assert scale.short_sides == (400, 500, 600) and (crop.min_size, crop.max_size) == (384, 600)
     assert scale_again == choice.first
+
+
+def test_the_second_stage_is_the_published_one():
+    """25 epochs, rates to a tenth after 15 (the authors' README); both mask losses weigh 1."""
+    recipe = recipe_for("detr_resnet50_panoptic", "panoptic_masks")
+    assert (recipe.epochs, recipe.freeze_detector, recipe.batch_size, recipe.lr) == (25, True, 2, 1e-4)
+    assert recipe.epochs * recipe.drop_at[0] == pytest.approx(15)
+    weights = criterion_of(recipe).weights
+    assert weights["loss_mask"] == weights["loss_dice"] == 1.0
+    assert recipe_for("detr_resnet50", "panoptic_boxes") == dataclasses.replace(
+        recipe_for("detr_resnet50"), annotations="panoptic"
+    )
+
+
+def test_flip_resizes_what_is_large_and_leaves_the_rest():
+    recipe = recipe_for("detr_tiny_panoptic")
+    assert recipe.augmentation == "flip"
+    augmentation, g = augmentation_of(recipe), torch.Generator().manual_seed(0)
+    large = Sample(torch.zeros(3, 640, 960, dtype=torch.uint8), torch.tensor([[0.0, 0, 96, 64]]), torch.tensor([0]))
+    found = augmentation(large, g)
+    assert found.size == (64, 96) and found.boxes[0, 3] == pytest.approx(6.4)
+    pixels = torch.randint(255, (3, 64, 64), dtype=torch.uint8, generator=g)
+    found = augmentation(Sample(pixels), g).image
+    assert torch.equal(found, pixels) or torch.equal(found, pixels.flip(-1))
 
 
 def test_dc5_and_deeper_backbones():
