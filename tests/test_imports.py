@@ -18,7 +18,7 @@ FLOORS = [
     {"mask_pictures"},
     {
         "results", "classification_results", "mask_results", "segmentation_results", "loading", "detection_batches",
-        "detection_pictures", "classification_pictures", "classification_recipes",
+        "detection_pictures", "classification_pictures", "classification_recipes", "imagenet_names",
     },
     {"detection_judging"},
     {"detection", "classification", "prediction", "recipes", "teachers"},

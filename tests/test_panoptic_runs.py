@@ -145,6 +145,11 @@ def _normalized(path):
     return ImageBatch.from_images([resized]).normalized().pixels[0]
 
 
+def test_half_precision(data, tmp_path):
+    run = train(data, tmp_path / "run", "amp=bf16", "annotations=instances")
+    assert run.scores["loss_dice"] > 0
+
+
 def test_two_stages(data, tmp_path):
     """Boxes of things and stuff first; then masks, and not a number of the detector changes."""
     boxes = train(data, tmp_path / "boxes", "annotations=panoptic", model="detr_tiny")

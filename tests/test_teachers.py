@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from color_data import COLORS, write_colors
 from command_line import run as command
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
 from regard.categories import Category, ModelCard
+from regard.data.imagenet import wordnet_ids
 from regard.errors import ConfigError, MachineError
 from regard.models.catalog import build, preset
+from regard.models.classifier_weights import imagenet_categories
 from regard.teachers import RELEASED, Teacher, load_teacher
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 
@@ -85,19 +88,49 @@ def test_it_answers_in_the_students_order(tmp_path, monkeypatch):
     assert load_teacher("mine", wanted, 64).size == 32 and load_teacher("mine", wanted, 32).size == 0
 
 
+def test_it_knows_imagenet_by_all_its_names(monkeypatch):
+    """Folders of WordNet ids, models of words."""
+    net = Means(imagenet_categories()[:3])
+    monkeypatch.setattr("regard.teachers.load", lambda _: net)
+    ids = wordnet_ids()
+    folders = [Category(i, ids[number]) for i, number in enumerate((2, 0, 1))]
+    assert load_teacher("mine", folders, 32).order == [2, 0, 1]
+    with pytest.raises(ConfigError, match=f"does not know '{ids[7]}'"):
+        load_teacher("mine", [*folders[:2], Category(2, ids[7])], 32)
+
+
 def test_models_of_others(monkeypatch):
     timm = pytest.importorskip("timm")
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
     ten = [Category(i, str(i)) for i in range(1000)]
-    teacher = load_teacher("timm/vit_tiny_patch16_224", ten, 224)
+    teacher = load_teacher("timm/vit_tiny_patch16_224", ten, 96)
     assert not teacher.same  # 0.5 and 0.5, not ImageNet's
+    assert teacher.size == 224 and teacher.order is None  # it takes no other
     with pytest.raises(ConfigError, match="knows 1000 classes"):
         load_teacher("timm/resnet10t", ten[:10], 32)
     with pytest.raises(ConfigError, match="timm has no model 'resnet9000'"):
         load_teacher("timm/resnet9000", ten, 32)
-    with pytest.raises(ConfigError, match="torchvision has no classifier 'resnet9000'"):
-        load_teacher("torchvision/resnet9000", ten, 32)
+    for name in ("resnet9000", "fasterrcnn_resnet50_fpn"):
+        with pytest.raises(ConfigError, match=f"torchvision has no classifier '{name}'"):
+            load_teacher(f"torchvision/{name}", ten, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mean"),
+    [("resnet18", 0, 0.485), ("vit_b_16", 224, 0.485), ("maxvit_t", 224, 0.485), ("googlenet", 0, 0.5)],
+)
+def test_models_of_torchvision_see_what_they_were_trained_on(monkeypatch, name, size, mean):
+    """Their normalisation and, where they take no other, their size; answers in the order of the folders."""
+    monkeypatch.setattr("regard.teachers.download", lambda *_, **__: None)
+    monkeypatch.setattr("regard.teachers.read_weights", lambda _: SimpleNamespace(tensors=None))
+    monkeypatch.setattr("regard.teachers.load_exactly", lambda *_, **__: None)
+    ids = wordnet_ids()
+    teacher = load_teacher(f"torchvision/{name}", [Category(i, ids[-1 - i]) for i in range(1000)], 128)
+    assert teacher.size == size and teacher.order == list(range(999, -1, -1))
+    pixel = torch.zeros(1, 3, 1, 1) * teacher.scale + teacher.shift  # ImageNet's mean, as the teacher sees it
+    std = 0.5 if mean == 0.5 else IMAGENET_STD[0]
+    assert pixel[0, 0].item() == pytest.approx((IMAGENET_MEAN[0] - mean) / std, abs=1e-6)
 
 
 def test_released_weights_that_cannot_be_had(monkeypatch, tmp_path):

@@ -14,11 +14,11 @@ from regard.classifier_features import classifying_layers, images_per_second, pr
 from regard.data.classification import ClassificationDataset, open_classification
 from regard.data.classification_transforms import evaluation
 from regard.data.health import advise
-from regard.data.imagenet import CLASSES, imagenet_classes, read_real_labels, real_labels_of
+from regard.data.imagenet import CLASSES, read_real_labels, real_labels_of
 from regard.errors import ConfigError
 from regard.evaluation.classification import evaluate_classification
 from regard.evaluation.imagenet_subsets import real_accuracy, restrict
-from regard.models.classifier_weights import imagenet_categories
+from regard.imagenet_names import imagenet_labels, named_alike
 from regard.models.classifiers import Classifier
 from regard.training.distributed import Processes
 
@@ -83,21 +83,13 @@ def model_labels(categories: Sequence[Category], dataset: ClassificationDataset)
     Raises:
         DataError: the data set has classes that the model does not know (K20).
     """
-    known = {category.name for category in categories}
-    if not all(category.name in known for category in dataset.categories):
-        ours, theirs = (_imagenet(classes) for classes in (categories, dataset.categories))
-        if ours is not None and theirs is not None and set(theirs) <= set(ours):
-            return [ours.index(number) for number in theirs]
-    return labels_by_name(categories, dataset.categories, str(dataset.report.path))
-
-
-def _imagenet(categories: Sequence[Category]) -> list[int] | None:
-    return imagenet_classes(categories, [category.name for category in imagenet_categories()])
+    known = named_alike(categories, dataset.categories)
+    return labels_by_name(known, dataset.categories, str(dataset.report.path))
 
 
 def _real_labels(net: Classifier, dataset: ClassificationDataset, path: str | Path) -> list[list[int]]:
     """For each image of a data set the labels of ReaL, as the model counts its classes."""
-    classes = _imagenet(net.card.categories)
+    classes = imagenet_labels(net.card.categories)
     if classes is None or len(classes) != CLASSES:
         what = f"ReaL is for ImageNet's 1000 classes, the model has {len(net.card.categories)} others"
         raise ConfigError(what, where=net.card.name, remedy="leave real out", code="C09")

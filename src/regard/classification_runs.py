@@ -25,6 +25,7 @@ from regard.data.health import advise
 from regard.data.mixing import Mixing
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.evaluation.classification_plots import plot_class_counts
+from regard.imagenet_names import named_alike
 from regard.loading import load
 from regard.losses import DistillationLoss
 from regard.models.catalog import Detector, build
@@ -90,6 +91,7 @@ class ClassificationJob:
         if isinstance(source, Detector):
             remedy = f"start from a {self.settings.name}"
             raise CheckpointError("a detector, not a classifier", where=start, remedy=remedy, code="K07")
+        source.card = replace(source.card, categories=named_alike(source.card.categories, self.train_data.categories))
         self.source = source
         return []
 

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
 from regard.categories import Category
+from regard.data.imagenet import CLASSES
 from regard.errors import ConfigError, MachineError
+from regard.imagenet_names import imagenet_labels, named_alike
 from regard.loading import load
 from regard.models.catalog import Detector
+from regard.models.classifier_weights import imagenet_categories
 from regard.models.download import download
 from regard.models.files import load_exactly, read_weights
 
@@ -71,18 +74,21 @@ def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> 
     Args:
         name: whatever `regard.load` takes; `regnety_160`, DeiT's own; `timm/NAME` or `torchvision/NAME` with their
             released weights.
-        categories: the student's classes. A teacher whose classes have names is put in their order; of others only
-            the number is compared.
-        image_size: side of the student's images. Teachers of ours that were trained on another size see theirs.
+        categories: the student's classes. A teacher whose classes have names, or are ImageNet's, is put in their order;
+            of others only the number is compared.
+        image_size: side of the student's images. Teachers of ours that were trained on another size see theirs, and so
+            do those of others that take no size but their own.
 
     Raises:
         ConfigError: other classes (C07), or not a classifier.
         MachineError: weights that cannot be had.
     """
     if name in RELEASED or name.startswith(("timm/", "torchvision/")):
-        model, mean, std = _foreign(name)
-        teacher = Teacher(model, 0, mean, std)
-        _check_count(name, _classes_of(model, image_size), len(categories))
+        teacher = _foreign(name)
+        count = teacher(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        _check_count(name, count, len(categories))
+        if count == CLASSES and imagenet_labels(categories) is not None:
+            teacher.order = _order(name, imagenet_categories(), categories)
         return teacher
     net = load(name)
     if isinstance(net, Detector):
@@ -101,7 +107,7 @@ def _check_count(name: str, theirs: int, ours: int) -> None:
 
 def _order(name: str, theirs: Sequence[Category], ours: Sequence[Category]) -> list[int] | None:
     """Where in the teacher's answer each class of the student stands; None where it stands there already."""
-    names, wanted = [c.name for c in theirs], [c.name for c in ours]
+    names, wanted = [c.name for c in named_alike(theirs, ours)], [c.name for c in ours]
     if names == wanted or names == [str(number) for number in range(len(names))]:
         return None
     missing = sorted(set(wanted) - set(names))
@@ -111,11 +117,11 @@ def _order(name: str, theirs: Sequence[Category], ours: Sequence[Category]) -> l
     return [names.index(n) for n in wanted]
 
 
-def _foreign(name: str) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    """A model of timm or torchvision with its weights, and its normalisation."""
+def _foreign(name: str) -> Teacher:
+    """A model of timm or torchvision with its weights, its normalisation, and its size if it takes no other."""
     library, _, model = name.rpartition("/")
     if library == "torchvision":
-        return _torchvision(name, model), IMAGENET_MEAN, IMAGENET_STD
+        return _torchvision(name, model)
     try:
         import timm
     except ImportError as error:
@@ -127,29 +133,31 @@ def _foreign(name: str) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
         net = timm.create_model(model, pretrained=False)
         prefix = RELEASED[name].rsplit("-", 1)[1].partition(".")[0]
         load_exactly(net, read_weights(download(RELEASED[name], sha256_prefix=prefix)).tensors, where=name)
-        return net, IMAGENET_MEAN, IMAGENET_STD
+        return Teacher(net)
     try:
         net = timm.create_model(model, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise MachineError(f"cannot get timm's weights: {error}", where=name) from error
     settings = timm.data.resolve_model_data_config(net)
-    return net, settings["mean"], settings["std"]
+    size = settings["input_size"][-1] if net.pretrained_cfg.get("fixed_input_size") else 0
+    return Teacher(net, size, settings["mean"], settings["std"])
 
 
-def _torchvision(name: str, model: str) -> nn.Module:
+def _torchvision(name: str, model: str) -> Teacher:
     import torchvision
 
     try:
         weights = torchvision.models.get_model_weights(model).DEFAULT
+        settings = weights.transforms()
+        side = settings.crop_size[0]
     except (ValueError, KeyError, AttributeError) as error:
         remedy = "see torchvision.models.list_models()"
         raise ConfigError(f"torchvision has no classifier {model!r}", where=name, remedy=remedy, code="C01") from error
     path: Path = download(weights.url, sha256_prefix=weights.url.rsplit("-", 1)[1].split(".")[0])
-    net = torchvision.models.get_model(model, weights=None)
+    net = torchvision.models.get_model(
+        model, weights=None, **({"image_size": side} if model.startswith("vit_") else {})
+    )
     load_exactly(net, read_weights(path).tensors, where=name)
-    return net
-
-
-@torch.no_grad()
-def _classes_of(model: nn.Module, image_size: int) -> int:
-    return model.eval()(torch.zeros(1, 3, image_size, image_size)).shape[-1]
+    # Inception saw pixels of -1..1; torchvision's, when it brings the weights itself, normalises them anew.
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if hasattr(net, "transform_input") else (settings.mean, settings.std)
+    return Teacher(net, side if model.startswith(("vit_", "maxvit_")) else 0, mean, std)

@@ -103,10 +103,10 @@ class SetCriterion:
             losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups)
             losses |= self._statistics(logits, targets, matches, output.num_groups)
             named = _by_name(losses)
-            if output.masks is not None or masks is not None:
-                named |= self._mask_losses(output, masks, targets, matches, len(layers) - 1, num_boxes)
             if output.denoising is not None:
                 named |= _by_name(self._denoising_losses(output.denoising, targets, num_boxes), "_dn")
+        if output.masks is not None or masks is not None:  # under autocast, as the rest of the model
+            named |= self._mask_losses(output, masks, targets, matches, len(layers) - 1, num_boxes)
         return named
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -167,7 +167,8 @@ class SetCriterion:
         sizes = [t["masks"].shape[-2:] for t in targets]
         truth = padded_masks([t["masks"] for t in targets], (max(h for h, _ in sizes), max(w for _, w in sizes)))
         index = _first_objects(targets, image.device)[image] + target
-        return mask_losses(logits.float(), truth.to(logits.device, non_blocking=True)[index], num_boxes)
+        with torch.autocast(logits.device.type, enabled=False):
+            return mask_losses(logits.float(), truth.to(logits.device, non_blocking=True)[index], num_boxes)
 
     def _cross_entropy(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Weighted mean over all queries of the batch, as in the authors' code (the paper divides by objects)."""
