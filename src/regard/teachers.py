@@ -139,7 +139,7 @@ def _foreign(name: str) -> Teacher:
     except (OSError, RuntimeError) as error:
         raise MachineError(f"cannot get timm's weights: {error}", where=name) from error
     settings = timm.data.resolve_model_data_config(net)
-    size = settings["input_size"][-1] if net.pretrained_cfg.get("fixed_input_size") else 0
+    size = settings["input_size"][-1] if timm.get_pretrained_cfg(model).fixed_input_size else 0
     return Teacher(net, size, settings["mean"], settings["std"])
 
 
@@ -154,9 +154,8 @@ def _torchvision(name: str, model: str) -> Teacher:
         remedy = "see torchvision.models.list_models()"
         raise ConfigError(f"torchvision has no classifier {model!r}", where=name, remedy=remedy, code="C01") from error
     path: Path = download(weights.url, sha256_prefix=weights.url.rsplit("-", 1)[1].split(".")[0])
-    net = torchvision.models.get_model(
-        model, weights=None, **({"image_size": side} if model.startswith("vit_") else {})
-    )
+    options = {"image_size": side} if model.startswith("vit_") else {}
+    net = torchvision.models.get_model(model, weights=None, **options)
     load_exactly(net, read_weights(path).tensors, where=name)
     # Inception saw pixels of -1..1; torchvision's, when it brings the weights itself, normalises them anew.
     mean, std = ((0.5,) * 3, (0.5,) * 3) if hasattr(net, "transform_input") else (settings.mean, settings.std)
