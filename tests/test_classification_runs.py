@@ -1,6 +1,7 @@
 """Whole runs of a very small classifier: files, scores, prediction, and going on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from color_data import COLORS, write_colors
 from command_line import digest
 from command_line import run as command
 from regard.classification_recipes import CLASSIFICATION_RECIPES
-from regard.classification_runs import augmentation_of, mixing_of
+from regard.classification_runs import ClassificationJob, augmentation_of, mixing_of
 from regard.config import apply_mapping, apply_overrides, to_mapping
+from regard.data.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, DataError
-from regard.models.catalog import WEIGHTS, list_models, preset
+from regard.models.catalog import WEIGHTS, build, list_models, preset
+from regard.models.classifier_weights import imagenet_categories
 from regard.models.classifiers import ClassifierConfig
 from regard.models.vit import ViTConfig
 from regard.recipes import recipe_for
@@ -112,6 +115,21 @@ def test_a_run_can_start_another(run, data, tmp_path):
     for label, name in enumerate(("blue", "green")):
         torch.testing.assert_close(new.fc.weight[label], old.fc.weight[label], rtol=1e-4, atol=1e-4)
         assert new.card.categories[label].name == old.card.categories[label].name == name
+
+
+def test_imagenets_classes_are_known_by_all_their_names(tmp_path, monkeypatch):
+    """A model of words starts one for folders of WordNet ids: no row of its head is lost."""
+    ids, words = wordnet_ids(), imagenet_categories()
+    data = write_colors(tmp_path / "data", train=1, val=1, names=tuple(ids[number] for number in (400, 1, 30)))
+    recipe = recipe_for("deit_nano_patch4_32")
+    source = build(replace(recipe.model, num_classes=1000), "deit_nano_patch4_32", words)
+    monkeypatch.setattr("regard.classification_runs.load", lambda _: source)
+    job = ClassificationJob(replace(recipe, data=str(data), start_from="released"))
+    job.fetch_weights()
+    net, notes = job.starting_model()
+    assert "3 classes, 3 of them known" in notes[0]
+    rows = [ids.index(category.name) for category in net.card.categories]
+    assert sorted(rows) == [1, 30, 400] and torch.equal(net.head.weight, source.head.weight[rows])
 
 
 def test_kinds_are_not_mixed(run, data, tmp_path):

@@ -139,7 +139,7 @@ def _foreign(name: str) -> Teacher:
     except (OSError, RuntimeError) as error:
         raise MachineError(f"cannot get timm's weights: {error}", where=name) from error
     settings = timm.data.resolve_model_data_config(net)
-    size = settings["input_size"][-1] if timm.get_pretrained_cfg(model).fixed_input_size else 0
+    size = settings["input_size"][-1] if timm.models.get_pretrained_cfg_value(model, "fixed_input_size") else 0
     return Teacher(net, size, settings["mean"], settings["std"])
 
 
