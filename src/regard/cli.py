@@ -356,6 +356,19 @@ def explanations(*, minutes: float = 4.0, images: int = 60, output: Path = Path(
 
 
 @study_app.command
+def padding(*, data: str, batch_sizes: tuple[int, ...] = (1, 2, 8)) -> None:
+    """What padding does to panoptic quality: perfect masks in batches, the padding cut off or squeezed in.
+
+    Args:
+        data: folder with panoptic annotations, as for train.
+        batch_sizes: images of a batch, a row of the table for each.
+    """
+    from regard.studies.padding import padding
+
+    padding(data, batch_sizes)
+
+
+@study_app.command
 def gallery(*, output: Path = Path("runs/gallery"), page: Path | None = None) -> None:
     """A page of pictures of what small models find and where they look, trained and drawn anew.
 
