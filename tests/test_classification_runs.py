@@ -203,7 +203,7 @@ def test_every_classifier_has_its_recipes(name):
             continue
         settings = recipe_for(name, recipe)
         assert apply_mapping(recipe_for(name), to_mapping(settings)) == settings
-        if recipe not in FOR_TRANSFORMERS:
+        if recipe != "deit3":
             assert (settings.crop_ratio is None) == (preset(name).image_size < 96)
     assert (recipe_for(name, "finetune").start_from == name) == (name in WEIGHTS)
 
@@ -223,7 +223,17 @@ def test_published_recipes():
 
 
 def test_published_recipes_of_transformers():
-    """DeiT III's README, DeiT's README and the trackers."""
+    """DeiT's table 9 and README, DeiT III's README, and the trackers."""
+    deit = recipe_for("deit_base_distilled_patch16_224", "deit")
+    published = {
+        "epochs": 300, "optimizer": "adamw", "weight_decay": 0.05, "decay": "matrices", "schedule": "deit",
+        "least_lr": 1e-5, "clip_norm": 0.0, "magnitude": 9.0, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0,
+        "label_smoothing": 0.1, "repeats": 3, "ema": 0.99996, "color_jitter": 0.0, "augmentation": "imagenet",
+        "crop_ratio": 0.875, "distillation": "hard", "alpha": 0.5, "tau": 1.0, "reduction": "numel", "loss": "softmax",
+    }  # fmt: skip
+    assert {name: getattr(deit, name) for name in published} == published
+    assert deit.lr / deit.batch_size == pytest.approx(5e-4 / 512)
+    assert (deit.model.drop_path, deit.model.drop_path_rule, deit.model.dropout) == (0.1, "linear", 0.0)
     for name, lr, side, drop_path in (
         ("deit3_small_patch16_224", 4e-3, 224, 0.05), ("deit3_base_patch16_224", 3e-3, 192, 0.2),
         ("deit3_large_patch16_224", 3e-3, 192, 0.45), ("deit3_huge_patch14_224", 3e-3, 154, 0.6),
@@ -240,7 +250,7 @@ def test_published_recipes_of_transformers():
     assert (finer.lr, finer.least_lr, finer.weight_decay, finer.model.drop_path) == (5e-6, 5e-6, 1e-8, 0.0)
     moved = recipe_for("deit_base_patch16_224", "transfer")
     assert (moved.start_from, moved.optimizer, moved.lr, moved.epochs) == (moved.name, "sgd", 0.01, 1000)
-    assert (moved.erasing, moved.model.drop_path) == (0.0, 0.0)
+    assert (moved.erasing, moved.model.drop_path, moved.decay) == (0.0, 0.0, "matrices")
     plain = recipe_for("vit_small_patch16_224", "augreg")
     assert (plain.warmup_steps, plain.mixup, plain.clip_norm, plain.weight_decay) == (10_000, 0.2, 1.0, 0.1)
 

@@ -104,3 +104,12 @@ def test_a_teacher_of_other_classes():
     with pytest.raises(ConfigError, match="teacher of the same classes") as caught:
         DistillationLoss("hard")(DistilledLogits(first, second), torch.zeros(4, 1000), labels)
     assert caught.value.code == "C07"
+
+
+def test_a_forgotten_teacher_is_no_plain_training():
+    (first, second, _), labels = drawn(1, 4, 5)
+    student = DistilledLogits(first, second)
+    for kind in ("soft", "hard"):
+        with pytest.raises(ConfigError, match=f"{kind} distillation without a teacher"):
+            DistillationLoss(kind)(student, None, labels)
+    torch.testing.assert_close(DistillationLoss("none")(student, None, labels), F.cross_entropy(first, labels))

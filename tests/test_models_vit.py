@@ -300,3 +300,12 @@ def test_wrong_settings(changes, code, says):
     with pytest.raises(ConfigError, match=says.replace("(", r"\(")) as caught:
         replace(SMALL, **changes)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [("deit_base_patch16_384", 0.875), ("deit3_base_patch16_384", 1.0), ("deit_nano_patch4_32", None)],
+)
+def test_what_is_seen_of_an_image_is_as_published(name, ratio):
+    with torch.device("meta"):
+        assert create(name).card.crop_ratio == ratio

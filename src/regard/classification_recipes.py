@@ -12,7 +12,7 @@ from typing import Literal
 
 from regard.config import unknown_name
 from regard.errors import ConfigError
-from regard.models.catalog import CROP_RATIO, SMALL_IMAGES, WEIGHTS, preset
+from regard.models.catalog import CROP_RATIO, SMALL_IMAGES, WEIGHTS, crop_ratio_of, preset
 from regard.models.classifiers import ClassifierConfig
 from regard.models.vit import VIT_PRESETS, ViTConfig
 from regard.training.loop import TrainingConfig
@@ -151,12 +151,12 @@ def resolution(name: str) -> ClassificationRecipe:
     start = coarser if coarser in VIT_PRESETS else "none"
     common = ClassificationRecipe(
         name=name, model=config, start_from=start, batch_size=32, decay="matrices", schedule="deit", clip_norm=0.0,
-        magnitude=9.0, mixup=0.8, cutmix=1.0, label_smoothing=0.1, crop_ratio=CROP_RATIO, workers=8,
+        magnitude=9.0, mixup=0.8, cutmix=1.0, label_smoothing=0.1, crop_ratio=_crop_ratio(name), workers=8,
     )  # fmt: skip
     if config.class_position:
         return replace(common, epochs=30, lr=5e-6, least_lr=5e-6, weight_decay=1e-8, erasing=0.25, repeats=3)
     model = replace(config, drop_path=_DEIT3_FINER.get((config.embed_dim, config.image_size), 0.0))
-    return replace(common, model=model, epochs=20, lr=1e-5, weight_decay=0.1, crop_ratio=1.0)
+    return replace(common, model=model, epochs=20, lr=1e-5, weight_decay=0.1)
 
 
 def transfer(name: str) -> ClassificationRecipe:
@@ -169,8 +169,8 @@ def transfer(name: str) -> ClassificationRecipe:
     """
     return ClassificationRecipe(
         name=name, model=_transformer(name), start_from=name, epochs=1000, batch_size=768, optimizer="sgd", lr=0.01,
-        weight_decay=1e-4, schedule="deit", clip_norm=0.0, magnitude=9.0, mixup=0.8, cutmix=1.0, label_smoothing=0.1,
-        repeats=3, crop_ratio=CROP_RATIO, workers=8, evaluate_every=10,
+        weight_decay=1e-4, decay="matrices", schedule="deit", clip_norm=0.0, magnitude=9.0, mixup=0.8, cutmix=1.0,
+        label_smoothing=0.1, repeats=3, crop_ratio=_crop_ratio(name), workers=8, evaluate_every=10,
     )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def augreg(name: str) -> ClassificationRecipe:
     """
     return ClassificationRecipe(
         name=name, model=_transformer(name), epochs=300, batch_size=256, lr=1e-3, weight_decay=0.1, decay="matrices",
-        schedule="cosine", warmup_steps=10_000, clip_norm=1.0, magnitude=10.0, mixup=0.2, crop_ratio=CROP_RATIO,
+        schedule="cosine", warmup_steps=10_000, clip_norm=1.0, magnitude=10.0, mixup=0.2, crop_ratio=_crop_ratio(name),
         workers=8,
     )  # fmt: skip
 
@@ -215,8 +215,9 @@ def small(name: str) -> ClassificationRecipe:
     config = _config(name)
     if config.image_size >= SMALL_IMAGES:
         raise ConfigError(f"recipe small is for images below {SMALL_IMAGES} pixels, not for {name}", code="C09")
+    epochs, lr = (10, 4e-3) if isinstance(config, ViTConfig) else (12, 2e-3)
     return ClassificationRecipe(
-        name=name, model=config, epochs=12, batch_size=64, lr=4e-3 if isinstance(config, ViTConfig) else 2e-3,
+        name=name, model=config, epochs=epochs, batch_size=64, lr=lr,
         weight_decay=0.05, schedule="cosine", warmup_share=0.1, clip_norm=1.0, augmentation="shift",
         label_smoothing=0.1, crop_ratio=None, workers=1, evaluate_every=2,
     )  # fmt: skip
@@ -263,4 +264,4 @@ def _transformer(name: str) -> ViTConfig:
 
 
 def _crop_ratio(name: str) -> float | None:
-    return CROP_RATIO if _config(name).image_size >= SMALL_IMAGES else None
+    return crop_ratio_of(_config(name))

@@ -60,16 +60,18 @@ class DistillationLoss(nn.Module):
 
         Args:
             student: logits of both heads, (B, C) each.
-            teacher: (B, C) logits for the same pixels; unused for `none`.
+            teacher: (B, C) logits for the same pixels; None for `none`, which has no use for them.
             labels: (B,) int64, or soft (B, C) whose rows sum to 1.
 
         Raises:
-            ConfigError: the teacher has another number of classes (C07).
+            ConfigError: the teacher has another number of classes (C07), or is missing (C09).
         """
         class_logits, distillation_logits = (_at_least_float32(logits) for logits in student)
         truth = F.cross_entropy(class_logits, labels, label_smoothing=self.label_smoothing if labels.ndim == 1 else 0.0)
-        if self.kind == "none" or teacher is None:
+        if self.kind == "none":
             return truth
+        if teacher is None:
+            raise ConfigError(f"{self.kind} distillation without a teacher", where="distillation", code="C09")
         if teacher.shape != distillation_logits.shape:
             what = f"the teacher gives {tuple(teacher.shape)} logits, the student {tuple(distillation_logits.shape)}"
             raise ConfigError(what, where="teacher", remedy="take a teacher of the same classes", code="C07")

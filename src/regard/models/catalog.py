@@ -16,6 +16,7 @@ from regard.errors import ConfigError
 from regard.models.classifiers import CLASSIFIER_PRESETS, Classifier, ClassifierConfig, build_classifier
 from regard.models.detr import DETR, DETR_PRESETS, DETRConfig
 from regard.models.detr_demo import DETRDemo, DETRDemoConfig
+from regard.models.vit import ViTConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -160,12 +161,20 @@ def build(
     if len(categories) != config.num_classes:
         raise ConfigError(f"{len(categories)} categories for a model of {config.num_classes} classes", where=name)
     if isinstance(config, ClassifierConfig):
-        crop_ratio = CROP_RATIO if config.image_size >= SMALL_IMAGES else None
-        model.card = ModelCard(name, tuple(categories), config.image_size, config.image_size, crop_ratio)
+        side = config.image_size
+        model.card = ModelCard(name, tuple(categories), side, side, crop_ratio_of(config))
         return model
     short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
     model.card = ModelCard(name, tuple(categories), short_side, max_size)
     return model
+
+
+def crop_ratio_of(config: ClassifierConfig) -> float | None:
+    """How much of the middle of an image is seen at evaluation (`ModelCard.crop_ratio`): as published."""
+    if config.image_size < SMALL_IMAGES:
+        return None
+    third = isinstance(config, ViTConfig) and not config.class_position  # DeiT III, `--eval-crop-ratio 1.0`
+    return 1.0 if third else CROP_RATIO
 
 
 def _construct(config: ModelConfig) -> Model:
