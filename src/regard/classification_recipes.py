@@ -215,9 +215,8 @@ def small(name: str) -> ClassificationRecipe:
     config = _config(name)
     if config.image_size >= SMALL_IMAGES:
         raise ConfigError(f"recipe small is for images below {SMALL_IMAGES} pixels, not for {name}", code="C09")
-    epochs, lr = (10, 4e-3) if isinstance(config, ViTConfig) else (12, 2e-3)
     return ClassificationRecipe(
-        name=name, model=config, epochs=epochs, batch_size=64, lr=lr,
+        name=name, model=config, epochs=12, batch_size=64, lr=4e-3 if isinstance(config, ViTConfig) else 2e-3,
         weight_decay=0.05, schedule="cosine", warmup_share=0.1, clip_norm=1.0, augmentation="shift",
         label_smoothing=0.1, crop_ratio=None, workers=1, evaluate_every=2,
     )  # fmt: skip

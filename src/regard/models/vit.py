@@ -185,11 +185,12 @@ class VisionTransformer(nn.Module):
             raise ConfigError(what, remedy=f"resize them to {near[0]} x {near[1]}", code="C04")
         patches = self.patch_embed(images)
         positions = self._positions((h // patch, w // patch))
-        front = self.cls_token if self.dist_token is None else torch.cat((self.cls_token, self.dist_token), dim=1)
-        front = front.expand(images.shape[0], -1, -1)
+        # Each for itself: gradients of parts of one tensor would not lie as DistributedDataParallel wants them.
+        given = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        front = [token.expand(images.shape[0], -1, -1) for token in given]
         if self.config.class_position:
-            return self.dropout(torch.cat((front, patches), dim=1) + positions)
-        return torch.cat((front, self.dropout(patches + positions)), dim=1)
+            return self.dropout(torch.cat((*front, patches), dim=1) + positions)
+        return torch.cat((*front, self.dropout(patches + positions)), dim=1)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Position embeddings for a grid of patches; those of the tokens in front stay as they are."""
