@@ -1,7 +1,7 @@
 """Stored answers are the teacher's own, for the views that training then sees, whatever interrupts the storing."""
 
+import io
 import json
-import math
 import pickle
 from dataclasses import replace
 
@@ -178,9 +178,25 @@ def test_on_the_command_line(capsys, data, teacher, stored, tmp_path):
     )
 
 
-def test_a_damaged_folder(stored, data, tmp_path):
-    (tmp_path / "answers.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no stored answers"):
-        ClassificationJob(student(data, tmp_path))
-    assert math.isclose(StoredAnswers(stored)[0, 0].isfinite().float().mean().item(), 1)
-    assert replace(student(data, stored), teacher="none").teacher == "none"
+def test_a_damaged_folder(stored, data, teacher, tmp_path):
+    settings = student(data, stored)
+    for text in ("{", "{}", json.dumps({"views": 3, "images": 36, "done": 108})):
+        (tmp_path / "answers.json").write_text(text)
+        with pytest.raises(CheckpointError, match="no stored answers"):
+            ClassificationJob(replace(settings, teacher=str(tmp_path)))
+    whole, about = (stored / "answers.npy").read_bytes(), json.loads((stored / "answers.json").read_text())
+    other = io.BytesIO()
+    np.save(other, np.zeros((3, 35, 3), np.float32))
+    for content in (None, b"", whole[:-1], other.getvalue()):
+        folder = tmp_path / "a"
+        folder.mkdir(exist_ok=True)
+        (folder / "answers.npy").unlink(missing_ok=True)
+        if content is not None:
+            (folder / "answers.npy").write_bytes(content)
+        for done in (108, 20):  # to train on, and to go on with
+            (folder / "answers.json").write_text(json.dumps({**about, "done": done}))
+            with pytest.raises(CheckpointError, match="no longer what was stored") as caught:
+                if done == 108:
+                    ClassificationJob(replace(settings, teacher=str(folder)))
+                store(student(data, teacher), folder)
+            assert "answers.npy" in caught.value.line

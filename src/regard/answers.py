@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,24 +48,22 @@ class StoredAnswers:
             what = f"{self.about['done']} of {self.views * self.about['images']} answers are there"
             remedy = "repeat the command of the first time: it goes on"
             raise CheckpointError(what, where=self.folder, remedy=remedy, code="K02")
-        self._logits: np.ndarray | None = None
-        self._classes: np.ndarray | None = None  # where only some are kept
+        _files(self.folder, self.about, "r")  # not an error in the middle of training
+        self._opened: list[np.memmap] = []  # logits, and classes where only some are kept
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor:
         """Logits (C,) float32 for (view, image)."""
-        if self._logits is None:
-            self._logits = np.load(self.folder / "answers.npy", mmap_mode="r")
-            if self.about["top"]:
-                self._classes = np.load(self.folder / "classes.npy", mmap_mode="r")
-        logits = torch.from_numpy(self._logits[place].astype(np.float32))
-        if self._classes is None:
+        if not self._opened:
+            self._opened = _files(self.folder, self.about, "r")
+        logits = torch.from_numpy(self._opened[0][place].astype(np.float32))
+        if len(self._opened) == 1:
             return logits
         answer = logits[-1].repeat(len(self.about["classes"]))
-        answer[torch.from_numpy(self._classes[place].astype(np.int64))] = logits[:-1]
+        answer[torch.from_numpy(self._opened[1][place].astype(np.int64))] = logits[:-1]
         return answer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_logits": None, "_classes": None}
+        return {**self.__dict__, "_opened": []}
 
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Raises ConfigError if these are not the answers for the data, seed and augmentation `wanted`."""
@@ -113,7 +111,7 @@ def store_answers(
     if top is not None and not 0 < top < classes:
         raise ConfigError(f"top={top}, expected 1 to {classes - 1}, or none for all {classes} classes", code="C03")
     plan = {**about, "views": views, "images": count, "dtype": dtype, "top": top}
-    files, done = _open(folder, plan, classes)
+    files, done = _open(folder, plan)
     places = [divmod(number, count) for number in range(done, views * count)]
     loader = DataLoader(
         Caught(data), batch_size, sampler=places, collate_fn=_collate, num_workers=workers,
@@ -138,40 +136,65 @@ def _likeliest(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return torch.cat((best, others - math.log(logits.shape[1] - top)), dim=1), classes
 
 
-def _open(folder: Path, plan: dict[str, Any], classes: int) -> tuple[list[np.memmap], int]:
+def _open(folder: Path, plan: dict[str, Any]) -> tuple[list[np.memmap], int]:
     """The file of logits, and that of classes if only some are kept; how many answers are there already."""
-    top = plan["top"]
-    kinds: list[tuple[str, Any, int]] = [("answers.npy", DTYPES[plan["dtype"]], top + 1 if top else classes)]
-    if top:
-        kinds.append(("classes.npy", np.uint16 if classes <= 2**16 else np.uint32, top))
     if has_answers(folder):
         about = _about(folder)
         differing = sorted(key for key in {*plan, *about} - {"done"} if plan.get(key) != about.get(key))
         if differing:
             what = f"answers with another {', '.join(differing)} are here"
             raise ConfigError(what, where=folder, remedy="name another folder", code="C11")
-        return [np.lib.format.open_memmap(folder / name, mode="r+") for name, _, _ in kinds], int(about["done"])
+        return _files(folder, about, "r+"), about["done"]
     if is_used(folder):
         raise ConfigError("the output folder is not empty", where=folder, remedy="name another folder", code="C11")
     make_writable(folder)
     files = [
-        np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=(plan["views"], plan["images"], width))
-        for name, dtype, width in kinds
+        np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=shape)
+        for name, dtype, shape in _layout(plan)
     ]
     replace_text(folder / "answers.json", json.dumps({**plan, "done": 0}, indent=2))
     return files, 0
 
 
+def _layout(about: Mapping[str, Any]) -> list[tuple[str, Any, tuple[int, ...]]]:
+    """Name, type and shape of each file."""
+    top, classes = about["top"], len(about["classes"])
+    places = (about["views"], about["images"])
+    found: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("answers.npy", DTYPES[about["dtype"]], (*places, top + 1 if top else classes))
+    ]
+    if top:
+        found.append(("classes.npy", np.uint16 if classes <= 2**16 else np.uint32, (*places, top)))
+    return found
+
+
+def _files(folder: Path, about: Mapping[str, Any], mode: Literal["r", "r+"]) -> list[np.memmap]:
+    """The files of a folder, opened.
+
+    Raises:
+        CheckpointError: one is missing, cut, or not what `answers.json` says (K02).
+    """
+    files = []
+    for name, dtype, shape in _layout(about):
+        path = folder / name
+        try:
+            file = np.lib.format.open_memmap(path, mode="r")  # to write it would make a cut file whole, with zeros
+            if (file.shape, file.dtype) != (shape, dtype):
+                raise ValueError(f"{file.dtype} {file.shape}, expected {np.dtype(dtype)} {shape}")
+        except (OSError, ValueError) as error:
+            remedy = "store the answers anew, in another folder"
+            raise CheckpointError("no longer what was stored", where=path, remedy=remedy, code="K02") from error
+        files.append(file if mode == "r" else np.lib.format.open_memmap(path, mode=mode))
+    return files
+
+
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / "answers.json").read_text())
-        return {
-            "top": None,
-            **about,
-            "views": int(about["views"]),
-            "images": int(about["images"]),
-            "done": int(about["done"]),
-        }
+        numbers = {name: int(about[name]) for name in ("views", "images", "done")}
+        about = {"top": None, **about, **numbers}
+        _layout(about)
+        return about
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = "make them with: regard distill cache"
         raise CheckpointError("no stored answers", where=folder, remedy=remedy, code="K02") from error
