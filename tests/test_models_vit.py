@@ -1,5 +1,6 @@
 """Vision transformers: published parameter counts, timm's numbers on the same weights, images of any size."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -185,6 +186,8 @@ def test_fusion_by_name():
     torch.testing.assert_close(fuse_logits(both, "logits"), torch.tensor([[1.0, 0.0, 1.5]]))
     expected = (both.class_logits.softmax(1) + both.distillation_logits.softmax(1)) / 2
     torch.testing.assert_close(fuse_logits(both, "probabilities").softmax(1), expected)
+    sure = fuse_logits(DistilledLogits(torch.tensor([[300.0, 0.0]]), torch.tensor([[200.0, 0.0]])), "probabilities")
+    torch.testing.assert_close(sure, torch.tensor([[0.0, -200.0 - math.log(2)]]))  # finite, where e^-200 is 0
     images = torch.randn(1, 3, 32, 32)
     model = random_model(DISTILLED)
     found = {}

@@ -8,6 +8,7 @@ whose files fit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -307,8 +308,9 @@ def fuse_logits(both: DistilledLogits, how: str) -> Tensor:
         return second
     if how == "logits":
         return (first + second) / 2
-    probabilities = (first.float().softmax(dim=-1) + second.float().softmax(dim=-1)) / 2
-    return probabilities.log().to(first.dtype)
+    # In logarithms: the mean of probabilities that are 0 in floats would be -inf.
+    sums = torch.logaddexp(first.float().log_softmax(dim=-1), second.float().log_softmax(dim=-1))
+    return (sums - math.log(2)).to(first.dtype)
 
 
 def _drop_paths(config: ViTConfig) -> list[float]:
