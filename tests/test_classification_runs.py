@@ -132,6 +132,13 @@ def test_imagenets_classes_are_known_by_all_their_names(tmp_path, monkeypatch):
     assert sorted(rows) == [1, 30, 400] and torch.equal(net.head.weight, source.head.weight[rows])
 
 
+def test_a_warm_up_that_does_not_end_is_told(data):
+    recipe = replace(recipe_for("deit_nano_patch4_32", "deit"), data=str(data))
+    for epochs, schedule, told in ((5, "deit", True), (6, "deit", False), (5, "cosine", False)):
+        job = ClassificationJob(replace(recipe, epochs=epochs, schedule=schedule))
+        assert any("warms up for 5 epochs" in note for note in job.starting_model()[1]) == told
+
+
 def test_kinds_are_not_mixed(run, data, tmp_path):
     detection = ("shapes:train=4,val=2,size=32",)
     with pytest.raises(ConfigError, match="weights of resnet20 for the backbone small"):

@@ -35,6 +35,7 @@ from regard.models.vit import ViTConfig
 from regard.teachers import load_teacher
 from regard.training.batches import Augmented
 from regard.training.distributed import Processes, choose_device
+from regard.training.schedules import DEIT_WARMUP
 
 
 class ClassificationJob:
@@ -104,6 +105,9 @@ class ClassificationJob:
         notes = [] if self.source is None else [transfer_classifier(self.source, net)]
         if isinstance(settings.model, ViTConfig) and settings.model.distilled and settings.teacher == "none":
             notes.append("warning: a distilled model without a teacher: its second head learns the labels too")
+        if settings.schedule.startswith("deit") and settings.epochs <= DEIT_WARMUP:
+            what = f"schedule={settings.schedule} warms up for {DEIT_WARMUP} epochs and there are {settings.epochs}"
+            notes.append(f"warning: {what}: it will hardly learn. Set schedule=cosine")
         return net, notes
 
     def task(self, processes: Processes, pictures: Path | None) -> ClassificationTask:
