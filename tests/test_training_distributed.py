@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import regard
 from process_group import together
-from regard import detection
+from regard import detection_judging
 from regard.data.formats import open_detection
 from regard.data.shapes import ShapesConfig, write_shapes
 from regard.data.transforms import EvaluationResize
-from regard.detection import evaluate_detector
+from regard.detection_judging import evaluate_detector
 from regard.errors import ConfigError, DivergedError, MachineError
 from regard.losses import SetCriterion
 from regard.losses.detection import average_over_processes
@@ -224,7 +224,7 @@ def test_an_evaluation_is_shared(tmp_path, monkeypatch, count):
     write_shapes(ShapesConfig(size=32, train=1, val=5), tmp_path / "data")
     dataset = open_detection(tmp_path / "data", "val")
     # Scoring has threads, which would not survive a fork.
-    monkeypatch.setattr(detection, "evaluate_detections", lambda truth, found: len(truth["images"]))
+    monkeypatch.setattr(detection_judging, "evaluate_detections", lambda truth, found: len(truth["images"]))
 
     def evaluation(group: Processes, _: Path) -> tuple:
         found = evaluate_detector(
