@@ -60,10 +60,7 @@ class ClassificationJob:
             self.teacher = load_teacher(settings.teacher, self.train_data.categories, settings.model.image_size)
 
     def _open_answers(self) -> StoredAnswers:
-        if mixing_of(self.settings) is not None:
-            what = "stored answers are for whole images, and Mixup or CutMix mixes them"
-            remedy = "set mixup=0 cutmix=0, or name the teacher itself"
-            raise ConfigError(what, where=self.settings.teacher, remedy=remedy, code="C09")
+        _check_unmixed(self.settings)
         answers = StoredAnswers(self.settings.teacher)
         answers.check(about_answers(self.settings, self.train_data))
         return answers
@@ -192,6 +189,13 @@ def about_answers(settings: ClassificationRecipe, data: ClassificationDataset) -
     }
 
 
+def _check_unmixed(settings: ClassificationRecipe) -> None:
+    if mixing_of(settings) is not None:
+        what = "stored answers are for whole images, and Mixup or CutMix mixes them"
+        remedy = "set mixup=0 cutmix=0, or train with the teacher itself"
+        raise ConfigError(what, where=settings.teacher, remedy=remedy, code="C09")
+
+
 def cache_answers(
     settings: ClassificationRecipe, output: Path, *, views: int, top: int | None = None, dtype: str, batch_size: int
 ) -> Iterator[float]:
@@ -202,6 +206,7 @@ def cache_answers(
     """
     if settings.teacher == "none" or has_answers(settings.teacher):
         raise ConfigError("which teacher?", remedy="add --teacher NAME", code="C09")
+    _check_unmixed(settings)  # before hours of storing what training would refuse
     job = ClassificationJob(settings)
     assert job.teacher is not None
     device = choose_device(settings.device)
