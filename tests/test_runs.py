@@ -105,6 +105,15 @@ def test_more_objects_than_queries(data, tmp_path):
     assert caught.value.code == "A43"
 
 
+def test_more_objects_than_queries_of_a_model_that_fits_them(data, tmp_path, capsys):
+    settings = (*SMALL, "model.num_queries=1", "fit_queries=true")
+    run = regard.train("detr_tiny", data, epochs=1, output=tmp_path / "e", overrides=settings)
+    assert "objects but the model has 1 queries: it gets 10 (model.num_queries)" in capsys.readouterr().err
+    assert run.load().config.num_queries == 10
+    more = regard.train(output=run.folder, resume=True, overrides=("epochs=2",), quiet=True)
+    assert more.load().config.num_queries == 10
+
+
 def test_without_imagenet_weights_training_goes_on_and_says_so(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("REGARD_OFFLINE", "1")
     monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -50,22 +51,32 @@ class DetectionJob:
         masks = settings.model.masks
         self.train_data = open_objects(folder, "train", panoptic=panoptic, masks=masks)
         self.val_data = open_objects(folder, "val", panoptic=panoptic, masks=masks, like=self.train_data.categories)
-        most, name = self.train_data.max_objects
-        if most > settings.model.num_queries:
-            raise ConfigError(
-                f"image {name} has {most} objects but the model has {settings.model.num_queries} queries",
-                where=settings.data,
-                remedy=f"set model.num_queries={most} or more",
-                code="A43",
-            )
-        self.settings = replace(settings, model=replace(settings.model, num_classes=len(self.train_data.categories)))
+        num_queries, self._more_queries = self._count_queries(settings)
+        num_classes = len(self.train_data.categories)
+        model = replace(settings.model, num_classes=num_classes, num_queries=num_queries)
+        self.settings = replace(settings, model=model)
         self.backbone: Mapping[str, Tensor] = {}
         self.source: Detector | None = None
+
+    def _count_queries(self, settings: Recipe) -> tuple[int, list[str]]:
+        """How many queries the data need, and what is to be said of it."""
+        most, name = self.train_data.max_objects
+        given = settings.model.num_queries
+        if most <= given:
+            return given, []
+        what = f"image {name} has {most} objects but the model has {given} queries"
+        if not settings.fit_queries:
+            remedy = f"set model.num_queries={most} or more"
+            raise ConfigError(what, where=settings.data, remedy=remedy, code="A43")
+        most = max(most, self.val_data.max_objects[0])
+        fitting = math.ceil(1.2 * most / 10) * 10  # images to come may have a few more
+        return fitting, [f"{what}: it gets {fitting} (model.num_queries)"]
 
     @property
     def findings(self) -> list[str]:
         """What is worth a line of the data."""
-        return [str(issue) for data in (self.train_data, self.val_data) for issue in data.annotations.report.issues]
+        found = [str(issue) for data in (self.train_data, self.val_data) for issue in data.annotations.report.issues]
+        return found + self._more_queries
 
     def fetch_weights(self) -> list[str]:
         """Get what the training starts from; gives what the user has to know of it.

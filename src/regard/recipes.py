@@ -43,6 +43,7 @@ class Recipe(TrainingConfig):
     # `panoptic`: things and stuff; `instances`: objects; `auto`: the first for a model with masks, where data have it
     annotations: Literal["auto", "instances", "panoptic"] = "auto"
     freeze_detector: bool = False  # train the mask head alone
+    fit_queries: bool = False  # take more queries where an image has more objects; else that is an error
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,7 +132,9 @@ def small(name: str) -> Recipe:
     if not recipe.model.masks:
         return recipe
     # A step takes three times as long. With weights of 1 masks learn far more slowly than boxes.
-    return replace(recipe, epochs=4, batch_size=16, mask_weight=5.0, dice_weight=3.0, augmentation="flip")
+    # How many segments an image of things and stuff has, few know beforehand.
+    masks = replace(recipe, mask_weight=5.0, dice_weight=3.0, fit_queries=True)
+    return replace(masks, epochs=4, batch_size=16, augmentation="flip")
 
 
 RECIPES: Mapping[str, Callable[[str], Recipe]] = {
