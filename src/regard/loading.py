@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from regard.models.classifier_weights import load_classifier
 from regard.models.classifiers import ClassifierConfig
 from regard.models.download import download
 from regard.models.files import load_exactly, read_weights
+from regard.models.hub_folder import described, read_hub_folder, take_normalisation, weights_in
+from regard.models.vit import VisionTransformer
 from regard.models.vit_weights import is_vit
 from regard.models.weights import load_file
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -25,8 +28,9 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
     Args:
         source: a run's folder (its best checkpoint), a checkpoint's folder, a weights file (`.pth` or `.safetensors`
             with the names of the DETR authors; for classifiers of torchvision; for vision transformers of the DeiT
-            authors, of timm or of Hugging Face), or a name of `list_models()`, whose released weights are downloaded
-            once.
+            authors, of timm or of Hugging Face), a model's folder from the Hugging Face hub (its `config.json` and
+            `preprocessor_config.json` tell the classes of a vision transformer and how images are normalised and
+            cropped), or a name of `list_models()`, whose released weights are downloaded once.
         model: which model a file is for, where neither a released file's name nor its tensors can tell
             (`detr_resnet50_dc5`); convolutional classifiers need it. A vision transformer may be named that has
             another image size than the file: positions are resized, with a warning.
@@ -38,7 +42,8 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
     """
     path = Path(source)
     if path.is_dir():
-        return _load_folder(path)
+        file = None if (path / "manifest.json").exists() else weights_in(path)
+        return _load_folder(path) if file is None else _load_weights(file, model)
     if path.is_file() and (path.parent / "manifest.json").exists():
         remedy = f"name its folder: {path.parent}"
         raise CheckpointError("a part of a checkpoint", where=path, remedy=remedy, code="K06")
@@ -63,8 +68,25 @@ def _load_weights(path: Path, model: str | None) -> Model:
     if name is None or isinstance(known, ClassifierConfig):
         tensors = read_weights(path).tensors
         if known is not None or is_vit(tensors):
-            return load_classifier(tensors, name, where=path)
+            net = load_classifier(tensors, name, where=path)
+            return _as_described(net, path) if isinstance(net, VisionTransformer) else net
     return load_file(path, model=name)
+
+
+def _as_described(net: VisionTransformer, path: Path) -> VisionTransformer:
+    """The vision transformer of a file, with what stands beside the file."""
+    folder = read_hub_folder(path)
+    if folder.normalisation is not None:
+        take_normalisation(net, *folder.normalisation)
+    elif net.card.name.startswith("vit_"):
+        remedy = "beside its config.json or preprocessor_config.json, model.safetensors is loaded as they say"
+        warnings.warn(
+            f"{path}: images are normalised by ImageNet's mean and deviation, while Google's and timm's ViT weights "
+            f"want 0.5; {remedy}",
+            stacklevel=4,
+        )
+    net.card = described(net.card, folder)
+    return net
 
 
 def model_state(net: Model) -> dict[str, Any]:

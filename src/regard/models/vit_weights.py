@@ -86,7 +86,7 @@ def read_vit(tensors: Mapping[str, Tensor], name: str | None = None, *, where: s
     Heads leave no trace: they are the named model's, else those of the presets of this width, else width / 64. The
     positions of a file for another image size than the named model's are resized by the rule of that model. A DeiT of
     Hugging Face with one classifying layer (`DeiTForImageClassification`) predicts with it alone, as there; the second
-    head becomes its copy. Images are normalised as all of ours, by ImageNet's mean and deviation: files do not say it.
+    head becomes its copy. How images are normalised no tensor says: see `regard.models.hub_folder`.
 
     Args:
         tensors: of the DeiT authors (DeiT, DeiT III), of timm or of Hugging Face (ViT, DeiT).

@@ -1,0 +1,122 @@
+"""What stands beside the weights in a model's folder from the Hugging Face hub: how images are prepared, class names.
+
+timm writes `config.json` with `pretrained_cfg`; transformers writes `config.json` and `preprocessor_config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from regard.batches import IMAGENET_MEAN, IMAGENET_STD
+from regard.categories import Category, ModelCard
+from regard.errors import CheckpointError
+from regard.models.vit import VisionTransformer
+
+FILES = ("model.safetensors", "pytorch_model.bin")  # how the hub names weights
+
+
+class HubFolder(NamedTuple):
+    """What the JSON files of a folder say of the model; None where they say nothing.
+
+    Attributes:
+        normalisation: mean and deviation of red, green and blue, of values 0..1.
+        crop_ratio: (ratio,) as in `ModelCard.crop_ratio`.
+        names: of the classes, in the order of their numbers.
+    """
+
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+    crop_ratio: tuple[float | None] | None
+    names: list[str] | None
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The weights of a hub folder, or None."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
+
+
+def read_hub_folder(weights: Path) -> HubFolder:
+    """What stands beside a file of weights that has one of the hub's names; nothing beside others.
+
+    Raises:
+        CheckpointError: a file is no JSON object, or its values cannot be (K06).
+    """
+    if weights.name not in FILES:
+        return HubFolder(None, None, None)
+    config, images = (_read(weights.parent / name) for name in ("config.json", "preprocessor_config.json"))
+    timm = config.get("pretrained_cfg")
+    if isinstance(timm, dict):
+        mean, std, crop = timm.get("mean"), timm.get("std"), timm.get("crop_pct")
+        ratio = (float(crop),) if isinstance(crop, (int, float)) and 0 < crop <= 1 else None
+        return HubFolder(_normalisation(mean, std, weights.parent / "config.json"), ratio, _names(config))
+    where = weights.parent / "preprocessor_config.json"
+    whole = images.get("do_resize", False) and not images.get("do_center_crop", False)
+    normalisation = _normalisation(images.get("image_mean"), images.get("image_std"), where)
+    return HubFolder(normalisation, (None,) if whole else None, _names(config))
+
+
+def described(card: ModelCard, folder: HubFolder) -> ModelCard:
+    """The card with what the folder says."""
+    if folder.names is not None and len(folder.names) == len(card.categories):
+        card = replace(card, categories=tuple(Category(i, name) for i, name in enumerate(folder.names)))
+    return card if folder.crop_ratio is None else replace(card, crop_ratio=folder.crop_ratio[0])
+
+
+@torch.no_grad()
+def take_normalisation(net: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Make a vision transformer that was trained with another mean and deviation right for ImageNet's.
+
+    All models here see images normalised by ImageNet's. Patches are embedded by a linear map without padding, so the
+    change goes into it, exactly: with u = (x - m) / s for ours and v = (x - mean) / std, W v + b = W' u + b' where
+    W' = W s / std and b' = b + sum(W (m - mean) / std).
+    """
+    our_mean, our_std, their_mean, their_std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
+    )
+    weight, bias = net.patch_embed.proj.weight, net.patch_embed.proj.bias
+    assert bias is not None
+    shift = (weight.double() * ((our_mean - their_mean) / their_std)).sum(dim=(1, 2, 3))
+    bias.copy_(bias.double() + shift)
+    weight.copy_(weight.double() * (our_std / their_std))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:  # bytes that are no text are a ValueError too
+        raise CheckpointError("no JSON", where=path, remedy="download it again", code="K06") from error
+    if not isinstance(content, dict):
+        raise CheckpointError("no JSON object", where=path, remedy="download it again", code="K06")
+    return content
+
+
+def _normalisation(mean: Any, std: Any, where: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if mean is None and std is None:
+        return None
+    for values, least in ((mean, -1e3), (std, 1e-6)):
+        right = isinstance(values, list) and len(values) == 3
+        if not right or not all(isinstance(v, (int, float)) and isfinite(v) and v >= least for v in values):
+            what = f"mean {mean!r:.60} and deviation {std!r:.60}, expected three numbers each"
+            raise CheckpointError(what, where=where, remedy="download it again", code="K06")
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _names(config: Mapping[str, Any]) -> list[str] | None:
+    """Class names, unless nobody gave any, or they are ImageNet's, which have other words here."""
+    listed, by_number = config.get("label_names"), config.get("id2label")
+    if isinstance(listed, list) and len(listed) != 1000:
+        return [str(name) for name in listed]
+    if not isinstance(by_number, dict) or set(by_number) != {str(i) for i in range(len(by_number))}:
+        return None
+    names = [str(by_number[str(i)]) for i in range(len(by_number))]
+    placeholders = names == [f"LABEL_{i}" for i in range(len(names))]
+    imagenet = len(names) == 1000 and names[0].startswith("tench")
+    return None if placeholders or imagenet else names
