@@ -98,7 +98,8 @@ def test_a_vit_alone_says_that_it_may_want_another_normalisation(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "no JSON"), ("[]", "no JSON object"), ('{"image_mean": [0.5], "image_std": [1, 1, 1]}', "three numbers each"),
+    [("{", "no JSON"), ("[]", "no JSON object"),
+     ('{"image_mean": [0.5], "image_std": [1, 1, 1]}', "three numbers each"),
      ('{"image_mean": [0, 0, 0], "image_std": [0, 1, 1]}', "three numbers each")],
 )  # fmt: skip
 def test_broken_descriptions(of_transformers, tmp_path, content, says):
