@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from regard.config import apply_mapping, apply_overrides, line_of, read_yaml, to_mapping
+from regard.config import apply_mapping, apply_overrides, check_choices, line_of, read_yaml, to_mapping
 from regard.errors import ConfigError
 
 
@@ -85,6 +85,13 @@ def test_yaml_types_are_checked_without_loss():
     for wrong in ({"steps": True}, {"ema": 1}, {"name": 3}, {"steps": None}, {"lr": [1]}, {"inner": None}):
         with pytest.raises(ConfigError):
             apply_mapping(Outer(), wrong)
+
+
+def test_choices_made_in_python():
+    check_choices(Inner(kind="on"))
+    with pytest.raises(ConfigError, match="unknown value of kind 'of' .* did you mean 'off'") as caught:
+        check_choices(Inner(kind="of"))
+    assert caught.value.code == "C02"
 
 
 def test_round_trip(tmp_path):

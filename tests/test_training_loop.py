@@ -184,6 +184,15 @@ def test_settings_are_checked(name, value):
         TrainingConfig(**{name: value})
 
 
+def test_settings_that_contradict_each_other():
+    with pytest.raises(ConfigError, match="unknown value of schedule 'cos'"):
+        TrainingConfig(schedule="cos")
+    with pytest.raises(ConfigError, match=r"least_lr=0\.1 is more than lr=0\.01") as caught:
+        TrainingConfig(schedule="deit", lr=0.01, least_lr=0.1)
+    assert caught.value.code == "C09"
+    TrainingConfig(schedule="step", lr=1e-6)  # whose rate falls to 0 whatever least_lr is
+
+
 def test_state_is_plain_json(tmp_path):
     trainer(tmp_path).fit()
     path = newest_checkpoint(tmp_path / "checkpoints") / "state.json"

@@ -66,6 +66,18 @@ def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
+def check_choices(config: Any) -> None:
+    """Refuse a value that is none of those its setting lists, in settings that were made in Python.
+
+    Raises:
+        ConfigError: it is not in the `Literal` of its field (C02).
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise unknown_name(f"value of {name}", str(value), [str(a) for a in get_args(kind)], code="C02")
+
+
 def to_mapping(config: Any) -> dict[str, Any]:
     """Settings as plain nested dictionaries, for YAML and JSON."""
     return {

@@ -127,8 +127,8 @@ def _load_folder(path: Path) -> Model:
     part = "ema" if has_average else "model"
     tensors = read_checkpoint(path, parts=[part]).tensors[part]
     kept = state["model_state"]
-    if kept["family"] not in FAMILIES:
-        what = f"a model of the family {kept['family']!r:.60}, which this version does not know"
+    if kept.get("family") not in FAMILIES:
+        what = f"a model of the family {kept.get('family')!r:.60}, which this version does not know"
         raise CheckpointError(what, where=path, remedy="update regard", code="K19")
     config = apply_mapping(FAMILIES[kept["family"]], kept["config"], where=str(path))
     categories = [Category(*values) for values in kept["categories"]]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from regard.attention import LearnedPositionEncoding, SinePositionEncoding
 from regard.batches import ImageBatch
 from regard.categories import ModelCard
+from regard.config import check_choices
 from regard.errors import ConfigError
 from regard.models.anchors import (
     TEMPERATURE,
@@ -61,6 +62,7 @@ class DETRConfig:
     box_noise: float = 0.4  # DN-DETR: largest shift of a corner, in halves of the box
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in (
             "num_classes",
             "num_queries",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from regard.attention import PairwiseVectorAttention2d, PatchwiseVectorAttention2d
 from regard.categories import ModelCard
+from regard.config import check_choices
 from regard.errors import ConfigError
 
 WIDTHS = (64, 256, 512, 1024, 2048)
@@ -39,6 +40,7 @@ class SANConfig:
     image_size: int = 224
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not len(self.layers) == len(self.kernel_sizes) == len(WIDTHS) or min(self.layers + self.kernel_sizes) < 1:
             what = f"layers={list(self.layers)} and kernel_sizes={list(self.kernel_sizes)}"
             raise ConfigError(f"{what}, expected {len(WIDTHS)} numbers of at least 1 each", code="C03")

@@ -19,6 +19,7 @@ from torchvision.ops import StochasticDepth
 
 from regard.attention import attend, attention_weights, resize_positions
 from regard.categories import ModelCard
+from regard.config import check_choices
 from regard.errors import ConfigError
 from regard.outputs import DistilledLogits
 
@@ -67,6 +68,7 @@ class ViTConfig:
     initial: Literal["published", "fan_in"] = "published"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         least = {"num_classes": 1, "image_size": 1, "patch_size": 1, "embed_dim": 1, "num_heads": 1, "depth": 1}
         for name, low in least.items():
             if getattr(self, name) < low:

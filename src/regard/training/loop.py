@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from regard.config import check_choices
 from regard.errors import ConfigError, DivergedError, RegardError
 from regard.training.batches import mix, naming_killed_workers
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint, save_checkpoint
@@ -61,6 +62,7 @@ class TrainingConfig:
     save_minutes: float = 10.0  # a checkpoint is written so often, and after every evaluation
 
     def __post_init__(self) -> None:
+        check_choices(self)
         least = {
             "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "lr_backbone": 0, "least_lr": 0, "momentum": 0,
             "weight_decay": 0, "warmup_steps": 0, "warmup_share": 0, "clip_norm": 0, "ema": 0, "workers": 0, "seed": 0,
@@ -79,6 +81,9 @@ class TrainingConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected less than 1", code="C03")
         if not all(0 <= share <= 1 for share in self.drop_at):
             raise ConfigError(f"drop_at={list(self.drop_at)}, expected shares from 0 to 1", code="C03")
+        if self.schedule.startswith("deit") and self.least_lr > self.lr:
+            what = f"least_lr={self.least_lr} is more than lr={self.lr}: the rate would rise"
+            raise ConfigError(what, remedy=f"set least_lr={self.lr} or less", code="C09")
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ConfigError(f"minutes={self.minutes}, expected more than 0", code="C03")
 
