@@ -89,7 +89,7 @@ def test_yaml_types_are_checked_without_loss():
 
 def test_choices_made_in_python():
     check_choices(Inner(kind="on"))
-    with pytest.raises(ConfigError, match="unknown value of kind 'of' .* did you mean 'off'") as caught:
+    with pytest.raises(ConfigError, match=r"unknown value of kind 'of' .* did you mean 'off'") as caught:
         check_choices(Inner(kind="of"))
     assert caught.value.code == "C02"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from PIL import Image
 
 import regard
 from regard.boxes import xyxy_to_cxcywh
-from regard.categories import ModelCard
+from regard.categories import ModelCard, knows_stuff
 from regard.data.formats import open_detection
 from regard.data.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.shapes import ShapesConfig, write_shapes
 from regard.detection_runs import evaluate_on
-from regard.errors import ConfigError
+from regard.errors import ConfigError, RegardError
 from regard.evaluation.panoptic import evaluate_panoptic
 from regard.models.detr import DETR, DETRConfig
 from regard.outputs import DetectionOutput
@@ -52,7 +53,7 @@ class Oracle(DETR):
 
     def __init__(self, samples, categories):
         super().__init__(DETRConfig(backbone="small", masks=True, num_queries=20, num_classes=len(categories)))
-        self.card = ModelCard("oracle", categories, short_side=32, max_size=64)
+        self.card = ModelCard("oracle", categories, short_side=32, max_size=64, panoptic=knows_stuff(categories))
         self.samples = iter(samples)
 
     def forward(self, images, targets=None, *, masks=None):
@@ -157,13 +158,13 @@ def test_two_stages(data, tmp_path):
     assert len(boxes.load().card.categories) == 5
     again = regard.evaluate(boxes.folder, data, output=tmp_path / "e", workers=0, device="cpu")
     assert {c.name for c in again.per_class} == {c.name for c in boxes.load().card.categories}
-    words = (f"start_from={boxes.folder}", "freeze_detector=true", "model.num_queries=10", "ema=0")
-    masks = train(data, tmp_path / "masks", *words)
+    assert boxes.load().config.num_queries == 10  # which the second stage takes over
+    masks = train(data, tmp_path / "masks", f"start_from={boxes.folder}", "freeze_detector=true")
     before, after = boxes.load().state_dict(), masks.load().state_dict()
     learned = ("mask_head.", "bbox_attention.")
     assert {name for name in after if name.startswith(learned)} == after.keys() - before.keys()
-    parameters = dict(boxes.load().named_parameters())
-    assert all(torch.equal(before[name], after[name]) for name in parameters)
+    assert any(name.endswith("running_mean") for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
     assert after["mask_head.out_lay.bias"] != 0  # as it starts
 
 
@@ -175,6 +176,48 @@ def test_a_frozen_detector_has_to_come_from_somewhere(data, tmp_path, model, say
     with pytest.raises(ConfigError) as caught:
         train(data, tmp_path / "run", "freeze_detector=true", model=model)
     assert says in caught.value.what and not (tmp_path / "run").exists()
+
+
+def test_a_frozen_detector_has_to_be_whole(data, tmp_path):
+    things = train(data, tmp_path / "things", "annotations=instances", model="detr_tiny").folder
+    with pytest.raises(RegardError, match="lacks the class 'sky'") as caught:
+        train(data, tmp_path / "a", f"start_from={things}", "freeze_detector=true")
+    assert caught.value.code == "K08"
+    few = train(data, tmp_path / "few", "annotations=panoptic", "model.num_queries=9", model="detr_tiny").folder
+    train(data, tmp_path / "b", f"start_from={few}", "freeze_detector=true", "model.num_queries=12")
+    assert regard.load(tmp_path / "b").config.num_queries == 9
+    with pytest.raises(RegardError, match="lacks 9 queries of these groups"):
+        train(data, tmp_path / "c", f"start_from={few}", "freeze_detector=true", "model.query_groups=5")
+
+
+def test_a_backbone_alone_is_no_detector_to_freeze(data, tmp_path):
+    torch.save(regard.create("resnet18", num_classes=2).state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    words = (f"start_from={tmp_path / 'resnet18-f37072fd.pth'}", "model.backbone=resnet18", "freeze_detector=true")
+    with pytest.raises(ConfigError, match="weights of resnet18: the detector would stay untrained"):
+        train(data, tmp_path / "run", *words)
+
+
+def test_things_alone_are_segments_too(data, tmp_path):
+    """Panoptic data without stuff: what learned from them is judged and predicts as any panoptic model."""
+    things = tmp_path / "things"
+    shutil.copytree(data, things)
+    for split in ("train", "val"):
+        file = things / "annotations" / f"panoptic_{split}.json"
+        content = json.loads(file.read_text())
+        kept = {row["id"] for row in content["categories"] if row["isthing"]}
+        content["categories"] = [row for row in content["categories"] if row["id"] in kept]
+        for row in content["annotations"]:
+            png = file.with_suffix("") / row["file_name"]
+            pixels = np.array(Image.open(png))
+            for segment in row["segments_info"]:
+                if segment["category_id"] not in kept:
+                    pixels[pixels[..., 0] == segment["id"]] = 0
+            Image.fromarray(pixels).save(png)
+            row["segments_info"] = [s for s in row["segments_info"] if s["category_id"] in kept]
+        file.write_text(json.dumps(content))
+    run = train(things, tmp_path / "run")
+    assert "PQ" in run.scores and "PQ" in regard.evaluate(run.folder, things, workers=0, device="cpu").stats
+    assert isinstance(regard.predict(run.folder, things / "val" / "000001.png"), Segmentation)
 
 
 def test_segments_of_an_image(run, data, tmp_path):

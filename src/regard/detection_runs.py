@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regard.categories import Category, knows_stuff
+from regard.categories import Category
 from regard.data.formats import Split, open_detection
 from regard.data.health import advise
-from regard.data.panoptic import PanopticWriter, has_panoptic, open_panoptic
+from regard.data.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic
 from regard.data.shapes import data_folder
 from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
 from regard.detection import DetectionTask
@@ -32,6 +32,8 @@ from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_from_file
 from regard.training.distributed import Processes
 from regard.training.reports import replace_text
+
+START_FROZEN = "set start_from=RUN, a detector trained on these data with --recipe panoptic_boxes"
 
 
 class DetectionJob:
@@ -51,7 +53,9 @@ class DetectionJob:
         masks = settings.model.masks
         self.train_data = open_objects(folder, "train", panoptic=panoptic, masks=masks)
         self.val_data = open_objects(folder, "val", panoptic=panoptic, masks=masks, like=self.train_data.categories)
-        num_queries, self._more_queries = self._count_queries(settings)
+        num_queries, self._more_queries = settings.model.num_queries, list[str]()
+        if not settings.freeze_detector:  # which brings its queries with it
+            num_queries, self._more_queries = self._count_queries(settings)
         num_classes = len(self.train_data.categories)
         model = replace(settings.model, num_classes=num_classes, num_queries=num_queries)
         self.settings = replace(settings, model=model)
@@ -91,7 +95,10 @@ class DetectionJob:
             source = load(settings.start_from)
             if isinstance(source, Detector):
                 self.source = source
-                return []
+                return self._keep_queries(source) if settings.freeze_detector else []
+            if settings.freeze_detector:
+                what = f"freeze_detector with weights of {source.card.name}: the detector would stay untrained"
+                raise ConfigError(what, where=settings.start_from, remedy=START_FROZEN, code="C09")
             if source.card.name != settings.model.backbone:
                 what = f"weights of {source.card.name} for the backbone {settings.model.backbone}"
                 remedy = f"set model.backbone={source.card.name}"
@@ -99,6 +106,14 @@ class DetectionJob:
             self.backbone = source.state_dict()
             return [f"the backbone starts from {settings.start_from}"]
         return []
+
+    def _keep_queries(self, source: Detector) -> list[str]:
+        """A detector that stays as it is keeps the number of its queries."""
+        count, given = source.config.num_queries, self.settings.model.num_queries
+        model = replace(self.settings.model, num_queries=count)
+        self.settings = replace(self.settings, model=model, fit_queries=False)
+        self._count_queries(self.settings)
+        return [] if count == given else [f"model.num_queries={count}, as the detector that it starts from"]
 
     def _fetch_backbone(self) -> list[str]:
         settings = self.settings
@@ -121,11 +136,12 @@ class DetectionJob:
         net = build(settings.model, settings.name, self.train_data.categories, sizes)
         if self.backbone:
             load_backbone(net.backbone, self.backbone, where=settings.start_from)
-        notes = [] if self.source is None else [transfer(self.source, net)]
-        if settings.freeze_detector:
-            net.requires_grad_(False)
-            net.bbox_attention.requires_grad_()
-            net.mask_head.requires_grad_()
+        net.card = replace(net.card, panoptic=isinstance(self.train_data, PanopticDataset))
+        frozen = settings.freeze_detector
+        notes = [] if self.source is None else [transfer(self.source, net, whole=frozen)]
+        if frozen:
+            assert isinstance(net, DETR)
+            net.freeze_detector()
         return net, notes
 
     def task(self, processes: Processes, pictures: Path | None) -> DetectionTask:
@@ -160,8 +176,7 @@ def _check_freezing(settings: Recipe) -> None:
         raise ConfigError(what, remedy="set model.masks=true", code="C09")
     if settings.freeze_detector and settings.start_from in ("backbone", "none"):
         what = f"freeze_detector with start_from={settings.start_from}: the detector would stay untrained"
-        remedy = "set start_from=RUN, a detector trained on these data with --recipe panoptic_boxes"
-        raise ConfigError(what, remedy=remedy, code="C09")
+        raise ConfigError(what, remedy=START_FROZEN, code="C09")
 
 
 def open_objects(
@@ -217,7 +232,7 @@ def evaluate_on(
     """
     folder = data_folder(data)
     masks = isinstance(net, DETR) and net.config.masks
-    panoptic = knows_stuff(net.card.categories) and has_panoptic(folder)
+    panoptic = net.card.panoptic and has_panoptic(folder)
     dataset = open_objects(folder, "val", panoptic=panoptic, masks=masks)
     writer = None
     if submission is not None:

@@ -99,6 +99,7 @@ def model_state(net: Model) -> dict[str, Any]:
         "categories": [[c.id, c.name, c.is_thing] for c in card.categories],
         "sizes": [card.short_side, card.max_size],
         "crop_ratio": card.crop_ratio,
+        "panoptic": card.panoptic,
     }
 
 
@@ -133,6 +134,7 @@ def _load_folder(path: Path) -> Model:
     config = apply_mapping(FAMILIES[kept["family"]], kept["config"], where=str(path))
     categories = [Category(*values) for values in kept["categories"]]
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
-    net.card = replace(net.card, crop_ratio=kept["crop_ratio"])
+    panoptic = kept.get("panoptic", net.card.panoptic)
+    net.card = replace(net.card, crop_ratio=kept["crop_ratio"], panoptic=panoptic)
     load_exactly(net, tensors, where=path)
     return net.eval()

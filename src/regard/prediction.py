@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from regard.batches import ImageBatch
-from regard.categories import knows_stuff
 from regard.classification_results import Classification, classify
 from regard.data.classification import ClassSample
 from regard.data.classification_transforms import evaluation
@@ -135,7 +134,7 @@ def _detect(
         output = net(batch, masks=False)
         padded = batch.pixels.shape[-2], batch.pixels.shape[-1]
         sizes = [Sizes(padded, size, _size(image)) for size, image in zip(batch.sizes, pixels, strict=True)]
-        if knows_stuff(net.card.categories):
+        if net.card.panoptic:
             yield from _segment(net, output, sources, pixels, sizes, threshold, segments)
             return
         masks = _masks_above(net, output, sizes, least)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from regard.categories import knows_stuff
 from regard.classification_results import TOP, Classification
 from regard.data.coco_tables import ImageRecord
 from regard.data.image_folders import list_images
@@ -141,7 +140,7 @@ class _Segments:
 
 
 def _results_file(path: Path, net: Model) -> _Rows | _Segments:
-    panoptic = isinstance(net, DETR) and net.config.masks and knows_stuff(net.card.categories)
+    panoptic = isinstance(net, DETR) and net.config.masks and net.card.panoptic
     return _Segments(path) if panoptic else _Rows(path)
 
 

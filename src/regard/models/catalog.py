@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 
-from regard.categories import COCO, COCO_PANOPTIC, Category, ModelCard
+from regard.categories import COCO, COCO_PANOPTIC, Category, ModelCard, knows_stuff
 from regard.config import unknown_name
 from regard.errors import ConfigError
 from regard.models.classifiers import CLASSIFIER_PRESETS, Classifier, ClassifierConfig, build_classifier
@@ -165,7 +165,7 @@ def build(
         model.card = ModelCard(name, tuple(categories), side, side, crop_ratio_of(config))
         return model
     short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
-    model.card = ModelCard(name, tuple(categories), short_side, max_size)
+    model.card = ModelCard(name, tuple(categories), short_side, max_size, panoptic=knows_stuff(categories))
     return model
 
 

@@ -121,6 +121,7 @@ class DETR(nn.Module):
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
         self.config = config
+        self.detector_is_frozen = False
         c = config.embed_dim
         self.backbone = create_backbone(config.backbone, dilation=config.dilation, norm=config.backbone_norm)
         self.position_encoding = _position_encoding(config)
@@ -184,6 +185,27 @@ class DETR(nn.Module):
         image = torch.arange(num_images, device=output.logits.device).repeat_interleave(num_queries)
         query = torch.arange(num_queries, device=output.logits.device).repeat(num_images)
         return output._replace(masks=self.masks(output, image, query).unflatten(0, (num_images, num_queries)))
+
+    def freeze_detector(self) -> None:
+        """Only the mask head learns from now on (section 4.4), on a detector that keeps every number.
+
+        So its batch norm goes by what it has seen until now, in training too. Dropout stays on there, as in the
+        authors' code.
+        """
+        self.requires_grad_(False)
+        self.bbox_attention.requires_grad_()
+        self.mask_head.requires_grad_()
+        self.detector_is_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DETR:
+        """As of any module; batch norm of a frozen detector stays in evaluation."""
+        super().train(mode)
+        if self.detector_is_frozen:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     def masks(self, output: DetectionOutput, image: Tensor, query: Tensor) -> Tensor:
         """Mask logits (M, H, W) of M queries of an output; H, W are those of the backbone's finest map.

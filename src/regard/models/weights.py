@@ -127,15 +127,18 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str
 
 
 @torch.no_grad()
-def transfer(source: Detector, net: Detector) -> str:
+def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     """Copy what fits from a trained model to a new one with other classes, and say what was done.
 
     Class outputs are copied row by row for classes of the same name, and for no-object; others start at random. So do
     queries that the trained model did not have; the first, as many as both have, are copied. A mask head starts at
     random where the trained model has none.
 
+    Args:
+        whole: all of the detector has to come from the trained model, for nothing of it will learn (masks apart).
+
     Raises:
-        CheckpointError: the two are different models.
+        CheckpointError: the two are different models, or with `whole` something would start at random.
     """
     ours, theirs = net.state_dict(), source.state_dict()
     same_classes = [c.name for c in source.card.categories] == [c.name for c in net.card.categories]
@@ -161,6 +164,10 @@ def transfer(source: Detector, net: Detector) -> str:
             remedy="start from the same model",
             code="K07",
         )
+    rows = {category.name: row for row, category in enumerate(source.card.categories)}
+    pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
+    if whole and (resized or len(pairs) < len(net.card.categories)):
+        raise _incomplete(source, net)
     for key in set(ours) - set(heads) - set(resized) - set(fresh):
         ours[key].copy_(theirs[key])
     counts = (net.config.num_queries, source.config.num_queries)
@@ -170,8 +177,6 @@ def transfer(source: Detector, net: Detector) -> str:
         )
         groups, kept = min(len(new), len(old)), min(counts)
         new[:groups, :kept] = old[:groups, :kept]
-    rows = {category.name: row for row, category in enumerate(source.card.categories)}
-    pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     for key in heads:
         for ours_row, theirs_row in pairs:
             ours[key][ours_row] = theirs[key][theirs_row]
@@ -181,6 +186,15 @@ def transfer(source: Detector, net: Detector) -> str:
     queries = f", {min(counts)} of {counts[0]} queries" if counts[0] != counts[1] else ""
     masks = ", a new mask head" if fresh else ""
     return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}{masks}"
+
+
+def _incomplete(source: Detector, net: Detector) -> CheckpointError:
+    """The error for a detector whose parts are not all in the trained model."""
+    known = {category.name for category in source.card.categories}
+    unknown = [category.name for category in net.card.categories if category.name not in known]
+    lacking = f"the class {unknown[0]!r:.40}" if unknown else f"{net.config.num_queries} queries of these groups"
+    what = f"a frozen detector needs all of its parts, and {source.card.name} lacks {lacking}"
+    return CheckpointError(what, remedy="start from a detector of these classes and queries", code="K08")
 
 
 def official_name(name: str) -> str:
