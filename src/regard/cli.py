@@ -67,7 +67,7 @@ def train(
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
         resume: go on with the run in --output.
-        recipe: paper, finetune, fast, small; of classifiers deit, deit3, resolution, transfer, augreg, imagenet, cifar.
+        recipe: paper, finetune, fast, panoptic_boxes, panoptic_masks, small; of classifiers see the README.
         config: config.yaml of an earlier run, to train in the same way.
         teacher: what a classifier learns from: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
         quiet: print no progress.

@@ -80,8 +80,9 @@ def train(
         epochs: passes over the training images; the recipe's number if None.
         output: the run's folder; `runs/MODEL-N` if None.
         resume: go on with the run in `output`; its own settings apply, `overrides` on top.
-        recipe: `paper`, `finetune`, `fast` or `small`; of classifiers `imagenet`, `cifar`, `finetune` or `small`;
-            the model's own if None.
+        recipe: `paper`, `finetune`, `fast`, `panoptic_boxes`, `panoptic_masks` or `small`; of classifiers `deit`,
+            `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; the model's own if
+            None.
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
         teacher: what a classifier learns from beside the labels: a model, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.
