@@ -100,9 +100,10 @@ def test_resume_keeps_the_memory_order_of_the_optimizer(tmp_path):
         assert second.optimizer.state[weight][name].stride() == weight.stride()
 
 
-def test_sgd_is_that_of_the_paper(tmp_path):
-    """Momentum without Nesterov: v = 0.9 v + g + 0.1 w, w = w - lr v."""
-    config = replace(SGD, ema=0.0, clip_norm=0.0, warmup_share=0.0)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_that_of_the_papers(tmp_path, nesterov):
+    """v = 0.9 v + g + 0.1 w; w = w - lr v, or as timm's sgd w = w - lr (g + 0.1 w + 0.9 v)."""
+    config = replace(SGD, ema=0.0, clip_norm=0.0, warmup_share=0.0, nesterov=nesterov)
     job = trainer(tmp_path, config=config)
     weight = job.model[0].weight
     old, velocity = weight.detach().clone(), torch.zeros_like(weight)
@@ -112,8 +113,9 @@ def test_sgd_is_that_of_the_paper(tmp_path):
     for step in range(3):
         job.progress.step = step
         lr = job._step(batches, step / 18)["lr"].item()
-        velocity = 0.9 * velocity + gradients[-1] + 0.1 * old
-        old = old - lr * velocity
+        gradient = gradients[-1] + 0.1 * old
+        velocity = 0.9 * velocity + gradient
+        old = old - lr * (gradient + 0.9 * velocity if nesterov else velocity)
         torch.testing.assert_close(weight.detach(), old)
 
 

@@ -43,6 +43,7 @@ class TrainingConfig:
     lr_backbone: float = 1e-5
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
     momentum: float = 0.9  # of sgd
+    nesterov: bool = False  # sgd whose momentum looks ahead, as timm's
     weight_decay: float = 1e-4
     decay: Literal["all", "matrices"] = "all"  # what decays: all, or not biases, normalisation and the like (DeiT)
     schedule: Literal["step", "cosine", "deit", "deit_corrected"] = "step"
@@ -81,6 +82,8 @@ class TrainingConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected less than 1", code="C03")
         if not all(0 <= share <= 1 for share in self.drop_at):
             raise ConfigError(f"drop_at={list(self.drop_at)}, expected shares from 0 to 1", code="C03")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov=true needs momentum above 0", code="C09")
         if self.schedule.startswith("deit") and self.least_lr > self.lr:
             what = f"least_lr={self.least_lr} is more than lr={self.lr}: the rate would rise"
             raise ConfigError(what, remedy=f"set least_lr={self.lr} or less", code="C09")
@@ -364,7 +367,7 @@ class Trainer:
 def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     groups = parameter_groups(model, config.lr, config.lr_backbone, config.weight_decay, config.decay)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, fused=fused)
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     if config.optimizer == "lamb":
         return Lamb(groups, config.lr)
     return torch.optim.AdamW(groups, fused=fused)
