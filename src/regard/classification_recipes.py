@@ -169,9 +169,10 @@ def transfer(name: str) -> ClassificationRecipe:
         regard train deit_base_patch16_224 --recipe transfer --data cars/
     """
     return ClassificationRecipe(
-        name=name, model=_transformer(name), start_from=name, epochs=1000, batch_size=768, optimizer="sgd", nesterov=True, lr=0.01,
-        weight_decay=1e-4, decay="matrices", schedule="deit", clip_norm=0.0, magnitude=9.0, mixup=0.8, cutmix=1.0,
-        label_smoothing=0.1, repeats=3, crop_ratio=_crop_ratio(name), workers=8, evaluate_every=10,
+        name=name, model=_transformer(name), start_from=name, epochs=1000, batch_size=768, optimizer="sgd",
+        nesterov=True, lr=0.01, weight_decay=1e-4, decay="matrices", schedule="deit", clip_norm=0.0, magnitude=9.0,
+        mixup=0.8, cutmix=1.0, label_smoothing=0.1, repeats=3, crop_ratio=_crop_ratio(name), workers=8,
+        evaluate_every=10,
     )  # fmt: skip
 
 
