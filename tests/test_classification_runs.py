@@ -106,6 +106,12 @@ def test_going_on_gives_the_uninterrupted_run(data, tmp_path):
     assert all(torch.equal(mine["model"][name], theirs["model"][name]) for name in mine["model"])
 
 
+def test_recipes_that_start_from_weights_which_nobody_released(data, tmp_path):
+    with pytest.raises(ConfigError, match="no released weights of vit_tiny_patch16_224 to start from") as caught:
+        regard.train("vit_tiny_patch16_224", data, recipe="transfer", output=tmp_path / "run", quiet=True)
+    assert caught.value.remedy == "set start_from=RUN, or a file of its weights" and not (tmp_path / "run").exists()
+
+
 def test_a_run_can_start_another(run, data, tmp_path):
     """Known classes keep their rows; the new one is learnt."""
     other = write_colors(tmp_path / "data", train=8, names=("blue", "green", "pink"))

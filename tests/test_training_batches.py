@@ -1,12 +1,14 @@
 """Order of samples: a function of (seed, epoch, sample) and of nothing else."""
 
+import os
+import warnings
 from itertools import islice
 
 import pytest
 import torch
 
 from regard.errors import DataError
-from regard.training.batches import Augmented, EndlessBatches, mix, raising, training_loader
+from regard.training.batches import Augmented, EndlessBatches, mix, raising, training_loader, worker_count
 from regard.training.distributed import Processes
 
 CPU = torch.device("cpu")
@@ -70,6 +72,17 @@ def test_workers_and_restarts_change_nothing():
     here = load(data, 0)
     assert all(torch.equal(a, b) for a, b in zip(here, load(data, 2), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(here[2:], load(data, 0, start=2, count=3), strict=True))
+
+
+def test_no_more_workers_than_cores():
+    """More make torch warn and each other wait; the order does not depend on them."""
+    cores = worker_count(10**6)
+    assert 1 <= cores <= (os.cpu_count() or 1) and worker_count(0) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        order = EndlessBatches(7, 3, 5, Processes(0, 1, CPU), 0)
+        loader = training_loader(Augmented(Numbers(), noisy, seed=3), order, torch.stack, 10**6, CPU)
+    assert loader.num_workers == cores
 
 
 def test_the_loader_leaves_the_random_numbers_of_the_model_alone():

@@ -26,7 +26,7 @@ from regard.data.classification import ClassSample
 from regard.errors import CheckpointError, ConfigError
 from regard.folders import is_used, make_writable
 from regard.teachers import Teacher
-from regard.training.batches import Augmented, Caught, raising
+from regard.training.batches import Augmented, Caught, raising, worker_count
 from regard.training.reports import replace_text
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
@@ -114,7 +114,7 @@ def store_answers(
     files, done = _open(folder, plan)
     places = [divmod(number, count) for number in range(done, views * count)]
     loader = DataLoader(
-        Caught(data), batch_size, sampler=places, collate_fn=_collate, num_workers=workers,
+        Caught(data), batch_size, sampler=places, collate_fn=_collate, num_workers=worker_count(workers),
         pin_memory=device.type == "cuda",
     )  # fmt: skip
     for number, batch in enumerate(raising(loader), start=1):

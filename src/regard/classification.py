@@ -33,6 +33,7 @@ from regard.training.batches import (
     outlive_signals,
     raising,
     training_loader,
+    worker_count,
 )
 from regard.training.distributed import Processes
 from regard.training.reports import replace_text
@@ -307,7 +308,7 @@ def evaluation_batches(
         Caught(_Resized(dataset, resize, chosen)),
         batch_size,
         collate_fn=partial(collate_caught, collate),
-        num_workers=workers,
+        num_workers=worker_count(workers),
         worker_init_fn=outlive_signals,
     )
     return raising(loader)

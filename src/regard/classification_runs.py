@@ -28,7 +28,7 @@ from regard.evaluation.classification_plots import plot_class_counts
 from regard.imagenet_names import named_alike
 from regard.loading import load
 from regard.losses import DistillationLoss
-from regard.models.catalog import Detector, build
+from regard.models.catalog import CONFIGS, WEIGHTS, Detector, build
 from regard.models.classifier_weights import transfer_classifier
 from regard.models.classifiers import Classifier
 from regard.models.vit import ViTConfig
@@ -79,6 +79,9 @@ class ClassificationJob:
         start = self.settings.start_from
         if start == "none":
             return []
+        if start in CONFIGS and start not in WEIGHTS:
+            what = f"there are no released weights of {start} to start from"
+            raise ConfigError(what, remedy="set start_from=RUN, or a file of its weights", code="K01")
         try:
             source = load(start)
         except MachineError as error:

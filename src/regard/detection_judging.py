@@ -32,7 +32,7 @@ from regard.models.detr import DETR
 from regard.outputs import DetectionOutput
 from regard.panoptic_segments import PanopticSegments
 from regard.results import postprocess
-from regard.training.batches import Caught, collate_caught, outlive_signals, raising
+from regard.training.batches import Caught, collate_caught, outlive_signals, raising, worker_count
 from regard.training.distributed import Processes
 from regard.training.reports import replace_text
 
@@ -108,7 +108,7 @@ def evaluate_detector(
         samples,
         batch_size,
         collate_fn=partial(collate_caught, collate),
-        num_workers=workers,
+        num_workers=worker_count(workers),
         worker_init_fn=outlive_signals,
     )
     category_of = {label: category.id for label, category in zip(label_of, dataset.categories, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -106,10 +107,17 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         return max(1, whole // self.world_size)
 
 
+def worker_count(wanted: int) -> int:
+    """How many processes load images: no more than there are cores for them, or they are slower together."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(wanted, cores)
+
+
 def training_loader(
     dataset: Augmented, batches: EndlessBatches, collate: Callable, workers: int, device: torch.device
 ) -> DataLoader:
     """Batches without end, to be read through `raising`. Workers start once and live as long as the iterator."""
+    workers = worker_count(workers)
     return DataLoader(
         Caught(dataset),
         batch_sampler=batches,
