@@ -132,6 +132,48 @@ def test_shapes_are_panoptic(shapes: Path) -> None:
         assert sample.masks.sum(0).eq(1).all()  # every pixel belongs to one segment
 
 
+def changed(folder: Path, name: str, change: Any) -> None:
+    document = json.loads((folder / "annotations" / name).read_text())
+    change(document)
+    (folder / "annotations" / name).write_text(json.dumps(document))
+
+
+def test_the_truth_for_ap_is_of_things(shapes: Path, tmp_path: Path) -> None:
+    """Instances where they are annotated, under the ids of the panoptic classes; else segments."""
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes, folder)
+
+    def number_anew(document: dict) -> None:
+        for row in document["categories"]:
+            row["id"] += 50
+        for row in document["annotations"]:
+            row["category_id"] += 50
+            row["bbox"][2] += 0.25  # no pixel tells this
+
+    changed(folder, "instances_val.json", number_anew)
+    with_instances = open_panoptic(folder, "val").to_coco(masks=True)
+    names = ("panoptic_train.json", "panoptic_train", "panoptic_val.json", "panoptic_val")
+    alone = tmp_path / "alone"
+    shutil.copytree(folder / "val", alone / "val")
+    shutil.copytree(folder / "train", alone / "train")
+    (alone / "annotations").mkdir()
+    for name in names:
+        copy = shutil.copytree if (folder / "annotations" / name).is_dir() else shutil.copy
+        copy(folder / "annotations" / name, alone / "annotations" / name)
+    without = open_panoptic(alone, "val").to_coco(masks=True)
+    things = [c.id for c in open_panoptic(shapes, "val").categories if c.is_thing]
+    for truth, added in ((with_instances, 0.25), (without, 0.0)):
+        assert [c["id"] for c in truth["categories"]] == things
+        assert all(row["bbox"][2] % 1 == added and row["segmentation"] for row in truth["annotations"])
+    kinds = [sorted((r["image_id"], r["category_id"]) for r in t["annotations"]) for t in (with_instances, without)]
+    assert kinds[0] == kinds[1] and len(kinds[0]) > 3
+    changed(folder, "instances_val.json", lambda document: document["annotations"][0].pop("segmentation"))
+    assert open_panoptic(folder, "val").to_coco(masks=True) == without
+    assert open_panoptic(folder, "val", masks=False).to_coco()["annotations"][0]["bbox"][2] % 1 == 0.25
+    changed(folder, "instances_val.json", lambda document: document["categories"][0].update(name="other"))
+    assert open_panoptic(folder, "val", masks=False).to_coco() == open_panoptic(alone, "val", masks=False).to_coco()
+
+
 def test_categories_follow_the_model(shapes: Path) -> None:
     own = open_panoptic(shapes, "train")
     wanted = tuple(replace(category, id=category.id + 40) for category in own.categories[::-1])

@@ -21,6 +21,7 @@ from regard.data.checks import to_coco
 from regard.data.coco_tables import ImageRecord
 from regard.data.formats import open_detection
 from regard.data.panoptic import open_panoptic, read_panoptic, segments_of, write_panoptic
+from regard.data.samples import Sample
 from regard.data.shapes import ShapesConfig, write_shapes
 from regard.errors import DataError
 from regard.evaluation.detection import Detections, evaluate_detections
@@ -385,11 +386,17 @@ def test_mask_ap_equals_pycocotools(seed: int, shapes: Path) -> None:
     assert scores.stats != evaluate_detections(truth, found).stats  # boxes are not what was compared
 
 
+def things_of(sample: Sample, is_thing: torch.Tensor) -> Sample:
+    kept = is_thing[sample.labels]
+    return replace(sample, boxes=sample.boxes[kept], labels=sample.labels[kept], masks=sample.masks[kept])
+
+
 def test_true_masks_give_1(shapes: Path) -> None:
     """Those of instances and those of things among segments are the same objects."""
     for data in (open_detection(shapes, "val", masks=True), open_panoptic(shapes, "val")):
-        truth = data.to_coco(masks=True) if hasattr(data, "to_coco") else to_coco(data.annotations, masks=True)
-        samples = [data[k] for k in range(len(data))]
+        truth = data.to_coco(masks=True)
+        is_thing = torch.tensor([category.is_thing for category in data.categories])
+        samples = [things_of(data[k], is_thing) for k in range(len(data))]
         image_ids = np.repeat([s.image_id for s in samples], [len(s.labels) for s in samples])
         labels = torch.cat([s.labels for s in samples])
         category_ids = np.array([data.categories[label].id for label in labels])

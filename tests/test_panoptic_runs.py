@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from regard.data.formats import open_detection
 from regard.data.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.shapes import ShapesConfig, write_shapes
 from regard.detection_runs import evaluate_on
-from regard.errors import ConfigError, RegardError
+from regard.errors import ConfigError, DataError, RegardError
 from regard.evaluation.panoptic import evaluate_panoptic
 from regard.models.detr import DETR, DETRConfig
 from regard.outputs import DetectionOutput
@@ -90,6 +91,26 @@ def test_who_finds_everything_has_full_marks(data, batch_size):
     assert found.panoptic is None and found.stats["mask_AP"] == found.stats["AP"] == 1.0
 
 
+def test_a_class_is_a_thing_or_stuff_to_both(data):
+    dataset = open_panoptic(data, "val")
+    others = [replace(c, is_thing=True) if c.name == "sky" else c for c in dataset.categories]
+    with pytest.raises(DataError, match="'sky' is a thing in one and stuff in the other") as caught:
+        evaluate_on(Oracle(list(dataset), others), str(data), run=None, device=DEVICE, batch_size=1, workers=0)
+    assert caught.value.code == "A42"
+
+
+def test_outlines_that_are_missing_are_told_at_the_start(data, tmp_path):
+    """Of validation images: not after an epoch, at the first evaluation."""
+    shutil.copytree(data, tmp_path / "data")
+    file = tmp_path / "data" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    del content["annotations"][0]["segmentation"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"1 of .* objects have no segmentation") as caught:
+        train(tmp_path / "data", tmp_path / "run", "annotations=instances")
+    assert caught.value.code == "A37" and not (tmp_path / "run").exists()
+
+
 def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
     written = json.loads((run.folder / "metrics.json").read_text())
     assert {"PQ", "SQ_th", "RQ_st", "mask_AP", "AP"} <= set(written["stats"])
@@ -157,7 +178,7 @@ def test_two_stages(data, tmp_path):
     assert "PQ" not in json.loads((boxes.folder / "metrics.json").read_text())["stats"]
     assert len(boxes.load().card.categories) == 5
     again = regard.evaluate(boxes.folder, data, output=tmp_path / "e", workers=0, device="cpu")
-    assert {c.name for c in again.per_class} == {c.name for c in boxes.load().card.categories}
+    assert {c.name for c in again.per_class} == {"circle", "square", "triangle"}  # AP is of things
     assert boxes.load().config.num_queries == 10  # which the second stage takes over
     masks = train(data, tmp_path / "masks", f"start_from={boxes.folder}", "freeze_detector=true")
     before, after = boxes.load().state_dict(), masks.load().state_dict()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from line_task import CONFIG, Line, metrics_of, same, state_of, strict_rows, trainer
-from regard.errors import ConfigError, DivergedError
+from regard.errors import ConfigError, DataError, DivergedError
 from regard.training.checkpoints import newest_checkpoint
 from regard.training.loop import Stopped, Trainer, TrainingConfig
 from regard.training.reports import read_rows
@@ -50,6 +50,26 @@ def test_resume_after_a_signal_reaches_the_same_weights(tmp_path, step, config):
     (tensors, progress), (others, other_progress) = state_of(tmp_path / "whole"), state_of(run)
     assert same(tensors, others) and progress == other_progress
     assert metrics_of(tmp_path / "whole") == metrics_of(run)
+
+
+def test_an_error_of_an_evaluation_loses_nothing(tmp_path, monkeypatch):
+    """The checkpoint before it is that of the same step; with the data put right, the run is as if nothing had been."""
+
+    class Broken(Line):
+        def evaluate(self, model, step):
+            raise DataError("a validation image is broken")
+
+    monkeypatch.setattr("regard.training.loop.SAVE_FIRST", 0.0)
+    whole = trainer(tmp_path / "a")
+    whole.fit()
+    with pytest.raises(DataError):
+        trainer(tmp_path / "b", Broken()).fit()
+    again = trainer(tmp_path / "b")
+    assert again.resume() and again.progress.step == 6 and again.progress.judged_step == 0
+    again.fit()
+    (weights, progress), (weights_again, progress_again) = state_of(tmp_path / "a"), state_of(tmp_path / "b")
+    assert same(weights, weights_again) and progress == progress_again
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
 
 
 def test_a_crash_between_checkpoints_changes_nothing(tmp_path):

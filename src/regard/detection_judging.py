@@ -21,6 +21,7 @@ from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
 from regard.detection_batches import DetectionBatch, collate
 from regard.detection_pictures import draw_comparison, draw_segment_comparison
+from regard.errors import DataError
 from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
 from regard.evaluation.masks import encode_masks, evaluate_masks
 from regard.evaluation.panoptic import PanopticCounts
@@ -111,7 +112,7 @@ def evaluate_detector(
         num_workers=worker_count(workers),
         worker_init_fn=outlive_signals,
     )
-    category_of = {label: category.id for label, category in zip(label_of, dataset.categories, strict=True)}
+    category_of = _judged_categories(dataset, categories, label_of)
     columns: list[_Columns] = []
     sums: dict[str, float] = {}
     shown: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -140,9 +141,9 @@ def evaluate_detector(
     names = dict.fromkeys(name for _, part in everything for name in part)
     total = {name: sum(part.get(name, 0.0) for _, part in everything) / len(dataset) for name in names}
     losses = {"loss": sum(criterion.weights[name] * value for name, value in total.items()), **total}
-    ground_truth = dataset.to_coco()
+    ground_truth = dataset.to_coco(masks=tally is not None)
     of_boxes = evaluate_detections(ground_truth, detections)
-    judged, masked = (of_boxes, None) if tally is None else tally.scores(of_boxes, processes)
+    judged, masked = (of_boxes, None) if tally is None else tally.scores(of_boxes, ground_truth, processes)
     if picture is not None:
         truth = [replace(dataset[i], labels=torch.tensor(label_of)[dataset[i].labels]) for i in mine[: len(shown)]]
         if tally is not None and tally.shown:
@@ -174,9 +175,8 @@ class MaskTally:
         self.dataset = dataset
         self.categories = tuple(categories)
         self.label_of = label_of
-        self.category_of = {label: c.id for label, c in zip(label_of, dataset.categories, strict=True)}
+        self.category_of = _judged_categories(dataset, categories, label_of)
         self.softmax = softmax
-        self.things = torch.tensor([category.is_thing for category in categories])
         self.columns: list[_Columns] = []
         self.masks: list[dict[str, Any]] = []
         self.counts = PanopticCounts(dataset.categories) if isinstance(dataset, PanopticDataset) else None
@@ -197,8 +197,8 @@ class MaskTally:
 
     def _add_things(self, output: DetectionOutput, samples: Sequence[Sample], sizes: Sequence[Sizes]) -> None:
         found = score_queries(output, softmax=self.softmax)
-        known = torch.tensor([label in self.category_of for label in range(len(self.categories))])
-        found = found.where((self.things & known).to(found.labels.device)[found.labels])
+        judged = torch.tensor([label in self.category_of for label in range(len(self.categories))])
+        found = found.where(judged.to(found.labels.device)[found.labels])
         logits = self.model.masks(output, found.image, found.query)
         for number, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
             rows, labels, scores = found.of(number)
@@ -223,7 +223,7 @@ class MaskTally:
                 self.shown.append((replace(truth, labels=labels, categories=self.categories), found))
 
     def scores(
-        self, boxes: DetectionScores, processes: Processes
+        self, boxes: DetectionScores, truth: dict[str, Any], processes: Processes
     ) -> tuple[SegmentationScores, tuple[Detections, list[dict[str, Any]]]]:
         """The scores over the images of all processes, and the detections with their masks that they come from."""
         everything = processes.gather((self.columns, self.masks, self.counts))
@@ -233,10 +233,6 @@ class MaskTally:
             counts = PanopticCounts(self.dataset.categories)
             for _, _, part in everything:
                 counts.merge(part)
-        truth = self.dataset.to_coco(masks=True)
-        things = {category.id for category in self.dataset.categories if category.is_thing}
-        truth["annotations"] = [row for row in truth["annotations"] if row["category_id"] in things]
-        truth["categories"] = [row for row in truth["categories"] if row["id"] in things]
         panoptic = None if self.counts is None else counts.scores()
         return SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic), (detections, masks)
 
@@ -258,6 +254,24 @@ class _Resized(Dataset):
     def __getitem__(self, i: int) -> Sample:
         sample = self.resize(self.dataset[self.indices[i]])
         return replace(sample, labels=self.label_of[sample.labels])
+
+
+def _judged_categories(
+    dataset: ObjectDataset, categories: Sequence[Category], label_of: Sequence[int]
+) -> dict[int, int]:
+    """The model's labels of which AP is taken -> the category ids of the data: of things, as COCO's AP is.
+
+    Raises:
+        DataError: a class is a thing in one and stuff in the other (A42).
+    """
+    pairs = list(zip(label_of, dataset.categories, strict=True))
+    if not isinstance(dataset, PanopticDataset):
+        return {label: category.id for label, category in pairs}
+    changed = [category.name for label, category in pairs if categories[label].is_thing != category.is_thing]
+    if changed:
+        what = f"{changed[0]!r:.40} is a thing in one and stuff in the other, the model or the data"
+        raise DataError(what, where=dataset.annotations.path, remedy="give both the same isthing", code="A42")
+    return {label: category.id for label, category in pairs if category.is_thing}
 
 
 _Columns = tuple[np.ndarray, ...]  # image ids, category ids, boxes, scores

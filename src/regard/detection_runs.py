@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regard.categories import Category
-from regard.data.formats import Split, open_detection
+from regard.data.formats import CocoDataset, Split, open_detection
 from regard.data.health import advise
 from regard.data.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic
 from regard.data.shapes import data_folder
@@ -22,6 +22,7 @@ from regard.detection import DetectionTask
 from regard.detection_judging import DetectorEvaluation, ObjectDataset, evaluate_detector
 from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import warn_of_surplus
+from regard.evaluation.masks import check_outlines
 from regard.evaluation.plots import plot_dataset
 from regard.folders import make_writable
 from regard.loading import load
@@ -33,6 +34,7 @@ from regard.recipes import Recipe, recipe_from_file
 from regard.training.distributed import Processes
 from regard.training.reports import replace_text
 
+MOST_DRAWN = 500  # panoptic images in the picture of the data
 START_FROZEN = "set start_from=RUN, a detector trained on these data with --recipe panoptic_boxes"
 
 
@@ -53,6 +55,8 @@ class DetectionJob:
         masks = settings.model.masks
         self.train_data = open_objects(folder, "train", panoptic=panoptic, masks=masks)
         self.val_data = open_objects(folder, "val", panoptic=panoptic, masks=masks, like=self.train_data.categories)
+        if masks and isinstance(self.val_data, CocoDataset):
+            check_outlines(self.val_data.to_coco(masks=True))  # now, not at the first evaluation
         num_queries, self._more_queries = settings.model.num_queries, list[str]()
         if not settings.freeze_detector:  # which brings its queries with it
             num_queries, self._more_queries = self._count_queries(settings)
@@ -163,7 +167,12 @@ class DetectionJob:
 
     def draw_data(self, folder: Path) -> None:
         """A picture of what the data hold."""
-        plot_dataset(self.train_data.to_coco(), folder)
+        data = self.train_data
+        if isinstance(data, PanopticDataset):  # whose boxes are known when the PNG files are read
+            shown = range(0, len(data), -(-len(data) // MOST_DRAWN))
+            plot_dataset(data.objects(shown), folder, of=len(data))
+        else:
+            plot_dataset(data.to_coco(), folder)
 
     def advice(self) -> AbstractContextManager[None]:
         """Errors of images say how to find all of them."""

@@ -138,9 +138,10 @@ def open_detection(
     return CocoDataset(annotations, annotations.image_folder, split, masks=masks)
 
 
-def has_detection(path: str | Path) -> bool:
-    """Whether a folder has annotations of objects."""
-    return bool(find_annotations(Path(path), _ANNOTATION_FILES))
+def has_detection(path: str | Path, split: Split | None = None) -> bool:
+    """Whether a folder has annotations of objects, of one split or of any."""
+    found = find_annotations(Path(path), _ANNOTATION_FILES)
+    return bool(found) if split is None else split in found
 
 
 def find_bad_images(dataset: CocoDataset) -> list[tuple[int, DataError]]:

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from regard.data.checks import CocoAnnotations, to_coco
 from regard.data.coco_tables import ImageRecord, first_repeat
 from regard.data.formats import (
     Split,
     find_annotations,
     fingerprint,
+    has_detection,
+    open_detection,
     order_of_categories,
     read_as_annotated,
     split_of,
@@ -43,17 +46,27 @@ class PanopticDataset:
     """Images with segments, in ascending order of the image ids; `dataset[i]` decodes image i into a `Sample`.
 
     Things and stuff are objects alike: labels index `categories`, boxes are those around the masks. Crowds are left
-    out. Holds no open files and can be sent to the workers of a data loader.
+    out, as they are of boxes; the authors' `coco_panoptic.py` keeps them, so that a query learns to call a crowd one
+    thing. Holds no open files and can be sent to the workers of a data loader.
 
     masks: whether samples have masks; without them they are what the first stage of DETR's training learns from.
+    instances: annotations of the things of the same images as objects, if there are any: the truth for AP.
     """
 
-    def __init__(self, annotations: PanopticAnnotations, split: str, *, masks: bool = True) -> None:
+    def __init__(
+        self,
+        annotations: PanopticAnnotations,
+        split: str,
+        *,
+        masks: bool = True,
+        instances: CocoAnnotations | None = None,
+    ) -> None:
         assert annotations.image_folder is not None
         self.annotations = annotations
         self.image_folder = annotations.image_folder
         self.split = split
         self.masks = masks
+        self.instances = instances
 
     def __len__(self) -> int:
         return len(self.annotations.images)
@@ -89,12 +102,27 @@ class PanopticDataset:
         return segments_of(self.annotations, index)
 
     def to_coco(self, *, masks: bool = False) -> dict[str, Any]:
-        """All segments as objects, things and stuff: the ground truth for box AP, and for mask AP if `masks`.
+        """The ground truth for box AP, and for mask AP if `masks`: things alone.
 
-        Reads every PNG file.
+        As the authors judge panoptic models (main.py: "on original coco DS"): by the annotations of the same images'
+        objects. Where the folder has none, by the things of the panoptic annotations; that reads every PNG file.
         """
+        things = [category for category in self.categories if category.is_thing]
+        ids = {category.name: category.id for category in things}
+        if self.instances is not None:
+            own = {category.id: ids[category.name] for category in self.instances.categories}
+            truth = to_coco(self.instances, masks=masks)
+            rows = [{**row, "category_id": own[row["category_id"]]} for row in truth["annotations"]]
+        else:
+            truth = self.objects(range(len(self)), masks=masks)
+            rows = [row for row in truth["annotations"] if row["category_id"] in ids.values()]
+        return {"images": truth["images"], "annotations": rows, "categories": _category_rows(things)}
+
+    def objects(self, indices: Sequence[int], *, masks: bool = False) -> dict[str, Any]:
+        """All segments of some images as objects, things and stuff, as a COCO dictionary. Reads their PNG files."""
         rows: list[dict[str, Any]] = []
-        for index, record in enumerate(self.annotations.images):
+        records = [self.annotations.images[index] for index in indices]
+        for index, record in zip(indices, records, strict=True):
             truth = self.segments(index)
             for info in _segment_rows(truth, record.file_name):
                 row = {**info, "id": len(rows) + 1, "image_id": record.id}
@@ -103,7 +131,7 @@ class PanopticDataset:
                     row["segmentation"] = {"size": list(mask.shape), "counts": run_lengths(mask)}
                 rows.append(row)
         return {
-            "images": _image_rows(self.annotations.images),
+            "images": _image_rows(records),
             "annotations": rows,
             "categories": _category_rows(self.categories),
         }
@@ -169,12 +197,25 @@ def open_panoptic(
     if split == "train" and annotations.segments.is_crowd.all():
         remedy = "is this the right file?"
         raise annotations.report.error("A09", "there are no segments to learn", "annotations", remedy=remedy)
-    return PanopticDataset(annotations, split, masks=masks)
+    instances = _instances_of(root, annotations, masks) if split == "val" else None
+    return PanopticDataset(annotations, split, masks=masks, instances=instances)
 
 
 def has_panoptic(path: str | Path) -> bool:
     """Whether a folder has panoptic annotations."""
     return bool(find_annotations(Path(path), ANNOTATION_FILES))
+
+
+def _instances_of(root: Path, annotations: PanopticAnnotations, masks: bool) -> CocoAnnotations | None:
+    """The validation images' things annotated as objects, if the folder has just them; with outlines if `masks`."""
+    if not has_detection(root, "val"):
+        return None
+    found = open_detection(root, "val").annotations
+    same_images = {image.id for image in found.images} == {image.id for image in annotations.images}
+    things = {category.name for category in annotations.categories if category.is_thing}
+    same_classes = {category.name for category in found.categories} == things
+    outlined = not masks or bool(found.objects.has_outline.all())
+    return found if same_images and same_classes and outlined else None
 
 
 def segments_of(annotations: PanopticAnnotations, index: int) -> PanopticSegments:

@@ -43,10 +43,7 @@ def evaluate_masks(
     """
     columns = CocoColumns.build(ground_truth, detections)
     hotcoco = import_hotcoco()
-    outlines = [row.get("segmentation") for row in ground_truth["annotations"]]
-    if not all(outlines):
-        what = f"{sum(not outline for outline in outlines)} of {len(outlines)} objects have no segmentation"
-        raise DataError(what, remedy="mask AP needs all outlines: annotate them, or score boxes", code="A37")
+    outlines = check_outlines(ground_truth)
     sizes = {row["id"]: [row["height"], row["width"]] for row in ground_truth["images"]}
     _check_masks(detections, masks, sizes)
     places = np.searchsorted(columns.image_ids, [row["id"] for row in ground_truth["images"]])
@@ -68,6 +65,19 @@ def evaluate_masks(
         [{"image_id": i, "category_id": c, "score": score, "segmentation": mask} for i, c, score, mask in rows]
     )
     return columns.summarize(evaluated(hotcoco.COCOeval(truth, found, "segm")), "Mask")
+
+
+def check_outlines(ground_truth: dict[str, Any]) -> list[Any]:
+    """The outline of every annotation of a COCO dictionary.
+
+    Raises:
+        DataError: one has none (A37).
+    """
+    outlines = [row.get("segmentation") for row in ground_truth["annotations"]]
+    if not all(outlines):
+        what = f"{sum(not outline for outline in outlines)} of {len(outlines)} objects have no segmentation"
+        raise DataError(what, remedy="mask AP needs all outlines: annotate them, or score boxes", code="A37")
+    return outlines
 
 
 def _check_masks(detections: Detections, masks: Sequence[dict[str, Any]], sizes: dict[int, list[int]]) -> None:

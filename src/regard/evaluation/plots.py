@@ -47,15 +47,20 @@ def plot_detections(ground_truth: dict[str, Any], detections: Detections, folder
     ]
 
 
-def plot_dataset(ground_truth: dict[str, Any], folder: str | Path) -> Path:
-    """Save dataset.png: objects per class and image, and box sizes, of a COCO dict. Crowds are left out."""
+def plot_dataset(ground_truth: dict[str, Any], folder: str | Path, *, of: int | None = None) -> Path:
+    """Save dataset.png: objects per class and image, and box sizes, of a COCO dict. Crowds are left out.
+
+    of: how many images the data have, if these are some of them.
+    """
     objects = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
     figure = figures.figure(11, min(max(6.0, 1.6 + 0.17 * len(ground_truth["categories"])), 16.0))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1), height_ratios=(1.6, 1))
     _draw_classes(figure.add_subplot(grid[:, 0]), ground_truth["categories"], objects)
     _draw_box_sizes(figure.add_subplot(grid[0, 1]), objects)
     _draw_objects_per_image(figure.add_subplot(grid[1, 1]), ground_truth["images"], objects)
-    heading = f"{len(ground_truth['images']):,} images, {len(objects):,} objects"
+    count = len(ground_truth["images"])
+    images = f"{count:,} images" if of in (None, count) else f"{count:,} of {of:,} images"
+    heading = f"{images}, {len(objects):,} objects"
     figure.suptitle(heading, color=INK, fontsize=12, fontweight="bold")
     return figures.save(figure, Path(folder) / "dataset.png")
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class SegmentationScores:
     """The result of an evaluation.
 
-    boxes: COCO's box AP. masks: COCO's mask AP, of things. panoptic: PQ, None where the data have no segments.
+    boxes, masks: COCO's AP of boxes and of masks, both of things alone where the data are panoptic.
+    panoptic: PQ, None where the data have no segments.
     """
 
     boxes: DetectionScores

@@ -30,6 +30,8 @@ from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
 
+SAVE_FIRST = 60.0  # seconds of training since the last checkpoint, after which one is written before an evaluation
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -217,7 +219,7 @@ class Trainer:
             self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch),
         ):
             batches = self.task.batches(self.progress.step * self.config.accumulate)
-            saved_at = time.monotonic()
+            self._saved_at = time.monotonic()
             share = self._share_done()
             # A run that was stopped at the last step of an epoch has that epoch's evaluation before it.
             if self._judge_if_due(share):
@@ -231,9 +233,8 @@ class Trainer:
                 self.reporter.step(self.progress.step, self.progress.seconds, share, logs)
                 stop = self.processes.any(bool(asked))
                 judged = not stop and self._judge_if_due(share)
-                if stop or judged or time.monotonic() - saved_at >= 60 * self.config.save_minutes:
+                if stop or judged or time.monotonic() - self._saved_at >= 60 * self.config.save_minutes:
                     self._save()
-                    saved_at = time.monotonic()
                 if stop:
                     self.processes.wait()  # whoever leaves first makes torchrun end the others
                     raise Stopped(asked[0] if asked else signal.SIGTERM, self.progress.step, self.run)
@@ -327,6 +328,9 @@ class Trainer:
         progress = self.progress
         due = share >= 1.0 or progress.step % (self.steps_per_epoch * self.config.evaluate_every) == 0
         if due and progress.judged_step != progress.step:
+            # An evaluation reads other images, and may end the run on one of them.
+            if time.monotonic() - self._saved_at >= SAVE_FIRST:
+                self._save()
             self._judge()
             return True
         return False
@@ -347,6 +351,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint, in the first process. Nobody waits for it: its clock alone says when."""
+        self._saved_at = time.monotonic()
         if not self.processes.is_main:
             return
         kept = optimizer_tensors(self.optimizer, self.model.named_parameters())
