@@ -260,6 +260,84 @@ def test_segments_of_an_image(run, data, tmp_path):
     assert torch.equal(regard.predict(run.folder, array, threshold=0.0).ids, found.ids)
 
 
+def test_submissions_have_the_categories_of_the_data(run, data, tmp_path):
+    """Under other ids, in another order, and with a class fewer than the model's, whose pixels become void."""
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    file = other / "annotations" / "panoptic_val.json"
+    content = json.loads(file.read_text())
+    content["categories"] = [row for row in content["categories"] if row["name"] != "sky"]
+    new = {row["id"]: 500 - row["id"] for row in content["categories"]}
+    for row in content["categories"]:
+        row["id"] = new[row["id"]]
+    for row in content["annotations"]:
+        png = file.with_suffix("") / row["file_name"]
+        pixels = np.array(Image.open(png))
+        for segment in row["segments_info"]:
+            if segment["category_id"] not in new:
+                pixels[pixels[..., 0] == segment["id"]] = 0
+        Image.fromarray(pixels).save(png)
+        row["segments_info"] = [
+            {**segment, "category_id": new[segment["category_id"]]}
+            for segment in row["segments_info"] if segment["category_id"] in new
+        ]  # fmt: skip
+    file.write_text(json.dumps(content))
+    submitted = tmp_path / "p.json"
+    dataset = open_panoptic(data, "val")
+    oracle = Oracle(list(dataset), dataset.categories)
+    evaluate_on(oracle, str(other), run=None, device=DEVICE, batch_size=1, workers=0, submission=submitted)
+    truth, found = open_panoptic(other, "val"), read_panoptic(submitted)
+    assert found.categories == truth.categories
+    counts = evaluate_panoptic(map(truth.segments, range(4)), (segments_of(found, i) for i in range(4)))
+    assert counts.stats["PQ"] == 1.0 and counts.predictions == counts.segments
+
+
+def test_panoptic_files_need_a_suffix(run, data, tmp_path):
+    for call in (
+        lambda: regard.evaluate(run.folder, data, device="cpu", workers=0, submission=tmp_path / "out"),
+        lambda: list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "out")),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert caught.value.remedy == "name it out.json" and not (tmp_path / "out").exists()
+
+
+def test_files_of_segments_again(run, data, tmp_path):
+    """Interrupted, done again, with other images: what is there is this result, and what was not ours is left."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(data / "val" / "000001.png", tmp_path / name / "cat.png")
+    target, pictures = tmp_path / "found.json", tmp_path / "found"
+    lines = predict_files(run.folder, [tmp_path / "a", tmp_path / "b"], json_file=target, threshold=0.0)
+    next(lines)
+    lines.close()  # as an interrupt does
+    assert [p.name for p in pictures.iterdir()] == ["cat.png"]
+    list(predict_files(run.folder, [tmp_path / "a", tmp_path / "b"], json_file=target, threshold=0.0))
+    content = json.loads(target.read_text())
+    assert [row["file_name"] for row in content["images"]] == ["a/cat.png", "b/cat.png"]
+    assert len(read_panoptic(target).images) == 2
+    (pictures / "mine.png").write_bytes(b"mine")
+    list(predict_files(run.folder, [tmp_path / "b"], json_file=target, threshold=0.0))
+    assert sorted(p.name for p in pictures.iterdir()) == ["cat.png", "mine.png"]
+    shutil.copy(tmp_path / "b" / "cat.png", tmp_path / "b" / "mine.png")
+    with pytest.raises(ConfigError) as caught:
+        list(predict_files(run.folder, [tmp_path / "b"], json_file=target))
+    assert caught.value.code == "C11" and (pictures / "mine.png").read_bytes() == b"mine"
+
+
+def test_segments_of_no_image_have_the_models_classes(run, data, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError):
+        list(predict_files(run.folder, [tmp_path / "broken.png"], json_file=tmp_path / "found.json"))
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert content["images"] == [] and len(content["categories"]) == 5
+
+
+def test_ways_of_making_segments_have_names(run, data):
+    with pytest.raises(ConfigError, match="unknown value of segments 'cleen'"):
+        regard.predict(run.folder, data / "val" / "000001.png", segments="cleen")
+
+
 def test_files_of_segments_are_read_back(run, data, tmp_path):
     lines = list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "out" / "found.json", threshold=0.0))
     assert len(lines) == 4

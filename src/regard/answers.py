@@ -24,10 +24,9 @@ from torch.utils.data import DataLoader
 from regard.batches import ImageBatch
 from regard.data.classification import ClassSample
 from regard.errors import CheckpointError, ConfigError
-from regard.folders import is_used, make_writable
+from regard.folders import is_used, make_writable, replace_text
 from regard.teachers import Teacher
 from regard.training.batches import Augmented, Caught, raising, worker_count
-from regard.training.reports import replace_text
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 FLUSH_EVERY = 20  # batches; a stopped run has to repeat at most these

@@ -23,6 +23,7 @@ from regard.data.classification_transforms import ClassPipeline, Evaluation
 from regard.data.mixing import Mixing
 from regard.evaluation.classification import ClassificationScores, evaluate_classification
 from regard.evaluation.classification_plots import plot_classification
+from regard.folders import replace_text
 from regard.losses import DistillationLoss
 from regard.outputs import DistilledLogits
 from regard.training.batches import (
@@ -36,7 +37,6 @@ from regard.training.batches import (
     worker_count,
 )
 from regard.training.distributed import Processes
-from regard.training.reports import replace_text
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from regard.evaluation.masks import encode_masks, evaluate_masks
 from regard.evaluation.panoptic import PanopticCounts
 from regard.evaluation.plots import plot_detections
 from regard.evaluation.segmentation import SegmentationScores
+from regard.folders import replace_text
 from regard.losses import SetCriterion
 from regard.mask_results import Sizes, choose_queries, instance_masks, panoptic_segments, score_queries
 from regard.models.detr import DETR
@@ -35,7 +36,6 @@ from regard.panoptic_segments import PanopticSegments
 from regard.results import postprocess
 from regard.training.batches import Caught, collate_caught, outlive_signals, raising, worker_count
 from regard.training.distributed import Processes
-from regard.training.reports import replace_text
 
 PICTURES = 6  # of an evaluation
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
@@ -175,6 +175,7 @@ class MaskTally:
         self.dataset = dataset
         self.categories = tuple(categories)
         self.label_of = label_of
+        self.own_label = {label: own for own, label in enumerate(label_of)}
         self.category_of = _judged_categories(dataset, categories, label_of)
         self.softmax = softmax
         self.columns: list[_Columns] = []
@@ -217,7 +218,8 @@ class MaskTally:
             truth = self.dataset.segments(index)
             self.counts.add(truth, found)
             if self.writer is not None:
-                self.writer.add(self.dataset.annotations.images[index], found, self.names[index])
+                own = found.translated(self.dataset.categories, self.own_label)
+                self.writer.add(self.dataset.annotations.images[index], own, self.names[index])
             if len(self.shown) < PICTURES:
                 labels = torch.tensor([self.label_of[label] for label in truth.labels.tolist()], dtype=torch.int64)
                 self.shown.append((replace(truth, labels=labels, categories=self.categories), found))

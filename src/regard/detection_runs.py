@@ -24,7 +24,7 @@ from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import warn_of_surplus
 from regard.evaluation.masks import check_outlines
 from regard.evaluation.plots import plot_dataset
-from regard.folders import make_writable
+from regard.folders import is_used, make_writable, replace_text
 from regard.loading import load
 from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
@@ -32,7 +32,6 @@ from regard.models.detr import DETR
 from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_from_file
 from regard.training.distributed import Processes
-from regard.training.reports import replace_text
 
 MOST_DRAWN = 500  # panoptic images in the picture of the data
 START_FROZEN = "set start_from=RUN, a detector trained on these data with --recipe panoptic_boxes"
@@ -245,11 +244,12 @@ def evaluate_on(
     dataset = open_objects(folder, "val", panoptic=panoptic, masks=masks)
     writer = None
     if submission is not None:
-        for path in (submission, submission.with_suffix("")):
-            if path.exists():
-                raise ConfigError("this is there already", where=path, remedy="name another file", code="C11")
+        writer = PanopticWriter(submission, categories=dataset.categories) if panoptic and masks else None
+        taken = [submission] if submission.exists() else []
+        taken += [writer.folder] if writer is not None and is_used(writer.folder) else []
+        if taken:
+            raise ConfigError("this is there already", where=taken[0], remedy="name another file", code="C11")
         make_writable(submission.parent)
-        writer = PanopticWriter(submission) if panoptic and masks else None
     with advise(folder):
         evaluation = evaluate_detector(
             net.to(device),

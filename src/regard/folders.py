@@ -1,7 +1,8 @@
-"""Folders to write to: nothing of the user's is written over, and what cannot be written is told before the work."""
+"""Writing: nothing over what is the user's, told before the work where it cannot be, and whole or not at all."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from regard.errors import MachineError
@@ -26,3 +27,13 @@ def make_writable(folder: Path) -> None:
     except OSError as error:
         what = f"cannot write here: {error.strerror}"
         raise MachineError(what, where=folder, remedy="name another folder", code="C11") from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is whole or as before, whatever interrupts it."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,19 @@ class PanopticSegments:
     def areas(self) -> Tensor:
         """(S,) int64, pixels of each segment."""
         return torch.from_numpy(np.bincount(self.ids.numpy().ravel(), minlength=len(self) + 1)[1:])
+
+    def translated(self, categories: Sequence[Category], label_of: Mapping[int, int]) -> PanopticSegments:
+        """The segments under other categories; those of a class that these do not have become void.
+
+        Args:
+            label_of: a label of ours -> the index of its class in `categories`.
+        """
+        kept = [row for row, label in enumerate(self.labels.tolist()) if label in label_of]
+        number = torch.zeros(len(self) + 1, dtype=torch.int64)
+        number[torch.tensor(kept, dtype=torch.int64) + 1] = torch.arange(1, len(kept) + 1)
+        labels = torch.tensor([label_of[int(self.labels[row])] for row in kept], dtype=torch.int64)
+        crowd = None if self.is_crowd is None else self.is_crowd[kept]
+        return PanopticSegments(number[self.ids], labels, self.scores[kept], tuple(categories), crowd)
 
     def __repr__(self) -> str:
         return f"PanopticSegments({len(self)} segments, {self.size[0]}x{self.size[1]})"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from regard.batches import ImageBatch
 from regard.classification_results import Classification, classify
+from regard.config import unknown_name
 from regard.data.classification import ClassSample
 from regard.data.classification_transforms import evaluation
 from regard.data.image_folders import list_images
@@ -71,7 +72,7 @@ def predict(
         ConfigError: `threshold` or `batch_size` is out of range.
         DataError: an image that cannot be read; the line names it.
     """
-    check_numbers(threshold, batch_size)
+    check_options(threshold, batch_size, segments)
     if isinstance(images, (list, tuple)):
         sources = list(images)
     elif isinstance(images, (str, Path)) and Path(images).is_dir():
@@ -203,8 +204,10 @@ def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
 
 
-def check_numbers(threshold: float | None, batch_size: int) -> None:
-    """Raises ConfigError for numbers out of range (C03)."""
+def check_options(threshold: float | None, batch_size: int, segments: str) -> None:
+    """Raises ConfigError for numbers out of range (C03) and an unknown way of making segments (C02)."""
+    if segments not in get_args(Method):
+        raise unknown_name("value of segments", str(segments), get_args(Method), code="C02")
     if not 0 <= (threshold or 0) <= 1 or batch_size < 1:
         what = f"threshold={threshold} and batch_size={batch_size}, expected 0 to 1 and at least 1"
         raise ConfigError(what, code="C03")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,14 @@ from regard.data.coco_tables import ImageRecord
 from regard.data.image_folders import list_images
 from regard.data.panoptic import PanopticWriter
 from regard.errors import ConfigError, DataError, escape
-from regard.folders import is_used, make_writable
+from regard.folders import is_used, make_writable, replace_text
 from regard.loading import load
 from regard.mask_results import Method
 from regard.models.catalog import Model
 from regard.models.detr import DETR
-from regard.prediction import Result, check_numbers, predict_each
+from regard.prediction import Result, check_options, predict_each
 from regard.results import Detections
 from regard.segmentation_results import Segmentation
-from regard.training.reports import replace_text
 
 DESCRIPTION = "segments predicted with regard predict"  # by which an earlier result is told from anything else
 
@@ -45,14 +45,15 @@ def predict_files(
         output: folder for pictures with what was found drawn, named like the images, `.jpg`.
         json_file: file for all results. Detections are in COCO's result format; `image_id` counts the images from 1,
             and `file_name` stands beside it. Classes are rows `{"file_name", "classes": [{"name", "label", "score"}]}`.
-            Segments are in COCO's panoptic format, with a folder of PNG files beside the file.
+            Segments are in COCO's panoptic format, with a folder of PNG files beside the file, and `file_name` is
+            below the folder that holds all images.
         top: how many classes of a classifier are given.
 
     Raises:
         ConfigError: what is to be written would replace an image (C11), or a number is out of range.
         DataError: images cannot be read.
     """
-    check_numbers(threshold, batch_size)
+    check_options(threshold, batch_size, segments)
     if top < 1:
         raise ConfigError(f"top={top}, expected at least 1", code="C03")
     files = list(dict.fromkeys(file for path in paths for file in list_images(path)))
@@ -64,7 +65,10 @@ def predict_files(
     for folder in (output, json_file.parent if json_file else None):
         if folder is not None:
             make_writable(folder)
-    written = None if json_file is None else _results_file(json_file, net)
+    written: _Rows | _Segments | None = None
+    if json_file is not None:
+        panoptic = isinstance(net, DETR) and net.config.masks and net.card.panoptic
+        written = _Segments(json_file, net, files, list(names.values())) if panoptic else _Rows(json_file)
     bad: list[DataError] = []
     numbers = {file: number for number, file in enumerate(files, start=1)}
     for first in range(0, len(files), batch_size):
@@ -121,27 +125,42 @@ class _Rows:
 
 
 class _Segments:
-    """A file and a folder in COCO's panoptic format."""
+    """A file and a folder in COCO's panoptic format.
 
-    def __init__(self, path: Path) -> None:
-        if not path.exists() and is_used(path.with_suffix("")):
+    The file is there from the start, with the names of all PNG files that are to come: what was interrupted can be
+    done again, and what an earlier result had and this one has not is taken away in the end. No other file is touched.
+    """
+
+    def __init__(self, path: Path, net: Model, files: Sequence[Path], names: Sequence[str]) -> None:
+        self.writer = PanopticWriter(path, DESCRIPTION, categories=net.card.categories)
+        self.root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
+        self.earlier = _png_files_of(path)
+        planned = {f"{Path(name).stem}.png" for name in names}
+        folder = self.writer.folder
+        if is_used(folder) and (not path.exists() or any((folder / name).exists() for name in planned - self.earlier)):
             what = "there are files already where the PNG files would be written"
-            raise ConfigError(what, where=path.with_suffix(""), remedy="name another file", code="C11")
-        self.writer = PanopticWriter(path, DESCRIPTION)
+            raise ConfigError(what, where=folder, remedy="name another file", code="C11")
+        rows = [{"file_name": name} for name in sorted(planned | self.earlier)]
+        replace_text(path, json.dumps({**self.writer.info, "images": [], "annotations": rows, "categories": []}))
 
     def add(self, result: Result, number: int, name: str, top: int) -> None:
         assert isinstance(result, Segmentation)
-        file_name = Path(name).stem + Path(result.path or "").suffix  # below the folder of the images, and unique
-        image = ImageRecord(number, file_name, *result.size)
-        self.writer.add(image, result.segments, Path(name).stem + ".png")
+        path = Path(result.path or name)
+        file_name = (path.parent.resolve() / path.name).relative_to(self.root).as_posix()
+        self.writer.add(ImageRecord(number, file_name, *result.size), result.segments, f"{Path(name).stem}.png")
 
     def close(self) -> None:
         self.writer.close()
+        for name in self.earlier - {row["file_name"] for row in self.writer.rows}:
+            (self.writer.folder / name).unlink(missing_ok=True)
 
 
-def _results_file(path: Path, net: Model) -> _Rows | _Segments:
-    panoptic = isinstance(net, DETR) and net.config.masks and net.card.panoptic
-    return _Segments(path) if panoptic else _Rows(path)
+def _png_files_of(path: Path) -> set[str]:
+    """The PNG files of an earlier result, which are in its folder itself."""
+    if not path.is_file() or not isinstance(rows := json.loads(path.read_text()), dict):
+        return set()
+    names = {row.get("file_name") for row in rows.get("annotations", []) if isinstance(row, dict)}
+    return {name for name in names if isinstance(name, str) and name.endswith(".png") and Path(name).name == name}
 
 
 def _readable(

@@ -31,7 +31,7 @@ from regard.evaluation.classification import ClassificationScores
 from regard.evaluation.detection import DetectionScores
 from regard.evaluation.plots import plot_curves
 from regard.evaluation.segmentation import SegmentationScores
-from regard.folders import is_used, make_writable
+from regard.folders import is_used, make_writable, replace_text
 from regard.loading import best_checkpoint, load, model_state
 from regard.models.catalog import Detector, Model
 from regard.prediction import device_for
@@ -39,7 +39,7 @@ from regard.recipes import AnyRecipe, Recipe, recipe_for, recipe_from_file
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
-from regard.training.reports import Reporter, read_rows, replace_text
+from regard.training.reports import Reporter, read_rows
 from regard.training.run_lock import lock_run
 
 Job = DetectionJob | ClassificationJob

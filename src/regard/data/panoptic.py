@@ -36,6 +36,7 @@ from regard.data.panoptic_checks import PanopticAnnotations, read_panoptic, unfi
 from regard.data.samples import Category, Sample
 from regard.data.segmentations import run_lengths
 from regard.errors import ConfigError, DataError, escape
+from regard.folders import replace_text
 from regard.panoptic_segments import PanopticSegments
 
 # COCO as published, and the plain names. {} is the name of the split; the PNG files are in the folder of that name.
@@ -334,18 +335,26 @@ class PanopticWriter:
     is read back by `read_panoptic` and `segments_of` exactly, but for scores, which the format does not have.
 
     Args:
-        path: of the JSON file; it is written by `close`.
+        path: of the JSON file; it is written by `close`, the folder made when something is written to it.
         description: what the file says of itself under `info`.
+        categories: those of all segments; of the segments that are written if None.
+
+    Raises:
+        ConfigError: a path without suffix, which is that of the folder (C09).
     """
 
-    def __init__(self, path: str | Path, description: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, description: str | None = None, *, categories: Sequence[Category] | None = None
+    ) -> None:
         self.path = Path(path)
         self.folder = self.path.with_suffix("")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder == self.path:
+            what = "PNG files go to a folder of the file's name without its suffix, and it has none"
+            raise ConfigError(what, where=path, remedy=f"name it {self.path.name}.json", code="C09")
         self.info = {} if description is None else {"info": {"description": description}}
         self.images: list[ImageRecord] = []
         self.rows: list[dict[str, Any]] = []
-        self.categories: tuple[Category, ...] = ()
+        self.categories = () if categories is None else tuple(categories)
 
     def add(self, image: ImageRecord, segments: PanopticSegments, name: str) -> None:
         """Write the PNG file `name` of an image.
@@ -358,6 +367,7 @@ class PanopticWriter:
             what = f"segments of {width}x{height} for an image of {image.width}x{image.height} pixels"
             raise ConfigError(what, where=image.file_name)
         info = _segment_rows(segments, image.file_name)
+        self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rgb_of(segments.ids.numpy())).save(self.folder / name)
         self.images.append(image)
         self.rows.append({"image_id": image.id, "file_name": name, "segments_info": info})
@@ -367,7 +377,8 @@ class PanopticWriter:
         """Write the JSON file."""
         rows = {"images": _image_rows(self.images), "annotations": self.rows}
         content = {**self.info, **rows, "categories": _category_rows(self.categories)}
-        self.path.write_text(json.dumps(content, separators=(",", ":")))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.path, json.dumps(content, separators=(",", ":")))
 
 
 def write_panoptic(path: str | Path, images: Sequence[ImageRecord], segments: Iterable[PanopticSegments]) -> Path:

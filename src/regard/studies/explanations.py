@@ -26,10 +26,10 @@ from regard.data.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations import Explanation, Look, explain
 from regard.explanations.deletion import deletion_curve, detection_score, insertion_curve
+from regard.folders import replace_text
 from regard.models.detr import DETR
 from regard.studies.seeds import claim
 from regard.training.launch import run_processes
-from regard.training.reports import replace_text
 
 DATA = "shapes:"
 KINDS = ("decoder", "relevance")

@@ -19,10 +19,10 @@ from regard.data.image_folders import list_images
 from regard.data.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations import explain, explain_queries
+from regard.folders import replace_text
 from regard.pictures import grid
 from regard.prediction import predict_each
 from regard.studies.seeds import claim, train_all
-from regard.training.reports import replace_text
 
 DATA = "shapes:"
 # What is trained, words of `regard train` each.

@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from regard.errors import ConfigError
-from regard.folders import is_used, make_writable
+from regard.folders import is_used, make_writable, replace_text
 from regard.training.distributed import choose_device
 from regard.training.launch import launch_command, quiet_threads
-from regard.training.reports import replace_text
 
 
 def claim(output: Path, plan: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
+
+from regard.folders import replace_text
 
 # Shown beside the progress bar; all others are in the files.
 SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")  # of training
@@ -148,16 +149,6 @@ def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in logs[0].items()}
     names = dict.fromkeys(name for numbers in logs for name in numbers)
     return {name: torch.stack([numbers[name].detach() for numbers in logs if name in numbers]).mean() for name in names}
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is whole or as before, whatever interrupts it."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
