@@ -127,6 +127,18 @@ def test_chosen_queries_have_the_masks_of_all():
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_few_masks_at_once_are_the_same(monkeypatch):
+    net = sharp().eval()
+    output = net(batch(), masks=False)
+    whole = net.masks(output, *PAIRS)
+    counts = []
+    net.mask_head.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    monkeypatch.setattr("regard.models.detr.MASKS_AT_ONCE", 3)
+    torch.testing.assert_close(net.masks(output, *PAIRS), whole, rtol=1e-5, atol=1e-5)
+    assert counts == [3, 1] and whole.std() > 0.01
+
+
 def test_masks_do_not_depend_on_neighbours_or_change_boxes():
     net = sharp()
     plain = randomized(SMALL)
