@@ -22,6 +22,7 @@ from regard.errors import ConfigError, DataError, RegardError
 from regard.evaluation.panoptic import evaluate_panoptic
 from regard.models.detr import DETR, DETRConfig
 from regard.outputs import DetectionOutput
+from regard.prediction import predict_each
 from regard.prediction_files import predict_files
 from regard.results import Detections
 from regard.segmentation_results import Segmentation
@@ -294,12 +295,12 @@ def test_submissions_have_the_categories_of_the_data(run, data, tmp_path):
 
 def test_panoptic_files_need_a_suffix(run, data, tmp_path):
     for call in (
-        lambda: regard.evaluate(run.folder, data, device="cpu", workers=0, submission=tmp_path / "out"),
-        lambda: list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "out")),
+        lambda: regard.evaluate(run.folder, data, output=tmp_path, device="cpu", submission=tmp_path / "new" / "out"),
+        lambda: list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "new" / "out")),
     ):
         with pytest.raises(ConfigError) as caught:
             call()
-        assert caught.value.remedy == "name it out.json" and not (tmp_path / "out").exists()
+        assert caught.value.remedy == "name it out.json" and not list(tmp_path.iterdir())
 
 
 def test_files_of_segments_again(run, data, tmp_path):
@@ -325,6 +326,21 @@ def test_files_of_segments_again(run, data, tmp_path):
     assert caught.value.code == "C11" and (pictures / "mine.png").read_bytes() == b"mine"
 
 
+def test_an_earlier_result_stays_until_there_is_a_new_one(run, data, tmp_path):
+    target = tmp_path / "found.json"
+    list(predict_files(run.folder, [data / "val"], json_file=target, threshold=0.0))
+    before = target.read_bytes()
+    with pytest.raises(ConfigError, match="unknown device"):
+        list(predict_files(run.folder, [data / "val"], json_file=target, device="gpu"))
+    assert target.read_bytes() == before and len(list((tmp_path / "found").iterdir())) == 4
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(DataError):
+        list(predict_files(run.folder, [broken, data / "val" / "000001.png"], json_file=target, threshold=0.0))
+    assert [image.id for image in read_panoptic(target).images] == [2]
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["000001.png"]
+
+
 def test_segments_of_no_image_have_the_models_classes(run, data, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(DataError):
@@ -334,8 +350,15 @@ def test_segments_of_no_image_have_the_models_classes(run, data, tmp_path):
 
 
 def test_ways_of_making_segments_have_names(run, data):
-    with pytest.raises(ConfigError, match="unknown value of segments 'cleen'"):
-        regard.predict(run.folder, data / "val" / "000001.png", segments="cleen")
+    image = data / "val" / "000001.png"
+    for call in (
+        lambda: regard.predict(run.folder, image, segments="cleen"),
+        lambda: next(predict_each(run.load(), [image], segments="cleen")),
+        lambda: list(predict_files(run.folder, [image], segments="cleen")),
+    ):
+        with pytest.raises(ConfigError, match="unknown value of segments 'cleen'") as caught:
+            call()
+        assert caught.value.code == "C02" and caught.value.remedy == "did you mean 'clean'?"
 
 
 def test_files_of_segments_are_read_back(run, data, tmp_path):

@@ -248,7 +248,8 @@ def evaluate_on(
         taken = [submission] if submission.exists() else []
         taken += [writer.folder] if writer is not None and is_used(writer.folder) else []
         if taken:
-            raise ConfigError("this is there already", where=taken[0], remedy="name another file", code="C11")
+            remedy = "name another file, or remove what an earlier evaluation left"
+            raise ConfigError("this is there already", where=taken[0], remedy=remedy, code="C11")
         make_writable(submission.parent)
     with advise(folder):
         evaluation = evaluate_detector(

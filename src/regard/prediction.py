@@ -69,7 +69,7 @@ def predict(
         it has them), `Segmentation` (if it knows stuff) or `Classification`.
 
     Raises:
-        ConfigError: `threshold` or `batch_size` is out of range.
+        ConfigError: `threshold` or `batch_size` is out of range (C03), or `segments` is unknown (C02).
         DataError: an image that cannot be read; the line names it.
     """
     check_options(threshold, batch_size, segments)
@@ -96,6 +96,7 @@ def predict_each(
     device: str = "auto",
 ) -> Iterator[Result]:
     """`predict` for many images, one result after the other: nothing but the present batch is held in memory."""
+    check_options(threshold, batch_size, segments)
     net = load(model) if isinstance(model, (str, Path)) else model
     where = device_for(model, device)
     was_training = net.training

@@ -50,7 +50,8 @@ def predict_files(
         top: how many classes of a classifier are given.
 
     Raises:
-        ConfigError: what is to be written would replace an image (C11), or a number is out of range.
+        ConfigError: what is to be written would replace an image or what is no earlier result (C11), a panoptic model's
+            file has no suffix (C09), a number is out of range (C03), or `segments` is unknown (C02).
         DataError: images cannot be read.
     """
     check_options(threshold, batch_size, segments)
@@ -62,13 +63,13 @@ def predict_files(
     names = picture_names(files)
     _check_targets(files, [output / name for name in names.values()] if output else [], json_file)
     net = load(model) if isinstance(model, (str, Path)) else model
-    for folder in (output, json_file.parent if json_file else None):
-        if folder is not None:
-            make_writable(folder)
     written: _Rows | _Segments | None = None
     if json_file is not None:
         panoptic = isinstance(net, DETR) and net.config.masks and net.card.panoptic
         written = _Segments(json_file, net, files, list(names.values())) if panoptic else _Rows(json_file)
+    for folder in (output, json_file.parent if json_file else None):
+        if folder is not None:
+            make_writable(folder)
     bad: list[DataError] = []
     numbers = {file: number for number, file in enumerate(files, start=1)}
     for first in range(0, len(files), batch_size):
@@ -127,32 +128,40 @@ class _Rows:
 class _Segments:
     """A file and a folder in COCO's panoptic format.
 
-    The file is there from the start, with the names of all PNG files that are to come: what was interrupted can be
-    done again, and what an earlier result had and this one has not is taken away in the end. No other file is touched.
+    The file is there before the first PNG file, with the names of all that are to come: what was interrupted can be
+    done again, and what an earlier result had and this one has not is taken away in the end. No other file is touched,
+    and an earlier result stays as it is until there is an image of the new one.
     """
 
     def __init__(self, path: Path, net: Model, files: Sequence[Path], names: Sequence[str]) -> None:
         self.writer = PanopticWriter(path, DESCRIPTION, categories=net.card.categories)
         self.root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
         self.earlier = _png_files_of(path)
-        planned = {f"{Path(name).stem}.png" for name in names}
+        self.planned = {f"{Path(name).stem}.png" for name in names}
         folder = self.writer.folder
-        if is_used(folder) and (not path.exists() or any((folder / name).exists() for name in planned - self.earlier)):
+        new = self.planned - self.earlier
+        if is_used(folder) and (not path.exists() or any((folder / name).exists() for name in new)):
             what = "there are files already where the PNG files would be written"
-            raise ConfigError(what, where=folder, remedy="name another file", code="C11")
-        rows = [{"file_name": name} for name in sorted(planned | self.earlier)]
-        replace_text(path, json.dumps({**self.writer.info, "images": [], "annotations": rows, "categories": []}))
+            remedy = "name another file, or move them away"
+            raise ConfigError(what, where=folder, remedy=remedy, code="C11")
 
     def add(self, result: Result, number: int, name: str, top: int) -> None:
         assert isinstance(result, Segmentation)
+        if not self.writer.rows:
+            self._announce()
         path = Path(result.path or name)
         file_name = (path.parent.resolve() / path.name).relative_to(self.root).as_posix()
         self.writer.add(ImageRecord(number, file_name, *result.size), result.segments, f"{Path(name).stem}.png")
 
     def close(self) -> None:
-        self.writer.close()
         for name in self.earlier - {row["file_name"] for row in self.writer.rows}:
             (self.writer.folder / name).unlink(missing_ok=True)
+        self.writer.close()  # last: until then the file names all that may be there
+
+    def _announce(self) -> None:
+        rows = [{"file_name": name} for name in sorted(self.planned | self.earlier)]
+        content = {**self.writer.info, "images": [], "annotations": rows, "categories": []}
+        replace_text(self.writer.path, json.dumps(content))
 
 
 def _png_files_of(path: Path) -> set[str]:
