@@ -151,6 +151,16 @@ def test_other_settings_have_other_answers(data, teacher, stored, word):
     assert digest(stored) == before
 
 
+def test_a_teacher_that_has_learned_more_has_other_answers(data, teacher, stored, monkeypatch):
+    """Under the same name: nothing is gone on with, and nothing said to be done."""
+    before = digest(stored)
+    store(student(data, teacher), stored)
+    monkeypatch.setattr("regard.teachers.Teacher.fingerprint", lambda self: "other weights")
+    with pytest.raises(ConfigError, match="answers with another teacher_weights are here"):
+        store(student(data, teacher), stored)
+    assert digest(stored) == before
+
+
 def test_other_data_have_other_answers(stored, tmp_path):
     other = write_colors(tmp_path / "other", train=11)
     with pytest.raises(ConfigError, match="answers for something else: data"):

@@ -106,6 +106,36 @@ def test_going_on_gives_the_uninterrupted_run(data, tmp_path):
     assert all(torch.equal(mine["model"][name], theirs["model"][name]) for name in mine["model"])
 
 
+def test_a_file_of_a_convolutional_network_is_started_from(data, tmp_path):
+    """It does not tell what it is: it is taken for the model that is trained."""
+    torch.save({"model": regard.create("resnet20", num_classes=4).state_dict()}, tmp_path / "mine.pth")
+    words = (*SMALL, f"start_from={tmp_path / 'mine.pth'}")
+    job = ClassificationJob(replace(apply_overrides(recipe_for("resnet20"), words), data=str(data)))
+    assert job.fetch_weights() == [] and job.source.card.name == "resnet20"
+
+
+def test_a_warm_up_longer_than_the_run_is_told(data):
+    settings = apply_overrides(recipe_for("resnet20"), (*SMALL, "warmup_steps=10000"))
+    _, notes = ClassificationJob(replace(settings, data=str(data))).starting_model()
+    assert any("warmup_steps=10000 and there are about" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [("deit_tiny_distilled_patch16_224", "deit"), ("deit3_small_patch16_224", "deit3"), ("resnet50", "imagenet"),
+     ("vit_small_patch16_224", "augreg"), ("deit_base_patch16_384", "resolution")],
+)  # fmt: skip
+def test_on_imagenet_itself_the_published_recipe_is_the_models_own(name, recipe, tmp_path):
+    def resolved(given):
+        return resolve(name, tmp_path, None, None, False, given, None, ())
+
+    assert resolved(None) == replace(recipe_for(name), data=str(tmp_path))
+    for wnid in wordnet_ids():
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+    assert resolved(None) == replace(recipe_for(name, recipe), data=str(tmp_path))
+    assert resolved("finetune") == replace(recipe_for(name, "finetune"), data=str(tmp_path))
+
+
 def test_recipes_that_start_from_weights_which_nobody_released(data, tmp_path):
     with pytest.raises(ConfigError, match="no released weights of vit_tiny_patch16_224 to start from") as caught:
         regard.train("vit_tiny_patch16_224", data, recipe="transfer", output=tmp_path / "run", quiet=True)

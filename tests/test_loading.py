@@ -224,8 +224,11 @@ def test_by_name_over_the_network_once(resnet18_file, monkeypatch, home):
 def test_published_numbers_and_file_names():
     assert set(WEIGHTS) <= set(CONFIGS)
     for weights in WEIGHTS.values():
-        assert weights.url.startswith("https://") and len(weights.sha256_prefix) >= 8
-        int(weights.sha256_prefix, 16)
+        assert weights.url.startswith("https://")
+        if weights.file_name.startswith("deit_3_"):  # published without a hash
+            assert weights.sha256_prefix == ""
+        else:
+            assert len(weights.sha256_prefix) >= 8 and int(weights.sha256_prefix, 16) >= 0
         assert all(20 < score < 98 for score in weights.scores.values())
 
 

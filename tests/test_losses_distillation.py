@@ -113,3 +113,16 @@ def test_a_forgotten_teacher_is_no_plain_training():
         with pytest.raises(ConfigError, match=f"{kind} distillation without a teacher"):
             DistillationLoss(kind)(student, None, labels)
     torch.testing.assert_close(DistillationLoss("none")(student, None, labels), F.cross_entropy(first, labels))
+
+
+def test_classes_that_a_teacher_excludes_do_not_count():
+    """A logit of minus infinity: as one so low that its probability is 0."""
+    (first, second, teacher), labels = drawn(0, 4, 5)
+    low = teacher.clone()
+    teacher[:, 2], low[:, 2] = -torch.inf, -1e4
+    loss = DistillationLoss("soft", tau=2.0)
+    second.requires_grad_()
+    found = loss(DistilledLogits(first, second), teacher, labels)
+    found.backward()
+    torch.testing.assert_close(found, loss(DistilledLogits(first, second), low, labels))
+    assert second.grad.isfinite().all()

@@ -109,3 +109,22 @@ def test_broken_descriptions(of_transformers, tmp_path, content, says):
     with pytest.raises(CheckpointError, match=says) as caught:
         regard.load(tmp_path)
     assert caught.value.code == "K06" and "preprocessor_config.json" in str(caught.value)
+
+
+def test_the_number_of_heads_is_that_of_the_folder(of_transformers, tmp_path):
+    """192 wide and 6 heads: without the JSON file it would be a tiny one with 3."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=192, num_hidden_layers=2, num_attention_heads=6, intermediate_size=768, image_size=32, patch_size=8,
+        num_labels=3, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = randomized(transformers.ViTForImageClassification(config))
+    theirs.save_pretrained(tmp_path)
+    net = regard.load(tmp_path)
+    assert net.config.num_heads == 6
+    with torch.no_grad():
+        torch.testing.assert_close(net(seen(picture())), theirs(seen(picture())).logits, rtol=1e-5, atol=1e-5)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "hidden_act": "gelu_new"}))
+    with pytest.raises(CheckpointError, match="hidden_act 'gelu_new', not gelu"):
+        regard.load(tmp_path)

@@ -302,6 +302,9 @@ def test_one_graph(config):
         ({"embed_dim": 25}, "C05", "no multiple of num_heads=3"),
         ({"drop_path": 1.0}, "C03", "drop_path=1.0"),
         ({"depth": 0}, "C03", "depth=0"),
+        ({"mlp_ratio": -1.0}, "C03", "mlp_ratio=-1.0"),
+        ({"layer_scale": math.nan}, "C03", "layer_scale=nan"),
+        ({"fuse": "mean"}, "C02", "unknown value of fuse 'mean'"),
         ({"distilled": True, "class_position": False}, "C09", "class_position=true"),
     ],
 )

@@ -17,7 +17,7 @@ from command_line import run as command
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
 from regard.categories import Category, ModelCard
 from regard.data.imagenet import wordnet_ids
-from regard.errors import ConfigError, MachineError
+from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.catalog import build, preset
 from regard.models.classifier_weights import imagenet_categories
 from regard.teachers import RELEASED, Teacher, load_teacher
@@ -217,3 +217,45 @@ def test_without_a_teacher_the_second_head_learns_the_labels(capsys, data, tmp_p
 def test_a_detector_has_no_teacher(capsys, teacher, tmp_path):
     words = ["train", "detr_tiny", "--data", "shapes", "--teacher", teacher, "--output", tmp_path / "d"]
     command(capsys, *words).refused(2, "C01", "teacher")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "torchvision/densenet121", "timm/resnet18"])
+def test_weights_of_ones_own_teach(name, tmp_path):
+    """A file of a network with the classes of the data, whatever library it comes from."""
+    library, _, model = name.rpartition("/")
+    if library == "timm":
+        theirs = pytest.importorskip("timm").create_model(model, num_classes=3)
+    else:
+        theirs = torchvision.models.get_model(model, weights=None, num_classes=3)
+    torch.save({"model": theirs.eval().state_dict()}, tmp_path / "mine.pth")
+    names = [Category(i, name) for i, name in enumerate(("red", "blue", "green"))]
+    teacher = load_teacher(f"{name}={tmp_path / 'mine.pth'}", names, 64)
+    pixels = torch.randn(2, 3, 64, 64)
+    seen = pixels if not teacher.size else F.interpolate(pixels, (teacher.size,) * 2, mode="bilinear", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(pixels), theirs(seen), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="knows 3 classes, the data have 2"):
+        load_teacher(f"{name}={tmp_path / 'mine.pth'}", names[:2], 64)
+
+
+def test_files_that_cannot_teach(tmp_path):
+    torch.save({"conv.weight": torch.ones(3, 3)}, tmp_path / "no.pth")
+    with pytest.raises(CheckpointError, match="no classifying layer") as caught:
+        load_teacher(f"torchvision/resnet18={tmp_path / 'no.pth'}", [Category(0, "red")], 64)
+    assert caught.value.code == "K07"
+
+
+def test_offline_is_offline(monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
+    with pytest.raises(MachineError, match="REGARD_OFFLINE forbids"):
+        load_teacher("timm/resnet18", [Category(0, "red")], 64)
+
+
+def test_the_fingerprint_is_of_the_weights():
+    net = Means((Category(0, "red"),))
+    before = Teacher(net).fingerprint()
+    assert Teacher(net).fingerprint() == before
+    with torch.no_grad():
+        net.weight.add_(1)
+    assert Teacher(net).fingerprint() != before

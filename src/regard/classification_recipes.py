@@ -98,9 +98,9 @@ def deit(name: str) -> ClassificationRecipe:
 
     Top-1: DeiT-Ti 72.2 and distilled 74.5, S 79.8 and 81.2, B 81.8 and 83.4; B takes 53 hours on 8 V100. The learning
     rate is 5e-4 per 512 images: with N processes of 256 lr=2.5e-4 N. `schedule=deit_corrected` leaves out that the
-    authors' first rate serves for two epochs.
+    authors' first rate serves for two epochs. Images of up to 32 pixels are shifted by 4 instead of cropped, as there.
 
-        torchrun --nproc-per-node 4 -m regard train deit_tiny_distilled_patch16_224 --data imagenet/ \\
+        torchrun --nproc-per-node 4 -m regard train deit_tiny_distilled_patch16_224 --recipe deit --data imagenet/ \\
             --teacher regnety_160 lr=1e-3 amp=bf16
     """
     config = _config(name)
@@ -109,6 +109,7 @@ def deit(name: str) -> ClassificationRecipe:
         name=name, model=model, epochs=300, batch_size=256, lr=2.5e-4, weight_decay=0.05, decay="matrices",
         schedule="deit", clip_norm=0.0, magnitude=9.0, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1,
         repeats=3, ema=0.99996, crop_ratio=_crop_ratio(name), workers=8,
+        augmentation="cifar" if config.image_size <= 32 else "imagenet",
     )  # fmt: skip
 
 
@@ -248,6 +249,16 @@ def classification_recipe_for(name: str, recipe: str | None = None) -> Classific
     if recipe not in CLASSIFICATION_RECIPES:
         raise unknown_name(f"recipe for {name}", recipe, list(CLASSIFICATION_RECIPES), code="C01")
     return CLASSIFICATION_RECIPES[recipe](name)
+
+
+def imagenet_recipe(name: str) -> str:
+    """The name of the recipe with which a classifier was published on ImageNet: what it takes there by itself."""
+    config = _config(name)
+    if not isinstance(config, ViTConfig):
+        return "imagenet"
+    if config.image_size > 224:
+        return "resolution"
+    return {"deit": "deit", "deit3": "deit3"}.get(name.partition("_")[0], "augreg")
 
 
 def _config(name: str) -> ClassifierConfig:

@@ -28,10 +28,12 @@ from regard.evaluation.classification_plots import plot_class_counts
 from regard.imagenet_names import named_alike
 from regard.loading import load
 from regard.losses import DistillationLoss
-from regard.models.catalog import CONFIGS, WEIGHTS, Detector, build
+from regard.models.catalog import CONFIGS, WEIGHTS, Detector, Model, build
 from regard.models.classifier_weights import transfer_classifier
 from regard.models.classifiers import Classifier
-from regard.models.vit import ViTConfig
+from regard.models.files import read_weights
+from regard.models.vit import VisionTransformer, ViTConfig
+from regard.models.vit_weights import is_vit
 from regard.teachers import load_teacher
 from regard.training.batches import Augmented
 from regard.training.distributed import Processes, choose_device
@@ -83,12 +85,13 @@ class ClassificationJob:
             what = f"there are no released weights of {start} to start from"
             raise ConfigError(what, remedy="set start_from=RUN, or a file of its weights", code="K01")
         try:
-            source = load(start)
+            source = _load_start(start, self.settings.name)
         except MachineError as error:
             if start != self.settings.name:
                 raise
             self.settings = replace(self.settings, start_from="none")
-            return [f"warning: no weights of {start} ({error}). It starts from nothing: expect far lower scores."]
+            fewer = "; from nothing it needs more: epochs=100 lr=1e-3" if self.settings.epochs < 100 else ""
+            return [f"warning: no weights of {start} ({error}). It starts from nothing: expect far lower scores{fewer}"]
         if isinstance(source, Detector):
             remedy = f"start from a {self.settings.name}"
             raise CheckpointError("a detector, not a classifier", where=start, remedy=remedy, code="K07")
@@ -104,10 +107,16 @@ class ClassificationJob:
         net.card = replace(net.card, crop_ratio=settings.crop_ratio)
         notes = [] if self.source is None else [transfer_classifier(self.source, net)]
         if isinstance(settings.model, ViTConfig) and settings.model.distilled and settings.teacher == "none":
-            notes.append("warning: a distilled model without a teacher: its second head learns the labels too")
+            alike = isinstance(self.source, VisionTransformer) and not self.source.config.distilled
+            does = "begins as the first and stays it: train the plain model" if alike else "learns the labels too"
+            notes.append(f"warning: a distilled model without a teacher: its second head {does}")
         if settings.schedule.startswith("deit") and settings.epochs <= DEIT_WARMUP:
             what = f"schedule={settings.schedule} warms up for {DEIT_WARMUP} epochs and there are {settings.epochs}"
             notes.append(f"warning: {what}: it will hardly learn. Set schedule=cosine")
+        steps = settings.epochs * (len(self.train_data) // (settings.batch_size * settings.accumulate))
+        if settings.warmup_steps > max(1, steps):
+            what = f"warmup_steps={settings.warmup_steps} and there are about {steps} steps"
+            notes.append(f"warning: {what}: it will hardly learn. Set warmup_steps={steps // 20}")
         return net, notes
 
     def task(self, processes: Processes, pictures: Path | None) -> ClassificationTask:
@@ -140,6 +149,14 @@ class ClassificationJob:
     def advice(self) -> AbstractContextManager[None]:
         """Errors of images say how to find all of them."""
         return advise(self.settings.data)
+
+
+def _load_start(start: str, model: str) -> Model:
+    """What a training starts from. Files of convolutional networks do not tell what they are: they are the model's."""
+    path = Path(start)
+    if not path.is_file() or isinstance(CONFIGS.get(model), ViTConfig) or is_vit(read_weights(path).tensors):
+        return load(start)
+    return load(path, model=model)
 
 
 def augmentation_of(settings: ClassificationRecipe) -> ClassPipeline:
@@ -218,7 +235,11 @@ def cache_answers(
             Augmented(job.train_data, augmentation_of(settings), settings.seed),
             job.teacher.to(device),
             output,
-            {"teacher": settings.teacher, **about_answers(settings, job.train_data)},
+            {
+                "teacher": settings.teacher,
+                "teacher_weights": job.teacher.fingerprint(),
+                **about_answers(settings, job.train_data),
+            },
             views=views,
             top=top,
             device=device,

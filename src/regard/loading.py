@@ -15,7 +15,7 @@ from regard.models.classifier_weights import load_classifier
 from regard.models.classifiers import ClassifierConfig
 from regard.models.download import download
 from regard.models.files import load_exactly, read_weights
-from regard.models.hub_folder import described, read_hub_folder, take_normalisation, weights_in
+from regard.models.hub_folder import HubFolder, described, read_hub_folder, take_normalisation, weights_in
 from regard.models.vit import VisionTransformer
 from regard.models.vit_weights import is_vit
 from regard.models.weights import load_file
@@ -68,14 +68,14 @@ def _load_weights(path: Path, model: str | None) -> Model:
     if name is None or isinstance(known, ClassifierConfig):
         tensors = read_weights(path).tensors
         if known is not None or is_vit(tensors):
-            net = load_classifier(tensors, name, where=path)
-            return _as_described(net, path) if isinstance(net, VisionTransformer) else net
+            folder = read_hub_folder(path)
+            net = load_classifier(tensors, name, num_heads=folder.num_heads, where=path)
+            return _as_described(net, folder, path) if isinstance(net, VisionTransformer) else net
     return load_file(path, model=name)
 
 
-def _as_described(net: VisionTransformer, path: Path) -> VisionTransformer:
+def _as_described(net: VisionTransformer, folder: HubFolder, path: Path) -> VisionTransformer:
     """The vision transformer of a file, with what stands beside the file."""
-    folder = read_hub_folder(path)
     if folder.normalisation is not None:
         take_normalisation(net, *folder.normalisation)
     elif net.card.name.startswith("vit_"):

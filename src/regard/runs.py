@@ -20,8 +20,10 @@ import regard
 from regard import detection_runs
 from regard.classification import ClassificationTask, ClassifierEvaluation
 from regard.classification_judging import Questions, judge
+from regard.classification_recipes import imagenet_recipe
 from regard.classification_runs import ClassificationJob
 from regard.config import apply_mapping, apply_overrides, to_mapping
+from regard.data.imagenet import is_imagenet
 from regard.data.shapes import data_text
 from regard.detection import DetectionTask
 from regard.detection_judging import DetectorEvaluation
@@ -33,7 +35,8 @@ from regard.evaluation.plots import plot_curves
 from regard.evaluation.segmentation import SegmentationScores
 from regard.folders import is_used, make_writable, replace_text
 from regard.loading import best_checkpoint, load, model_state
-from regard.models.catalog import Detector, Model
+from regard.models.catalog import Detector, Model, preset
+from regard.models.classifiers import ClassifierConfig
 from regard.prediction import device_for
 from regard.recipes import AnyRecipe, Recipe, recipe_for, recipe_from_file
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -82,7 +85,7 @@ def train(
         resume: go on with the run in `output`; its own settings apply, `overrides` on top.
         recipe: `paper`, `finetune`, `fast`, `panoptic_boxes`, `panoptic_masks` or `small`; of classifiers `deit`,
             `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; the model's own if
-            None.
+            None: on ImageNet itself the published one.
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
         teacher: what a classifier learns from beside the labels: a model, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.
@@ -126,6 +129,8 @@ def resolve(
     elif model is None:
         raise ConfigError("which model?", remedy="see: regard models", code="C09")
     else:
+        if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig) and is_imagenet(data):
+            recipe = imagenet_recipe(model)
         settings = recipe_for(model, recipe)
     changes: dict[str, Any] = {} if data is None else {"data": data_text(data)}
     if epochs is not None:

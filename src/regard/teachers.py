@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +14,13 @@ from torch import Tensor, nn
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
 from regard.categories import Category
 from regard.data.imagenet import CLASSES
-from regard.errors import ConfigError, MachineError
+from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.imagenet_names import imagenet_labels, named_alike
 from regard.loading import load
-from regard.models.catalog import Detector
+from regard.models.catalog import CONFIGS, Detector
 from regard.models.classifier_weights import imagenet_categories
-from regard.models.download import download
+from regard.models.classifiers import HEADS
+from regard.models.download import download, is_offline
 from regard.models.files import load_exactly, read_weights
 
 # The teacher of DeiT (Touvron et al. 2021, table 2): a RegNetY-16GF of 82.9 % on ImageNet, in timm's layout.
@@ -56,6 +59,14 @@ class Teacher:
         self.scale, self.shift = self.scale.to(device), self.shift.to(device)
         return self
 
+    def fingerprint(self) -> str:
+        """sha256 of the model's tensors."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits (B, C) float32 for the student's normalised, maybe mixed pixels (B, 3, H, W)."""
@@ -73,7 +84,8 @@ def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> 
 
     Args:
         name: whatever `regard.load` takes; `regnety_160`, DeiT's own; `timm/NAME` or `torchvision/NAME` with their
-            released weights.
+            released weights; or one's own weights of a convolutional or any other model as `resnet18=FILE`,
+            `timm/NAME=FILE`, `torchvision/NAME=FILE`, which see images normalised by ImageNet's mean and deviation.
         categories: the student's classes. A teacher whose classes have names, or are ImageNet's, is put in their order;
             of others only the number is compared.
         image_size: side of the student's images. Teachers of ours that were trained on another size see theirs, and so
@@ -83,18 +95,21 @@ def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> 
         ConfigError: other classes (C07), or not a classifier.
         MachineError: weights that cannot be had.
     """
-    if name in RELEASED or name.startswith(("timm/", "torchvision/")):
-        teacher = _foreign(name)
+    model, is_file, file = name.partition("=")
+    if model in RELEASED or name.startswith(("timm/", "torchvision/")):
+        teacher = _from_file(model, Path(file)) if is_file else _foreign(name)
         count = teacher(torch.zeros(1, 3, image_size, image_size)).shape[1]
-        _check_count(name, count, len(categories))
         if count == CLASSES and imagenet_labels(categories) is not None:
             teacher.order = _order(name, imagenet_categories(), categories)
+        else:
+            _check_count(name, count, len(categories))
         return teacher
-    net = load(name)
+    net = load(file, model=model) if is_file and model in CONFIGS else load(name)
     if isinstance(net, Detector):
         raise ConfigError("a detector cannot teach a classifier", where=name, code="C07")
     size = net.card.short_side
-    _check_count(name, len(net.card.categories), len(categories))
+    if len(net.card.categories) != CLASSES or imagenet_labels(categories) is None:  # who may teach some of ImageNet
+        _check_count(name, len(net.card.categories), len(categories))
     return Teacher(net, 0 if size == image_size else size, order=_order(name, net.card.categories, categories))
 
 
@@ -107,8 +122,9 @@ def _check_count(name: str, theirs: int, ours: int) -> None:
 
 def _order(name: str, theirs: Sequence[Category], ours: Sequence[Category]) -> list[int] | None:
     """Where in the teacher's answer each class of the student stands; None where it stands there already."""
-    names, wanted = [c.name for c in named_alike(theirs, ours)], [c.name for c in ours]
-    if names == wanted or names == [str(number) for number in range(len(names))]:
+    named = named_alike(theirs, ours)
+    names, wanted = [c.name for c in named], [c.name for c in ours]
+    if names == wanted or _are_numbers(named):
         return None
     missing = sorted(set(wanted) - set(names))
     if missing:
@@ -117,23 +133,45 @@ def _order(name: str, theirs: Sequence[Category], ours: Sequence[Category]) -> l
     return [names.index(n) for n in wanted]
 
 
+def _are_numbers(categories: Sequence[Category]) -> bool:
+    """Whether nobody has named these classes."""
+    return [category.name for category in categories] == [str(number) for number in range(len(categories))]
+
+
+def _from_file(name: str, file: Path) -> Teacher:
+    """A model of timm or torchvision with weights of one's own; the number of classes is that of its last layer."""
+    tensors = read_weights(file).tensors
+    heads = [tensor for key, tensor in tensors.items() if key.partition(".")[0] in (*HEADS, "heads") and tensor.ndim]
+    if not heads:
+        what = f"no weights of {name}: no classifying layer"
+        raise CheckpointError(what, where=file, remedy="name the model that the file belongs to", code="K07")
+    count = len(heads[-1])  # of several layers the last
+    library, _, model = name.rpartition("/")
+    if library == "torchvision":
+        import torchvision
+
+        if model not in torchvision.models.list_models(torchvision.models):
+            raise ConfigError(f"torchvision has no classifier {model!r}", where=name, code="C01")
+        net = torchvision.models.get_model(model, weights=None, num_classes=count)
+    else:
+        net = _timm(name).create_model(model, pretrained=False, num_classes=count)
+    load_exactly(net, tensors, where=file)
+    return Teacher(net)
+
+
 def _foreign(name: str) -> Teacher:
     """A model of timm or torchvision with its weights, its normalisation, and its size if it takes no other."""
     library, _, model = name.rpartition("/")
     if library == "torchvision":
         return _torchvision(name, model)
-    try:
-        import timm
-    except ImportError as error:
-        remedy = "pip install 'regard[interop]'"
-        raise MachineError(f"teacher {name} needs timm", remedy=remedy) from error
-    if not timm.is_model(model):
-        raise ConfigError(f"timm has no model {model!r}", where=name, remedy="see timm.list_models()", code="C01")
+    timm = _timm(name)
     if name in RELEASED:
         net = timm.create_model(model, pretrained=False)
         prefix = RELEASED[name].rsplit("-", 1)[1].partition(".")[0]
         load_exactly(net, read_weights(download(RELEASED[name], sha256_prefix=prefix)).tensors, where=name)
         return Teacher(net)
+    if is_offline():
+        raise MachineError("REGARD_OFFLINE forbids to ask for timm's weights", where=name)
     try:
         net = timm.create_model(model, pretrained=True)
     except (OSError, RuntimeError) as error:
@@ -141,6 +179,19 @@ def _foreign(name: str) -> Teacher:
     settings = timm.data.resolve_model_data_config(net)
     size = settings["input_size"][-1] if timm.models.get_pretrained_cfg_value(model, "fixed_input_size") else 0
     return Teacher(net, size, settings["mean"], settings["std"])
+
+
+def _timm(name: str) -> ModuleType:
+    """timm, which has the model."""
+    try:
+        import timm
+    except ImportError as error:
+        remedy = "pip install 'regard[interop]'"
+        raise MachineError(f"teacher {name} needs timm", remedy=remedy) from error
+    model = name.rpartition("/")[2]
+    if not timm.is_model(model):
+        raise ConfigError(f"timm has no model {model!r}", where=name, remedy="see timm.list_models()", code="C01")
+    return timm
 
 
 def _torchvision(name: str, model: str) -> Teacher:

@@ -22,6 +22,12 @@ def wordnet_ids() -> tuple[str, ...]:
     return tuple(Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="ascii").split())
 
 
+def is_imagenet(folder: str | Path) -> bool:
+    """Whether a folder has the training images of ImageNet: a folder for each of its classes."""
+    train = Path(folder) / "train"
+    return train.is_dir() and {path.name for path in train.iterdir()} >= set(wordnet_ids())
+
+
 def imagenet_classes(categories: Sequence[Category], names: Sequence[str]) -> list[int] | None:
     """Which of ImageNet's classes, 0 to 999, each category is; None if they are not all of ImageNet.
 

@@ -82,6 +82,7 @@ class DistillationLoss(nn.Module):
         if self.kind == "hard":
             return F.cross_entropy(logits, teacher.argmax(dim=1))
         student, target = F.log_softmax(logits / self.tau, dim=1), F.log_softmax(teacher / self.tau, dim=1)
+        target = target.clamp(min=torch.finfo(target.dtype).min)  # minus infinity times the probability 0 is NaN
         total = F.kl_div(student, target, reduction="sum", log_target=True) * self.tau**2
         return total / (logits.numel() if self.reduction == "numel" else len(logits))
 

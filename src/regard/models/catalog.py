@@ -28,7 +28,7 @@ TORCHVISION_URL = "https://download.pytorch.org/models/"
 
 @dataclass(frozen=True)
 class Weights:
-    """A released file. The end of its name is the start of its SHA-256.
+    """A released file. The end of its name is the start of its SHA-256; DeiT III's have none, and are not checked.
 
     scores: published, percent, of COCO val2017 or ImageNet's validation images.
     """
@@ -42,7 +42,7 @@ class Weights:
 
     @property
     def sha256_prefix(self) -> str:
-        return self.file_name.rsplit("-", 1)[1].split(".")[0]
+        return self.file_name.rsplit("-", 1)[1].split(".")[0] if "-" in self.file_name else ""
 
 
 Detector = DETR | DETRDemo
@@ -90,6 +90,11 @@ for _file, _top1, _top5 in (
     ("deit_base_distilled_patch16_384-d0272ac0.pth", 85.224, 97.186),
 ):
     WEIGHTS[_file.rsplit("-", 1)[0]] = Weights(DEIT_URL + _file, {"top-1": _top1, "top-5": _top5})
+for _size, _image, _top1 in (
+    ("small", 224, 81.4), ("medium", 224, 83.0), ("base", 224, 83.8), ("large", 224, 84.9), ("small", 384, 83.4),
+    ("base", 384, 85.0), ("large", 384, 85.8),
+):  # fmt: skip
+    WEIGHTS[f"deit3_{_size}_patch16_{_image}"] = Weights(f"{DEIT_URL}deit_3_{_size}_{_image}_1k.pth", {"top-1": _top1})
 
 # The configuration of each class of models, by the name of that class, with all settings at their defaults.
 FAMILIES: dict[str, ModelConfig] = {type(config).__name__: type(config)() for config in CONFIGS.values()}

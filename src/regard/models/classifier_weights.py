@@ -29,7 +29,9 @@ FREE = frozenset(
 )  # fmt: skip
 
 
-def load_classifier(tensors: Mapping[str, Tensor], name: str | None = None, *, where: str | Path) -> Classifier:
+def load_classifier(
+    tensors: Mapping[str, Tensor], name: str | None = None, *, num_heads: int | None = None, where: str | Path
+) -> Classifier:
     """A classifier with the tensors of a file, in evaluation mode.
 
     The number of classes is read off the tensors; 1000 of them are taken for ImageNet's.
@@ -38,6 +40,7 @@ def load_classifier(tensors: Mapping[str, Tensor], name: str | None = None, *, w
         tensors: convolutional networks have torchvision's names, vision transformers those of the DeiT authors, of
             timm or of Hugging Face.
         name: of the model; vision transformers do without it (`read_vit`).
+        num_heads: of a vision transformer, where it is known.
         where: the file, for errors.
 
     Raises:
@@ -45,7 +48,7 @@ def load_classifier(tensors: Mapping[str, Tensor], name: str | None = None, *, w
     """
     config = None if name is None else preset(name)
     if name is None or isinstance(config, ViTConfig) or is_vit(tensors):
-        name, config, tensors, notes = read_vit(tensors, name, where=where)
+        name, config, tensors, notes = read_vit(tensors, name, num_heads=num_heads, where=where)
         for note in notes:
             warnings.warn(f"{where}: {note}", stacklevel=4)
     else:

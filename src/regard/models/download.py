@@ -51,7 +51,7 @@ def download(url: str, *, sha256_prefix: str | None = None, folder: Path | None 
     path = (folder or weights_folder()) / _file_name(url)
     prefix = _prefix_in(path.name) if sha256_prefix is None else sha256_prefix.lower()
     if not path.exists():
-        if os.environ.get("REGARD_OFFLINE", "0") not in ("", "0") and urlsplit(url).scheme != "file":
+        if is_offline() and urlsplit(url).scheme != "file":
             raise MachineError(f"REGARD_OFFLINE forbids to download {path.name}", remedy=_by_hand(url, path))
         with _disk(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +60,11 @@ def download(url: str, *, sha256_prefix: str | None = None, folder: Path | None 
                 _bring(url, path, prefix)
     _check(path, prefix)
     return path
+
+
+def is_offline() -> bool:
+    """Whether `REGARD_OFFLINE` forbids the network."""
+    return os.environ.get("REGARD_OFFLINE", "0") not in ("", "0")
 
 
 def weights_folder() -> Path:

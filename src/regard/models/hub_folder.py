@@ -29,11 +29,13 @@ class HubFolder(NamedTuple):
         normalisation: mean and deviation of red, green and blue, of values 0..1.
         crop_ratio: (ratio,) as in `ModelCard.crop_ratio`.
         names: of the classes, in the order of their numbers.
+        num_heads: of attention, which no tensor shows.
     """
 
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     crop_ratio: tuple[float | None] | None
     names: list[str] | None
+    num_heads: int | None
 
 
 def weights_in(folder: Path) -> Path | None:
@@ -48,17 +50,23 @@ def read_hub_folder(weights: Path) -> HubFolder:
         CheckpointError: a file is no JSON object, or its values cannot be (K06).
     """
     if weights.name not in FILES:
-        return HubFolder(None, None, None)
+        return HubFolder(None, None, None, None)
     config, images = (_read(weights.parent / name) for name in ("config.json", "preprocessor_config.json"))
+    arguments = config.get("model_args")
+    heads = config.get("num_attention_heads", arguments.get("num_heads") if isinstance(arguments, dict) else None)
+    heads = heads if type(heads) is int and heads > 0 else None
+    if config.get("hidden_act", "gelu") != "gelu":
+        what = f"a model with hidden_act {config['hidden_act']!r:.30}, not gelu"
+        raise CheckpointError(what, where=weights.parent / "config.json", code="K07")
     timm = config.get("pretrained_cfg")
     if isinstance(timm, dict):
         mean, std, crop = timm.get("mean"), timm.get("std"), timm.get("crop_pct")
         ratio = (float(crop),) if isinstance(crop, (int, float)) and 0 < crop <= 1 else None
-        return HubFolder(_normalisation(mean, std, weights.parent / "config.json"), ratio, _names(config))
+        return HubFolder(_normalisation(mean, std, weights.parent / "config.json"), ratio, _names(config), heads)
     where = weights.parent / "preprocessor_config.json"
     whole = images.get("do_resize", False) and not images.get("do_center_crop", False)
     normalisation = _normalisation(images.get("image_mean"), images.get("image_std"), where)
-    return HubFolder(normalisation, (None,) if whole else None, _names(config))
+    return HubFolder(normalisation, (None,) if whole else None, _names(config), heads)
 
 
 def described(card: ModelCard, folder: HubFolder) -> ModelCard:

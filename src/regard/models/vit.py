@@ -73,6 +73,9 @@ class ViTConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected at least {low}", code="C03")
+        if not 1 / self.embed_dim <= self.mlp_ratio < math.inf or not 0 <= self.layer_scale < math.inf:
+            what = f"mlp_ratio={self.mlp_ratio} and layer_scale={self.layer_scale}, expected more than 0 and at least 0"
+            raise ConfigError(what, code="C03")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected 0 to less than 1", code="C03")

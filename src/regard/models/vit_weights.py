@@ -56,7 +56,9 @@ _SHOWING = {
 # Settings that tensors show and that nobody can change after training, unlike the classes and the image size.
 _SHOWN = ("patch_size", "embed_dim", "depth", "mlp_ratio", "distilled", "class_position")
 
-_HEADS_OF_WIDTH = {config.embed_dim: config.num_heads for config in VIT_PRESETS.values()}
+# Beside the presets: the widths of so400m, giant, gigantic and enormous models, whose heads are wider than 64.
+_HEADS_OF_WIDTH = dict.fromkeys((1152, 1408, 1664, 1792), 16)
+_HEADS_OF_WIDTH |= {config.embed_dim: config.num_heads for config in VIT_PRESETS.values()}
 
 
 class ViTFile(NamedTuple):
@@ -80,10 +82,13 @@ def is_vit(tensors: Mapping[str, Tensor]) -> bool:
     return ("patch_embed.proj.weight" in tensors and _BLOCK in tensors) or _of_hugging_face(tensors)
 
 
-def read_vit(tensors: Mapping[str, Tensor], name: str | None = None, *, where: str | Path) -> ViTFile:
+def read_vit(
+    tensors: Mapping[str, Tensor], name: str | None = None, *, num_heads: int | None = None, where: str | Path
+) -> ViTFile:
     """What the tensors of a file are, from their names and shapes.
 
-    Heads leave no trace: they are the named model's, else those of the presets of this width, else width / 64. The
+    Heads leave no trace: they are the named model's, else `num_heads`, else those of the presets of this width, else
+    width / 64. Positions are taken for those of a square image where their number is a square. The
     positions of a file for another image size than the named model's are resized by the rule of that model. A DeiT of
     Hugging Face with one classifying layer (`DeiTForImageClassification`) predicts with it alone, as there; the second
     head becomes its copy. How images are normalised no tensor says: see `regard.models.hub_folder`.
@@ -91,6 +96,7 @@ def read_vit(tensors: Mapping[str, Tensor], name: str | None = None, *, where: s
     Args:
         tensors: of the DeiT authors (DeiT, DeiT III), of timm or of Hugging Face (ViT, DeiT).
         name: one of `VIT_PRESETS`; read off the tensors if None.
+        num_heads: if something beside the file tells it.
         where: the file, for errors.
 
     Raises:
@@ -107,7 +113,7 @@ def read_vit(tensors: Mapping[str, Tensor], name: str | None = None, *, where: s
     notes: list[str] = []
     shown = _shown_by(found, where)
     if name is None:
-        name, config = _preset_of(shown, where)
+        name, config = _preset_of(shown, num_heads, where)
     else:
         config = replace(VIT_PRESETS[name], num_classes=shown.num_classes)
         _check_same(shown, config, name, where)
@@ -235,11 +241,14 @@ def _check_same(shown: ViTConfig, config: ViTConfig, name: str, where: str | Pat
         raise CheckpointError(what, where=where, remedy="name the model that the file belongs to", code="K07")
 
 
-def _preset_of(shown: ViTConfig, where: str | Path) -> tuple[str, ViTConfig]:
+def _preset_of(shown: ViTConfig, num_heads: int | None, where: str | Path) -> tuple[str, ViTConfig]:
     """The first named model of these settings, apart from the number of classes; else `vit`."""
     for name, config in VIT_PRESETS.items():
-        if config.image_size == shown.image_size and not _differences(shown, config):
+        fits = config.image_size == shown.image_size and num_heads in (None, config.num_heads)
+        if fits and not _differences(shown, config):
             return name, replace(config, num_classes=shown.num_classes)
+    if num_heads is not None:
+        return "vit", replace(shown, num_heads=num_heads)
     heads, rest = divmod(shown.embed_dim, 64)
     if shown.embed_dim not in _HEADS_OF_WIDTH and rest:
         what = f"a vision transformer of width {shown.embed_dim}, and nothing in the file tells its attention heads"

@@ -86,6 +86,9 @@ class TrainingConfig:
             raise ConfigError(f"drop_at={list(self.drop_at)}, expected shares from 0 to 1", code="C03")
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov=true needs momentum above 0", code="C09")
+        if self.schedule.startswith("deit") and (self.warmup_steps or self.warmup_share):
+            what = f"schedule={self.schedule} has a warm-up of its own, warmup_steps and warmup_share do nothing"
+            raise ConfigError(what, remedy="leave them out, or set schedule=cosine", code="C09")
         if self.schedule.startswith("deit") and self.least_lr > self.lr:
             what = f"least_lr={self.least_lr} is more than lr={self.lr}: the rate would rise"
             raise ConfigError(what, remedy=f"set least_lr={self.lr} or less", code="C09")
