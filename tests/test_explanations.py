@@ -297,6 +297,8 @@ def test_arrays_and_pictures(vit, tmp_path):
         ({"what": "tokens", "head": -3}, "head=-3, there are 2"),
         ({"what": "patch", "point": (80.0, 2.0)}, "outside of what the model sees: x 0 to 80 and y 0 to 48"),
         ({"threshold": 2.0}, "threshold=2.0, expected 0 to 1"),
+        ({"threshold": 0.5}, "threshold is for detectors"),
+        ({"image_size": 0}, "image_size=0, expected at least 1"),
     ],
 )
 def test_what_there_is_not(vit, options, says):
@@ -309,10 +311,11 @@ def test_relevance_inside_code_without_gradients(vit, detr):
     """And it leaves none behind."""
     for net in (vit, detr):
         net.zero_grad()
-    expected = [regard.explain(net, PHOTO, "relevance", threshold=0.0) for net in (vit, detr)]
+    options = ((vit, {}), (detr, {"threshold": 0.0}))
+    expected = [regard.explain(net, PHOTO, "relevance", **given) for net, given in options]
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            found = [regard.explain(net, PHOTO, "relevance", threshold=0.0) for net in (vit, detr)]
+            found = [regard.explain(net, PHOTO, "relevance", **given) for net, given in options]
         for one, other in zip(found, expected, strict=True):
             assert all(torch.equal(a.weights, b.weights) for a, b in zip(one.looks, other.looks, strict=True))
     assert all(parameter.grad is None for net in (vit, detr) for parameter in net.parameters())
@@ -370,6 +373,16 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     app(["explain", "run", ".", "--output", "q.png"], result_action="return_value")
     assert capsys.readouterr().out.split() == ["explanations/photo-layers.png", "q.png"]
     assert (tmp_path / "explanations" / "photo-layers.png").stat().st_size > 1000
-    with pytest.raises(ConfigError) as caught:
-        app(["explain", "run", "photo.png", "--output", "photo.png"], result_action="return_value")
-    assert caught.value.code == "C11"
+    app(["explain", "run", "photo.png", "--threshold", "0", "--what", "layers"], result_action="return_value")
+    app(["explain", "run", ".", "--output", "q.npz"], result_action="return_value")
+    assert capsys.readouterr().out.split() == ["explanations/photo-layers-2.png", "q.npz"]
+    with np.load("q.npz") as arrays:
+        assert arrays["boxes"].ndim == 3 and arrays["boxes"].shape[2] == 4
+    for words, code in (
+        (["photo.png", "--output", "photo.png"], "C11"),
+        (["photo.png", "--output", "maps"], "C09"),
+        ([".", "--layer", "1"], "C09"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            app(["explain", "run", *words], result_action="return_value")
+        assert caught.value.code == code

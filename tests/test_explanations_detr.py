@@ -120,3 +120,77 @@ def _features(net, pixels):
     batch = ImageBatch.from_images([resized]).normalized()
     with torch.no_grad():
         return net.backbone(batch.pixels)[-1][0], batch.sizes[0]
+
+
+def test_boxes_and_points_are_pixels_of_the_image():
+    """Of an image that is no square: boxes are what is predicted, of each layer those of that layer."""
+    net, image = small(), photo(40, 120)
+    predicted = regard.predict(net, image, threshold=0.0)
+    best = predicted.boxes[predicted.scores.argsort(descending=True)]
+    found = regard.explain(net, image, threshold=0.0)
+    boxes = torch.cat([look.boxes for look in found.looks])
+    assert len(boxes) == 5 and (boxes[:, None] - best).abs().amax(-1).amin(1).max() < 1e-3
+    assert boxes[:, [0, 2]].max() > 60  # beyond the height
+    batch = ImageBatch.from_images([EvaluationResize(64, 128)(Sample(torch.from_numpy(image).permute(2, 0, 1))).image])
+    with torch.no_grad():
+        output = net.eval()(batch.normalized())
+    layers = regard.explain(net, image, "layers", threshold=0.0).looks
+    for layer, look in zip([*output.auxiliary, output], layers, strict=True):
+        x, y, w, h = (layer.boxes[0].double() * torch.tensor([120, 40, 120, 40])).unbind(-1)
+        corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1)
+        assert (look.boxes[:, None].double() - corners).abs().amax(-1).amin(1).max() < 1e-3
+    assert not torch.allclose(layers[0].boxes, layers[-1].boxes, atol=0.1)
+
+
+def test_heads_are_those_of_the_smallest_detection_at_the_point():
+    net, image = small(), photo(40, 120)
+    boxes = torch.cat([look.boxes for look in regard.explain(net, image, threshold=0.0).looks])
+    x, y = ((boxes[0, :2] + boxes[0, 2:]) / 2).tolist()
+    inside = [b for b in boxes if b[0] <= x < b[2] and b[1] <= y < b[3]]
+    smallest = min(inside, key=lambda b: float((b[2] - b[0]) * (b[3] - b[1])))
+    look = regard.explain(net, image, "heads", threshold=0.0, point=(x, y)).looks[0]
+    torch.testing.assert_close(look.boxes[0], smallest)
+
+
+def test_places_in_one_cell_have_one_map():
+    """Two maps of the same cell would be the same."""
+    net, image = small(), photo(40, 120)
+    with torch.no_grad():
+        net.bbox_embed.last.weight.zero_()
+        net.bbox_embed.last.bias.zero_()  # all boxes in the middle
+    assert len(regard.explain(net, image, threshold=0.0)) == 5
+    assert len(regard.explain(net, image, "encoder", threshold=0.0)) == 1
+
+
+def test_what_is_explained_is_what_is_predicted():
+    net, image = small(sigmoid=True), photo(40, 120)
+    with torch.no_grad():
+        net.class_embed.bias.fill_(-0.9)
+    assert len(regard.explain(net, image, threshold=0.3)) == 5  # all between 0.3 and 0.5
+    assert len(regard.explain(net, image)) == len(regard.predict(net, image)) == 0
+
+
+def test_the_caller_finds_all_as_it_was():
+    """Modes of every part, and rows that sum to 1 under the caller's autocast."""
+    net, image = small(), photo(40, 120)
+    net.train()
+    net.backbone.eval()
+    modes = [module.training for module in net.modules()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = regard.explain(net, image, threshold=0.0)
+    regard.predict(net, image)
+    assert [module.training for module in net.modules()] == modes and any(modes) and not all(modes)
+    assert all(abs(look.weights.sum().item() - 1) < 1e-5 for look in found.looks)
+
+
+def test_the_encoder_is_kept_where_it_is_shown():
+    net = small()
+    batch = ImageBatch.from_images([torch.zeros(3, 64, 96)])
+    assert net.attention(batch, encoder=False).encoder is None and net.attention(batch).encoder is not None
+
+
+def test_a_compiled_model_is_explained_as_it_is():
+    net, image = small(), photo(40, 120)
+    expected = regard.explain(net, image, threshold=0.0)
+    found = regard.explain(torch.compile(net), image, threshold=0.0)
+    assert all(torch.equal(a.weights, b.weights) for a, b in zip(found.looks, expected.looks, strict=True))

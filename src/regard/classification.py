@@ -25,6 +25,7 @@ from regard.evaluation.classification import ClassificationScores, evaluate_clas
 from regard.evaluation.classification_plots import plot_classification
 from regard.folders import replace_text
 from regard.losses import DistillationLoss
+from regard.models.evaluation_mode import evaluation_mode
 from regard.outputs import DistilledLogits
 from regard.training.batches import (
     Augmented,
@@ -286,12 +287,10 @@ def logits_of(
     processes: Processes,
 ) -> Tensor:
     """What a classifier, in evaluation mode, answers for every image of a data set: (N, C) float32 on the CPU."""
-    was_training = model.training
-    model.eval()
     mine = range(processes.rank, len(dataset), processes.world_size)
     batches = evaluation_batches(dataset, resize, batch_size, workers, mine)
-    parts = [model(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in batches]
-    model.train(was_training)
+    with evaluation_mode(model):
+        parts = [model(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in batches]
     found = torch.cat(parts) if parts else torch.zeros(0, num_classes)
     logits = torch.empty(len(dataset), num_classes)
     for rank, part in enumerate(processes.gather(found)):

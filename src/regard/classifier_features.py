@@ -21,6 +21,7 @@ from regard.evaluation.features import knn_accuracy, linear_probe_accuracy
 from regard.loading import load
 from regard.models.catalog import Detector
 from regard.models.classifiers import HEADS, Classifier
+from regard.models.evaluation_mode import evaluation_mode
 
 
 @torch.inference_mode()
@@ -46,15 +47,12 @@ def image_features(
         ConfigError: the model has no such layer.
     """
     heads = classifying_layers(model)
-    was_training = model.training
-    model.eval()
     found = []
-    with _inputs_of(heads) as inputs:
+    with evaluation_mode(model), _inputs_of(heads) as inputs:
         for batch in evaluation_batches(dataset, resize, batch_size, workers):
             inputs.clear()
             model(batch.images.to(device).normalized().pixels)
             found.append(torch.stack(inputs).mean(dim=0).float().cpu())
-    model.train(was_training)
     return torch.cat(found)
 
 
@@ -114,16 +112,14 @@ def images_per_second(
     The median of `rounds` batches after two that do not count. With CUDA each is waited for.
     """
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    was_training = model.training
-    model.eval()
     seconds = []
-    for _ in range(2 + rounds):
-        _wait_for(device)
-        start = time.perf_counter()
-        model(images)
-        _wait_for(device)
-        seconds.append(time.perf_counter() - start)
-    model.train(was_training)
+    with evaluation_mode(model):
+        for _ in range(2 + rounds):
+            _wait_for(device)
+            start = time.perf_counter()
+            model(images)
+            _wait_for(device)
+            seconds.append(time.perf_counter() - start)
     return batch_size / statistics.median(seconds[2:])
 
 

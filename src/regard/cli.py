@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import sys
 import warnings
@@ -210,16 +211,30 @@ def explain(
     """
     from regard.explanations import explain, explain_queries
 
-    if output is not None and output.exists():
-        raise ConfigError("this file is there already", where=output, remedy="name another one", code="C11")
+    if output is not None:
+        if output.exists():
+            raise ConfigError("this file is there already", where=output, remedy="name another one", code="C11")
+        if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".npz"):
+            raise ConfigError("this is no picture and no .npz", where=output, remedy="name it .png or .npz", code="C09")
     if image.is_dir():
-        output = output or Path("explanations", f"{image.resolve().name}-queries.png")
-        print(explain_queries(checkpoint, image, device=device).save(output))
+        options = {"what": what, "point": point, "layer": layer, "head": head, "threshold": threshold}
+        if given := [name for name, value in options.items() if value is not None]:
+            what = f"{given[0]} does not go with a folder, which shows where queries find their objects"
+            raise ConfigError(what, remedy="leave it out, or name one image", code="C09")
+        print(
+            explain_queries(checkpoint, image, device=device).save(output or _free(f"{image.resolve().name}-queries"))
+        )
         return
     found = explain(checkpoint, image, what, point=point, layer=layer, head=head, threshold=threshold, device=device)
-    output = output or Path("explanations", f"{image.stem}-{found.what}.png")
+    output = output or _free(f"{image.stem}-{found.what}")
     found.save(output)
     print(output)
+
+
+def _free(name: str) -> Path:
+    """A picture in `explanations` that is not there yet: `cat-decoder.png`, then `cat-decoder-2.png`."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := Path("explanations", f"{name}.png")).exists())
 
 
 @app.command

@@ -31,6 +31,7 @@ from regard.mask_results import (
 from regard.models.catalog import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
+from regard.models.evaluation_mode import evaluation_mode
 from regard.outputs import DetectionOutput
 from regard.results import Detections, postprocess
 from regard.segmentation_results import Segmentation
@@ -99,9 +100,7 @@ def predict_each(
     check_options(threshold, batch_size, segments)
     net = load(model) if isinstance(model, (str, Path)) else model
     where = device_for(model, device)
-    was_training = net.training
-    net = net.to(where).eval()
-    try:
+    with evaluation_mode(net.to(where)):
         for first in range(0, len(sources), batch_size):
             batch = sources[first : first + batch_size]
             pixels = [to_image(source) for source in batch]
@@ -109,8 +108,6 @@ def predict_each(
                 yield from _detect(net, batch, pixels, where, threshold, segments)
             else:
                 yield from _classify(net, batch, pixels, where)
-    finally:
-        net.train(was_training)
 
 
 def device_for(model: nn.Module | str | Path, name: str) -> torch.device:

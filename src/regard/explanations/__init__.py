@@ -29,10 +29,12 @@ from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
 from regard.loading import load
+from regard.mask_results import SIGMOID_THRESHOLD, THRESHOLD
 from regard.models.catalog import Detector, Model
 from regard.models.detr import DETR
+from regard.models.evaluation_mode import evaluation_mode
 from regard.models.vit import VisionTransformer
-from regard.prediction import device_for
+from regard.prediction import LEAST_SCORE, device_for
 
 
 @torch.inference_mode(False)  # relevance needs gradients, wherever it is asked for
@@ -65,7 +67,7 @@ def explain(
         point: x, y in pixels of the image, for kinds that look from a place.
         layer, head: by number, from 0; negative ones count from the end. Where none is given, the last layer and the
             mean of the heads.
-        threshold: least score of a detection that is explained, 0..1; if None 0.5, for sigmoid scores 0.3.
+        threshold: least score of a detection that is explained, 0..1; if None as `regard.predict` has it.
         image_size: of a network of your own, given to `regard.augment`: side of the square that it sees.
         device: as for `regard.predict`.
 
@@ -76,21 +78,26 @@ def explain(
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
-    net = load(model) if isinstance(model, (str, Path)) else model
+    if image_size < 1:
+        raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
+    net = load(model) if isinstance(model, (str, Path)) else getattr(model, "_orig_mod", model)  # not the compiled one
     where = device_for(model, device)
-    was_training = net.training
-    net = net.to(where).eval()
+    net = net.to(where)
     pixels = to_image(image)
-    try:
+    if threshold is not None and not isinstance(net, DETR):
+        raise ConfigError("threshold is for detectors", remedy="leave it out", code="C09")
+    # Under the autocast of a caller, rows of attention would sum to 1 within 1e-3 only.
+    with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):
-            least = threshold if threshold is not None else (0.3 if net.config.sigmoid else 0.5)
+            least = _least_score(net) if threshold is None else threshold
             resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
             batch = ImageBatch.from_images([resized]).to(where).normalized()
             size = pixels.shape[-2], pixels.shape[-1]
             kind = "decoder" if what is None else what
             looks, columns = explain_detr(net, batch, size, kind, threshold=least, point=point, layer=layer, head=head)
         elif isinstance(net, Detector):
-            raise ConfigError(f"{net.card.name} cannot be explained", remedy="take a detr_* model", code="C09")
+            remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
+            raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
         else:
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_ratio=0.875)
             batch, extent = _for_classifier(card, pixels)
@@ -101,8 +108,6 @@ def explain(
             else:
                 kind = "layers" if what is None else what
                 looks, columns = explain_augmented(net, card, seen, extent, kind, point=point, layer=layer, head=head)
-    finally:
-        net.train(was_training)
     path = str(image) if isinstance(image, (str, Path)) else None
     return Explanation(kind, tuple(looks), columns, _picture(pixels), path)
 
@@ -117,8 +122,16 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
     net = load(model) if isinstance(model, (str, Path)) else model
     if not isinstance(net, Detector):
         remedy = "take a detector, or name one image"
-        raise ConfigError(f"{net.card.name} has no queries to show over a folder", remedy=remedy, code="C09")
+        name = net.card.name if hasattr(net, "card") else type(net).__name__
+        raise ConfigError(f"{name} has no queries to show over a folder", remedy=remedy, code="C09")
     return query_places(net.to(device_for(model, device)), list_images(folder))
+
+
+def _least_score(net: DETR) -> float:
+    """Of what `regard.predict` finds by itself: of detections, or of segments."""
+    if not (net.config.masks and net.card.panoptic):
+        return LEAST_SCORE
+    return SIGMOID_THRESHOLD if net.config.sigmoid else THRESHOLD
 
 
 def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:

@@ -83,7 +83,7 @@ def explain_detr(
     if what == "relevance":
         return _relevance(net, batch, size, threshold), 4
     with torch.no_grad():
-        maps = net.attention(batch)
+        maps = net.attention(batch, encoder=what == "encoder")
     grid = maps.feature_size
     extent = covered(net, grid, batch.sizes[0], size)
     found = _detections(net, maps.output, size, threshold)
@@ -92,6 +92,8 @@ def explain_detr(
         weights = _heads(maps.encoder[chosen("layer", layer, len(maps.encoder), -1), 0], head)
         points = [point] if point is not None else _middles(found, size)
         rows = [cell_of(place, extent, grid) for place in points]
+        firsts = [number for number, row in enumerate(rows) if row not in rows[:number]]  # one cell, one map
+        rows, points = [rows[number] for number in firsts[:POINTS]], [points[number] for number in firsts[:POINTS]]
         looks = [
             Look(weights[y * grid[1] + x].unflatten(0, grid), f"from {at[0]:.0f}, {at[1]:.0f}", extent, at)
             for (y, x), at in zip(rows, points, strict=True)
@@ -158,7 +160,7 @@ def _heads(weights: Tensor, head: int | None) -> Tensor:
 
 def _middles(found: Found, size: tuple[int, int]) -> list[tuple[float, float]]:
     """Inside the image: the middles of the best detections, or of the image where there is none."""
-    middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in found.boxes[:POINTS].tolist()]
+    middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in found.boxes.tolist()]
     inside = [(min(max(x, 0.0), size[1] - 1.0), min(max(y, 0.0), size[0] - 1.0)) for x, y in middles]
     return inside or [(size[1] / 2, size[0] / 2)]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError
 from regard.models.catalog import Detector
+from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction import device_for
 
 SMALL = 0.02  # share of the image below which a box counts as small
@@ -29,10 +31,14 @@ class QueryPlaces:
     boxes: Tensor
 
     def save(self, path: str | Path) -> Path:
-        """A picture with a square for each of the first 20 queries and a dot for each box at its centre.
+        """A picture with a square for each of the first 20 queries and a dot for each box at its centre, or `.npz`.
 
         Green: boxes of less than 2 % of the image. Orange: large and wide. Blue: large and high.
         """
+        if Path(path).suffix == ".npz":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, boxes=self.boxes.numpy())
+            return Path(path)
         from regard.evaluation.figures import BLUE, GREEN, ORANGE, figure, save
 
         count = min(self.boxes.shape[1], COLUMNS * ROWS)
@@ -58,16 +64,12 @@ def query_places(model: Detector, images: Iterable[Any], *, device: str = "auto"
         DataError: an image that cannot be read.
     """
     where = device_for(model, device)
-    was_training = model.training
-    model.to(where).eval()
     resize = EvaluationResize(model.card.short_side, model.card.max_size)
     found = []
-    try:
+    with evaluation_mode(model.to(where)):
         for source in images:
             batch = ImageBatch.from_images([resize(Sample(to_image(source))).image])
             found.append(model(batch.to(where).normalized()).boxes.cpu())
-    finally:
-        model.train(was_training)
     if not found:
         raise ConfigError("no images", remedy="name a folder with images", code="C09")
     return QueryPlaces(torch.cat(found))

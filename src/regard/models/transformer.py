@@ -26,6 +26,7 @@ class Trace:
     decoder_self: list[Tensor] = field(default_factory=list)
     decoder_cross: list[Tensor] = field(default_factory=list)
     feature_size: tuple[int, int] = (0, 0)
+    keep_encoder: bool = True
 
 
 class MLP(nn.Module):
@@ -173,7 +174,7 @@ class EncoderLayer(nn.Module):
 
     def _attend(self, x: Tensor, positions: Tensor, mask: Tensor | None, trace: Trace | None) -> Tensor:
         placed = x + positions
-        if trace is not None:
+        if trace is not None and trace.keep_encoder:
             trace.encoder.append(self.self_attn.weights(placed, placed, mask=mask))
         return self.self_attn(placed, placed, x, mask=mask)
 

@@ -27,7 +27,7 @@ from regard.studies.seeds import claim, train_all
 DATA = "shapes:"
 # What is trained, words of `regard train` each.
 MODELS = {
-    "panoptic": ["detr_tiny_panoptic", "--data", DATA],
+    "panoptic": ["detr_tiny_panoptic", "--data", DATA, "epochs=7"],
     "encoder": ["detr_tiny", "--data", DATA, "model.encoder_layers=2", "epochs=6", "augmentation=flip"],
     "augmented": ["aa_resnet20", "--data", "digits", "epochs=8"],
     "deit": ["deit_nano_distilled_patch4_32", "--data", "digits"],
@@ -104,7 +104,7 @@ def entries(runs: dict[str, Path]) -> list[Entry]:
         Entry(
             "heads",
             "Head by head",
-            "The same for one detection: heads share the work, and some look at the outline.",
+            "The same for one detection, head by head.",
             "regard explain runs/panoptic scene.png --what heads --point 44 42",
             lambda path: explain(panoptic, scene, "heads", point=_thing(panoptic, scene)).save(path),
         ),
@@ -125,9 +125,9 @@ def entries(runs: dict[str, Path]) -> list[Entry]:
         Entry(
             "encoder",
             "Where places of the image look",
-            "Self-attention in the encoder from four points: objects come apart before any query asks (figure 3).",
+            "Self-attention in the encoder from the middles of what is found, before any query asks (figure 3).",
             "regard explain runs/encoder scene.png --what encoder",
-            lambda path: explain(encoder, scene, "encoder").save(path),
+            lambda path: explain(encoder, _fullest(encoder, files), "encoder").save(path),
         ),
         Entry(
             "queries",
@@ -155,7 +155,7 @@ def entries(runs: dict[str, Path]) -> list[Entry]:
             "augmented",
             "Attention beside a convolution",
             "Each head of an attention-augmented ResNet from one pixel; below without the relative positions.",
-            "regard explain runs/augmented digit.png --what heads --point 16 16",
+            "regard explain runs/augmented digit.png --what heads --layer 0",
             lambda path: explain(augmented, digit, "heads", layer=0).save(path),
         ),
     ]
@@ -166,6 +166,11 @@ def _segments(model: Any, scenes: Sequence[Path]) -> Image.Image:
     pictures = [result.plot() for result in predict_each(model, scenes)]
     originals = [Image.open(path).convert("RGB").resize(pictures[0].size, Image.Resampling.NEAREST) for path in scenes]
     return grid([*originals, *pictures], columns=len(scenes), longest=320)
+
+
+def _fullest(model: Any, files: Sequence[Path]) -> Path:
+    """Of the first images the one in which most places are looked from."""
+    return max(files[:40], key=lambda file: len(explain(model, file, "encoder")))
 
 
 def _thing(model: Any, scene: Path) -> tuple[float, float] | None:
