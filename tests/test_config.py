@@ -5,7 +5,15 @@ from typing import Literal
 
 import pytest
 
-from regard.config import apply_mapping, apply_overrides, check_choices, line_of, read_yaml, to_mapping
+from regard.config import (
+    apply_mapping,
+    apply_overrides,
+    check_choices,
+    line_of,
+    near_path,
+    read_yaml,
+    to_mapping,
+)
 from regard.errors import ConfigError
 
 
@@ -149,3 +157,10 @@ def test_place_of_a_key(tmp_path):
     path.write_text("lr: 1\ninner:\n  width: 3\n  widht: 4\n")
     assert line_of(path, "inner.widht") == f"{path}:4"
     assert line_of(path, "nothing") == str(path)
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    (tmp_path / "panoptic").mkdir()
+    assert near_path(tmp_path / "panoptc") == f"did you mean {tmp_path / 'panoptic'}?"
+    assert near_path(tmp_path / "shpes", ["shapes"]) == "did you mean shapes?"
+    assert near_path(tmp_path / "none" / "of") == near_path(tmp_path / "xyz") == "check the path"

@@ -316,8 +316,10 @@ def test_missing_files_and_folders(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint in this folder") as caught:
         load(tmp_path)
     assert caught.value.code == "K02"
-    with pytest.raises(ConfigError, match="unknown model, run or file"):
+    with pytest.raises(ConfigError, match="no such run or file"):
         load("runs/none")
+    with pytest.raises(ConfigError, match="unknown model, run or file"):
+        load("none")
 
 
 def test_weights_of_another_shape(tmp_path):

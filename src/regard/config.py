@@ -135,6 +135,15 @@ def unknown_name(
     return ConfigError(f"unknown {kind} {name!r}", where=where, remedy=remedy, code=code)
 
 
+def near_path(path: Path, names: Sequence[str] = ()) -> str:
+    """The remedy for a path that is not there: its nearest neighbour, or the nearest of `names` that stand for data."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, [*names, *beside], n=1)
+    if not near:
+        return "check the path"
+    return f"did you mean {near[0] if near[0] in names else path.parent / near[0]}?"
+
+
 def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
     """`value` as the type of its setting, if that loses nothing."""
     origin, arguments = get_origin(kind), get_args(kind)

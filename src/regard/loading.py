@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.categories import Category
-from regard.config import apply_mapping, to_mapping, unknown_name
+from regard.config import apply_mapping, near_path, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
 from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, Model, build, list_models
 from regard.models.classifier_weights import load_classifier
@@ -50,6 +50,8 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
     if path.is_file() or path.suffix:
         return _load_weights(path, model)
     name = str(source)
+    if name not in list_models() and len(path.parts) > 1:
+        raise ConfigError("no such run or file", where=name, remedy=near_path(path), code="K01")
     if name not in list_models():
         raise unknown_name("model, run or file", name, list_models(), code="K01")
     if name not in WEIGHTS:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.categories import Category
+from regard.config import near_path
 from regard.data.class_folders import ClassFolders, SplitFolders, looks_like_coco
 from regard.data.class_listing import SPLIT_NAMES, Images, Layout, Split
 from regard.data.class_lists import ClassLists
@@ -203,8 +204,9 @@ def _dataset(layout: Layout, split: Split, names: tuple[str, ...], root: Path) -
 
 def _find_layout(root: Path) -> Layout:
     if not root.is_dir():
-        what = "no such folder" if not root.exists() else "a file, not a folder"
-        raise DataError(what, where=root, remedy="name the folder of the data")
+        if root.exists():
+            raise DataError("a file, not a folder", where=root, remedy="name the folder of the data")
+        raise DataError("no such folder", where=root, remedy=near_path(root, ["digits"]))
     # Lists and shards first: folders beside them hold what they name or what was unpacked.
     for find in (ClassLists.find, Shards.find, SplitFolders.find, ClassFolders.find):
         layout = find(root)

@@ -295,10 +295,15 @@ class Trainer:
             place = " in another process" if any_loss and not own_loss else ""
             raise DivergedError(
                 f"the {'loss' if any_loss else 'gradient'}{place} is no longer finite at step {self.progress.step}",
-                where=", ".join(self.task.describe(batch) for batch in seen) if own else None,
+                where=self._samples_of(seen) if own else None,
                 remedy="lower lr or clip_norm, or set amp=off; the checkpoints before are intact",
                 code="T07",
             )
+
+    def _samples_of(self, batches: list[Any]) -> str:
+        """The first of the samples, for an error of one line."""
+        names = ", ".join(self.task.describe(batch) for batch in batches).split(", ")
+        return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
     @contextmanager
     def _naming_the_step(self, seen: list[Any]) -> Iterator[None]:
