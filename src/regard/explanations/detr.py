@@ -225,14 +225,27 @@ def relevance(score: Tensor, calls: Sequence[Attended], encoder_layers: int) -> 
     weighted = [one[0] for one in gradients(score, calls)]
     of_encoder, of_decoder = weighted[:encoder_layers], weighted[encoder_layers:]
     queries, tokens = of_decoder[1].shape
-    ii, qq = (torch.eye(n, device=score.device) for n in (tokens, queries))
+    qq = torch.eye(queries, device=score.device)
     qi = torch.zeros(queries, tokens, device=score.device)
-    for one in of_encoder:
-        ii = ii + one @ ii
     for own, cross in zip(of_decoder[::2], of_decoder[1::2], strict=True):
         qq, qi = qq + own @ qq, qi + own @ qi
-        qi = qi + _normalized(qq).T @ cross @ _normalized(ii)
+        qi = qi + _through(_normalized(qq).T @ cross, of_encoder)
     return qi
+
+
+def _through(rows: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    """rows @ norm(R_ii) without R_ii, which would cost N^3 a layer: R_ii = (I + A_last) ... (I + A_first).
+
+    I is left out of all sums, for A is small beside it.
+    """
+    total = torch.zeros(rows.shape[1], 1, device=rows.device)  # of each row of R_ii - I
+    for one in layers:
+        total = total + one @ (1 + total)
+    scaled = rows / total.T.clamp(min=1e-12)
+    rest = torch.zeros_like(rows)
+    for one in reversed(layers):
+        rest = rest + (scaled + rest) @ one
+    return rows + rest
 
 
 def _normalized(relevance: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Attended:
     mask: Tensor | None
     output: Tensor
 
+    @cached_property
     def weights(self) -> Tensor:
         """(B, heads, N, M), rows sum to 1."""
         return attention_weights(self.query.detach(), self.key.detach(), mask=self.mask)
@@ -34,7 +36,7 @@ class Attended:
         Chefer et al. 2021, equation 5.
         """
         of_weights = gradient @ self.value.detach().transpose(-2, -1)
-        return (self.weights() * of_weights).relu().mean(dim=1)
+        return (self.weights * of_weights).relu().mean(dim=1)
 
 
 class AttentionRecorder(TorchFunctionMode):
