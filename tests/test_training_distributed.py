@@ -307,7 +307,7 @@ def test_a_failure_of_several_processes_is_one_line(tmp_path, capfd):
         run_processes([*words, "device=cpu"], 2)
     assert left.value.code == 3
     captured = capfd.readouterr()
-    assert captured.err == f"error: no such folder — {tmp_path / 'none'}\n" and captured.out == ""
+    assert captured.err == f"error: no such folder — {tmp_path / 'none'} — check the path\n" and captured.out == ""
 
 
 @pytest.mark.parametrize(("code", "number"), [(-9, 9), (137, 9)])
