@@ -243,6 +243,9 @@ def test_files_that_cannot_teach(tmp_path):
     with pytest.raises(CheckpointError, match="no classifying layer") as caught:
         load_teacher(f"torchvision/resnet18={tmp_path / 'no.pth'}", [Category(0, "red")], 64)
     assert caught.value.code == "K07"
+    with pytest.raises(CheckpointError) as caught:  # nothing tells what it is
+        load_teacher(str(tmp_path / "no.pth"), [Category(0, "red")], 64)
+    assert "name its model: resnet18=" in caught.value.line
 
 
 def test_offline_is_offline(monkeypatch):

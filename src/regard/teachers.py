@@ -104,7 +104,13 @@ def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> 
         else:
             _check_count(name, count, len(categories))
         return teacher
-    net = load(file, model=model) if is_file and model in CONFIGS else load(name)
+    try:
+        net = load(file, model=model) if is_file and model in CONFIGS else load(name)
+    except CheckpointError as error:
+        if error.code != "K07" or not Path(name).is_file():
+            raise
+        remedy = f"name its model: resnet18={name}, timm/NAME={name} or torchvision/NAME={name}"
+        raise CheckpointError(error.what, where=name, remedy=remedy, code="K07") from error
     if isinstance(net, Detector):
         raise ConfigError("a detector cannot teach a classifier", where=name, code="C07")
     size = net.card.short_side
