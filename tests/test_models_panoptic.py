@@ -128,6 +128,27 @@ def test_chosen_queries_have_the_masks_of_all():
 
 @torch.no_grad()
 @torch.no_grad()
+def test_the_head_sees_what_the_authors_give_it():
+    """DETRsegm.forward: the last decoder layer over the encoder's memory, then projected features and finer maps."""
+    net, images = sharp(), batch()
+    seen = {}
+    for name in ("backbone", "transformer.encoder", "transformer.decoder"):
+        net.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o))
+    output = net(images)
+    *finer, features = seen["backbone"]
+    projected = net.input_proj(features)
+    hidden, memory = seen["transformer.decoder"], seen["transformer.encoder"]
+    assert not torch.allclose(hidden[-1], hidden[0], atol=1e-2) and len(hidden) > 1
+    padding = torch.nn.functional.interpolate(images.padding_mask()[:, None].float(), size=features.shape[-2:])
+    visible = ~padding[:, 0].bool().flatten(1)[:, None, None]
+    for image in (0, 1):
+        rows = torch.full((5,), image)
+        maps = net.bbox_attention(hidden[-1, image], memory, rows, visible).unflatten(2, features.shape[-2:])
+        masks = net.mask_head(maps, projected, tuple(finer[::-1][: net.finer_maps]), rows)
+        torch.testing.assert_close(output.masks[image], masks, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_few_masks_at_once_are_the_same(monkeypatch):
     net = sharp().eval()
     output = net(batch(), masks=False)
