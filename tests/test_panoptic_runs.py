@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import regard
-from regard.boxes import xyxy_to_cxcywh
+from regard.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from regard.categories import ModelCard, knows_stuff
 from regard.data.formats import open_detection
 from regard.data.panoptic import open_panoptic, read_panoptic, segments_of
@@ -20,6 +20,7 @@ from regard.data.shapes import ShapesConfig, write_shapes
 from regard.detection_runs import evaluate_on
 from regard.errors import ConfigError, DataError, RegardError
 from regard.evaluation.panoptic import evaluate_panoptic
+from regard.mask_results import Sizes, instance_masks
 from regard.models.detr import DETR, DETRConfig
 from regard.outputs import DetectionOutput
 from regard.prediction import predict_each
@@ -149,9 +150,19 @@ def test_instances_alone(data, tmp_path):
     found = regard.predict(run.folder, image, threshold=0.0)
     assert isinstance(found, Detections) and found.masks.shape == (len(found), 32, 32)
     net = regard.load(run.folder)
+    torch.manual_seed(0)
     with torch.no_grad():
+        for parameter in net.mask_head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))  # so that the masks differ
+        net.query_embed.content.weight.add_(torch.randn_like(net.query_embed.content.weight))
         every = net([_normalized(image)])
     assert len(found) == 15 and every.masks.shape[1] == 15
+    other = regard.predict(net, image, threshold=0.0)
+    boxes = cxcywh_to_xyxy(every.boxes[0]) * 32
+    query = (other.boxes[:, None] - boxes).abs().amax(-1).argmin(1)  # each mask goes with its box
+    side = every.masks.shape[-1] * 4
+    expected = instance_masks(every.masks[0], Sizes((side, side), (side, side), (32, 32)))
+    assert torch.equal(other.masks, expected[query]) and not torch.equal(other.masks, other.masks.flip(0))
     assert set(found.to_coco(1)[0]["segmentation"]) == {"size", "counts"}
     assert found[:2].masks.shape[0] == 2
     assert torch.equal(found[found.scores < 9].masks, found.masks)
