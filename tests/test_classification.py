@@ -13,7 +13,8 @@ from PIL import Image
 
 from color_data import COLORS, ColorJudge, write_colors
 from regard.categories import Category
-from regard.classification import ClassificationTask, ClassifierEvaluation, evaluate_classifier
+from regard.classification import ClassificationTask
+from regard.classification_evaluation import ClassifierEvaluation, evaluate_classifier
 from regard.classification_pictures import draw_class_batch, draw_class_predictions
 from regard.data.classification import open_classification
 from regard.data.classification_transforms import cifar_training, evaluation

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from color_data import ColorJudge, write_colors
-from regard.classification import evaluation_batches
 from regard.classifier_features import classifying_layers, image_features, images_per_second, probe
 from regard.data.classification import open_classification
 from regard.data.classification_transforms import evaluation
 from regard.errors import ConfigError, DataError
+from regard.evaluation_batches import evaluation_batches
 from regard.models.catalog import build
 from regard.models.detr import DETR_PRESETS
 from regard.models.mnasnet import MnasNetConfig

@@ -14,7 +14,6 @@ from torchvision.transforms.v2 import functional as F
 
 from class_data import photo
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
-from regard.data.classification import ClassSample
 from regard.data.classification_transforms import (
     ColorJitter,
     PaddedCrop,
@@ -28,6 +27,7 @@ from regard.data.classification_transforms import (
     resize_image,
 )
 from regard.data.randaugment import RandAugment
+from regard.data.samples import ClassSample
 from regard.errors import ConfigError
 
 FULL = {"magnitude": 9.0, "erasing": 1.0, "color_jitter": 0.4}

@@ -19,8 +19,8 @@ from regard.attention.relative import relative_logits
 from regard.batches import ImageBatch
 from regard.categories import Category, ModelCard
 from regard.cli import app
-from regard.data.classification import ClassSample
 from regard.data.classification_transforms import evaluation
+from regard.data.samples import ClassSample
 from regard.errors import ConfigError, MachineError
 from regard.explanations import Explanation, Look, explain_queries
 from regard.explanations.detr import covered, relevance

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from regard.batches import ImageBatch
-from regard.data.classification import ClassSample
+from regard.data.classification import ClassificationDataset
+from regard.data.classification_transforms import ClassPipeline
+from regard.data.samples import ClassSample
 from regard.errors import CheckpointError, ConfigError
 from regard.folders import is_used, make_writable, replace_text
 from regard.teachers import Teacher
@@ -207,3 +210,17 @@ def _collate(samples: list[Any]) -> Any:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+class Answered(Augmented):
+    """Samples in those views for which a teacher's answers are stored, with the answers."""
+
+    def __init__(
+        self, dataset: ClassificationDataset, transform: ClassPipeline, seed: int, answers: StoredAnswers
+    ) -> None:
+        super().__init__(dataset, transform, seed)
+        self.answers = answers
+
+    def __getitem__(self, place: tuple[int, int]) -> ClassSample:
+        view, index = place[0] % self.answers.views, place[1]
+        return replace(super().__getitem__((view, index)), answer=self.answers[view, index])

@@ -3,90 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from regard.batches import ImageBatch
-from regard.categories import Category, labels_by_name
-from regard.classification_pictures import MOST_IMAGES, draw_class_batch, draw_class_predictions
-from regard.data.classification import ClassificationDataset, ClassSample
+from regard.answers import Answered, StoredAnswers
+from regard.classification_batches import ClassificationBatch, collate
+from regard.classification_evaluation import ClassifierEvaluation, evaluate_classifier
+from regard.classification_pictures import draw_class_batch
+from regard.data.classification import ClassificationDataset
 from regard.data.classification_transforms import ClassPipeline, Evaluation
 from regard.data.mixing import Mixing
-from regard.evaluation.classification import ClassificationScores, evaluate_classification
-from regard.evaluation.classification_plots import plot_classification
-from regard.folders import replace_text
 from regard.losses import DistillationLoss
-from regard.models.evaluation_mode import evaluation_mode
 from regard.outputs import DistilledLogits
 from regard.training.batches import (
     Augmented,
-    Caught,
     EndlessBatches,
-    collate_caught,
-    outlive_signals,
     raising,
     training_loader,
-    worker_count,
 )
 from regard.training.distributed import Processes
-
-
-@dataclass(frozen=True)
-class ClassificationBatch:
-    """Samples of one step.
-
-    images: uint8, all of one size. labels: (B,) int64. paths: where the images come from.
-    number: of the batch in the run, from 0: mixing depends on it.
-    answers: (B, C) logits of a teacher that were stored, or None.
-    """
-
-    images: ImageBatch
-    labels: Tensor
-    paths: tuple[str, ...]
-    number: int = 0
-    answers: Tensor | None = None
-
-    def pin_memory(self) -> ClassificationBatch:
-        answers = None if self.answers is None else self.answers.pin_memory()
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), answers=answers)
-
-
-def collate(samples: Sequence[ClassSample]) -> ClassificationBatch:
-    """Put images of one size side by side."""
-    images = ImageBatch.from_images([sample.image for sample in samples])
-    labels = torch.tensor([sample.label for sample in samples])
-    known = [sample.answer for sample in samples if sample.answer is not None]
-    answers = torch.stack(known) if known else None
-    return ClassificationBatch(images, labels, tuple(sample.path for sample in samples), answers=answers)
-
-
-class Answers(Protocol):
-    """Stored logits (C,) of a teacher by (view, image)."""
-
-    views: int
-
-    def __getitem__(self, place: tuple[int, int]) -> Tensor: ...
-
-
-class Answered(Augmented):
-    """Samples in those views for which a teacher's answers are stored, with the answers."""
-
-    def __init__(self, dataset: ClassificationDataset, transform: ClassPipeline, seed: int, answers: Answers) -> None:
-        super().__init__(dataset, transform, seed)
-        self.answers = answers
-
-    def __getitem__(self, place: tuple[int, int]) -> ClassSample:
-        view, index = place[0] % self.answers.views, place[1]
-        return replace(super().__getitem__((view, index)), answer=self.answers[view, index])
 
 
 class ClassificationTask:
@@ -134,7 +74,7 @@ class ClassificationTask:
         repeats: int = 1,
         distillation: DistillationLoss | None = None,
         teacher: Callable[[Tensor], Tensor] | None = None,
-        answers: Answers | None = None,
+        answers: StoredAnswers | None = None,
         pictures: Path | None = None,
     ) -> None:
         assert answers is None or mixing is None
@@ -227,102 +167,3 @@ class ClassificationTask:
             mixed, targets = self.mixing(pixels.float(), targets, batch.number, self.processes.rank)
             pixels = mixed.round().to(torch.uint8)
         draw_class_batch(pixels, targets, self.categories).save(path, quality=90)
-
-
-@dataclass(frozen=True)
-class ClassifierEvaluation:
-    """Scores, and the mean loss (of unsmoothed labels)."""
-
-    scores: ClassificationScores
-    losses: dict[str, float]
-
-    def write(self, folder: Path, data: str) -> None:
-        """`metrics.json` and pictures. `data`: what was judged on."""
-        content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
-        replace_text(folder / "metrics.json", json.dumps(content))
-        plot_classification(self.scores, folder / "pictures")
-
-
-@torch.inference_mode()
-def evaluate_classifier(
-    model: nn.Module,
-    dataset: ClassificationDataset,
-    *,
-    resize: Evaluation,
-    categories: Sequence[Category],
-    batch_size: int,
-    workers: int,
-    processes: Processes,
-    picture: Path | None = None,
-) -> ClassifierEvaluation:
-    """Run a classifier over a data set and score it. Several processes share the images; all get the result.
-
-    Args:
-        categories: the model's; those of the data set are found among them by their names.
-        picture: where to draw some images with what they are taken for.
-    """
-    label_of = torch.tensor(labels_by_name(categories, dataset.categories, str(dataset.report.path)))
-    logits = logits_of(
-        model, dataset, resize, len(categories), batch_size=batch_size, workers=workers, processes=processes
-    )
-    labels = label_of[dataset.labels]
-    scores = evaluate_classification(logits, labels, categories)
-    if picture is not None:
-        # Class after class in the files: some from everywhere, the same in every evaluation.
-        chosen = torch.linspace(0, len(dataset) - 1, min(MOST_IMAGES, len(dataset))).long()
-        images = [dataset[i].image for i in chosen.tolist()]
-        draw_class_predictions(images, labels[chosen], logits[chosen], categories).save(picture, quality=90)
-    return ClassifierEvaluation(scores, {"loss": scores.stats["nll"]})
-
-
-@torch.inference_mode()
-def logits_of(
-    model: nn.Module,
-    dataset: ClassificationDataset,
-    resize: Evaluation,
-    num_classes: int,
-    *,
-    batch_size: int,
-    workers: int,
-    processes: Processes,
-) -> Tensor:
-    """What a classifier, in evaluation mode, answers for every image of a data set: (N, C) float32 on the CPU."""
-    mine = range(processes.rank, len(dataset), processes.world_size)
-    batches = evaluation_batches(dataset, resize, batch_size, workers, mine)
-    with evaluation_mode(model):
-        parts = [model(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in batches]
-    found = torch.cat(parts) if parts else torch.zeros(0, num_classes)
-    logits = torch.empty(len(dataset), num_classes)
-    for rank, part in enumerate(processes.gather(found)):
-        logits[rank :: processes.world_size] = part
-    return logits
-
-
-def evaluation_batches(
-    dataset: ClassificationDataset, resize: Evaluation, batch_size: int, workers: int, indices: range | None = None
-) -> Iterator[ClassificationBatch]:
-    """Images at the size for evaluation, in order; all, or those of `indices`."""
-    chosen = range(len(dataset)) if indices is None else indices
-    loader = DataLoader(
-        Caught(_Resized(dataset, resize, chosen)),
-        batch_size,
-        collate_fn=partial(collate_caught, collate),
-        num_workers=worker_count(workers),
-        worker_init_fn=outlive_signals,
-    )
-    return raising(loader)
-
-
-class _Resized(Dataset):
-    """Some of a data set's images at the size for evaluation."""
-
-    def __init__(self, dataset: ClassificationDataset, resize: Evaluation, indices: range) -> None:
-        self.dataset = dataset
-        self.resize = resize
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> ClassSample:
-        return self.resize(self.dataset[self.indices[i]])

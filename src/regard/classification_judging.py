@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from regard.categories import Category, labels_by_name
-from regard.classification import ClassifierEvaluation, logits_of
+from regard.classification_evaluation import ClassifierEvaluation, logits_of
 from regard.classifier_features import classifying_layers, images_per_second, probe
 from regard.data.classification import ClassificationDataset, open_classification
 from regard.data.classification_transforms import evaluation

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regard.classification import evaluation_batches
 from regard.data.classification import ClassificationDataset, open_classification
 from regard.data.classification_transforms import Evaluation, evaluation
 from regard.data.health import advise
 from regard.data.shapes import data_text
 from regard.errors import ConfigError
 from regard.evaluation.features import knn_accuracy, linear_probe_accuracy
+from regard.evaluation_batches import evaluation_batches
 from regard.loading import load
 from regard.models.catalog import Detector
 from regard.models.classifiers import HEADS, Classifier

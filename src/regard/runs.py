@@ -18,7 +18,8 @@ import yaml
 
 import regard
 from regard import detection_runs
-from regard.classification import ClassificationTask, ClassifierEvaluation
+from regard.classification import ClassificationTask
+from regard.classification_evaluation import ClassifierEvaluation
 from regard.classification_judging import Questions, judge
 from regard.classification_recipes import imagenet_recipe
 from regard.classification_runs import ClassificationJob

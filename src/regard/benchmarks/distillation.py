@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from regard.answers import StoredAnswers, store_answers
+from regard.answers import Answered, StoredAnswers, store_answers
 from regard.benchmarks.timing import medians
-from regard.classification import Answered, collate
-from regard.data.classification import ClassSample
+from regard.classification_batches import collate
 from regard.data.classification_transforms import imagenet_training
+from regard.data.samples import ClassSample
 from regard.losses import DistillationLoss
 from regard.models import VisionTransformer
 from regard.models.catalog import create

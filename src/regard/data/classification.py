@@ -18,24 +18,11 @@ from regard.data.class_listing import SPLIT_NAMES, Images, Layout, Split
 from regard.data.class_lists import ClassLists
 from regard.data.generated import WORDS, generated_folder
 from regard.data.report import Report
+from regard.data.samples import ClassSample
 from regard.data.shards import Shards
 from regard.errors import ConfigError, DataError
 
 _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz], train.csv"
-
-
-@dataclass(frozen=True)
-class ClassSample:
-    """A decoded image and its class.
-
-    image: (3, H, W) uint8, RGB. label: index into the data set's categories.
-    answer: (C,) logits of a teacher for it, where they are stored.
-    """
-
-    image: Tensor
-    label: int
-    path: str = ""
-    answer: Tensor | None = None
 
 
 class ClassificationDataset:

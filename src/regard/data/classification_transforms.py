@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from regard.batches import IMAGENET_MEAN, IMAGENET_STD
-from regard.data.classification import ClassSample
 from regard.data.randaugment import RandAugment
+from regard.data.samples import ClassSample
 from regard.errors import ConfigError
 
 LONGEST = 16  # short sides of an image that are looked at when it is judged

@@ -34,3 +34,17 @@ class Sample:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels of `image` as it is now."""
         return self.image.shape[-2], self.image.shape[-1]
+
+
+@dataclass(frozen=True)
+class ClassSample:
+    """A decoded image and its class.
+
+    image: (3, H, W) uint8, RGB. label: index into the data set's categories.
+    answer: (C,) logits of a teacher for it, where they are stored.
+    """
+
+    image: Tensor
+    label: int
+    path: str = ""
+    answer: Tensor | None = None
