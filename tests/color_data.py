@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD
-from regard.categories import Category, ModelCard
+from regard.structures.categories import Category, ModelCard
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 COLORS = ("red", "green", "blue")
 

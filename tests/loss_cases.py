@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision import ops
 
-from regard.outputs import DetectionOutput
+from regard.structures.outputs import DetectionOutput
 
 Targets = list[dict[str, Tensor]]
 GOLDEN = Path(__file__).parent / "data" / "golden"

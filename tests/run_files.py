@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from regard.categories import Category
 from regard.loading import model_state
 from regard.models.catalog import build
 from regard.models.detr import DETR, DETRConfig
+from regard.structures.categories import Category
 from regard.training.checkpoints import save_checkpoint
 
 SMALL = DETRConfig(

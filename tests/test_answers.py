@@ -65,7 +65,7 @@ def test_they_are_the_teachers_for_each_view(data, teacher, stored):
     answers = StoredAnswers(stored)
     assert answers.views == 3
     for place in ((0, 0), (1, 5), (2, 35)):
-        pixels = regard.batches.ImageBatch.from_images([views[place].image]).normalized().pixels
+        pixels = regard.structures.image_batch.ImageBatch.from_images([views[place].image]).normalized().pixels
         torch.testing.assert_close(answers[place], job.teacher(pixels)[0], rtol=1e-4, atol=1e-5)
     assert not torch.equal(answers[0, 0], answers[1, 0])
     assert torch.equal(pickle.loads(pickle.dumps(answers))[1, 5], answers[1, 5])

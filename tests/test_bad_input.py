@@ -229,8 +229,8 @@ def test_a_broken_training_image(capsys, shapes, tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_validation_image(capsys, shapes, tmp_path, workers):
-    from regard.categories import Category
     from regard.models.catalog import build
+    from regard.structures.categories import Category
     from run_files import SMALL
 
     net = build(SMALL, "mine", [Category(1, "circle"), Category(2, "square"), Category(3, "triangle")], (32, 64))
@@ -346,8 +346,8 @@ def test_data_are_never_guessed(capsys, tmp_path):
 
 def test_scores_are_told_before_anything_is_written(capsys, shapes, tmp_path, monkeypatch):
     """An hour's work is not lost because matplotlib is missing or the disk is full."""
-    from regard.categories import Category
     from regard.models.catalog import build
+    from regard.structures.categories import Category
     from run_files import SMALL
 
     net = build(SMALL, "mine", [Category(1, "circle"), Category(2, "square"), Category(3, "triangle")], (32, 64))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
 
 SIZES = [(5, 7), (6, 3), (1, 1)]
 

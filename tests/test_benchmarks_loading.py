@@ -7,12 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from regard.batches import ImageBatch
 from regard.benchmarks.loading import _generate, _pillow_evaluation, _pillow_train, run, table
 from regard.data.images import read_image
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize, paper_augmentation
 from regard.errors import DataError
+from regard.structures.image_batch import ImageBatch
 
 
 def test_both_sides_give_the_same_images(tmp_path: Path) -> None:

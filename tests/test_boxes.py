@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import ops
 
-from regard.boxes import (
+from regard.structures.boxes import (
     cxcywh_to_xyxy,
     generalized_iou,
     iou,

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from color_data import COLORS, ColorJudge, write_colors
-from regard.categories import Category
 from regard.classification import ClassificationTask
 from regard.classification_evaluation import ClassifierEvaluation, evaluate_classifier
 from regard.classification_pictures import draw_class_batch, draw_class_predictions
@@ -20,6 +19,7 @@ from regard.data.classification import open_classification
 from regard.data.classification_transforms import cifar_training, evaluation
 from regard.data.mixing import Mixing
 from regard.errors import DataError
+from regard.structures.categories import Category
 from regard.training.distributed import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from regard.categories import Category
 from regard.classification_results import Classification, classify
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
+from regard.structures.categories import Category
 
 CATEGORIES = (Category(7, "cat"), Category(3, "dog"), Category(90, "Waschbär"), Category(1, "owl"))
 VALUES = [0.125, 0.5, 0.125, 0.25]

@@ -270,8 +270,8 @@ def test_data_shapes_and_check(capsys, shapes, tmp_path):
 
 
 def test_predict_and_evaluate(capsys, shapes, tmp_path):
-    from regard.categories import Category
     from regard.models.catalog import build
+    from regard.structures.categories import Category
     from run_files import SMALL
 
     names = ("circle", "square", "triangle")

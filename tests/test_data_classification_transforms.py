@@ -13,7 +13,6 @@ from torchvision import transforms as tv
 from torchvision.transforms.v2 import functional as F
 
 from class_data import photo
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD
 from regard.data.classification_transforms import (
     ColorJitter,
     PaddedCrop,
@@ -29,6 +28,7 @@ from regard.data.classification_transforms import (
 from regard.data.randaugment import RandAugment
 from regard.data.samples import ClassSample
 from regard.errors import ConfigError
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 FULL = {"magnitude": 9.0, "erasing": 1.0, "color_jitter": 0.4}
 

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 from command_line import run
-from regard.categories import Category
 from regard.data.coco_tables import ImageRecord
 from regard.data.formats import open_detection
 from regard.data.panoptic import boxes_of, ids_of, open_panoptic, read_panoptic, rgb_of, segments_of, write_panoptic
 from regard.data.panoptic_checks import read_category_file
 from regard.data.shapes import SHAPES, STUFF, ShapesConfig, write_shapes
 from regard.errors import ConfigError, DataError
-from regard.panoptic_segments import PanopticSegments
+from regard.structures.categories import Category
+from regard.structures.segments import PanopticSegments
 
 SHAPES_CONFIG = ShapesConfig(size=48, train=6, val=3, classes=4, max_objects=4, seed=5)
 CLASSES = (Category(1, "cat"), Category(7, "dog"), Category(200, "grass", is_thing=False))

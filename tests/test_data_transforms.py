@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from regard.batches import IMAGENET_MEAN
 from regard.data.samples import Sample
 from regard.data.transforms import (
     ColorJitter,
@@ -35,6 +34,7 @@ from regard.data.transforms import (
     small_augmentation,
 )
 from regard.errors import ConfigError
+from regard.structures.image_batch import IMAGENET_MEAN
 
 GOLDEN = json.loads((Path(__file__).parent / "data/golden/eval_resize.json").read_text())
 

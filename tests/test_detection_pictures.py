@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 
 from image_files import encode, exif
-from regard.categories import Category
 from regard.data.samples import Sample
 from regard.detection_pictures import draw_comparison
 from regard.pictures import class_color
+from regard.structures.categories import Category
 
 CATEGORIES = (Category(1, "cat"),)
 

@@ -13,11 +13,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from regard.categories import Category
 from regard.errors import DataError, DivergedError
 from regard.evaluation.classification import ClassificationScores, evaluate_classification
 from regard.evaluation.classification_plots import plot_class_counts, plot_classification
 from regard.evaluation.confusions import draw_confusions
+from regard.structures.categories import Category
 
 
 def categories(count: int) -> tuple[Category, ...]:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from regard.categories import Category
 from regard.errors import DataError
 from regard.evaluation.classification import evaluate_classification
 from regard.evaluation.imagenet_subsets import real_accuracy, restrict
+from regard.structures.categories import Category
 
 CLASSES = tuple(Category(10 * i, name) for i, name in enumerate("abcdefgh"))
 LOGITS = torch.randn(60, 8, generator=torch.Generator().manual_seed(4))

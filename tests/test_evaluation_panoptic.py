@@ -16,7 +16,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from regard.categories import Category
 from regard.data.checks import to_coco
 from regard.data.coco_tables import ImageRecord
 from regard.data.formats import open_detection
@@ -27,7 +26,8 @@ from regard.errors import DataError
 from regard.evaluation.detection import Detections, evaluate_detections
 from regard.evaluation.masks import encode_masks, evaluate_masks
 from regard.evaluation.panoptic import PanopticCounts, PanopticScores, evaluate_panoptic
-from regard.panoptic_segments import PanopticSegments
+from regard.structures.categories import Category
+from regard.structures.segments import PanopticSegments
 
 CLASSES = (
     Category(1, "cat"),

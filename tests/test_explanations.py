@@ -16,8 +16,6 @@ import regard
 from detr_cases import SMALL, randomized
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
-from regard.batches import ImageBatch
-from regard.categories import Category, ModelCard
 from regard.cli import app
 from regard.data.classification_transforms import evaluation
 from regard.data.samples import ClassSample
@@ -29,6 +27,8 @@ from regard.explanations.vit import rollout
 from regard.models.catalog import build, create
 from regard.models.token_merging import merge_tokens
 from regard.models.vit import ViTConfig
+from regard.structures.categories import Category, ModelCard
+from regard.structures.image_batch import ImageBatch
 from run_files import small_detector, write_run
 
 PHOTO = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)

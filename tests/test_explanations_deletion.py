@@ -5,7 +5,7 @@ import torch
 
 from regard.errors import ConfigError
 from regard.explanations.deletion import deletion_curve, detection_score, insertion_curve
-from regard.outputs import DetectionOutput
+from regard.structures.outputs import DetectionOutput
 
 SIZE = (8, 16)
 

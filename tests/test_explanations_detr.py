@@ -11,12 +11,12 @@ import torch
 import regard
 from detr_cases import SMALL, randomized
 from regard.attention.augmented_conv import AugmentedConv2d
-from regard.batches import ImageBatch
-from regard.categories import Category, ModelCard
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
 from regard.explanations.detr import covered
 from regard.explanations.recording import AttentionRecorder
+from regard.structures.categories import Category, ModelCard
+from regard.structures.image_batch import ImageBatch
 
 
 def small(**changes):

@@ -10,8 +10,6 @@ import torch
 from PIL import Image, ImageColor
 
 from detr_cases import SMALL, randomized
-from regard.batches import ImageBatch
-from regard.categories import Category, ModelCard
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError, DataError
@@ -19,6 +17,8 @@ from regard.evaluation.figures import BLUE, GREEN, ORANGE
 from regard.explanations import QueryPlaces, explain_queries
 from regard.explanations.query_places import query_places
 from regard.models.catalog import create
+from regard.structures.categories import Category, ModelCard
+from regard.structures.image_batch import ImageBatch
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from loss_cases import (
 from regard.errors import DataError, DivergedError
 from regard.losses import SetCriterion
 from regard.losses.detection import average_over_processes
-from regard.outputs import Denoising, DetectionOutput
+from regard.structures.outputs import Denoising, DetectionOutput
 
 KINDS = ("softmax", "focal")
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from loss_cases import GOLDEN, golden_output, golden_targets, random_output, random_targets
-from regard.boxes import cxcywh_to_xyxy
 from regard.errors import DivergedError
 from regard.losses import HungarianMatcher
-from regard.outputs import DetectionOutput
+from regard.structures.boxes import cxcywh_to_xyxy
+from regard.structures.outputs import DetectionOutput
 
 
 def plain_cost(logits: Tensor, box: Tensor, label: int, target: Tensor, *, focal: bool) -> float:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from regard.losses import SetCriterion
 from regard.losses.segmentation import mask_losses
-from regard.outputs import DetectionOutput
+from regard.structures.outputs import DetectionOutput
 
 
 def test_the_formulas():

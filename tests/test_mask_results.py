@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from regard.categories import Category
 from regard.mask_results import Sizes, choose_queries, instance_masks, panoptic_segments
-from regard.outputs import DetectionOutput
+from regard.structures.categories import Category
+from regard.structures.outputs import DetectionOutput
 
 CATEGORIES = (Category(1, "cat"), Category(2, "dog"), Category(3, "grass", False), Category(4, "sky", False))
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from detr_cases import SMALL, plain_attention, plain_feed_forward, plain_norm, randomized, reference_image
 from loss_cases import Targets, random_targets
-from regard.boxes import cxcywh_to_xyxy
 from regard.losses import SetCriterion
 from regard.models.anchors import AnchorQueries, QuerySet, group_mask, inverse_sigmoid, noise_boxes
 from regard.models.detr import DETR
-from regard.outputs import DetectionOutput
+from regard.structures.boxes import cxcywh_to_xyxy
+from regard.structures.outputs import DetectionOutput
 
 PLAIN = dataclasses.replace(SMALL, anchors=True, sigmoid=True, norm_first=True)
 CONFIG = dataclasses.replace(PLAIN, query_groups=3, denoising_groups=2)

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torchvision
 
-from regard.categories import Category
 from regard.errors import CheckpointError, ConfigError
 from regard.loading import load, model_state
 from regard.models.catalog import FAMILIES, WEIGHTS, Weights, build, create, preset, table
@@ -19,6 +18,7 @@ from regard.models.classifier_weights import imagenet_categories, transfer_class
 from regard.models.mnasnet import MnasNetConfig
 from regard.models.resnet import ResNet, ResNetConfig
 from regard.models.wide_resnet import WideResNetConfig
+from regard.structures.categories import Category
 from regard.training.checkpoints import save_checkpoint
 
 TINY = ResNetConfig(

@@ -24,14 +24,14 @@ from detr_cases import (
     reference_weights,
 )
 from loss_cases import golden_targets, random_targets
-from regard.batches import ImageBatch
 from regard.errors import CheckpointError, ConfigError
 from regard.losses import SetCriterion
 from regard.models.catalog import create
 from regard.models.detr import DETR, DETRConfig
 from regard.models.detr_demo import DETRDemo, DETRDemoConfig
 from regard.models.weights import load_file, official_name
-from regard.outputs import DetectionOutput
+from regard.structures.image_batch import ImageBatch
+from regard.structures.outputs import DetectionOutput
 
 
 def images(*sizes: tuple[int, int]) -> list[Tensor]:

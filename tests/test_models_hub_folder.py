@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import regard
-from regard.batches import ImageBatch
 from regard.errors import CheckpointError
 from regard.models.vit import VisionTransformer
+from regard.structures.image_batch import ImageBatch
 
 
 def randomized(net):

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import regard
-from regard.categories import Category
 from regard.errors import CheckpointError
 from regard.loading import load
 from regard.models.catalog import build, preset
 from regard.models.classifier_weights import load_classifier, transfer_classifier
 from regard.models.vit import VIT_PRESETS, VisionTransformer, ViTConfig
 from regard.models.vit_weights import fit_vit, is_vit, read_vit
+from regard.structures.categories import Category
 
 PLAIN = ViTConfig(num_classes=5, image_size=32, patch_size=8, embed_dim=128, num_heads=2, depth=2)
 DISTILLED = replace(PLAIN, distilled=True)

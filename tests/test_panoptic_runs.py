@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 
 import regard
-from regard.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from regard.categories import ModelCard, knows_stuff
 from regard.data.formats import open_detection
 from regard.data.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.shapes import ShapesConfig, write_shapes
@@ -22,11 +20,13 @@ from regard.errors import ConfigError, DataError, RegardError
 from regard.evaluation.panoptic import evaluate_panoptic
 from regard.mask_results import Sizes, instance_masks
 from regard.models.detr import DETR, DETRConfig
-from regard.outputs import DetectionOutput
 from regard.prediction import predict_each
 from regard.prediction_files import predict_files
 from regard.results import Detections
 from regard.segmentation_results import Segmentation
+from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from regard.structures.categories import ModelCard, knows_stuff
+from regard.structures.outputs import DetectionOutput
 
 SMALL = (
     "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",
@@ -170,10 +170,10 @@ def test_instances_alone(data, tmp_path):
 
 
 def _normalized(path):
-    from regard.batches import ImageBatch
     from regard.data.images import read_image
     from regard.data.samples import Sample
     from regard.data.transforms import EvaluationResize
+    from regard.structures.image_batch import ImageBatch
 
     resized = EvaluationResize(64, 128)(Sample(read_image(path))).image
     return ImageBatch.from_images([resized]).normalized().pixels[0]

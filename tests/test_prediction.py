@@ -16,14 +16,14 @@ from torch import Tensor
 
 import regard
 from image_files import encode, exif, turned
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
-from regard.categories import Category, ModelCard
 from regard.errors import ConfigError, DataError, MachineError
 from regard.models.detr import DETR, DETRConfig
-from regard.outputs import DetectionOutput
 from regard.prediction import device_for, predict, predict_each
 from regard.prediction_files import picture_names, predict_files
 from regard.results import Detections
+from regard.structures.categories import Category, ModelCard
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
+from regard.structures.outputs import DetectionOutput
 from run_files import PETS, small_detector, write_run
 
 # Ids that are neither contiguous nor in step with the labels.

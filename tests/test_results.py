@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from regard.categories import Category
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
-from regard.outputs import DetectionOutput
 from regard.pictures import class_color
 from regard.results import Detections, postprocess
+from regard.structures.categories import Category
+from regard.structures.outputs import DetectionOutput
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CATEGORIES = (Category(7, "raccoon"), Category(3, "dog"), Category(90, "Waschbär"))

@@ -11,13 +11,13 @@ import yaml
 
 import regard.runs
 from command_line import run
-from regard.categories import Category
 from regard.config import to_mapping
 from regard.data.shapes import SHAPES, ShapesConfig, write_shapes
 from regard.errors import RegardError
 from regard.models.catalog import build
 from regard.recipes import recipe_for
 from regard.runs import resolve
+from regard.structures.categories import Category
 from regard.training.distributed import Processes
 from regard.training.loop import Trainer
 from run_files import write_run

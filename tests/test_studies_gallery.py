@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from regard.categories import Category
 from regard.cli import app
 from regard.data.formats import open_detection
 from regard.data.panoptic import open_panoptic
 from regard.data.shapes import data_folder
 from regard.models.catalog import build, create, preset
 from regard.models.detr import DETR, DETRConfig
+from regard.structures.categories import Category
 from regard.studies import gallery
 
 

@@ -14,12 +14,12 @@ from torch import nn
 import regard
 from color_data import COLORS, write_colors
 from command_line import run as command
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD
-from regard.categories import Category, ModelCard
 from regard.data.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.catalog import build, preset
 from regard.models.classifier_weights import imagenet_categories
+from regard.structures.categories import Category, ModelCard
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.teachers import RELEASED, Teacher, load_teacher
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 

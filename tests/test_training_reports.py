@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from line_task import CONFIG, Line, metrics_of, strict_rows, trainer
-from regard.folders import replace_text
+from regard.safe_files import replace_text
 from regard.training import reports
 from regard.training.loop import Stopped
 from regard.training.reports import Reporter

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from regard.batches import ImageBatch
 from regard.data.classification import ClassificationDataset
 from regard.data.classification_transforms import ClassPipeline
 from regard.data.samples import ClassSample
 from regard.errors import CheckpointError, ConfigError
-from regard.folders import is_used, make_writable, replace_text
+from regard.safe_files import is_used, make_writable, replace_text
+from regard.structures.image_batch import ImageBatch
 from regard.teachers import Teacher
 from regard.training.batches import Augmented, Caught, raising, worker_count
 

@@ -19,7 +19,7 @@ from regard.data.classification import ClassificationDataset
 from regard.data.classification_transforms import ClassPipeline, Evaluation
 from regard.data.mixing import Mixing
 from regard.losses import DistillationLoss
-from regard.outputs import DistilledLogits
+from regard.structures.outputs import DistilledLogits
 from regard.training.batches import (
     Augmented,
     EndlessBatches,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regard.batches import ImageBatch
 from regard.data.samples import ClassSample
+from regard.structures.image_batch import ImageBatch
 
 
 @dataclass(frozen=True)

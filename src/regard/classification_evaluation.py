@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regard.categories import Category, labels_by_name
 from regard.classification_pictures import MOST_IMAGES, draw_class_predictions
 from regard.data.classification import ClassificationDataset
 from regard.data.classification_transforms import Evaluation
 from regard.evaluation.classification import ClassificationScores, evaluate_classification
 from regard.evaluation.classification_plots import plot_classification
 from regard.evaluation_batches import evaluation_batches
-from regard.folders import replace_text
 from regard.models.evaluation_mode import evaluation_mode
+from regard.safe_files import replace_text
+from regard.structures.categories import Category, labels_by_name
 from regard.training.distributed import Processes
 
 

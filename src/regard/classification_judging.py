@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from regard.categories import Category, labels_by_name
 from regard.classification_evaluation import ClassifierEvaluation, logits_of
 from regard.classifier_features import classifying_layers, images_per_second, probe
 from regard.data.classification import ClassificationDataset, open_classification
@@ -20,6 +19,7 @@ from regard.evaluation.classification import evaluate_classification
 from regard.evaluation.imagenet_subsets import real_accuracy, restrict
 from regard.imagenet_names import imagenet_labels, named_alike
 from regard.models.classifiers import Classifier
+from regard.structures.categories import Category, labels_by_name
 from regard.training.distributed import Processes
 
 

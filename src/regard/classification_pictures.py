@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from regard.categories import Category
 from regard.pictures import grid
+from regard.structures.categories import Category
 
 MOST_IMAGES = 16  # of a batch
 SIDE = 192  # pixels to which small images are enlarged

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regard.categories import Category
 from regard.data.images import read_image
 from regard.errors import ConfigError, DivergedError, MachineError, escape
 from regard.pictures import draw_probabilities, save_picture
+from regard.structures.categories import Category
 
 if TYPE_CHECKING:
     import pandas

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regard.batches import ImageBatch
-from regard.boxes import xyxy_to_cxcywh
 from regard.data.samples import Sample
+from regard.structures.boxes import xyxy_to_cxcywh
+from regard.structures.image_batch import ImageBatch
 
 
 @dataclass(frozen=True)

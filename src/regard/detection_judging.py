@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from regard.categories import Category, labels_by_name
 from regard.data.formats import CocoDataset
 from regard.data.panoptic import PanopticDataset, PanopticWriter, png_names
 from regard.data.samples import Sample
@@ -27,13 +26,14 @@ from regard.evaluation.masks import encode_masks, evaluate_masks
 from regard.evaluation.panoptic import PanopticCounts
 from regard.evaluation.plots import plot_detections
 from regard.evaluation.segmentation import SegmentationScores
-from regard.folders import replace_text
 from regard.losses import SetCriterion
 from regard.mask_results import Sizes, choose_queries, instance_masks, panoptic_segments, score_queries
 from regard.models.detr import DETR
-from regard.outputs import DetectionOutput
-from regard.panoptic_segments import PanopticSegments
 from regard.results import postprocess
+from regard.safe_files import replace_text
+from regard.structures.categories import Category, labels_by_name
+from regard.structures.outputs import DetectionOutput
+from regard.structures.segments import PanopticSegments
 from regard.training.batches import Caught, collate_caught, outlive_signals, raising, worker_count
 from regard.training.distributed import Processes
 

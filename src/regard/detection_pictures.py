@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regard.batches import ImageBatch
-from regard.boxes import cxcywh_to_xyxy
-from regard.categories import Category
 from regard.data.samples import Sample
 from regard.mask_pictures import draw_segments
-from regard.panoptic_segments import PanopticSegments
 from regard.pictures import class_color, compare, draw_boxes, grid
+from regard.structures.boxes import cxcywh_to_xyxy
+from regard.structures.categories import Category
+from regard.structures.image_batch import ImageBatch
+from regard.structures.segments import PanopticSegments
 
 MOST_IMAGES = 16  # of a batch
 LEAST_SCORE = 0.3  # of predictions that are drawn

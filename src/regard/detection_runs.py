@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regard.categories import Category
 from regard.data.formats import CocoDataset, Split, open_detection
 from regard.data.health import advise
 from regard.data.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic
@@ -24,13 +23,14 @@ from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import warn_of_surplus
 from regard.evaluation.masks import check_outlines
 from regard.evaluation.plots import plot_dataset
-from regard.folders import is_used, make_writable, replace_text
 from regard.loading import load
 from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
 from regard.models.detr import DETR
 from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_from_file
+from regard.safe_files import is_used, make_writable, replace_text
+from regard.structures.categories import Category
 from regard.training.distributed import Processes
 
 MOST_DRAWN = 500  # panoptic images in the picture of the data

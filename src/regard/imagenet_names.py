@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from regard.categories import Category
 from regard.data.imagenet import imagenet_classes
 from regard.models.classifier_weights import imagenet_categories
+from regard.structures.categories import Category
 
 
 def imagenet_labels(categories: Sequence[Category]) -> list[int] | None:

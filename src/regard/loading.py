@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regard.categories import Category
 from regard.config import apply_mapping, near_path, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
 from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, Model, build, list_models
@@ -19,6 +18,7 @@ from regard.models.hub_folder import HubFolder, described, read_hub_folder, take
 from regard.models.vit import VisionTransformer
 from regard.models.vit_weights import is_vit
 from regard.models.weights import load_file
+from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 
 

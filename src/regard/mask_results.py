@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from regard.categories import Category
-from regard.outputs import DetectionOutput
-from regard.panoptic_segments import PanopticSegments
+from regard.structures.categories import Category
+from regard.structures.outputs import DetectionOutput
+from regard.structures.segments import PanopticSegments
 
 # Least score of a segment. Sigmoid scores of a focal loss seldom come near 1: 0.3 gives detr_tiny_panoptic the best PQ.
 THRESHOLD, SIGMOID_THRESHOLD = 0.85, 0.3  # the first as published

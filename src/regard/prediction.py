@@ -9,7 +9,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from regard.batches import ImageBatch
 from regard.classification_results import Classification, classify
 from regard.config import unknown_name
 from regard.data.classification_transforms import evaluation
@@ -31,9 +30,10 @@ from regard.models.catalog import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
-from regard.outputs import DetectionOutput
 from regard.results import Detections, postprocess
 from regard.segmentation_results import Segmentation
+from regard.structures.image_batch import ImageBatch
+from regard.structures.outputs import DetectionOutput
 from regard.training.distributed import choose_device
 
 Result = Detections | Segmentation | Classification

@@ -14,7 +14,7 @@ from regard.config import read_yaml
 from regard.data.shapes import data_folder
 from regard.errors import ConfigError
 from regard.evaluation.detection import DetectionScores
-from regard.folders import is_used
+from regard.safe_files import is_used
 from regard.training.distributed import choose_device
 from regard.training.launch import run_processes
 

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regard.boxes import cxcywh_to_xyxy, xyxy_to_xywh
-from regard.categories import Category
 from regard.data.images import read_image
 from regard.errors import ConfigError, DivergedError, MachineError, escape
 from regard.evaluation.masks import encode_masks
 from regard.mask_pictures import draw_masks
-from regard.outputs import DetectionOutput
 from regard.pictures import class_color, draw_boxes, save_picture
+from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_xywh
+from regard.structures.categories import Category
+from regard.structures.outputs import DetectionOutput
 
 if TYPE_CHECKING:
     import numpy as np

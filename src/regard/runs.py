@@ -34,12 +34,12 @@ from regard.evaluation.classification import ClassificationScores
 from regard.evaluation.detection import DetectionScores
 from regard.evaluation.plots import plot_curves
 from regard.evaluation.segmentation import SegmentationScores
-from regard.folders import is_used, make_writable, replace_text
 from regard.loading import best_checkpoint, load, model_state
 from regard.models.catalog import Detector, Model, preset
 from regard.models.classifiers import ClassifierConfig
 from regard.prediction import device_for
 from regard.recipes import AnyRecipe, Recipe, recipe_for, recipe_from_file
+from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer

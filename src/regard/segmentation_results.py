@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regard.categories import Category
 from regard.data.images import read_image
 from regard.errors import ConfigError, escape
 from regard.mask_pictures import draw_segments
-from regard.panoptic_segments import PanopticSegments
 from regard.pictures import class_color, save_picture
+from regard.structures.categories import Category
+from regard.structures.segments import PanopticSegments
 
 
 @dataclass(frozen=True, eq=False, repr=False)

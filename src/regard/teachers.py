@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD
-from regard.categories import Category
 from regard.data.imagenet import CLASSES
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.imagenet_names import imagenet_labels, named_alike
@@ -22,6 +20,8 @@ from regard.models.classifier_weights import imagenet_categories
 from regard.models.classifiers import HEADS
 from regard.models.download import download, is_offline
 from regard.models.files import load_exactly, read_weights
+from regard.structures.categories import Category
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 # The teacher of DeiT (Touvron et al. 2021, table 2): a RegNetY-16GF of 82.9 % on ImageNet, in timm's layout.
 RELEASED = {"regnety_160": "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"}

@@ -26,7 +26,7 @@ from regard.data.samples import ClassSample
 from regard.losses import DistillationLoss
 from regard.models import VisionTransformer
 from regard.models.catalog import create
-from regard.outputs import DistilledLogits
+from regard.structures.outputs import DistilledLogits
 from regard.teachers import Teacher
 from regard.training.batches import Augmented
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from regard.benchmarks.timing import medians
 from regard.errors import MachineError
 from regard.losses import SetCriterion
-from regard.outputs import DetectionOutput
+from regard.structures.outputs import DetectionOutput
 
 if TYPE_CHECKING:
     from rich.table import Table

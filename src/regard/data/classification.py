@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regard.categories import Category
 from regard.config import near_path
 from regard.data.class_folders import ClassFolders, SplitFolders, looks_like_coco
 from regard.data.class_listing import SPLIT_NAMES, Images, Layout, Split
@@ -21,6 +20,7 @@ from regard.data.report import Report
 from regard.data.samples import ClassSample
 from regard.data.shards import Shards
 from regard.errors import ConfigError, DataError
+from regard.structures.categories import Category
 
 _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz], train.csv"
 

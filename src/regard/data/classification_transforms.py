@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD
 from regard.data.randaugment import RandAugment
 from regard.data.samples import ClassSample
 from regard.errors import ConfigError
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 LONGEST = 16  # short sides of an image that are looked at when it is judged
 

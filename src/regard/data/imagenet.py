@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from regard.categories import Category
 from regard.data.report import Report
 from regard.data.strict_json import read_json
 from regard.errors import DataError
+from regard.structures.categories import Category
 
 CLASSES = 1000
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_([0-9]{8})(?![0-9])")

@@ -36,8 +36,8 @@ from regard.data.panoptic_checks import PanopticAnnotations, read_panoptic, unfi
 from regard.data.samples import Category, Sample
 from regard.data.segmentations import run_lengths
 from regard.errors import ConfigError, DataError, escape
-from regard.folders import replace_text
-from regard.panoptic_segments import PanopticSegments
+from regard.safe_files import replace_text
+from regard.structures.segments import PanopticSegments
 
 # COCO as published, and the plain names. {} is the name of the split; the PNG files are in the folder of that name.
 ANNOTATION_FILES = ("annotations/panoptic_{}2017.json", "annotations/panoptic_{}.json", "panoptic_{}.json")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from regard.batches import IMAGENET_MEAN
 from regard.errors import ConfigError
+from regard.structures.image_batch import IMAGENET_MEAN
 
 FILL = [float(round(255 * mean)) for mean in IMAGENET_MEAN]  # what is outside the image
 TOP = 10.0  # magnitudes run from 0 to it

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regard.categories import Category as Category
+from regard.structures.categories import Category as Category
 
 
 @dataclass(frozen=True)

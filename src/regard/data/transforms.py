@@ -17,9 +17,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from regard.batches import IMAGENET_MEAN
 from regard.data.samples import Sample
 from regard.errors import ConfigError
+from regard.structures.image_batch import IMAGENET_MEAN
 
 Transform = Callable[[Sample, torch.Generator], Sample]
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from regard.categories import Category
 from regard.errors import DataError, DivergedError, escape
+from regard.structures.categories import Category
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from regard.categories import Category
 from regard.errors import DataError
+from regard.structures.categories import Category
 
 
 def restrict(

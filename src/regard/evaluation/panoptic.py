@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from regard.categories import Category, labels_by_name
 from regard.errors import DataError, escape
-from regard.panoptic_segments import PanopticSegments
+from regard.structures.categories import Category, labels_by_name
+from regard.structures.segments import PanopticSegments
 
 if TYPE_CHECKING:
     from rich.table import Table

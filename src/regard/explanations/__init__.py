@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from regard.batches import ImageBatch
-from regard.categories import ModelCard
 from regard.data.classification_transforms import evaluation
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
@@ -34,6 +32,8 @@ from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.vit import VisionTransformer
 from regard.prediction import LEAST_SCORE, device_for
+from regard.structures.categories import ModelCard
+from regard.structures.image_batch import ImageBatch
 
 
 @torch.inference_mode(False)  # relevance needs gradients, wherever it is asked for

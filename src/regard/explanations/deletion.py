@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from regard.boxes import cxcywh_to_xyxy, iou
 from regard.errors import ConfigError
-from regard.outputs import DetectionOutput
+from regard.structures.boxes import cxcywh_to_xyxy, iou
+from regard.structures.outputs import DetectionOutput
 
 BLUR = 0.15  # of the shorter side: standard deviation of what insertion starts from
 

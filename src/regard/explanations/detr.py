@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regard.batches import ImageBatch
-from regard.boxes import cxcywh_to_xyxy
 from regard.errors import ConfigError
 from regard.explanations.choices import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
 from regard.explanations.recording import Attended, AttentionRecorder, gradients
 from regard.mask_results import Chosen, score_queries
 from regard.models.detr import DETR
-from regard.outputs import DetectionOutput
+from regard.structures.boxes import cxcywh_to_xyxy
+from regard.structures.image_batch import ImageBatch
+from regard.structures.outputs import DetectionOutput
 
 # Kinds of explanation, and the options that each reads; all read the threshold.
 KINDS = {

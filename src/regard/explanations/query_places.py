@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.batches import ImageBatch
 from regard.data.images import to_image
 from regard.data.samples import Sample
 from regard.data.transforms import EvaluationResize
@@ -19,6 +18,7 @@ from regard.errors import ConfigError
 from regard.models.catalog import Detector
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction import device_for
+from regard.structures.image_batch import ImageBatch
 
 SMALL = 0.02  # share of the image below which a box counts as small
 COLUMNS, ROWS = 5, 4  # of the picture

@@ -10,11 +10,11 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from regard.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.errors import DataError
 from regard.losses.matching import HungarianMatcher, Matches, Target
 from regard.losses.segmentation import mask_losses, padded_masks
-from regard.outputs import Denoising, DetectionOutput
+from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
+from regard.structures.outputs import Denoising, DetectionOutput
 
 
 class SetCriterion:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
-from regard.outputs import DistilledLogits
+from regard.structures.outputs import DistilledLogits
 
 KINDS = ("none", "soft", "hard")
 REDUCTIONS = ("numel", "batchmean")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.errors import DivergedError, MachineError
-from regard.outputs import DetectionOutput
+from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
+from regard.structures.outputs import DetectionOutput
 
 Target = Mapping[str, Tensor]
 

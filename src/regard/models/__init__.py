@@ -3,6 +3,6 @@
 from regard.models.detr import DETR, DETRConfig
 from regard.models.token_merging import merge_tokens
 from regard.models.vit import VisionTransformer, ViTConfig
-from regard.outputs import DetectionOutput, DistilledLogits
+from regard.structures.outputs import DetectionOutput, DistilledLogits
 
 __all__ = ["DETR", "DETRConfig", "DetectionOutput", "DistilledLogits", "ViTConfig", "VisionTransformer", "merge_tokens"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 
-from regard.categories import COCO, COCO_PANOPTIC, Category, ModelCard, knows_stuff
 from regard.config import unknown_name
 from regard.errors import ConfigError
 from regard.models.classifiers import CLASSIFIER_PRESETS, Classifier, ClassifierConfig, build_classifier
 from regard.models.detr import DETR, DETR_PRESETS, DETRConfig
 from regard.models.detr_demo import DETRDemo, DETRDemoConfig
 from regard.models.vit import ViTConfig
+from regard.structures.categories import COCO, COCO_PANOPTIC, Category, ModelCard, knows_stuff
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention import LearnedPositionEncoding, SinePositionEncoding
-from regard.batches import ImageBatch
-from regard.categories import ModelCard
 from regard.config import check_choices
 from regard.errors import ConfigError
 from regard.models.anchors import (
@@ -33,7 +31,9 @@ from regard.models.anchors import (
 from regard.models.backbone import create_backbone
 from regard.models.panoptic import AttentionMap, MaskHead, finer_channels
 from regard.models.transformer import MLP, Trace, Transformer
-from regard.outputs import Denoising, DetectionOutput, MaskInputs
+from regard.structures.categories import ModelCard
+from regard.structures.image_batch import ImageBatch
+from regard.structures.outputs import Denoising, DetectionOutput, MaskInputs
 
 MASKS_AT_ONCE = 16  # of the mask head in evaluation: 25 MB each for 800 x 1066 pixels, and more are not faster
 

@@ -13,10 +13,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from regard.batches import ImageBatch
-from regard.categories import ModelCard
 from regard.errors import ConfigError
-from regard.outputs import DetectionOutput
+from regard.structures.categories import ModelCard
+from regard.structures.image_batch import ImageBatch
+from regard.structures.outputs import DetectionOutput
 
 
 @dataclass(frozen=True, kw_only=True)

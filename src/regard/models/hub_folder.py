@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from regard.batches import IMAGENET_MEAN, IMAGENET_STD
-from regard.categories import Category, ModelCard
 from regard.errors import CheckpointError
 from regard.models.vit import VisionTransformer
+from regard.structures.categories import Category, ModelCard
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # how the hub names weights
 

@@ -14,9 +14,9 @@ import torchvision
 from torch import Tensor, nn
 
 from regard.attention import AugmentedConv2d, attention_channels
-from regard.categories import ModelCard
 from regard.errors import ConfigError
 from regard.models.resnet import POSITION_TABLES, check_ratios
+from regard.structures.categories import ModelCard
 
 # Positions in torchvision's `layers` of the stages from 28 x 28 on, and the side of the map that enters their first
 # and their other blocks, for images of 224 pixels.

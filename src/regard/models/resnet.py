@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from regard.attention import AugmentedConv2d, attention_channels
-from regard.categories import ModelCard
 from regard.errors import ConfigError
+from regard.structures.categories import ModelCard
 
 # Parameters that are no weights of features; see `parameter_groups`.
 POSITION_TABLES = frozenset({"height_table", "width_table"})

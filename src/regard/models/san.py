@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention import PairwiseVectorAttention2d, PatchwiseVectorAttention2d
-from regard.categories import ModelCard
 from regard.config import check_choices
 from regard.errors import ConfigError
+from regard.structures.categories import ModelCard
 
 WIDTHS = (64, 256, 512, 1024, 2048)
 SHARE = 8

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regard.errors import ConfigError
 from regard.models.vit import Block, VisionTransformer
-from regard.outputs import DistilledLogits
+from regard.structures.outputs import DistilledLogits
 
 
 def merge_tokens(model: VisionTransformer, r: int) -> VisionTransformer:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from regard.attention import attend, attention_weights, resize_positions
-from regard.categories import ModelCard
 from regard.config import check_choices
 from regard.errors import ConfigError
-from regard.outputs import DistilledLogits
+from regard.structures.categories import ModelCard
+from regard.structures.outputs import DistilledLogits
 
 EPS = 1e-6  # of layer normalisation
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.categories import ModelCard
 from regard.errors import ConfigError
 from regard.models.resnet import POSITION_TABLES, BlockAttention, check_ratios, conv3x3, initialize
+from regard.structures.categories import ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from regard.data.shapes import data_folder
 from regard.errors import ConfigError
-from regard.folders import is_used
+from regard.safe_files import is_used
 from regard.training.launch import run_processes
 from regard.training.reports import read_rows
 

@@ -19,15 +19,15 @@ from rich.table import Table
 from torch import Tensor
 
 import regard
-from regard.batches import ImageBatch
-from regard.boxes import xyxy_to_cxcywh
 from regard.data.formats import open_detection
 from regard.data.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations import Explanation, Look, explain
 from regard.explanations.deletion import deletion_curve, detection_score, insertion_curve
-from regard.folders import replace_text
 from regard.models.detr import DETR
+from regard.safe_files import replace_text
+from regard.structures.boxes import xyxy_to_cxcywh
+from regard.structures.image_batch import ImageBatch
 from regard.studies.seeds import claim
 from regard.training.launch import run_processes
 

@@ -19,9 +19,9 @@ from regard.data.image_folders import list_images
 from regard.data.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations import explain, explain_queries
-from regard.folders import replace_text
 from regard.pictures import grid
 from regard.prediction import predict_each
+from regard.safe_files import replace_text
 from regard.studies.seeds import claim, train_all
 
 DATA = "shapes:"

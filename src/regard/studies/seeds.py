@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from regard.errors import ConfigError
-from regard.folders import is_used, make_writable, replace_text
+from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.distributed import choose_device
 from regard.training.launch import launch_command, quiet_threads
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
-from regard.folders import replace_text
+from regard.safe_files import replace_text
 
 # Shown beside the progress bar; all others are in the files.
 SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")  # of training

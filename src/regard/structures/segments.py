@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.categories import Category
 from regard.errors import ConfigError
+from regard.structures.categories import Category
 
 
 @dataclass(frozen=True, eq=False, repr=False)
