@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from regard.loading import model_state
 from regard.models.catalog import build
 from regard.models.detr import DETR, DETRConfig
 from regard.structures.categories import Category
 from regard.training.checkpoints import save_checkpoint
+from regard.weights.load import model_state
 
 SMALL = DETRConfig(
     num_classes=3, backbone="small", embed_dim=16, num_heads=2, encoder_layers=1, decoder_layers=2,

@@ -13,12 +13,12 @@ from color_data import COLORS, color_image, write_colors
 from command_line import run as command
 from regard.data.imagenet import wordnet_ids
 from regard.errors import ConfigError, DataError
-from regard.loading import model_state
 from regard.models.catalog import build
-from regard.models.classifier_weights import imagenet_categories
 from regard.models.vit import ViTConfig
 from regard.structures.categories import Category, ModelCard
 from regard.training.checkpoints import save_checkpoint
+from regard.weights.classifiers import imagenet_categories
+from regard.weights.load import model_state
 
 NUMBERS = (1, 30, 400)  # ImageNet's classes that stand for the colours
 TISSUE = 999

@@ -18,12 +18,12 @@ from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, DataError
 from regard.models.catalog import WEIGHTS, build, list_models, preset
-from regard.models.classifier_weights import imagenet_categories
 from regard.models.classifiers import ClassifierConfig
 from regard.models.vit import ViTConfig
 from regard.recipes import recipe_for
 from regard.runs import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.weights.classifiers import imagenet_categories
 
 SMALL = (
     "workers=0", "batch_size=6", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "evaluate_every=1", "device=cpu",

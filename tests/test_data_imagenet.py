@@ -8,8 +8,8 @@ import pytest
 
 from regard.data.imagenet import imagenet_classes, read_real_labels, real_labels_of, wordnet_ids
 from regard.errors import DataError
-from regard.models.classifier_weights import imagenet_categories
 from regard.structures.categories import Category
+from regard.weights.classifiers import imagenet_categories
 
 NAMES = [category.name for category in imagenet_categories()]
 

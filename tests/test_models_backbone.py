@@ -15,7 +15,7 @@ from regard.errors import ConfigError, MachineError
 from regard.models.backbone import create_backbone
 from regard.models.catalog import create, preset
 from regard.models.detr import DETR
-from regard.models.weights import imagenet_weights, load_backbone
+from regard.weights.detr import imagenet_weights, load_backbone
 
 OTHERS = ("mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf", "mnasnet0_5")
 TIMM = ("timm/mobilenetv3_small_050", "timm/resnet10t")

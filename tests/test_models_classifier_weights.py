@@ -12,14 +12,14 @@ import torch
 import torchvision
 
 from regard.errors import CheckpointError, ConfigError
-from regard.loading import load, model_state
 from regard.models.catalog import FAMILIES, WEIGHTS, Weights, build, create, preset, table
-from regard.models.classifier_weights import imagenet_categories, transfer_classifier
 from regard.models.mnasnet import MnasNetConfig
 from regard.models.resnet import ResNet, ResNetConfig
 from regard.models.wide_resnet import WideResNetConfig
 from regard.structures.categories import Category
 from regard.training.checkpoints import save_checkpoint
+from regard.weights.classifiers import imagenet_categories, transfer_classifier
+from regard.weights.load import load, model_state
 
 TINY = ResNetConfig(
     block="basic", layers=(1, 1), widths=(8, 16), stem="cifar", image_size=16, num_classes=3, key_ratio=0.5,

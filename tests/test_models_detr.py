@@ -29,9 +29,9 @@ from regard.losses import SetCriterion
 from regard.models.catalog import create
 from regard.models.detr import DETR, DETRConfig
 from regard.models.detr_demo import DETRDemo, DETRDemoConfig
-from regard.models.weights import load_file, official_name
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
+from regard.weights.detr import load_file, official_name
 
 
 def images(*sizes: tuple[int, int]) -> list[Tensor]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.models.download import download, weights_folder
+from regard.weights.download import download, weights_folder
 
 module = sys.modules[download.__module__]
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: several chunks

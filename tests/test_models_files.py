@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from regard.errors import CheckpointError
-from regard.models.files import load_exactly, read_weights
+from regard.weights.state_dict import load_exactly, read_weights
 
 FORMATS = ["safetensors", "zip", "legacy"]
 

@@ -13,9 +13,9 @@ from regard.errors import ConfigError
 from regard.models.catalog import build, create
 from regard.models.detr import DETR, DETRConfig
 from regard.models.panoptic import AttentionMap, MaskHead
-from regard.models.weights import load_file, official_name, transfer
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch
+from regard.weights.detr import load_file, official_name, transfer
 
 MASKED = dataclasses.replace(SMALL, masks=True)
 PAIRS = (torch.tensor([1, 0, 1, 1]), torch.tensor([4, 0, 2, 4]))

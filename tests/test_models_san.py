@@ -9,7 +9,7 @@ from regard.errors import ConfigError
 from regard.models.backbone import create_backbone
 from regard.models.catalog import create, preset
 from regard.models.san import SAN, SAN_PRESETS, SANConfig
-from regard.models.weights import load_backbone
+from regard.weights.detr import load_backbone
 
 STAGES = {"san10": (2, 1, 2, 4, 1), "san15": (3, 2, 3, 5, 2), "san19": (3, 3, 4, 6, 3)}
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import regard
 from regard.errors import CheckpointError
-from regard.loading import load
 from regard.models.catalog import build, preset
-from regard.models.classifier_weights import load_classifier, transfer_classifier
 from regard.models.vit import VIT_PRESETS, VisionTransformer, ViTConfig
-from regard.models.vit_weights import fit_vit, is_vit, read_vit
 from regard.structures.categories import Category
+from regard.weights.classifiers import load_classifier, transfer_classifier
+from regard.weights.load import load
+from regard.weights.vit import fit_vit, is_vit, read_vit
 
 PLAIN = ViTConfig(num_classes=5, image_size=32, patch_size=8, embed_dim=128, num_heads=2, depth=2)
 DISTILLED = replace(PLAIN, distilled=True)
@@ -207,7 +207,7 @@ def test_positions_are_resized_by_the_models_rule(tmp_path, monkeypatch, rule):
     known = replace(DISTILLED, image_size=192, resize=rule)  # 24 x 24 patches
     monkeypatch.setitem(VIT_PRESETS, "mine", known)
     monkeypatch.setattr("regard.models.catalog.CONFIGS", {**regard.models.catalog.CONFIGS, "mine": known})
-    monkeypatch.setattr("regard.loading.CONFIGS", regard.models.catalog.CONFIGS)
+    monkeypatch.setattr("regard.weights.load.CONFIGS", regard.models.catalog.CONFIGS)
     tensors = tensors_of(replace(DISTILLED, image_size=112))
     with pytest.warns(UserWarning) as caught:
         net = load(saved(tensors, tmp_path), model="mine")

@@ -17,11 +17,11 @@ from command_line import run as command
 from regard.data.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.catalog import build, preset
-from regard.models.classifier_weights import imagenet_categories
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.teachers import RELEASED, Teacher, load_teacher
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.weights.classifiers import imagenet_categories
 
 SMALL = ("workers=0", "batch_size=6", "evaluate_every=1", "device=cpu", "augmentation=cifar")
 STUDENT = (*SMALL, "model.embed_dim=24", "model.depth=2", "model.patch_size=8", "lr=0.01")

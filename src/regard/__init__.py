@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard.explanations import explain as explain
-    from regard.loading import load as load
     from regard.models.augment import augment as augment
     from regard.models.catalog import create as create
     from regard.models.catalog import list_models as list_models
     from regard.prediction import predict as predict
     from regard.runs import evaluate as evaluate
     from regard.runs import train as train
+    from regard.weights.load import load as load
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ _HOMES = {
     "evaluate": "regard.runs",
     "explain": "regard.explanations",
     "list_models": "regard.models.catalog",
-    "load": "regard.loading",
+    "load": "regard.weights.load",
     "predict": "regard.prediction",
     "train": "regard.runs",
 }

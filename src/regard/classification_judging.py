@@ -17,10 +17,10 @@ from regard.data.imagenet import CLASSES, read_real_labels, real_labels_of
 from regard.errors import ConfigError
 from regard.evaluation.classification import evaluate_classification
 from regard.evaluation.imagenet_subsets import real_accuracy, restrict
-from regard.imagenet_names import imagenet_labels, named_alike
 from regard.models.classifiers import Classifier
 from regard.structures.categories import Category, labels_by_name
 from regard.training.distributed import Processes
+from regard.weights.imagenet_names import imagenet_labels, named_alike
 
 
 @dataclass(frozen=True)

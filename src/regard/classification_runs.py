@@ -25,19 +25,19 @@ from regard.data.health import advise
 from regard.data.mixing import Mixing
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.evaluation.classification_plots import plot_class_counts
-from regard.imagenet_names import named_alike
-from regard.loading import load
 from regard.losses import DistillationLoss
 from regard.models.catalog import CONFIGS, WEIGHTS, Detector, Model, build
-from regard.models.classifier_weights import transfer_classifier
 from regard.models.classifiers import Classifier
-from regard.models.files import read_weights
 from regard.models.vit import VisionTransformer, ViTConfig
-from regard.models.vit_weights import is_vit
 from regard.teachers import load_teacher
 from regard.training.batches import Augmented
 from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP
+from regard.weights.classifiers import transfer_classifier
+from regard.weights.imagenet_names import named_alike
+from regard.weights.load import load
+from regard.weights.state_dict import read_weights
+from regard.weights.vit import is_vit
 
 
 class ClassificationJob:

@@ -18,10 +18,10 @@ from regard.data.shapes import data_text
 from regard.errors import ConfigError
 from regard.evaluation.features import knn_accuracy, linear_probe_accuracy
 from regard.evaluation_batches import evaluation_batches
-from regard.loading import load
 from regard.models.catalog import Detector
 from regard.models.classifiers import HEADS, Classifier
 from regard.models.evaluation_mode import evaluation_mode
+from regard.weights.load import load
 
 
 @torch.inference_mode()

@@ -23,15 +23,15 @@ from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import warn_of_surplus
 from regard.evaluation.masks import check_outlines
 from regard.evaluation.plots import plot_dataset
-from regard.loading import load
 from regard.losses import SetCriterion
 from regard.models.catalog import Detector, build
 from regard.models.detr import DETR
-from regard.models.weights import imagenet_weights, load_backbone, transfer
 from regard.recipes import Recipe, recipe_from_file
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category
 from regard.training.distributed import Processes
+from regard.weights.detr import imagenet_weights, load_backbone, transfer
+from regard.weights.load import load
 
 MOST_DRAWN = 500  # panoptic images in the picture of the data
 START_FROZEN = "set start_from=RUN, a detector trained on these data with --recipe panoptic_boxes"

@@ -17,7 +17,6 @@ from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
 from regard.data.transforms import EvaluationResize
 from regard.errors import ConfigError
-from regard.loading import load
 from regard.mask_results import (
     Method,
     Sizes,
@@ -35,6 +34,7 @@ from regard.segmentation_results import Segmentation
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
 from regard.training.distributed import choose_device
+from regard.weights.load import load
 
 Result = Detections | Segmentation | Classification
 

@@ -13,7 +13,6 @@ from regard.data.coco_tables import ImageRecord
 from regard.data.image_folders import list_images
 from regard.data.panoptic import PanopticWriter
 from regard.errors import ConfigError, DataError, escape
-from regard.loading import load
 from regard.mask_results import Method
 from regard.models.catalog import Model
 from regard.models.detr import DETR
@@ -21,6 +20,7 @@ from regard.prediction import Result, check_options, predict_each
 from regard.results import Detections
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.segmentation_results import Segmentation
+from regard.weights.load import load
 
 DESCRIPTION = "segments predicted with regard predict"  # by which an earlier result is told from anything else
 

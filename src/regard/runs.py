@@ -34,7 +34,6 @@ from regard.evaluation.classification import ClassificationScores
 from regard.evaluation.detection import DetectionScores
 from regard.evaluation.plots import plot_curves
 from regard.evaluation.segmentation import SegmentationScores
-from regard.loading import best_checkpoint, load, model_state
 from regard.models.catalog import Detector, Model, preset
 from regard.models.classifiers import ClassifierConfig
 from regard.prediction import device_for
@@ -45,6 +44,7 @@ from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
 from regard.training.reports import Reporter, read_rows
 from regard.training.run_lock import lock_run
+from regard.weights.load import best_checkpoint, load, model_state
 
 Job = DetectionJob | ClassificationJob
 Scores = DetectionScores | SegmentationScores | ClassificationScores

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from regard.data.imagenet import CLASSES
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.imagenet_names import imagenet_labels, named_alike
-from regard.loading import load
 from regard.models.catalog import CONFIGS, Detector
-from regard.models.classifier_weights import imagenet_categories
 from regard.models.classifiers import HEADS
-from regard.models.download import download, is_offline
-from regard.models.files import load_exactly, read_weights
 from regard.structures.categories import Category
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
+from regard.weights.classifiers import imagenet_categories
+from regard.weights.download import download, is_offline
+from regard.weights.imagenet_names import imagenet_labels, named_alike
+from regard.weights.load import load
+from regard.weights.state_dict import load_exactly, read_weights
 
 # The teacher of DeiT (Touvron et al. 2021, table 2): a RegNetY-16GF of 82.9 % on ImageNet, in timm's layout.
 RELEASED = {"regnety_160": "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth"}

@@ -14,11 +14,11 @@ from typing import Literal
 
 from regard.data.shapes import data_text
 from regard.errors import ConfigError
-from regard.loading import load
 from regard.models.vit import VisionTransformer
 from regard.runs import evaluate
 from regard.studies.attention import small_training
 from regard.studies.seeds import claim, report, top1, train_all
+from regard.weights.load import load
 
 TEACHER, PLAIN, DISTILLED = "resnet20", "deit_nano_patch4_32", "deit_nano_distilled_patch4_32"
 ALONE, TOKEN = "no distillation", "token, hard"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from regard.data.imagenet import imagenet_classes
-from regard.models.classifier_weights import imagenet_categories
 from regard.structures.categories import Category
+from regard.weights.classifiers import imagenet_categories
 
 
 def imagenet_labels(categories: Sequence[Category]) -> list[int] | None:

@@ -91,7 +91,7 @@ def read_vit(
     width / 64. Positions are taken for those of a square image where their number is a square. The
     positions of a file for another image size than the named model's are resized by the rule of that model. A DeiT of
     Hugging Face with one classifying layer (`DeiTForImageClassification`) predicts with it alone, as there; the second
-    head becomes its copy. How images are normalised no tensor says: see `regard.models.hub_folder`.
+    head becomes its copy. How images are normalised no tensor says: see `regard.weights.hub_folder`.
 
     Args:
         tensors: of the DeiT authors (DeiT, DeiT III), of timm or of Hugging Face (ViT, DeiT).

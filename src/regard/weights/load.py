@@ -10,16 +10,16 @@ from typing import Any
 from regard.config import apply_mapping, near_path, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
 from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, Model, build, list_models
-from regard.models.classifier_weights import load_classifier
 from regard.models.classifiers import ClassifierConfig
-from regard.models.download import download
-from regard.models.files import load_exactly, read_weights
-from regard.models.hub_folder import HubFolder, described, read_hub_folder, take_normalisation, weights_in
 from regard.models.vit import VisionTransformer
-from regard.models.vit_weights import is_vit
-from regard.models.weights import load_file
 from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.weights.classifiers import load_classifier
+from regard.weights.detr import load_file
+from regard.weights.download import download
+from regard.weights.hub_folder import HubFolder, described, read_hub_folder, take_normalisation, weights_in
+from regard.weights.state_dict import load_exactly, read_weights
+from regard.weights.vit import is_vit
 
 
 def load(source: str | Path, *, model: str | None = None) -> Model:

@@ -17,8 +17,8 @@ from regard.models.catalog import WEIGHTS, Detector, ModelConfig, build, preset
 from regard.models.classifiers import CLASSIFIER_PRESETS
 from regard.models.detr import DETRConfig
 from regard.models.detr_demo import DETRDemoConfig
-from regard.models.download import download
-from regard.models.files import load_exactly, read_weights
+from regard.weights.download import download
+from regard.weights.state_dict import load_exactly, read_weights
 
 # (blocks of stage 3, blocks of stage 4, whether blocks are bottlenecks)
 RESNET_OF_BLOCKS = {

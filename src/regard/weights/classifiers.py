@@ -15,10 +15,10 @@ from torch import Tensor
 from regard.errors import CheckpointError
 from regard.models.catalog import build, preset
 from regard.models.classifiers import HEADS, Classifier, ClassifierConfig
-from regard.models.files import load_exactly
 from regard.models.vit import VisionTransformer, ViTConfig
-from regard.models.vit_weights import fit_vit, is_vit, read_vit
 from regard.structures.categories import Category
+from regard.weights.state_dict import load_exactly
+from regard.weights.vit import fit_vit, is_vit, read_vit
 
 # Settings of which a trained network is independent, or that are made to fit.
 FREE = frozenset(
