@@ -18,7 +18,7 @@ from regard.classification_runs import ClassificationJob, augmentation_of, cache
 from regard.config import apply_overrides
 from regard.errors import CheckpointError, ConfigError
 from regard.recipes import recipe_for
-from regard.training.batches import Augmented
+from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes
 from regard.training.reports import read_rows
 

@@ -20,8 +20,8 @@ from command_line import digest, run
 from image_corpus import Bad, Good, bad_images, good_images
 from image_files import encode, scene
 from regard.config import to_mapping
+from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.images import MAX_PIXELS
-from regard.data.shapes import ShapesConfig, write_shapes
 from regard.errors import DataError
 from regard.recipes import recipe_for
 from run_files import small_detector, write_run

@@ -10,7 +10,7 @@ from rich.console import Console
 from regard.benchmarks.loading import _generate, _pillow_evaluation, _pillow_train, run, table
 from regard.data.images import read_image
 from regard.data.samples import Sample
-from regard.data.transforms import EvaluationResize, paper_augmentation
+from regard.data.transforms.detection import EvaluationResize, paper_augmentation
 from regard.errors import DataError
 from regard.structures.image_batch import ImageBatch
 

@@ -15,9 +15,9 @@ from color_data import COLORS, ColorJudge, write_colors
 from regard.classification import ClassificationTask
 from regard.classification_evaluation import ClassifierEvaluation, evaluate_classifier
 from regard.classification_pictures import draw_class_batch, draw_class_predictions
-from regard.data.classification import open_classification
-from regard.data.classification_transforms import cifar_training, evaluation
-from regard.data.mixing import Mixing
+from regard.data.class_images.dataset import open_classification
+from regard.data.transforms.classification import cifar_training, evaluation
+from regard.data.transforms.mixing import Mixing
 from regard.errors import DataError
 from regard.structures.categories import Category
 from regard.training.distributed import Processes

@@ -11,7 +11,7 @@ import regard
 from class_data import write_tree
 from color_data import COLORS, color_image, write_colors
 from command_line import run as command
-from regard.data.imagenet import wordnet_ids
+from regard.data.class_images.imagenet import wordnet_ids
 from regard.errors import ConfigError, DataError
 from regard.models.catalog import build
 from regard.models.vit import ViTConfig

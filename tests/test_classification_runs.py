@@ -15,7 +15,7 @@ from command_line import run as command
 from regard.classification_recipes import CLASSIFICATION_RECIPES
 from regard.classification_runs import ClassificationJob, augmentation_of, mixing_of
 from regard.config import apply_mapping, apply_overrides, to_mapping
-from regard.data.imagenet import wordnet_ids
+from regard.data.class_images.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, DataError
 from regard.models.catalog import WEIGHTS, build, list_models, preset
 from regard.models.classifiers import ClassifierConfig

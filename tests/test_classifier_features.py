@@ -5,8 +5,8 @@ import torch
 
 from color_data import ColorJudge, write_colors
 from regard.classifier_features import classifying_layers, image_features, images_per_second, probe
-from regard.data.classification import open_classification
-from regard.data.classification_transforms import evaluation
+from regard.data.class_images.dataset import open_classification
+from regard.data.transforms.classification import evaluation
 from regard.errors import ConfigError, DataError
 from regard.evaluation_batches import evaluation_batches
 from regard.models.catalog import build

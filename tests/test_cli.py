@@ -202,7 +202,7 @@ def test_exit_codes(capsys, monkeypatch):
     def fails(*_):
         raise raised[-1]
 
-    monkeypatch.setattr("regard.data.health.check_folder", fails)
+    monkeypatch.setattr("regard.data.check.check_folder", fails)
     kinds = {RegardError: 1, ConfigError: 2, DataError: 3, CheckpointError: 4, DivergedError: 5, MachineError: 6}
     for kind, code in kinds.items():
         raised.append(kind("a\nb \x1b[31m", where="file\n.png", remedy="do it", code="X01"))
@@ -237,7 +237,7 @@ def test_warnings_are_lines(capsys, monkeypatch):
         warnings.warn("take\ncare", stacklevel=2)
         return []
 
-    monkeypatch.setattr("regard.data.health.check_folder", warns)
+    monkeypatch.setattr("regard.data.check.check_folder", warns)
     shown = warnings.showwarning
     assert run(capsys, "data", "check", "x").err == "warning: take\\ncare\n"
     assert warnings.showwarning is shown

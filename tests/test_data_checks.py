@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from regard.data import strict_json
-from regard.data.checks import CocoAnnotations, read_annotations, to_coco
+from regard.data.coco import json_file as strict_json
+from regard.data.coco.annotations import CocoAnnotations, read_annotations, to_coco
+from regard.data.coco.outlines import check_segmentations, decode_counts
 from regard.data.report import Report
-from regard.data.segmentations import check_segmentations, decode_counts
 from regard.errors import DataError
 
 SIZES = {10: (80, 100), 20: (64, 64), 30: (90, 120)}  # image id -> height, width

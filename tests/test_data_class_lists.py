@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from class_data import write_tree
-from regard.data.classification import open_classification
+from regard.data.class_images.dataset import open_classification
 from regard.errors import DataError
 
 ROWS = (("images/a.png", "cat"), ("images/b.png", "dog"), ("c, d.png", "cat"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from class_data import pixels, write_tree
-from regard.data.classification import open_classification
+from regard.data.class_images.dataset import open_classification
 from regard.errors import DataError
 
 

@@ -13,7 +13,8 @@ from torchvision import transforms as tv
 from torchvision.transforms.v2 import functional as F
 
 from class_data import photo
-from regard.data.classification_transforms import (
+from regard.data.samples import ClassSample
+from regard.data.transforms.classification import (
     ColorJitter,
     PaddedCrop,
     RandomErasing,
@@ -25,8 +26,7 @@ from regard.data.classification_transforms import (
     imagenet_training,
     resize_image,
 )
-from regard.data.randaugment import RandAugment
-from regard.data.samples import ClassSample
+from regard.data.transforms.randaugment import RandAugment
 from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 

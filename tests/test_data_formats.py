@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from regard.data.formats import CocoDataset, find_bad_images, open_detection
+from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
 from regard.data.samples import Category
 from regard.errors import DataError
 

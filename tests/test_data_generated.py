@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from regard.data.classification import open_classification
-from regard.data.shapes import ShapesConfig, render_scene
+from regard.data.class_images.dataset import open_classification
+from regard.data.generated.shapes import ShapesConfig, render_scene
 from regard.errors import ConfigError, MachineError
 
 

@@ -7,8 +7,8 @@ import pytest
 from class_data import png
 from color_data import write_colors
 from command_line import digest, run
-from regard.data.classification import is_classification
-from regard.data.shapes import ShapesConfig, write_shapes
+from regard.data.class_images.dataset import is_classification
+from regard.data.generated.shapes import ShapesConfig, write_shapes
 
 
 @pytest.fixture

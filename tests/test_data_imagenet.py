@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from regard.data.imagenet import imagenet_classes, read_real_labels, real_labels_of, wordnet_ids
+from regard.data.class_images.imagenet import imagenet_classes, read_real_labels, real_labels_of, wordnet_ids
 from regard.errors import DataError
 from regard.structures.categories import Category
 from regard.weights.classifiers import imagenet_categories

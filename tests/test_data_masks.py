@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from regard.data.formats import open_detection
-from regard.data.panoptic import boxes_of
+from regard.data.coco.dataset import open_detection
+from regard.data.coco.panoptic import boxes_of
 from regard.data.samples import Sample
-from regard.data.transforms import paper_augmentation, small_augmentation
+from regard.data.transforms.detection import paper_augmentation, small_augmentation
 from regard.errors import DataError
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regard.data.mixing import Mix, Mixing, cutmix_box, mix_pixels
+from regard.data.transforms.mixing import Mix, Mixing, cutmix_box, mix_pixels
 from regard.errors import ConfigError
 
 

@@ -15,11 +15,19 @@ import torch
 from PIL import Image
 
 from command_line import run
-from regard.data.coco_tables import ImageRecord
-from regard.data.formats import open_detection
-from regard.data.panoptic import boxes_of, ids_of, open_panoptic, read_panoptic, rgb_of, segments_of, write_panoptic
-from regard.data.panoptic_checks import read_category_file
-from regard.data.shapes import SHAPES, STUFF, ShapesConfig, write_shapes
+from regard.data.coco.dataset import open_detection
+from regard.data.coco.panoptic import (
+    boxes_of,
+    ids_of,
+    open_panoptic,
+    read_panoptic,
+    rgb_of,
+    segments_of,
+    write_panoptic,
+)
+from regard.data.coco.panoptic_annotations import read_category_file
+from regard.data.coco.tables import ImageRecord
+from regard.data.generated.shapes import SHAPES, STUFF, ShapesConfig, write_shapes
 from regard.errors import ConfigError, DataError
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments

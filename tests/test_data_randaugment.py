@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from class_data import photo
-from regard.data import randaugment
-from regard.data.randaugment import OPERATIONS, RandAugment
+from regard.data.transforms import randaugment
+from regard.data.transforms.randaugment import OPERATIONS, RandAugment
 from regard.errors import ConfigError
 
 PEERS = {

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from regard.data import shapes
-from regard.data.checks import read_annotations
-from regard.data.formats import find_bad_images, open_detection
-from regard.data.shapes import (
+from regard.data.coco.annotations import read_annotations
+from regard.data.coco.dataset import find_bad_images, open_detection
+from regard.data.generated import shapes
+from regard.data.generated.shapes import (
     FIRST_STUFF_ID,
     LEAST_VISIBLE,
     SHAPES,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from class_data import pixels, png
-from regard.data import shards
-from regard.data.classification import open_classification
+from regard.data.class_images import shards
+from regard.data.class_images.dataset import open_classification
 from regard.errors import DataError, MachineError
 
 LABELS = ("ape", "bear", "cow")

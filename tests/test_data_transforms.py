@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regard.data.samples import Sample
-from regard.data.transforms import (
+from regard.data.transforms.detection import (
     ColorJitter,
     EvaluationResize,
     Pipeline,

@@ -16,12 +16,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from regard.data.checks import to_coco
-from regard.data.coco_tables import ImageRecord
-from regard.data.formats import open_detection
-from regard.data.panoptic import open_panoptic, read_panoptic, segments_of, write_panoptic
+from regard.data.coco.annotations import to_coco
+from regard.data.coco.dataset import open_detection
+from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of, write_panoptic
+from regard.data.coco.tables import ImageRecord
+from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.samples import Sample
-from regard.data.shapes import ShapesConfig, write_shapes
 from regard.errors import DataError
 from regard.evaluation.detection import Detections, evaluate_detections
 from regard.evaluation.masks import encode_masks, evaluate_masks

@@ -17,8 +17,8 @@ from detr_cases import SMALL, randomized
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
 from regard.cli import app
-from regard.data.classification_transforms import evaluation
 from regard.data.samples import ClassSample
+from regard.data.transforms.classification import evaluation
 from regard.errors import ConfigError, MachineError
 from regard.explanations import Explanation, Look, explain_queries
 from regard.explanations.detr import covered, relevance
@@ -183,7 +183,7 @@ def test_maps_of_detr_are_its_attention(detr):
 
 def _resized(net, image):
     from regard.data.samples import Sample
-    from regard.data.transforms import EvaluationResize
+    from regard.data.transforms.detection import EvaluationResize
 
     return EvaluationResize(net.card.short_side, net.card.max_size)(Sample(image)).image
 

@@ -12,7 +12,7 @@ import regard
 from detr_cases import SMALL, randomized
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.data.samples import Sample
-from regard.data.transforms import EvaluationResize
+from regard.data.transforms.detection import EvaluationResize
 from regard.explanations.detr import covered
 from regard.explanations.recording import AttentionRecorder
 from regard.structures.categories import Category, ModelCard

@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 
 from detr_cases import SMALL, randomized
 from regard.data.samples import Sample
-from regard.data.transforms import EvaluationResize
+from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError, DataError
 from regard.evaluation.figures import BLUE, GREEN, ORANGE
 from regard.explanations import QueryPlaces, explain_queries

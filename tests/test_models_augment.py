@@ -7,7 +7,7 @@ from torch import nn
 
 import regard
 from regard.attention import AugmentedConv2d
-from regard.data.classification import open_classification
+from regard.data.class_images.dataset import open_classification
 from regard.errors import ConfigError
 from regard.models.augment import table
 from regard.models.resnet import RESNET_PRESETS, ResNet

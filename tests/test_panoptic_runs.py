@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import regard
-from regard.data.formats import open_detection
-from regard.data.panoptic import open_panoptic, read_panoptic, segments_of
-from regard.data.shapes import ShapesConfig, write_shapes
+from regard.data.coco.dataset import open_detection
+from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of
+from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.detection_runs import evaluate_on
 from regard.errors import ConfigError, DataError, RegardError
 from regard.evaluation.panoptic import evaluate_panoptic
@@ -172,7 +172,7 @@ def test_instances_alone(data, tmp_path):
 def _normalized(path):
     from regard.data.images import read_image
     from regard.data.samples import Sample
-    from regard.data.transforms import EvaluationResize
+    from regard.data.transforms.detection import EvaluationResize
     from regard.structures.image_batch import ImageBatch
 
     resized = EvaluationResize(64, 128)(Sample(read_image(path))).image

@@ -12,7 +12,7 @@ import yaml
 import regard.runs
 from command_line import run
 from regard.config import to_mapping
-from regard.data.shapes import SHAPES, ShapesConfig, write_shapes
+from regard.data.generated.shapes import SHAPES, ShapesConfig, write_shapes
 from regard.errors import RegardError
 from regard.models.catalog import build
 from regard.recipes import recipe_for

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import regard
-from regard.data.shapes import ShapesConfig, write_shapes
+from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, MachineError
 from regard.runs import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint

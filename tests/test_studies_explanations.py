@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from command_line import run
-from regard.data.formats import open_detection
-from regard.data.shapes import data_folder
+from regard.data.coco.dataset import open_detection
+from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations import explain
 from regard.models.catalog import build

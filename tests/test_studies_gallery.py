@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from regard.cli import app
-from regard.data.formats import open_detection
-from regard.data.panoptic import open_panoptic
-from regard.data.shapes import data_folder
+from regard.data.coco.dataset import open_detection
+from regard.data.coco.panoptic import open_panoptic
+from regard.data.generated.shapes import data_folder
 from regard.models.catalog import build, create, preset
 from regard.models.detr import DETR, DETRConfig
 from regard.structures.categories import Category

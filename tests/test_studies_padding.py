@@ -3,9 +3,9 @@
 import pytest
 
 from command_line import run
-from regard.data.panoptic import open_panoptic
-from regard.data.shapes import ShapesConfig, write_shapes
-from regard.data.transforms import resize
+from regard.data.coco.panoptic import open_panoptic
+from regard.data.generated.shapes import ShapesConfig, write_shapes
+from regard.data.transforms.detection import resize
 from regard.studies.padding import judge
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import regard
 from color_data import COLORS, write_colors
 from command_line import run as command
-from regard.data.imagenet import wordnet_ids
+from regard.data.class_images.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.catalog import build, preset
 from regard.structures.categories import Category, ModelCard

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from regard.errors import DataError
-from regard.training.batches import Augmented, EndlessBatches, mix, raising, training_loader, worker_count
+from regard.training.data_loader import Augmented, EndlessBatches, mix, raising, training_loader, worker_count
 from regard.training.distributed import Processes
 
 CPU = torch.device("cpu")

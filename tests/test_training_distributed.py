@@ -20,16 +20,16 @@ from torch import Tensor, nn
 import regard
 from process_group import together
 from regard import detection_judging
-from regard.data.formats import open_detection
-from regard.data.shapes import ShapesConfig, write_shapes
-from regard.data.transforms import EvaluationResize
+from regard.data.coco.dataset import open_detection
+from regard.data.generated.shapes import ShapesConfig, write_shapes
+from regard.data.transforms.detection import EvaluationResize
 from regard.detection_judging import evaluate_detector
 from regard.errors import ConfigError, DivergedError, MachineError
 from regard.losses import SetCriterion
 from regard.losses.detection import average_over_processes
 from regard.training import loop
-from regard.training.batches import EndlessBatches
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.training.data_loader import EndlessBatches
 from regard.training.distributed import Processes, choose_device, processes
 from regard.training.launch import launch_command, quiet_threads, run_processes
 from regard.training.loop import Stopped, Trainer, TrainingConfig

@@ -13,8 +13,8 @@ import torch
 
 from line_task import CONFIG, Line, trainer
 from regard.errors import MachineError
-from regard.training.batches import Augmented, EndlessBatches, raising, training_loader
 from regard.training.checkpoints import newest_checkpoint
+from regard.training.data_loader import Augmented, EndlessBatches, raising, training_loader
 from regard.training.distributed import Processes
 from regard.training.loop import Stopped
 

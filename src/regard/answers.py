@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from regard.data.classification import ClassificationDataset
-from regard.data.classification_transforms import ClassPipeline
+from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.samples import ClassSample
+from regard.data.transforms.classification import ClassPipeline
 from regard.errors import CheckpointError, ConfigError
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.image_batch import ImageBatch
 from regard.teachers import Teacher
-from regard.training.batches import Augmented, Caught, raising, worker_count
+from regard.training.data_loader import Augmented, Caught, raising, worker_count
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 FLUSH_EVERY = 20  # batches; a stopped run has to repeat at most these

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.classification_pictures import MOST_IMAGES, draw_class_predictions
-from regard.data.classification import ClassificationDataset
-from regard.data.classification_transforms import Evaluation
+from regard.data.class_images.dataset import ClassificationDataset
+from regard.data.transforms.classification import Evaluation
 from regard.evaluation.classification import ClassificationScores, evaluate_classification
 from regard.evaluation.classification_plots import plot_classification
 from regard.evaluation_batches import evaluation_batches

@@ -12,8 +12,9 @@ import torch
 from regard.answers import StoredAnswers, has_answers, store_answers
 from regard.classification import ClassificationTask
 from regard.classification_recipes import ClassificationRecipe
-from regard.data.classification import ClassificationDataset, open_classification
-from regard.data.classification_transforms import (
+from regard.data.check import advise
+from regard.data.class_images.dataset import ClassificationDataset, open_classification
+from regard.data.transforms.classification import (
     ClassPipeline,
     RandomFlip,
     cifar_training,
@@ -21,8 +22,7 @@ from regard.data.classification_transforms import (
     imagenet_training,
     three_augment,
 )
-from regard.data.health import advise
-from regard.data.mixing import Mixing
+from regard.data.transforms.mixing import Mixing
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.evaluation.classification_plots import plot_class_counts
 from regard.losses import DistillationLoss
@@ -30,7 +30,7 @@ from regard.models.catalog import CONFIGS, WEIGHTS, Detector, Model, build
 from regard.models.classifiers import Classifier
 from regard.models.vit import VisionTransformer, ViTConfig
 from regard.teachers import load_teacher
-from regard.training.batches import Augmented
+from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP
 from regard.weights.classifiers import transfer_classifier

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regard.data.classification import ClassificationDataset, open_classification
-from regard.data.classification_transforms import Evaluation, evaluation
-from regard.data.health import advise
-from regard.data.shapes import data_text
+from regard.data.check import advise
+from regard.data.class_images.dataset import ClassificationDataset, open_classification
+from regard.data.generated.shapes import data_text
+from regard.data.transforms.classification import Evaluation, evaluation
 from regard.errors import ConfigError
 from regard.evaluation.features import knn_accuracy, linear_probe_accuracy
 from regard.evaluation_batches import evaluation_batches

@@ -419,7 +419,7 @@ def check(folder: Path) -> None:
     Args:
         folder: in COCO's layout, or with a folder for each class and the like.
     """
-    from regard.data.health import check_folder
+    from regard.data.check import check_folder
 
     for line in check_folder(folder):
         print(line)
@@ -433,7 +433,7 @@ def shapes(folder: Path, *settings: Settings) -> None:
         folder: to make.
     """
     from regard.config import apply_overrides
-    from regard.data.shapes import ShapesConfig, write_shapes
+    from regard.data.generated.shapes import ShapesConfig, write_shapes
 
     write_shapes(apply_overrides(ShapesConfig(), settings), folder)
     print(folder)

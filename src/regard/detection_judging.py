@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from regard.data.formats import CocoDataset
-from regard.data.panoptic import PanopticDataset, PanopticWriter, png_names
+from regard.data.batches.detection import DetectionBatch, collate
+from regard.data.coco.dataset import CocoDataset
+from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, png_names
 from regard.data.samples import Sample
-from regard.data.transforms import EvaluationResize
-from regard.detection_batches import DetectionBatch, collate
+from regard.data.transforms.detection import EvaluationResize
 from regard.detection_pictures import draw_comparison, draw_segment_comparison
 from regard.errors import DataError
 from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections
@@ -34,7 +34,7 @@ from regard.safe_files import replace_text
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
-from regard.training.batches import Caught, collate_caught, outlive_signals, raising, worker_count
+from regard.training.data_loader import Caught, collate_caught, outlive_signals, raising, worker_count
 from regard.training.distributed import Processes
 
 PICTURES = 6  # of an evaluation

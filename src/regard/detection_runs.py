@@ -12,11 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regard.data.formats import CocoDataset, Split, open_detection
-from regard.data.health import advise
-from regard.data.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic
-from regard.data.shapes import data_folder
-from regard.data.transforms import EvaluationResize, Pipeline, RandomFlip, paper_augmentation, small_augmentation
+from regard.data.check import advise
+from regard.data.coco.dataset import CocoDataset, Split, open_detection
+from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic
+from regard.data.generated.shapes import data_folder
+from regard.data.transforms.detection import (
+    EvaluationResize,
+    Pipeline,
+    RandomFlip,
+    paper_augmentation,
+    small_augmentation,
+)
 from regard.detection import DetectionTask
 from regard.detection_judging import DetectorEvaluation, ObjectDataset, evaluate_detector
 from regard.errors import ConfigError, MachineError

@@ -7,11 +7,11 @@ from functools import partial
 
 from torch.utils.data import DataLoader, Dataset
 
-from regard.classification_batches import ClassificationBatch, collate
-from regard.data.classification import ClassificationDataset
-from regard.data.classification_transforms import Evaluation
+from regard.data.batches.classification import ClassificationBatch, collate
+from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.samples import ClassSample
-from regard.training.batches import Caught, collate_caught, outlive_signals, raising, worker_count
+from regard.data.transforms.classification import Evaluation
+from regard.training.data_loader import Caught, collate_caught, outlive_signals, raising, worker_count
 
 
 def evaluation_batches(

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from regard.classification_results import Classification, classify
 from regard.config import unknown_name
-from regard.data.classification_transforms import evaluation
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
-from regard.data.transforms import EvaluationResize
+from regard.data.transforms.classification import evaluation
+from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.mask_results import (
     Method,

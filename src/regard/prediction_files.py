@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from regard.classification_results import TOP, Classification
-from regard.data.coco_tables import ImageRecord
+from regard.data.coco.panoptic import PanopticWriter
+from regard.data.coco.tables import ImageRecord
 from regard.data.image_folders import list_images
-from regard.data.panoptic import PanopticWriter
 from regard.errors import ConfigError, DataError, escape
 from regard.mask_results import Method
 from regard.models.catalog import Model

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from regard.config import read_yaml
-from regard.data.shapes import data_folder
+from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.evaluation.detection import DetectionScores
 from regard.safe_files import is_used

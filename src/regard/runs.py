@@ -24,8 +24,8 @@ from regard.classification_judging import Questions, judge
 from regard.classification_recipes import imagenet_recipe
 from regard.classification_runs import ClassificationJob
 from regard.config import apply_mapping, apply_overrides, to_mapping
-from regard.data.imagenet import is_imagenet
-from regard.data.shapes import data_text
+from regard.data.class_images.imagenet import is_imagenet
+from regard.data.generated.shapes import data_text
 from regard.detection import DetectionTask
 from regard.detection_judging import DetectorEvaluation
 from regard.detection_runs import DetectionJob

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.data.imagenet import CLASSES
+from regard.data.class_images.imagenet import CLASSES
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.catalog import CONFIGS, Detector
 from regard.models.classifiers import HEADS

@@ -20,15 +20,15 @@ from torch import nn
 
 from regard.answers import Answered, StoredAnswers, store_answers
 from regard.benchmarks.timing import medians
-from regard.classification_batches import collate
-from regard.data.classification_transforms import imagenet_training
+from regard.data.batches.classification import collate
 from regard.data.samples import ClassSample
+from regard.data.transforms.classification import imagenet_training
 from regard.losses import DistillationLoss
 from regard.models import VisionTransformer
 from regard.models.catalog import create
 from regard.structures.outputs import DistilledLogits
 from regard.teachers import Teacher
-from regard.training.batches import Augmented
+from regard.training.data_loader import Augmented
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -24,7 +24,7 @@ from regard.benchmarks.timing import medians
 from regard.data.image_folders import list_images
 from regard.data.images import read_image
 from regard.data.samples import Sample
-from regard.data.transforms import EvaluationResize, Transform, paper_augmentation, resized_size
+from regard.data.transforms.detection import EvaluationResize, Transform, paper_augmentation, resized_size
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:

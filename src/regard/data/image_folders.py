@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from regard.data.image_faults import unreadable, warn_of_unsupported
+from regard.data.image_errors import unreadable, warn_of_unsupported
 from regard.data.images import open_file
 from regard.errors import DataError
 

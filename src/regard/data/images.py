@@ -26,7 +26,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin  # else the first WEBP makes Pillow import all its formats
 from torch import Tensor
 
-from regard.data.image_faults import (
+from regard.data.image_errors import (
     COPY_AGAIN,
     check_jpeg_end,
     check_png,

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from regard.data.classification_transforms import evaluation
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
-from regard.data.transforms import EvaluationResize
+from regard.data.transforms.classification import evaluation
+from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.explanations.augmented import explain_augmented
 from regard.explanations.detr import explain_detr

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regard.data.images import to_image
 from regard.data.samples import Sample
-from regard.data.transforms import EvaluationResize
+from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.models.catalog import Detector
 from regard.models.evaluation_mode import evaluation_mode

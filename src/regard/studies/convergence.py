@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from regard.data.shapes import data_folder
+from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.safe_files import is_used
 from regard.training.launch import run_processes

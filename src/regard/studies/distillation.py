@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from regard.data.shapes import data_text
+from regard.data.generated.shapes import data_text
 from regard.errors import ConfigError
 from regard.models.vit import VisionTransformer
 from regard.runs import evaluate

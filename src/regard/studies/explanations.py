@@ -19,8 +19,8 @@ from rich.table import Table
 from torch import Tensor
 
 import regard
-from regard.data.formats import open_detection
-from regard.data.shapes import data_folder
+from regard.data.coco.dataset import open_detection
+from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations import Explanation, Look, explain
 from regard.explanations.deletion import deletion_curve, detection_score, insertion_curve

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 import regard
-from regard.data.classification import open_classification
+from regard.data.class_images.dataset import open_classification
+from regard.data.generated.shapes import data_folder
 from regard.data.image_folders import list_images
-from regard.data.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations import explain, explain_queries
 from regard.pictures import grid

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from regard.data.panoptic import PanopticDataset, open_panoptic
+from regard.data.coco.panoptic import PanopticDataset, open_panoptic
+from regard.data.generated.shapes import data_folder
 from regard.data.samples import Sample
-from regard.data.shapes import data_folder
-from regard.data.transforms import EvaluationResize
+from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.evaluation.panoptic import PanopticCounts, PanopticScores
 from regard.mask_results import Sizes, panoptic_segments

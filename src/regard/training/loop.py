@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regard.config import check_choices
 from regard.errors import ConfigError, DivergedError, RegardError
-from regard.training.batches import mix, naming_killed_workers
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint, save_checkpoint
+from regard.training.data_loader import mix, naming_killed_workers
 from regard.training.distributed import Processes
 from regard.training.lamb import Lamb
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors

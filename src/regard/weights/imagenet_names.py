@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from regard.data.imagenet import imagenet_classes
+from regard.data.class_images.imagenet import imagenet_classes
 from regard.structures.categories import Category
 from regard.weights.classifiers import imagenet_categories
 

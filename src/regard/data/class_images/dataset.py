@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.config import near_path
-from regard.data.class_folders import ClassFolders, SplitFolders, looks_like_coco
-from regard.data.class_listing import SPLIT_NAMES, Images, Layout, Split
-from regard.data.class_lists import ClassLists
-from regard.data.generated import WORDS, generated_folder
+from regard.data.class_images.csv_lists import ClassLists
+from regard.data.class_images.folders import ClassFolders, SplitFolders, looks_like_coco
+from regard.data.class_images.listing import SPLIT_NAMES, Images, Layout, Split
+from regard.data.class_images.shards import Shards
+from regard.data.generated.words import WORDS, generated_folder
 from regard.data.report import Report
 from regard.data.samples import ClassSample
-from regard.data.shards import Shards
 from regard.errors import ConfigError, DataError
 from regard.structures.categories import Category
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.json_file import float_array
 from regard.data.report import Report
-from regard.data.strict_json import float_array
 from regard.errors import DataError, MachineError
 
 # A point may lie outside its image, but not further than this many times the image's side.

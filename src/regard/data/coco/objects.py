@@ -8,9 +8,9 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.json_file import float_array
+from regard.data.coco.outlines import Segmentations, check_segmentations
 from regard.data.report import Report
-from regard.data.segmentations import Segmentations, check_segmentations
-from regard.data.strict_json import float_array
 
 _MAX_COORDINATE = 1e7  # pixels; further out nothing is meant
 _TOLERANCE = 1.0  # pixels by which boxes may leave the image: rounding, or counting pixels from 1

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from regard.data.class_listing import (
+from regard.data.class_images.listing import (
     SPLIT_NAMES,
     ImageFiles,
     Listing,

@@ -1,7 +1,7 @@
 """COCO's panoptic annotations: the JSON file that tells what the segments of the PNG files are, checked.
 
 A wrong segment would be a wrong label or a wrong score without a word, so whatever does not fit is an error that names
-its place. Pixels are looked at when an image is read: see regard.data.panoptic.
+its place. Pixels are looked at when an image is read: see regard.data.coco.panoptic.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regard.data.coco_tables import (
+from regard.data.coco.json_file import float_array, read_json
+from regard.data.coco.tables import (
     ImageRecord,
     Place,
     collector_paused,
@@ -32,7 +33,6 @@ from regard.data.coco_tables import (
 )
 from regard.data.report import Report
 from regard.data.samples import Category
-from regard.data.strict_json import float_array, read_json
 from regard.errors import DataError
 
 MAX_SEGMENT_ID = 2**24 - 1  # three bytes of a pixel; 0 is void

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from regard.data.coco.json_file import read_json
 from regard.data.report import Report
-from regard.data.strict_json import read_json
 from regard.errors import DataError
 from regard.structures.categories import Category
 

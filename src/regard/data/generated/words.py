@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from regard.data.class_folders import split_by_hash
-from regard.data.shapes import SHAPES, ShapesConfig, cache_folder, parse_shapes, render_scene
+from regard.data.class_images.folders import split_by_hash
+from regard.data.generated.shapes import SHAPES, ShapesConfig, cache_folder, parse_shapes, render_scene
 from regard.errors import ConfigError, MachineError
 
 WORDS = ("digits", "shapes")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from regard.config import near_path
-from regard.data.checks import CocoAnnotations, read_annotations, to_coco
-from regard.data.coco_tables import ImageRecord
+from regard.data.coco.annotations import CocoAnnotations, read_annotations, to_coco
+from regard.data.coco.tables import ImageRecord
 from regard.data.images import image_orientation, read_image
 from regard.data.report import Report
 from regard.data.samples import Category, Sample

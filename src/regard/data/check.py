@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from regard.data.classification import ClassificationDataset, is_classification, open_classification
-from regard.data.formats import CocoDataset, find_bad_images, has_detection, open_detection
-from regard.data.panoptic import PanopticDataset, find_bad_segments, has_panoptic, open_panoptic
+from regard.data.class_images.dataset import ClassificationDataset, is_classification, open_classification
+from regard.data.coco.dataset import CocoDataset, find_bad_images, has_detection, open_detection
+from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, has_panoptic, open_panoptic
 from regard.errors import DataError, escape
 
 

@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regard.data.coco_tables import (
+from regard.data.coco.json_file import read_json
+from regard.data.coco.objects import ObjectTable, check_objects
+from regard.data.coco.outlines import draw_outline
+from regard.data.coco.tables import (
     ImageRecord,
     collector_paused,
     first_repeat,
@@ -26,11 +29,8 @@ from regard.data.coco_tables import (
     shown,
     whole_numbers,
 )
-from regard.data.object_checks import ObjectTable, check_objects
 from regard.data.report import Report
 from regard.data.samples import Category
-from regard.data.segmentations import draw_outline
-from regard.data.strict_json import read_json
 
 _ROWS = in_table("annotations")
 

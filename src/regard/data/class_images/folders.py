@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from regard.data.class_listing import SPLIT_NAMES, ImageFiles, Listing, Split, in_natural_order
+from regard.data.class_images.listing import SPLIT_NAMES, ImageFiles, Listing, Split, in_natural_order
 from regard.data.image_folders import SUFFIXES, list_images
 from regard.errors import DataError
 

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from regard.data.checks import CocoAnnotations, to_coco
-from regard.data.coco_tables import ImageRecord, first_repeat
-from regard.data.formats import (
+from regard.data.coco.annotations import CocoAnnotations, to_coco
+from regard.data.coco.dataset import (
     Split,
     find_annotations,
     fingerprint,
@@ -31,10 +30,11 @@ from regard.data.formats import (
     read_as_annotated,
     split_of,
 )
+from regard.data.coco.outlines import run_lengths
+from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_panoptic, unfitting
+from regard.data.coco.tables import ImageRecord, first_repeat
 from regard.data.images import open_file, read_image
-from regard.data.panoptic_checks import PanopticAnnotations, read_panoptic, unfitting
 from regard.data.samples import Category, Sample
-from regard.data.segmentations import run_lengths
 from regard.errors import ConfigError, DataError, escape
 from regard.safe_files import replace_text
 from regard.structures.segments import PanopticSegments

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from regard.data.randaugment import RandAugment
 from regard.data.samples import ClassSample
+from regard.data.transforms.randaugment import RandAugment
 from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 

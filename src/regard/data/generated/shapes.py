@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from regard.data.segmentations import run_lengths
+from regard.data.coco.outlines import run_lengths
 from regard.errors import ConfigError
 
 # Regular outlines as (radius, angle in turns) are enough for all: a circle is a polygon of many corners.

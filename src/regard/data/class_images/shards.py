@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from torch import Tensor
 
-from regard.data.class_listing import (
+from regard.data.class_images.listing import (
     SPLIT_NAMES,
     Listing,
     Split,
@@ -30,9 +30,9 @@ from regard.data.class_listing import (
     in_natural_order,
     read_labels_file,
 )
+from regard.data.generated.shapes import cache_folder
 from regard.data.image_folders import SUFFIXES
 from regard.data.images import decode_image
-from regard.data.shapes import cache_folder
 from regard.errors import DataError, MachineError
 
 VERSION = 2  # part of the cache key: to be raised when an index is made in another way

@@ -1,0 +1,1 @@
+"""Samples of one step, side by side."""

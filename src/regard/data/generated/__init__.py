@@ -1,0 +1,1 @@
+"""Generated data sets: coloured shapes and their names."""

@@ -1,0 +1,1 @@
+"""From samples of any size to what a model is given."""
