@@ -14,9 +14,9 @@ from rich.console import Console
 from torch import Tensor
 
 from regard.errors import DataError, DivergedError
-from regard.evaluation.classification import ClassificationScores, evaluate_classification
-from regard.evaluation.classification_plots import plot_class_counts, plot_classification
-from regard.evaluation.confusions import draw_confusions
+from regard.metrics.charts.classification import plot_class_counts, plot_classification
+from regard.metrics.charts.confusion_matrix import draw_confusions
+from regard.metrics.classification import ClassificationScores, evaluate_classification
 from regard.structures.categories import Category
 
 
@@ -85,7 +85,7 @@ def test_calibration_is_the_formula():
 
 def test_chunks_change_nothing(monkeypatch):
     whole = scores_of(1)
-    monkeypatch.setattr("regard.evaluation.classification._CHUNK", 7)
+    monkeypatch.setattr("regard.metrics.classification._CHUNK", 7)
     assert scores_of(1).to_dict() == whole.to_dict()
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from regard.errors import DataError, MachineError
-from regard.evaluation.curves import confusion_matrix, detection_curves
-from regard.evaluation.detection import Detections, DetectionScores, evaluate_detections, warn_of_surplus
-from regard.evaluation.plots import plot_curves, plot_dataset, plot_detections
+from regard.metrics.charts.detection import plot_curves, plot_dataset, plot_detections
+from regard.metrics.curves import confusion_matrix, detection_curves
+from regard.metrics.detection import Detections, DetectionScores, evaluate_detections, warn_of_surplus
 
 
 def random_problem(
@@ -367,6 +367,6 @@ def test_picture_of_a_training(tmp_path: Path) -> None:
 def test_pictures_leave_pyplot_alone() -> None:
     import subprocess
 
-    code = "import sys, regard.evaluation.plots, regard.evaluation.detection as d; print(*sys.modules)"
+    code = "import sys, regard.metrics.charts.detection, regard.metrics.detection as d; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"matplotlib", "hotcoco", "scipy", "torch", "rich"} & set(modules)

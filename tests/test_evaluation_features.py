@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from regard.errors import DataError, DivergedError
-from regard.evaluation import features
-from regard.evaluation.features import knn_accuracy, linear_probe, linear_probe_accuracy
+from regard.metrics import features
+from regard.metrics.features import knn_accuracy, linear_probe, linear_probe_accuracy
 
 
 def clusters(count, classes=5, dim=12, spread=1.2, seed=0):

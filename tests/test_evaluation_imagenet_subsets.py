@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from regard.errors import DataError
-from regard.evaluation.classification import evaluate_classification
-from regard.evaluation.imagenet_subsets import real_accuracy, restrict
+from regard.metrics.classification import evaluate_classification
+from regard.metrics.imagenet_subsets import real_accuracy, restrict
 from regard.structures.categories import Category
 
 CLASSES = tuple(Category(10 * i, name) for i, name in enumerate("abcdefgh"))

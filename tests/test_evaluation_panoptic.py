@@ -23,9 +23,9 @@ from regard.data.coco.tables import ImageRecord
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.samples import Sample
 from regard.errors import DataError
-from regard.evaluation.detection import Detections, evaluate_detections
-from regard.evaluation.masks import encode_masks, evaluate_masks
-from regard.evaluation.panoptic import PanopticCounts, PanopticScores, evaluate_panoptic
+from regard.metrics.detection import Detections, evaluate_detections
+from regard.metrics.masks import encode_masks, evaluate_masks
+from regard.metrics.panoptic import PanopticCounts, PanopticScores, evaluate_panoptic
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments
 

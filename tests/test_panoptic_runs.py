@@ -17,8 +17,8 @@ from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.detection_runs import evaluate_on
 from regard.errors import ConfigError, DataError, RegardError
-from regard.evaluation.panoptic import evaluate_panoptic
 from regard.mask_results import Sizes, instance_masks
+from regard.metrics.panoptic import evaluate_panoptic
 from regard.models.detr import DETR, DETRConfig
 from regard.prediction import predict_each
 from regard.prediction_files import predict_files

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from regard.classification_pictures import MOST_IMAGES, draw_class_predictions
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.transforms.classification import Evaluation
-from regard.evaluation.classification import ClassificationScores, evaluate_classification
-from regard.evaluation.classification_plots import plot_classification
 from regard.evaluation_batches import evaluation_batches
+from regard.metrics.charts.classification import plot_classification
+from regard.metrics.classification import ClassificationScores, evaluate_classification
 from regard.models.evaluation_mode import evaluation_mode
 from regard.safe_files import replace_text
 from regard.structures.categories import Category, labels_by_name

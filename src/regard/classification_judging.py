@@ -15,8 +15,8 @@ from regard.data.class_images.dataset import ClassificationDataset, open_classif
 from regard.data.class_images.imagenet import CLASSES, read_real_labels, real_labels_of
 from regard.data.transforms.classification import evaluation
 from regard.errors import ConfigError
-from regard.evaluation.classification import evaluate_classification
-from regard.evaluation.imagenet_subsets import real_accuracy, restrict
+from regard.metrics.classification import evaluate_classification
+from regard.metrics.imagenet_subsets import real_accuracy, restrict
 from regard.models.classifiers import Classifier
 from regard.structures.categories import Category, labels_by_name
 from regard.training.distributed import Processes

@@ -24,8 +24,8 @@ from regard.data.transforms.classification import (
 )
 from regard.data.transforms.mixing import Mixing
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.evaluation.classification_plots import plot_class_counts
 from regard.losses import DistillationLoss
+from regard.metrics.charts.classification import plot_class_counts
 from regard.models.catalog import CONFIGS, WEIGHTS, Detector, Model, build
 from regard.models.classifiers import Classifier
 from regard.models.vit import VisionTransformer, ViTConfig

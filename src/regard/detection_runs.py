@@ -26,10 +26,10 @@ from regard.data.transforms.detection import (
 from regard.detection import DetectionTask
 from regard.detection_judging import DetectorEvaluation, ObjectDataset, evaluate_detector
 from regard.errors import ConfigError, MachineError
-from regard.evaluation.detection import warn_of_surplus
-from regard.evaluation.masks import check_outlines
-from regard.evaluation.plots import plot_dataset
 from regard.losses import SetCriterion
+from regard.metrics.charts.detection import plot_dataset
+from regard.metrics.detection import warn_of_surplus
+from regard.metrics.masks import check_outlines
 from regard.models.catalog import Detector, build
 from regard.models.detr import DETR
 from regard.recipes import Recipe, recipe_from_file

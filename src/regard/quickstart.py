@@ -13,7 +13,7 @@ from rich.console import Console
 from regard.config import read_yaml
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
-from regard.evaluation.detection import DetectionScores
+from regard.metrics.detection import DetectionScores
 from regard.safe_files import is_used
 from regard.training.distributed import choose_device
 from regard.training.launch import run_processes

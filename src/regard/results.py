@@ -15,8 +15,8 @@ from torch import Tensor
 
 from regard.data.images import read_image
 from regard.errors import ConfigError, DivergedError, MachineError, escape
-from regard.evaluation.masks import encode_masks
 from regard.mask_pictures import draw_masks
+from regard.metrics.masks import encode_masks
 from regard.pictures import class_color, draw_boxes, save_picture
 from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from regard.structures.categories import Category

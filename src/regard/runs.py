@@ -30,10 +30,10 @@ from regard.detection import DetectionTask
 from regard.detection_judging import DetectorEvaluation
 from regard.detection_runs import DetectionJob
 from regard.errors import ConfigError
-from regard.evaluation.classification import ClassificationScores
-from regard.evaluation.detection import DetectionScores
-from regard.evaluation.plots import plot_curves
-from regard.evaluation.segmentation import SegmentationScores
+from regard.metrics.charts.detection import plot_curves
+from regard.metrics.classification import ClassificationScores
+from regard.metrics.detection import DetectionScores
+from regard.metrics.segmentation import SegmentationScores
 from regard.models.catalog import Detector, Model, preset
 from regard.models.classifiers import ClassifierConfig
 from regard.prediction import device_for

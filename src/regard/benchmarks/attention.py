@@ -247,7 +247,7 @@ def tables(rows: list[AttentionRow]) -> list[Table]:
 
 def draw(rows: list[AttentionRow], path: Path) -> None:
     """Time and memory per image against the cells of the map, on logarithmic axes."""
-    from regard.evaluation.figures import COLORS, figure, save, style
+    from regard.metrics.charts.style import COLORS, figure, save, style
 
     picture = figure(11, 4.5)
     axes = [picture.add_subplot(1, 2, place) for place in (1, 2)]

@@ -39,7 +39,7 @@ class QueryPlaces:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, boxes=self.boxes.numpy())
             return Path(path)
-        from regard.evaluation.figures import BLUE, GREEN, ORANGE, figure, save
+        from regard.metrics.charts.style import BLUE, GREEN, ORANGE, figure, save
 
         count = min(self.boxes.shape[1], COLUMNS * ROWS)
         rows = -(-count // COLUMNS)

@@ -72,7 +72,7 @@ def _curve(run: Path, minutes: float) -> list[tuple[float, float, float]]:
 
 
 def _draw(curves: dict[str, list[tuple[float, float, float]]], minutes: float, path: Path) -> None:
-    from regard.evaluation.figures import figure, legend, save, style
+    from regard.metrics.charts.style import figure, legend, save, style
 
     picture = figure(9, 3.6)
     for place, (column, label) in enumerate(((1, "AP"), (2, "AP50")), start=1):

@@ -96,7 +96,7 @@ def _train(run: Path, words: Sequence[str], at_once: int) -> int:
 
 
 def _draw(scores: Mapping[str, Sequence[float]], path: Path) -> None:
-    from regard.evaluation.figures import BLUE, INK, figure, save, style
+    from regard.metrics.charts.style import BLUE, INK, figure, save, style
 
     picture = figure(6.5, 0.6 + 0.4 * len(scores))
     axes = picture.add_subplot()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from regard.evaluation import figures
-from regard.evaluation.classification import CALIBRATION_BINS, ClassificationScores
-from regard.evaluation.confusions import draw_confusions
-from regard.evaluation.figures import BLUE, GREY, INK, ORANGE
+from regard.metrics.charts import style as figures
+from regard.metrics.charts.confusion_matrix import draw_confusions
+from regard.metrics.charts.style import BLUE, GREY, INK, ORANGE
+from regard.metrics.classification import CALIBRATION_BINS, ClassificationScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

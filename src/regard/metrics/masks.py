@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from regard.errors import DataError
-from regard.evaluation.detection import CocoColumns, Detections, DetectionScores, evaluated, import_hotcoco
+from regard.metrics.detection import CocoColumns, Detections, DetectionScores, evaluated, import_hotcoco
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:

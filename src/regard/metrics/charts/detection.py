@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regard.errors import DataError
-from regard.evaluation import figures
-from regard.evaluation.confusions import draw_confusions
-from regard.evaluation.curves import DetectionCurves, confusion_matrix, detection_curves
-from regard.evaluation.detection import Detections, Floats
-from regard.evaluation.figures import BLUE, COLORS, GREEN, GREY, INK, ORANGE
+from regard.metrics.charts import style as figures
+from regard.metrics.charts.confusion_matrix import draw_confusions
+from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
+from regard.metrics.curves import DetectionCurves, confusion_matrix, detection_curves
+from regard.metrics.detection import Detections, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

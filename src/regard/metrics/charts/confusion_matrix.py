@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from regard.evaluation import figures
-from regard.evaluation.figures import GREY, INK, PALE
+from regard.metrics.charts import style as figures
+from regard.metrics.charts.style import GREY, INK, PALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

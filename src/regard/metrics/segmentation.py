@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from regard.evaluation.detection import DetectionScores
-from regard.evaluation.panoptic import PanopticScores
+from regard.metrics.detection import DetectionScores
+from regard.metrics.panoptic import PanopticScores
 
 if TYPE_CHECKING:
     from rich.table import Table

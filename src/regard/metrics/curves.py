@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regard.evaluation.detection import Bools, CocoColumns, Detections, Floats, Ints, import_hotcoco
+from regard.metrics.detection import Bools, CocoColumns, Detections, Floats, Ints, import_hotcoco
 
 
 @dataclass(frozen=True)
