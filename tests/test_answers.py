@@ -13,11 +13,11 @@ import regard
 from color_data import write_colors
 from command_line import digest
 from command_line import run as command
-from regard.answers import StoredAnswers
 from regard.classification_runs import ClassificationJob, augmentation_of, cache_answers
 from regard.config import apply_overrides
+from regard.distillation.stored_logits import StoredAnswers
 from regard.errors import CheckpointError, ConfigError
-from regard.recipes import recipe_for
+from regard.recipes.detection import recipe_for
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes
 from regard.training.reports import read_rows
@@ -123,7 +123,7 @@ def test_the_likeliest_classes_keep_their_probabilities(data, teacher, stored, t
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_storing_goes_on_where_it_was_stopped(data, teacher, stored, tmp_path, monkeypatch, stop_after):
-    monkeypatch.setattr("regard.answers.FLUSH_EVERY", 2)
+    monkeypatch.setattr("regard.distillation.stored_logits.FLUSH_EVERY", 2)
     settings, folder = student(data, teacher), tmp_path / "b"
     shares = cache_answers(settings, folder, views=3, dtype="float32", batch_size=10)
     for _ in range(stop_after):
@@ -155,7 +155,7 @@ def test_a_teacher_that_has_learned_more_has_other_answers(data, teacher, stored
     """Under the same name: nothing is gone on with, and nothing said to be done."""
     before = digest(stored)
     store(student(data, teacher), stored)
-    monkeypatch.setattr("regard.teachers.Teacher.fingerprint", lambda self: "other weights")
+    monkeypatch.setattr("regard.distillation.teachers.Teacher.fingerprint", lambda self: "other weights")
     with pytest.raises(ConfigError, match="answers with another teacher_weights are here"):
         store(student(data, teacher), stored)
     assert digest(stored) == before

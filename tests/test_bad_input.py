@@ -23,7 +23,7 @@ from regard.config import to_mapping
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.images import MAX_PIXELS
 from regard.errors import DataError
-from regard.recipes import recipe_for
+from regard.recipes.detection import recipe_for
 from run_files import small_detector, write_run
 
 # Those that are bad only where fewer pixels are allowed than `predict` allows are no case here.
@@ -168,7 +168,7 @@ def test_names(capsys, trained, images, tmp_path, monkeypatch):
 def test_a_file_that_is_gone_when_its_turn_comes(capsys, trained, images, monkeypatch):
     """I29"""
     (images / "a.png").write_bytes(encode(scene(), "PNG"))
-    monkeypatch.setattr("regard.prediction_files.list_images", lambda _: [images / "a.png", images / "b.png"])
+    monkeypatch.setattr("regard.prediction.files.list_images", lambda _: [images / "a.png", images / "b.png"])
     finished = run(capsys, "predict", trained, images)
     finished.refused(3, "I29", "no such file", images / "b.png")
     assert finished.out.startswith(f"{images / 'a.png'}: ")

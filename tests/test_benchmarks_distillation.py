@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from command_line import run as command
-from regard.answers import StoredAnswers
 from regard.benchmarks import distillation
 from regard.benchmarks.distillation import run, table
+from regard.distillation.stored_logits import StoredAnswers
 
 NANO = "deit_nano_distilled_patch4_32"
 

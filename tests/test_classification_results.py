@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from regard.classification_results import Classification, classify
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
+from regard.results.classification import Classification, classify
 from regard.structures.categories import Category
 
 CATEGORIES = (Category(7, "cat"), Category(3, "dog"), Category(90, "Waschbär"), Category(1, "owl"))

@@ -12,7 +12,6 @@ import regard
 from color_data import COLORS, write_colors
 from command_line import digest
 from command_line import run as command
-from regard.classification_recipes import CLASSIFICATION_RECIPES
 from regard.classification_runs import ClassificationJob, augmentation_of, mixing_of
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.class_images.imagenet import wordnet_ids
@@ -20,7 +19,8 @@ from regard.errors import CheckpointError, ConfigError, DataError
 from regard.models.catalog import WEIGHTS, build, list_models, preset
 from regard.models.classifiers import ClassifierConfig
 from regard.models.vit import ViTConfig
-from regard.recipes import recipe_for
+from regard.recipes.classification import CLASSIFICATION_RECIPES
+from regard.recipes.detection import recipe_for
 from regard.runs import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.weights.classifiers import imagenet_categories

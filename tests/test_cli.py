@@ -24,7 +24,7 @@ from regard.errors import (
     RegardError,
 )
 from regard.models.catalog import list_models
-from regard.recipes import recipe_for
+from regard.recipes.detection import recipe_for
 from regard.runs import resolve
 from run_files import small_detector, write_run
 

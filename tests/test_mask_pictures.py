@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import torch
 
-from regard import mask_pictures
-from regard.mask_pictures import SHARE, draw_segments
-from regard.pictures import overlap
+from regard.drawing import masks as mask_pictures
+from regard.drawing.boxes import overlap
+from regard.drawing.masks import SHARE, draw_segments
 
 RED, BLUE = (248, 0, 0), (0, 158, 255)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from regard.mask_results import Sizes, choose_queries, instance_masks, panoptic_segments
+from regard.results.postprocess import Sizes, choose_queries, instance_masks, panoptic_segments
 from regard.structures.categories import Category
 from regard.structures.outputs import DetectionOutput
 

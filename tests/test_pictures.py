@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regard import pictures
+from regard.drawing import boxes as pictures
+from regard.drawing.boxes import MIN_SIDE, PALETTE, class_color, compare, draw_boxes, grid
 from regard.errors import ConfigError, DataError
-from regard.pictures import MIN_SIDE, PALETTE, class_color, compare, draw_boxes, grid
 
 GREY = 128
 RED, WHITE = (248, 0, 0), (255, 255, 255)

@@ -18,9 +18,9 @@ import regard
 from image_files import encode, exif, turned
 from regard.errors import ConfigError, DataError, MachineError
 from regard.models.detr import DETR, DETRConfig
-from regard.prediction import device_for, predict, predict_each
-from regard.prediction_files import picture_names, predict_files
-from regard.results import Detections
+from regard.prediction.files import picture_names, predict_files
+from regard.prediction.predict import device_for, predict, predict_each
+from regard.results.detections import Detections
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
 from regard.structures.outputs import DetectionOutput
@@ -400,7 +400,7 @@ def test_only_an_earlier_result_is_replaced(finder, tmp_path):
 def test_auto_leaves_a_model_where_it_is(finder, tmp_path, monkeypatch):
     net = small_detector()
     monkeypatch.setattr(
-        "regard.prediction.choose_device", lambda name: torch.device(name if name != "auto" else "meta")
+        "regard.prediction.predict.choose_device", lambda name: torch.device(name if name != "auto" else "meta")
     )
     assert device_for(net, "auto") == torch.device("cpu") and device_for(net, "cuda:1") == torch.device("cuda:1")
     assert device_for(tmp_path, "auto") == torch.device("meta")

@@ -38,7 +38,7 @@ def test_python_names_exist(block):
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "regard":
             assert callable(getattr(regard, node.attr))
-    from regard.results import Detections
+    from regard.results.detections import Detections
 
     for name in re.findall(r"result\.(\w+)|(to_\w+)\(", block):
         assert hasattr(Detections, name[0] or name[1])

@@ -15,7 +15,7 @@ from regard.detection_runs import augmentation_of, criterion_of
 from regard.errors import ConfigError
 from regard.models.catalog import list_models
 from regard.models.detr import DETRConfig
-from regard.recipes import RECIPES, Recipe, recipe_for
+from regard.recipes.detection import RECIPES, Recipe, recipe_for
 from regard.studies.convergence import VARIANTS
 
 TRAINED = [name for name in list_models("detr*") if name != "detr_demo"]

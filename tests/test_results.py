@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from regard.drawing.boxes import class_color
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
-from regard.pictures import class_color
-from regard.results import Detections, postprocess
+from regard.results.detections import Detections, postprocess
 from regard.structures.categories import Category
 from regard.structures.outputs import DetectionOutput
 

@@ -15,7 +15,7 @@ from regard.config import to_mapping
 from regard.data.generated.shapes import SHAPES, ShapesConfig, write_shapes
 from regard.errors import RegardError
 from regard.models.catalog import build
-from regard.recipes import recipe_for
+from regard.recipes.detection import recipe_for
 from regard.runs import resolve
 from regard.structures.categories import Category
 from regard.training.distributed import Processes

@@ -16,7 +16,7 @@ from command_line import digest, run
 from regard.attention import AugmentedConv2d
 from regard.config import apply_overrides
 from regard.models.catalog import build, create
-from regard.recipes import recipe_for
+from regard.recipes.detection import recipe_for
 from regard.studies.attention import NETWORKS
 from regard.studies.distillation import DISTILLED, PLAIN
 

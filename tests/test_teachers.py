@@ -15,11 +15,11 @@ import regard
 from color_data import COLORS, write_colors
 from command_line import run as command
 from regard.data.class_images.imagenet import wordnet_ids
+from regard.distillation.teachers import RELEASED, Teacher, load_teacher
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.catalog import build, preset
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
-from regard.teachers import RELEASED, Teacher, load_teacher
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.weights.classifiers import imagenet_categories
 
@@ -73,7 +73,7 @@ def test_it_sees_its_own_normalisation_and_size():
 def test_it_answers_in_the_students_order(tmp_path, monkeypatch):
     names = ("red", "blue", "green")
     net = Means(tuple(Category(i, name) for i, name in enumerate(names)))
-    monkeypatch.setattr("regard.teachers.load", lambda _: net)
+    monkeypatch.setattr("regard.distillation.teachers.load", lambda _: net)
     wanted = tuple(Category(i, name) for i, name in enumerate(("blue", "green", "red")))
     pixels = torch.randn(2, 3, 32, 32)
     plain = Teacher(net)(pixels)
@@ -91,7 +91,7 @@ def test_it_answers_in_the_students_order(tmp_path, monkeypatch):
 def test_it_knows_imagenet_by_all_its_names(monkeypatch):
     """Folders of WordNet ids, models of words."""
     net = Means(imagenet_categories()[:3])
-    monkeypatch.setattr("regard.teachers.load", lambda _: net)
+    monkeypatch.setattr("regard.distillation.teachers.load", lambda _: net)
     ids = wordnet_ids()
     folders = [Category(i, ids[number]) for i, number in enumerate((2, 0, 1))]
     assert load_teacher("mine", folders, 32).order == [2, 0, 1]
@@ -122,9 +122,9 @@ def test_models_of_others(monkeypatch):
 )
 def test_models_of_torchvision_see_what_they_were_trained_on(monkeypatch, name, size, mean):
     """Their normalisation and, where they take no other, their size; answers in the order of the folders."""
-    monkeypatch.setattr("regard.teachers.download", lambda *_, **__: None)
-    monkeypatch.setattr("regard.teachers.read_weights", lambda _: SimpleNamespace(tensors=None))
-    monkeypatch.setattr("regard.teachers.load_exactly", lambda *_, **__: None)
+    monkeypatch.setattr("regard.distillation.teachers.download", lambda *_, **__: None)
+    monkeypatch.setattr("regard.distillation.teachers.read_weights", lambda _: SimpleNamespace(tensors=None))
+    monkeypatch.setattr("regard.distillation.teachers.load_exactly", lambda *_, **__: None)
     ids = wordnet_ids()
     teacher = load_teacher(f"torchvision/{name}", [Category(i, ids[-1 - i]) for i in range(1000)], 128)
     assert teacher.size == size and teacher.order == list(range(999, -1, -1))

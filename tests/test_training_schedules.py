@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regard.models.catalog import create
-from regard.recipes import recipe_for
+from regard.recipes.detection import recipe_for
 from regard.training.schedules import MovingAverage, deit_learning_rate, learning_rate_factor, parameter_groups
 
 # Learning rates

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from regard.models.augment import augment as augment
     from regard.models.catalog import create as create
     from regard.models.catalog import list_models as list_models
-    from regard.prediction import predict as predict
+    from regard.prediction.predict import predict as predict
     from regard.runs import evaluate as evaluate
     from regard.runs import train as train
     from regard.weights.load import load as load
@@ -24,7 +24,7 @@ _HOMES = {
     "explain": "regard.explanations",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",
-    "predict": "regard.prediction",
+    "predict": "regard.prediction.predict",
     "train": "regard.runs",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from regard.pictures import grid
+from regard.drawing.boxes import grid
 from regard.structures.categories import Category
 
 MOST_IMAGES = 16  # of a batch

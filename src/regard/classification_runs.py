@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-from regard.answers import StoredAnswers, has_answers, store_answers
 from regard.classification import ClassificationTask
-from regard.classification_recipes import ClassificationRecipe
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
 from regard.data.transforms.classification import (
@@ -23,13 +21,15 @@ from regard.data.transforms.classification import (
     three_augment,
 )
 from regard.data.transforms.mixing import Mixing
+from regard.distillation.stored_logits import StoredAnswers, has_answers, store_answers
+from regard.distillation.teachers import load_teacher
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.losses import DistillationLoss
 from regard.metrics.charts.classification import plot_class_counts
 from regard.models.catalog import CONFIGS, WEIGHTS, Detector, Model, build
 from regard.models.classifiers import Classifier
 from regard.models.vit import VisionTransformer, ViTConfig
-from regard.teachers import load_teacher
+from regard.recipes.classification import ClassificationRecipe
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP

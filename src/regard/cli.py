@@ -164,7 +164,7 @@ def predict(
         batch_size: images at once.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.prediction_files import predict_files
+    from regard.prediction.files import predict_files
 
     for line in predict_files(
         checkpoint,
@@ -281,7 +281,7 @@ def cache(
         recipe: of the student, as for train.
     """
     from regard.classification_runs import cache_answers
-    from regard.recipes import ClassificationRecipe
+    from regard.recipes.detection import ClassificationRecipe
     from regard.runs import resolve
 
     words = (f"teacher={teacher}", *settings)

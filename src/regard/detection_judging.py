@@ -22,14 +22,14 @@ from regard.data.transforms.detection import EvaluationResize
 from regard.detection_pictures import draw_comparison, draw_segment_comparison
 from regard.errors import DataError
 from regard.losses import SetCriterion
-from regard.mask_results import Sizes, choose_queries, instance_masks, panoptic_segments, score_queries
 from regard.metrics.charts.detection import plot_detections
 from regard.metrics.detection import Detections, DetectionScores, evaluate_detections
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts
 from regard.metrics.segmentation import SegmentationScores
 from regard.models.detr import DETR
-from regard.results import postprocess
+from regard.results.detections import postprocess
+from regard.results.postprocess import Sizes, choose_queries, instance_masks, panoptic_segments, score_queries
 from regard.safe_files import replace_text
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.outputs import DetectionOutput

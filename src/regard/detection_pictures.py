@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from regard.data.samples import Sample
-from regard.mask_pictures import draw_segments
-from regard.pictures import class_color, compare, draw_boxes, grid
+from regard.drawing.boxes import class_color, compare, draw_boxes, grid
+from regard.drawing.masks import draw_segments
 from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch

@@ -32,7 +32,7 @@ from regard.metrics.detection import warn_of_surplus
 from regard.metrics.masks import check_outlines
 from regard.models.catalog import Detector, build
 from regard.models.detr import DETR
-from regard.recipes import Recipe, recipe_from_file
+from regard.recipes.detection import Recipe, recipe_from_file
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category
 from regard.training.distributed import Processes

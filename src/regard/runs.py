@@ -21,7 +21,6 @@ from regard import detection_runs
 from regard.classification import ClassificationTask
 from regard.classification_evaluation import ClassifierEvaluation
 from regard.classification_judging import Questions, judge
-from regard.classification_recipes import imagenet_recipe
 from regard.classification_runs import ClassificationJob
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.class_images.imagenet import is_imagenet
@@ -36,8 +35,9 @@ from regard.metrics.detection import DetectionScores
 from regard.metrics.segmentation import SegmentationScores
 from regard.models.catalog import Detector, Model, preset
 from regard.models.classifiers import ClassifierConfig
-from regard.prediction import device_for
-from regard.recipes import AnyRecipe, Recipe, recipe_for, recipe_from_file
+from regard.prediction.predict import device_for
+from regard.recipes.classification import imagenet_recipe
+from regard.recipes.detection import AnyRecipe, Recipe, recipe_for, recipe_from_file
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from regard.answers import Answered, StoredAnswers, store_answers
 from regard.benchmarks.timing import medians
 from regard.data.batches.classification import collate
 from regard.data.samples import ClassSample
 from regard.data.transforms.classification import imagenet_training
+from regard.distillation.stored_logits import Answered, StoredAnswers, store_answers
+from regard.distillation.teachers import Teacher
 from regard.losses import DistillationLoss
 from regard.models import VisionTransformer
 from regard.models.catalog import create
 from regard.structures.outputs import DistilledLogits
-from regard.teachers import Teacher
 from regard.training.data_loader import Augmented
 
 if TYPE_CHECKING:

@@ -25,12 +25,12 @@ from regard.explanations.explanation import Look as Look
 from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
-from regard.mask_results import SIGMOID_THRESHOLD, THRESHOLD
 from regard.models.catalog import Detector, Model
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.vit import VisionTransformer
-from regard.prediction import LEAST_SCORE, device_for
+from regard.prediction.predict import LEAST_SCORE, device_for
+from regard.results.postprocess import SIGMOID_THRESHOLD, THRESHOLD
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
 from regard.weights.load import load

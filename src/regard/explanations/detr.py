@@ -12,8 +12,8 @@ from regard.errors import ConfigError
 from regard.explanations.choices import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
 from regard.explanations.recording import Attended, AttentionRecorder, gradients
-from regard.mask_results import Chosen, score_queries
 from regard.models.detr import DETR
+from regard.results.postprocess import Chosen, score_queries
 from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from regard.drawing.boxes import class_color, grid, save_picture
 from regard.errors import ConfigError, MachineError, escape
-from regard.pictures import class_color, grid, save_picture
 
 Box = tuple[float, float, float, float]
 ARRAYS = ".npz"

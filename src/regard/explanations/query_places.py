@@ -17,7 +17,7 @@ from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.models.catalog import Detector
 from regard.models.evaluation_mode import evaluation_mode
-from regard.prediction import device_for
+from regard.prediction.predict import device_for
 from regard.structures.image_batch import ImageBatch
 
 SMALL = 0.02  # share of the image below which a box counts as small

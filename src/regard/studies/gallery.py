@@ -17,10 +17,10 @@ import regard
 from regard.data.class_images.dataset import open_classification
 from regard.data.generated.shapes import data_folder
 from regard.data.image_folders import list_images
+from regard.drawing.boxes import grid
 from regard.errors import ConfigError
 from regard.explanations import explain, explain_queries
-from regard.pictures import grid
-from regard.prediction import predict_each
+from regard.prediction.predict import predict_each
 from regard.safe_files import replace_text
 from regard.studies.seeds import claim, train_all
 

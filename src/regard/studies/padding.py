@@ -20,8 +20,8 @@ from regard.data.generated.shapes import data_folder
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
-from regard.mask_results import Sizes, panoptic_segments
 from regard.metrics.panoptic import PanopticCounts, PanopticScores
+from regard.results.postprocess import Sizes, panoptic_segments
 
 STRIDE = 4  # of DETR's masks
 SURE = 10.0  # logit of a perfect mask

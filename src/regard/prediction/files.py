@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from regard.classification_results import TOP, Classification
 from regard.data.coco.panoptic import PanopticWriter
 from regard.data.coco.tables import ImageRecord
 from regard.data.image_folders import list_images
 from regard.errors import ConfigError, DataError, escape
-from regard.mask_results import Method
 from regard.models.catalog import Model
 from regard.models.detr import DETR
-from regard.prediction import Result, check_options, predict_each
-from regard.results import Detections
+from regard.prediction.predict import Result, check_options, predict_each
+from regard.results.classification import TOP, Classification
+from regard.results.detections import Detections
+from regard.results.postprocess import Method
+from regard.results.segmentation import Segmentation
 from regard.safe_files import is_used, make_writable, replace_text
-from regard.segmentation_results import Segmentation
 from regard.weights.load import load
 
 DESCRIPTION = "segments predicted with regard predict"  # by which an earlier result is told from anything else

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from regard.pictures import Color, Tag, canvas, draw_tag, fitted, overlap, rgb_copy
+from regard.drawing.boxes import Color, Tag, canvas, draw_tag, fitted, overlap, rgb_copy
 
 SHARE = 0.55  # of the colour in a segment's pixels
 COARSE = 256  # cells of the longer side in which the middle of a segment is looked for

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from regard.data.images import read_image
+from regard.drawing.boxes import draw_probabilities, save_picture
 from regard.errors import ConfigError, DivergedError, MachineError, escape
-from regard.pictures import draw_probabilities, save_picture
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:

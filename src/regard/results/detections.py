@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from regard.data.images import read_image
+from regard.drawing.boxes import class_color, draw_boxes, save_picture
+from regard.drawing.masks import draw_masks
 from regard.errors import ConfigError, DivergedError, MachineError, escape
-from regard.mask_pictures import draw_masks
 from regard.metrics.masks import encode_masks
-from regard.pictures import class_color, draw_boxes, save_picture
 from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from regard.structures.categories import Category
 from regard.structures.outputs import DetectionOutput

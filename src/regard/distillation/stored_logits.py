@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.samples import ClassSample
 from regard.data.transforms.classification import ClassPipeline
+from regard.distillation.teachers import Teacher
 from regard.errors import CheckpointError, ConfigError
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.image_batch import ImageBatch
-from regard.teachers import Teacher
 from regard.training.data_loader import Augmented, Caught, raising, worker_count
 
 DTYPES = {"float16": np.float16, "float32": np.float32}

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from regard.classification_recipes import ClassificationRecipe, classification_recipe_for
 from regard.config import apply_mapping, line_of, read_yaml, unknown_name
 from regard.errors import ConfigError
 from regard.models.catalog import SHORT_SIDES, list_models, preset
 from regard.models.classifiers import ClassifierConfig
 from regard.models.detr import DETRConfig
+from regard.recipes.classification import ClassificationRecipe, classification_recipe_for
 from regard.training.loop import TrainingConfig
 
 

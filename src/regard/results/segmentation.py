@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from regard.data.images import read_image
+from regard.drawing.boxes import class_color, save_picture
+from regard.drawing.masks import draw_segments
 from regard.errors import ConfigError, escape
-from regard.mask_pictures import draw_segments
-from regard.pictures import class_color, save_picture
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments
 

@@ -9,7 +9,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from regard.classification_results import Classification, classify
 from regard.config import unknown_name
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
@@ -17,7 +16,13 @@ from regard.data.samples import ClassSample, Sample
 from regard.data.transforms.classification import evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
-from regard.mask_results import (
+from regard.models.catalog import Detector, Model
+from regard.models.classifiers import Classifier
+from regard.models.detr import DETR
+from regard.models.evaluation_mode import evaluation_mode
+from regard.results.classification import Classification, classify
+from regard.results.detections import Detections, postprocess
+from regard.results.postprocess import (
     Method,
     Sizes,
     choose_queries,
@@ -25,12 +30,7 @@ from regard.mask_results import (
     panoptic_segments,
     score_queries,
 )
-from regard.models.catalog import Detector, Model
-from regard.models.classifiers import Classifier
-from regard.models.detr import DETR
-from regard.models.evaluation_mode import evaluation_mode
-from regard.results import Detections, postprocess
-from regard.segmentation_results import Segmentation
+from regard.results.segmentation import Segmentation
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
 from regard.training.distributed import choose_device

@@ -1,0 +1,1 @@
+"""Boxes, masks and classes drawn on images."""

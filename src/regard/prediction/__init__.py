@@ -1,0 +1,1 @@
+"""`regard.predict`, and `regard predict` for files."""

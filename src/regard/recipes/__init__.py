@@ -1,0 +1,1 @@
+"""Training runs as functions: settings by name."""

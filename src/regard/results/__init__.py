@@ -1,0 +1,1 @@
+"""What `regard.predict` returns, and how a model output becomes it."""
