@@ -356,11 +356,11 @@ def test_scores_are_told_before_anything_is_written(capsys, shapes, tmp_path, mo
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("regard.detection_judging.plot_detections", full)
+    monkeypatch.setattr("regard.evaluation.detection.plot_detections", full)
     finished = run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", "0")
     finished.refused(6, None, "No space left on device")
     assert "AP50" in finished.out and "triangle" in finished.out
-    worked = "regard.detection_runs.evaluate_detector"
+    worked = "regard.runs.detection.evaluate_detector"
     monkeypatch.setattr(worked, lambda *_, **__: pytest.fail("worked before it looked"))
     (tmp_path / "file").write_text("")
     words = ["evaluate", tmp_path / "run", "--data", shapes, "--output", tmp_path / "file"]

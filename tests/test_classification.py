@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from color_data import COLORS, ColorJudge, write_colors
-from regard.classification import ClassificationTask
-from regard.classification_evaluation import ClassifierEvaluation, evaluate_classifier
-from regard.classification_pictures import draw_class_batch, draw_class_predictions
 from regard.data.class_images.dataset import open_classification
 from regard.data.transforms.classification import cifar_training, evaluation
 from regard.data.transforms.mixing import Mixing
 from regard.errors import DataError
+from regard.evaluation.classification import ClassifierEvaluation, evaluate_classifier
+from regard.evaluation.classification_pictures import draw_class_batch, draw_class_predictions
+from regard.runs.classification_task import ClassificationTask
 from regard.structures.categories import Category
 from regard.training.distributed import Processes
 

@@ -12,7 +12,6 @@ import regard
 from color_data import COLORS, write_colors
 from command_line import digest
 from command_line import run as command
-from regard.classification_runs import ClassificationJob, augmentation_of, mixing_of
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.class_images.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, DataError
@@ -21,7 +20,8 @@ from regard.models.classifiers import ClassifierConfig
 from regard.models.vit import ViTConfig
 from regard.recipes.classification import CLASSIFICATION_RECIPES
 from regard.recipes.detection import recipe_for
-from regard.runs import resolve
+from regard.runs.classification import ClassificationJob, augmentation_of, mixing_of
+from regard.runs.train import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.weights.classifiers import imagenet_categories
 
@@ -159,7 +159,7 @@ def test_imagenets_classes_are_known_by_all_their_names(tmp_path, monkeypatch):
     data = write_colors(tmp_path / "data", train=1, val=1, names=tuple(ids[number] for number in (400, 1, 30)))
     recipe = recipe_for("deit_nano_patch4_32")
     source = build(replace(recipe.model, num_classes=1000), "deit_nano_patch4_32", words)
-    monkeypatch.setattr("regard.classification_runs.load", lambda _: source)
+    monkeypatch.setattr("regard.runs.classification.load", lambda _: source)
     job = ClassificationJob(replace(recipe, data=str(data), start_from="released"))
     job.fetch_weights()
     net, notes = job.starting_model()
@@ -193,7 +193,7 @@ def test_kinds_are_not_mixed(run, data, tmp_path):
 
 def test_a_classifier_becomes_the_backbone_of_a_detector(tmp_path, monkeypatch):
     net = regard.create("aa_resnet20")
-    monkeypatch.setattr("regard.detection_runs.load", lambda _: net)
+    monkeypatch.setattr("regard.runs.detection.load", lambda _: net)
     words = (
         "workers=0", "device=cpu", "model.backbone=aa_resnet20", "model.backbone_norm=frozen", "lr=1e-9",
         "lr_backbone=0", "start_from=runs/mine",

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from color_data import ColorJudge, write_colors
-from regard.classifier_features import classifying_layers, image_features, images_per_second, probe
 from regard.data.class_images.dataset import open_classification
 from regard.data.transforms.classification import evaluation
 from regard.errors import ConfigError, DataError
-from regard.evaluation_batches import evaluation_batches
+from regard.evaluation.batches import evaluation_batches
+from regard.evaluation.features import classifying_layers, image_features, images_per_second, probe
 from regard.models.catalog import build
 from regard.models.detr import DETR_PRESETS
 from regard.models.mnasnet import MnasNetConfig
@@ -102,7 +102,7 @@ def test_what_has_no_features(folder, dataset, tmp_path):
 def test_speed_is_images_over_seconds(monkeypatch):
     """The median of the rounds, without the first two."""
     clock = iter([time for seconds in (9, 9, 1, 8, 2, 4, 0.1) for time in (0.0, seconds)])
-    monkeypatch.setattr("regard.classifier_features.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("regard.evaluation.features.time.perf_counter", lambda: next(clock))
     model = ColorJudge().train()
     assert images_per_second(model, 16, device=CPU, batch_size=6, rounds=5) == 6 / 2
     assert model.training and {tuple(batch.shape) for batch in model.batches} == {(6, 3, 16, 16)}

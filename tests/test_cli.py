@@ -25,7 +25,7 @@ from regard.errors import (
 )
 from regard.models.catalog import list_models
 from regard.recipes.detection import recipe_for
-from regard.runs import resolve
+from regard.runs.train import resolve
 from run_files import small_detector, write_run
 
 VERBS = ("quickstart", "train", "evaluate", "predict", "explain", "models", "study", "benchmark", "data")
@@ -131,7 +131,7 @@ def asked(monkeypatch) -> list[tuple]:
         calls.append((model, data, options))
         return Run
 
-    monkeypatch.setattr("regard.runs.train", noted)
+    monkeypatch.setattr("regard.runs.train.train", noted)
     return calls
 
 
@@ -300,7 +300,7 @@ def test_every_public_name():
         assert getattr(regard, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = regard.nothing
-    assert regard.train is importlib.import_module("regard.runs").train
+    assert regard.train is importlib.import_module("regard.runs.train").train
 
 
 # Things that run for minutes check their words first
@@ -328,7 +328,7 @@ def test_quickstart_and_study_check_first(capsys, tmp_path, monkeypatch):
 @pytest.fixture
 def earlier(tmp_path):
     """The folder of an earlier quickstart."""
-    from regard.quickstart import DATA, EPOCHS
+    from regard.studies.quickstart import DATA, EPOCHS
 
     folder = tmp_path / "quick"
     (folder / "pictures").mkdir(parents=True)
@@ -338,7 +338,7 @@ def earlier(tmp_path):
 
 
 def test_quickstart_replaces_its_own_folder_last(earlier, tmp_path, monkeypatch):
-    import regard.quickstart as module
+    import regard.studies.quickstart as module
 
     class Started(Exception):
         pass
@@ -370,7 +370,7 @@ def test_quickstart_replaces_its_own_folder_last(earlier, tmp_path, monkeypatch)
 
 
 def test_a_failed_quickstart_has_the_exit_code_of_its_training(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("regard.quickstart.data_folder", lambda _: tmp_path)
+    monkeypatch.setattr("regard.studies.quickstart.data_folder", lambda _: tmp_path)
     monkeypatch.setattr("regard.studies.convergence.data_folder", lambda _: tmp_path)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 5))
     for words in (["quickstart"], ["study", "convergence"], ["study", "attention"], ["study", "distillation"]):

@@ -6,8 +6,8 @@ from PIL import Image
 
 from image_files import encode, exif
 from regard.data.samples import Sample
-from regard.detection_pictures import draw_comparison
 from regard.drawing.boxes import class_color
+from regard.evaluation.detection_pictures import draw_comparison
 from regard.structures.categories import Category
 
 CATEGORIES = (Category(1, "cat"),)

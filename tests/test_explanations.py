@@ -20,8 +20,8 @@ from regard.cli import app
 from regard.data.samples import ClassSample
 from regard.data.transforms.classification import evaluation
 from regard.errors import ConfigError, MachineError
-from regard.explanations import Explanation, Look, explain_queries
 from regard.explanations.detr import covered, relevance
+from regard.explanations.explain import Explanation, Look, explain_queries
 from regard.explanations.recording import AttentionRecorder
 from regard.explanations.vit import rollout
 from regard.models.catalog import build, create

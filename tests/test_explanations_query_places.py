@@ -13,7 +13,7 @@ from detr_cases import SMALL, randomized
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError, DataError
-from regard.explanations import QueryPlaces, explain_queries
+from regard.explanations.explain import QueryPlaces, explain_queries
 from regard.explanations.query_places import query_places
 from regard.metrics.charts.style import BLUE, GREEN, ORANGE
 from regard.models.catalog import create

@@ -15,7 +15,6 @@ import regard
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.generated.shapes import ShapesConfig, write_shapes
-from regard.detection_runs import evaluate_on
 from regard.errors import ConfigError, DataError, RegardError
 from regard.metrics.panoptic import evaluate_panoptic
 from regard.models.detr import DETR, DETRConfig
@@ -24,6 +23,7 @@ from regard.prediction.predict import predict_each
 from regard.results.detections import Detections
 from regard.results.postprocess import Sizes, instance_masks
 from regard.results.segmentation import Segmentation
+from regard.runs.detection import evaluate_on
 from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from regard.structures.categories import ModelCard, knows_stuff
 from regard.structures.outputs import DetectionOutput

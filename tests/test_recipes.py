@@ -11,11 +11,11 @@ import torch
 
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.samples import Sample
-from regard.detection_runs import augmentation_of, criterion_of
 from regard.errors import ConfigError
 from regard.models.catalog import list_models
 from regard.models.detr import DETRConfig
 from regard.recipes.detection import RECIPES, Recipe, recipe_for
+from regard.runs.detection import augmentation_of, criterion_of
 from regard.studies.convergence import VARIANTS
 
 TRAINED = [name for name in list_models("detr*") if name != "detr_demo"]

@@ -13,7 +13,7 @@ from command_line import run
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
-from regard.explanations import explain
+from regard.explanations.explain import explain
 from regard.models.catalog import build
 from regard.models.detr import DETR_PRESETS
 from regard.studies.explanations import measure, table

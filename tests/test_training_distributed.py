@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 import regard
 from process_group import together
-from regard import detection_judging
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.transforms.detection import EvaluationResize
-from regard.detection_judging import evaluate_detector
 from regard.errors import ConfigError, DivergedError, MachineError
+from regard.evaluation import detection as detection_judging
+from regard.evaluation.detection import evaluate_detector
 from regard.losses import SetCriterion
 from regard.losses.detection import average_over_processes
 from regard.training import loop

@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regard.explanations import explain as explain
+    from regard.explanations.explain import explain as explain
     from regard.models.augment import augment as augment
     from regard.models.catalog import create as create
     from regard.models.catalog import list_models as list_models
     from regard.prediction.predict import predict as predict
-    from regard.runs import evaluate as evaluate
-    from regard.runs import train as train
+    from regard.runs.train import evaluate as evaluate
+    from regard.runs.train import train as train
     from regard.weights.load import load as load
 
 __version__ = "0.1.0"
@@ -20,12 +20,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "augment": "regard.models.augment",
     "create": "regard.models.catalog",
-    "evaluate": "regard.runs",
-    "explain": "regard.explanations",
+    "evaluate": "regard.runs.train",
+    "explain": "regard.explanations.explain",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",
     "predict": "regard.prediction.predict",
-    "train": "regard.runs",
+    "train": "regard.runs.train",
 }
 __all__ = [*_HOMES, "__version__"]
 

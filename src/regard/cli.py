@@ -42,7 +42,7 @@ def quickstart(*, minutes: float = 4.0, output: Path = Path("runs/quickstart"), 
         output: folder of the run.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.quickstart import quickstart
+    from regard.studies.quickstart import quickstart
 
     quickstart(minutes, output, device)
 
@@ -73,7 +73,7 @@ def train(
         teacher: what a classifier learns from: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
         quiet: print no progress.
     """
-    from regard.runs import train
+    from regard.runs.train import train
 
     # Words come in any order, and without a model for --resume and --config.
     words = [word for word in (model, *settings) if word is not None]
@@ -121,7 +121,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from regard.runs import evaluate
+    from regard.runs.train import evaluate
 
     evaluate(
         checkpoint,
@@ -209,7 +209,7 @@ def explain(
         output: picture, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.explanations import explain, explain_queries
+    from regard.explanations.explain import explain, explain_queries
 
     if output is not None:
         if output.exists():
@@ -280,9 +280,9 @@ def cache(
         batch_size: images at once.
         recipe: of the student, as for train.
     """
-    from regard.classification_runs import cache_answers
     from regard.recipes.detection import ClassificationRecipe
-    from regard.runs import resolve
+    from regard.runs.classification import cache_answers
+    from regard.runs.train import resolve
 
     words = (f"teacher={teacher}", *settings)
     student = resolve(model, data, None, None, False, recipe, None, words)

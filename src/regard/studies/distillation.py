@@ -15,7 +15,7 @@ from typing import Literal
 from regard.data.generated.shapes import data_text
 from regard.errors import ConfigError
 from regard.models.vit import VisionTransformer
-from regard.runs import evaluate
+from regard.runs.train import evaluate
 from regard.studies.attention import small_training
 from regard.studies.seeds import claim, report, top1, train_all
 from regard.weights.load import load

@@ -22,8 +22,8 @@ import regard
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
-from regard.explanations import Explanation, Look, explain
 from regard.explanations.deletion import deletion_curve, detection_score, insertion_curve
+from regard.explanations.explain import Explanation, Look, explain
 from regard.models.detr import DETR
 from regard.safe_files import replace_text
 from regard.structures.boxes import xyxy_to_cxcywh

@@ -19,7 +19,7 @@ from regard.data.generated.shapes import data_folder
 from regard.data.image_folders import list_images
 from regard.drawing.boxes import grid
 from regard.errors import ConfigError
-from regard.explanations import explain, explain_queries
+from regard.explanations.explain import explain, explain_queries
 from regard.prediction.predict import predict_each
 from regard.safe_files import replace_text
 from regard.studies.seeds import claim, train_all

@@ -19,8 +19,8 @@ from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, png_names
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
-from regard.detection_pictures import draw_comparison, draw_segment_comparison
 from regard.errors import DataError
+from regard.evaluation.detection_pictures import draw_comparison, draw_segment_comparison
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_detections
 from regard.metrics.detection import Detections, DetectionScores, evaluate_detections

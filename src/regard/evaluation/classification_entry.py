@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from regard.classification_evaluation import ClassifierEvaluation, logits_of
-from regard.classifier_features import classifying_layers, images_per_second, probe
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
 from regard.data.class_images.imagenet import CLASSES, read_real_labels, real_labels_of
 from regard.data.transforms.classification import evaluation
 from regard.errors import ConfigError
+from regard.evaluation.classification import ClassifierEvaluation, logits_of
+from regard.evaluation.features import classifying_layers, images_per_second, probe
 from regard.metrics.classification import evaluate_classification
 from regard.metrics.imagenet_subsets import real_accuracy, restrict
 from regard.models.classifiers import Classifier

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from regard.data.batches.detection import DetectionBatch, collate
 from regard.data.coco.panoptic import PanopticDataset
 from regard.data.transforms.detection import EvaluationResize, Transform
-from regard.detection_judging import DetectorEvaluation, ObjectDataset, evaluate_detector
-from regard.detection_pictures import draw_batch
+from regard.evaluation.detection import DetectorEvaluation, ObjectDataset, evaluate_detector
+from regard.evaluation.detection_pictures import draw_batch
 from regard.losses import SetCriterion
 from regard.models.detr import DETR
 from regard.training.data_loader import Augmented, EndlessBatches, raising, training_loader

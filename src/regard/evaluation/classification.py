@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regard.classification_pictures import MOST_IMAGES, draw_class_predictions
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.transforms.classification import Evaluation
-from regard.evaluation_batches import evaluation_batches
+from regard.evaluation.batches import evaluation_batches
+from regard.evaluation.classification_pictures import MOST_IMAGES, draw_class_predictions
 from regard.metrics.charts.classification import plot_classification
 from regard.metrics.classification import ClassificationScores, evaluate_classification
 from regard.models.evaluation_mode import evaluation_mode

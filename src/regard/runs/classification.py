@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from regard.classification import ClassificationTask
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
 from regard.data.transforms.classification import (
@@ -30,6 +29,7 @@ from regard.models.catalog import CONFIGS, WEIGHTS, Detector, Model, build
 from regard.models.classifiers import Classifier
 from regard.models.vit import VisionTransformer, ViTConfig
 from regard.recipes.classification import ClassificationRecipe
+from regard.runs.classification_task import ClassificationTask
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP

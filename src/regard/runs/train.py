@@ -17,18 +17,13 @@ import torchvision
 import yaml
 
 import regard
-from regard import detection_runs
-from regard.classification import ClassificationTask
-from regard.classification_evaluation import ClassifierEvaluation
-from regard.classification_judging import Questions, judge
-from regard.classification_runs import ClassificationJob
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.class_images.imagenet import is_imagenet
 from regard.data.generated.shapes import data_text
-from regard.detection import DetectionTask
-from regard.detection_judging import DetectorEvaluation
-from regard.detection_runs import DetectionJob
 from regard.errors import ConfigError
+from regard.evaluation.classification import ClassifierEvaluation
+from regard.evaluation.classification_entry import Questions, judge
+from regard.evaluation.detection import DetectorEvaluation
 from regard.metrics.charts.detection import plot_curves
 from regard.metrics.classification import ClassificationScores
 from regard.metrics.detection import DetectionScores
@@ -38,6 +33,11 @@ from regard.models.classifiers import ClassifierConfig
 from regard.prediction.predict import device_for
 from regard.recipes.classification import imagenet_recipe
 from regard.recipes.detection import AnyRecipe, Recipe, recipe_for, recipe_from_file
+from regard.runs import detection as detection_runs
+from regard.runs.classification import ClassificationJob
+from regard.runs.classification_task import ClassificationTask
+from regard.runs.detection import DetectionJob
+from regard.runs.detection_task import DetectionTask
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes

@@ -23,9 +23,8 @@ from regard.data.transforms.detection import (
     paper_augmentation,
     small_augmentation,
 )
-from regard.detection import DetectionTask
-from regard.detection_judging import DetectorEvaluation, ObjectDataset, evaluate_detector
 from regard.errors import ConfigError, MachineError
+from regard.evaluation.detection import DetectorEvaluation, ObjectDataset, evaluate_detector
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_dataset
 from regard.metrics.detection import warn_of_surplus
@@ -33,6 +32,7 @@ from regard.metrics.masks import check_outlines
 from regard.models.catalog import Detector, build
 from regard.models.detr import DETR
 from regard.recipes.detection import Recipe, recipe_from_file
+from regard.runs.detection_task import DetectionTask
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category
 from regard.training.distributed import Processes
@@ -239,7 +239,7 @@ def evaluate_on(
 
     Args:
         run: where the detector comes from; its loss is taken if it is a run.
-        submission: file to write what was found to, as `regard.runs.evaluate` says.
+        submission: file to write what was found to, as `regard.runs.train.evaluate` says.
 
     Raises:
         ConfigError: the file or the folder of its PNG files is there already (C11).

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.classification_evaluation import ClassifierEvaluation, evaluate_classifier
-from regard.classification_pictures import draw_class_batch
 from regard.data.batches.classification import ClassificationBatch, collate
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.transforms.classification import ClassPipeline, Evaluation
 from regard.data.transforms.mixing import Mixing
 from regard.distillation.stored_logits import Answered, StoredAnswers
+from regard.evaluation.classification import ClassifierEvaluation, evaluate_classifier
+from regard.evaluation.classification_pictures import draw_class_batch
 from regard.losses import DistillationLoss
 from regard.structures.outputs import DistilledLogits
 from regard.training.data_loader import (

@@ -16,7 +16,7 @@ from regard.data.class_images.dataset import ClassificationDataset, open_classif
 from regard.data.generated.shapes import data_text
 from regard.data.transforms.classification import Evaluation, evaluation
 from regard.errors import ConfigError
-from regard.evaluation_batches import evaluation_batches
+from regard.evaluation.batches import evaluation_batches
 from regard.metrics.features import knn_accuracy, linear_probe_accuracy
 from regard.models.catalog import Detector
 from regard.models.classifiers import HEADS, Classifier

@@ -1,0 +1,144 @@
+"""`regard.explain`: where a model looks, as maps over the image. One model family, one file.
+
+The models keep their fused attention, which stores no weights: they are recomputed from queries and keys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from regard.data.image_folders import list_images
+from regard.data.images import to_image
+from regard.data.samples import ClassSample, Sample
+from regard.data.transforms.classification import evaluation
+from regard.data.transforms.detection import EvaluationResize
+from regard.errors import ConfigError
+from regard.explanations.augmented import explain_augmented
+from regard.explanations.detr import explain_detr
+from regard.explanations.explanation import Explanation as Explanation
+from regard.explanations.explanation import Look as Look
+from regard.explanations.query_places import QueryPlaces as QueryPlaces
+from regard.explanations.query_places import query_places
+from regard.explanations.vit import explain_vit
+from regard.models.catalog import Detector, Model
+from regard.models.detr import DETR
+from regard.models.evaluation_mode import evaluation_mode
+from regard.models.vit import VisionTransformer
+from regard.prediction.predict import LEAST_SCORE, device_for
+from regard.results.postprocess import SIGMOID_THRESHOLD, THRESHOLD
+from regard.structures.categories import ModelCard
+from regard.structures.image_batch import ImageBatch
+from regard.weights.load import load
+
+
+@torch.inference_mode(False)  # relevance needs gradients, wherever it is asked for
+@torch.enable_grad()
+def explain(
+    model: Model | nn.Module | str | Path,
+    image: Any,
+    what: str | None = None,
+    *,
+    point: tuple[float, float] | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    threshold: float | None = None,
+    image_size: int = 224,
+    device: str = "auto",
+) -> Explanation:
+    """Where a model looks in an image.
+
+    | model | `what`, the first if None |
+    | --- | --- |
+    | DETR | `decoder`, `heads`, `encoder`, `layers`, `relevance` |
+    | ViT, DeiT | `rollout`, `heads`, `tokens`, `patch`, `relevance` |
+    | attention-augmented networks | `layers`, `heads`, `relevance` |
+
+    See `explain_detr`, `explain_vit` and `explain_augmented` for what each is.
+
+    Args:
+        model: a model, or whatever `regard.load` takes.
+        image: as for `regard.predict`, one of them.
+        point: x, y in pixels of the image, for kinds that look from a place.
+        layer, head: by number, from 0; negative ones count from the end. Where none is given, the last layer and the
+            mean of the heads.
+        threshold: least score of a detection that is explained, 0..1; if None as `regard.predict` has it.
+        image_size: of a network of your own, given to `regard.augment`: side of the square that it sees.
+        device: as for `regard.predict`.
+
+    Raises:
+        ConfigError: there is no such kind, layer, head or point, an option that the kind does not read, or a model that
+            has nothing to show (C01, C03, C09).
+        DataError: the image cannot be read.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
+    if image_size < 1:
+        raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
+    net = load(model) if isinstance(model, (str, Path)) else getattr(model, "_orig_mod", model)  # not the compiled one
+    where = device_for(model, device)
+    net = net.to(where)
+    pixels = to_image(image)
+    if threshold is not None and not isinstance(net, DETR):
+        raise ConfigError("threshold is for detectors", remedy="leave it out", code="C09")
+    # Under the autocast of a caller, rows of attention would sum to 1 within 1e-3 only.
+    with evaluation_mode(net), torch.autocast(where.type, enabled=False):
+        if isinstance(net, DETR):
+            least = _least_score(net) if threshold is None else threshold
+            resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
+            batch = ImageBatch.from_images([resized]).to(where).normalized()
+            size = pixels.shape[-2], pixels.shape[-1]
+            kind = "decoder" if what is None else what
+            looks, columns = explain_detr(net, batch, size, kind, threshold=least, point=point, layer=layer, head=head)
+        elif isinstance(net, Detector):
+            remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
+            raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
+        else:
+            card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_ratio=0.875)
+            batch, extent = _for_classifier(card, pixels)
+            seen = batch.to(where).pixels
+            if isinstance(net, VisionTransformer):
+                kind = "rollout" if what is None else what
+                looks, columns = explain_vit(net, seen, extent, kind, point=point, layer=layer, head=head)
+            else:
+                kind = "layers" if what is None else what
+                looks, columns = explain_augmented(net, card, seen, extent, kind, point=point, layer=layer, head=head)
+    path = str(image) if isinstance(image, (str, Path)) else None
+    return Explanation(kind, tuple(looks), columns, _picture(pixels), path)
+
+
+def explain_queries(model: Model | str | Path, folder: str | Path, *, device: str = "auto") -> QueryPlaces:
+    """Where each query of a detector finds its objects, over a folder of images. (DETR, figure 7.)
+
+    Raises:
+        ConfigError: the model has no queries (C09), or the folder no images.
+        DataError: an image that cannot be read.
+    """
+    net = load(model) if isinstance(model, (str, Path)) else model
+    if not isinstance(net, Detector):
+        remedy = "take a detector, or name one image"
+        name = net.card.name if hasattr(net, "card") else type(net).__name__
+        raise ConfigError(f"{name} has no queries to show over a folder", remedy=remedy, code="C09")
+    return query_places(net.to(device_for(model, device)), list_images(folder))
+
+
+def _least_score(net: DETR) -> float:
+    """Of what `regard.predict` finds by itself: of detections, or of segments."""
+    if not (net.config.masks and net.card.panoptic):
+        return LEAST_SCORE
+    return SIGMOID_THRESHOLD if net.config.sigmoid else THRESHOLD
+
+
+def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
+    """The image as a classifier sees it, normalised, and what it shows of the original."""
+    resize = evaluation(card.short_side, card.crop_ratio)
+    seen = resize(ClassSample(pixels, label=0)).image
+    return ImageBatch.from_images([seen]).normalized(), resize.extent(pixels.shape[-2], pixels.shape[-1])
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
