@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regard.models.detr import DETR, DETRConfig
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = DETRConfig(
     num_classes=4, backbone="small", embed_dim=16, num_heads=4, encoder_layers=2, decoder_layers=3, feedforward_dim=24,
     dropout=0.0, num_queries=5,

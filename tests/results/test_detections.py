@@ -18,7 +18,7 @@ from regard.results.detections import Detections, postprocess
 from regard.structures.categories import Category
 from regard.structures.outputs import DetectionOutput
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CATEGORIES = (Category(7, "raccoon"), Category(3, "dog"), Category(90, "Waschbär"))
 
 

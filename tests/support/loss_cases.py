@@ -14,7 +14,7 @@ from torchvision import ops
 from regard.structures.outputs import DetectionOutput
 
 Targets = list[dict[str, Tensor]]
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def random_output(batch: int, queries: int, classes: int, seed: int = 0) -> DetectionOutput:

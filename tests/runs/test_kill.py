@@ -1,6 +1,6 @@
 """Twenty kills at random times while a detector trains: every run goes on to the weights of a run left alone.
 
-Takes several minutes: `uv run pytest -m slow tests/test_kill.py -s` prints where each kill fell.
+Takes several minutes: `uv run pytest -m slow tests/runs/test_kill.py -s` prints where each kill fell.
 """
 
 import hashlib

@@ -36,7 +36,7 @@ from regard.data.transforms.detection import (
 from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN
 
-GOLDEN = json.loads((Path(__file__).parent / "data/golden/eval_resize.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/eval_resize.json").read_text())
 
 
 def seeded(seed: int) -> torch.Generator:

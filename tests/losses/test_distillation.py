@@ -12,7 +12,7 @@ from regard.errors import ConfigError
 from regard.losses import DistillationLoss
 from regard.models import DistilledLogits
 
-GOLDEN = json.loads((Path(__file__).parent / "data" / "golden" / "distillation_losses.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "distillation_losses.json").read_text())
 
 
 def drawn(seed, batch, classes):

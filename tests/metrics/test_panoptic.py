@@ -37,7 +37,7 @@ CLASSES = (
     Category(200, "ground", is_thing=False),
 )
 # Real images, where somebody has put them beside the checkout.
-SAMPLES = Path(__file__).parents[2] / "shared/data"
+SAMPLES = Path(__file__).parents[3] / "shared/data"
 
 Pair = tuple[PanopticSegments, PanopticSegments]
 
