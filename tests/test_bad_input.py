@@ -23,7 +23,7 @@ from regard.config import to_mapping
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.images import MAX_PIXELS
 from regard.errors import DataError
-from regard.recipes.detection import recipe_for
+from regard.recipes import recipe_for
 from run_files import small_detector, write_run
 
 # Those that are bad only where fewer pixels are allowed than `predict` allows are no case here.
@@ -229,7 +229,7 @@ def test_a_broken_training_image(capsys, shapes, tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_validation_image(capsys, shapes, tmp_path, workers):
-    from regard.models.catalog import build
+    from regard.models.build import build
     from regard.structures.categories import Category
     from run_files import SMALL
 
@@ -281,7 +281,7 @@ def test_no_such_data(capsys, shapes, tmp_path):
         ("batch_size=2.5", 2, "C02", "batch_size='2.5', expected a whole number"),
         ("model.anchors=perhaps", 2, "C02", "expected true or false"),
         ("amp=fp8", 2, "C02", "did you mean 'fp16'?"),
-        ("model=big", 2, "C02", "model holds settings of its own"),
+        ("model=big", 2, "C02", "model is a group of settings"),
         ("lr=-1", 2, "C03", "lr=-1.0"),
         ("lr=0", 2, "C03", "lr=0"),
         ("lr=nan", 2, "C02", "lr='nan'"),
@@ -346,7 +346,7 @@ def test_data_are_never_guessed(capsys, tmp_path):
 
 def test_scores_are_told_before_anything_is_written(capsys, shapes, tmp_path, monkeypatch):
     """An hour's work is not lost because matplotlib is missing or the disk is full."""
-    from regard.models.catalog import build
+    from regard.models.build import build
     from regard.structures.categories import Category
     from run_files import SMALL
 
@@ -410,7 +410,7 @@ def test_predictions_have_nowhere_to_go(capsys, trained, images, tmp_path):
         ("epochs: -1\n", ":2", "C03", "epochs=-1"),
         ("model:\n  num_queries: 0\n", ":3", "C08", "model.num_queries is 0"),
         ("epochs:\n- 1\n", ":2", "C02", "epochs=[1]"),
-        ("lr: 1\nlr: 2\n", ":1", "C12", "'lr' stands twice"),
+        ("lr: 1\nlr: 2\n", ":1", "C12", "duplicate key 'lr'"),
         ("lr: !!python/object/apply:os.system ['touch HACKED']\n", ":2", "C12", "is not allowed"),
         ("lr: [1, 2\nepochs: 3\n", ":", "C12", "correct the file"),
         ("lr: 2020-13-45\n", "", "C12", "not YAML"),

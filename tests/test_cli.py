@@ -24,7 +24,7 @@ from regard.errors import (
     RegardError,
 )
 from regard.models.catalog import list_models
-from regard.recipes.detection import recipe_for
+from regard.recipes import recipe_for
 from regard.runs.train import resolve
 from run_files import small_detector, write_run
 
@@ -270,7 +270,7 @@ def test_data_shapes_and_check(capsys, shapes, tmp_path):
 
 
 def test_predict_and_evaluate(capsys, shapes, tmp_path):
-    from regard.models.catalog import build
+    from regard.models.build import build
     from regard.structures.categories import Category
     from run_files import SMALL
 

@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 
 from regard.config import (
+    RENAMED,
     apply_mapping,
     apply_overrides,
     check_choices,
@@ -15,6 +16,7 @@ from regard.config import (
     to_mapping,
 )
 from regard.errors import ConfigError
+from regard.recipes import recipe_for, recipe_from_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ def test_accepted(word, path, value):
         ("lr=inf", "C02", "expected a number"),
         ("steps=2.5", "C02", "expected a whole number"),
         ("ema=maybe", "C02", "expected true or false"),
-        ("inner=3", "C02", "inner holds settings of its own"),
+        ("inner=3", "C02", "inner is a group of settings"),
         ("inner.kind=atuo", "C02", "did you mean 'auto'"),
     ],
 )
@@ -120,8 +122,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("lr: 1\nlr: 2\n", "'lr' stands twice"),
-        ("inner:\n  width: 1\n  width: 2\n", "'width' stands twice"),
+        ("lr: 1\nlr: 2\n", "duplicate key 'lr'"),
+        ("inner:\n  width: 1\n  width: 2\n", "duplicate key 'width'"),
         ("a: !!python/object/apply:os.system ['true']\n", "is not allowed"),
         ("a: !mine 3\n", "is not allowed"),
         ("a: [1, 2\n", "settings.yaml:2"),
@@ -164,3 +166,21 @@ def test_a_path_that_is_not_there(tmp_path):
     assert near_path(tmp_path / "panoptc") == f"did you mean {tmp_path / 'panoptic'}?"
     assert near_path(tmp_path / "shpes", ["shapes"]) == "did you mean shapes?"
     assert near_path(tmp_path / "none" / "of") == near_path(tmp_path / "xyz") == "check the path"
+
+
+def test_settings_of_earlier_versions_load_under_their_new_names():
+    recipe = recipe_for("deit_nano_patch4_32")
+    old = {"least_lr": 1e-6, "drop_at": [0.5], "clip_norm": 0.3, "repeats": 2, "crop_ratio": 0.9}
+    new = {"min_lr": 1e-6, "milestones": [0.5], "max_norm": 0.3, "repeated_augmentation": 2, "crop_pct": 0.9}
+    assert old.keys() == RENAMED.keys()
+    assert apply_mapping(recipe, old) == apply_mapping(recipe, new) != recipe
+    with pytest.raises(ConfigError) as raised:
+        apply_mapping(recipe, {"clip_norm": 0.1, "max_norm": 0.2})
+    assert raised.value.code == "C12" and "clip_norm" in str(raised.value)
+
+
+def test_an_error_in_a_renamed_setting_names_its_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: detr_tiny\nclip_norm: -1\n")
+    with pytest.raises(ConfigError) as raised:
+        recipe_from_file(tmp_path / "config.yaml")
+    assert raised.value.where == f"{tmp_path / 'config.yaml'}:2"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regard.explanations.explain import explain as explain
     from regard.models.augment import augment as augment
-    from regard.models.catalog import create as create
+    from regard.models.build import create as create
     from regard.models.catalog import list_models as list_models
     from regard.prediction.predict import predict as predict
     from regard.runs.train import evaluate as evaluate
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "augment": "regard.models.augment",
-    "create": "regard.models.catalog",
+    "create": "regard.models.build",
     "evaluate": "regard.runs.train",
     "explain": "regard.explanations.explain",
     "list_models": "regard.models.catalog",

@@ -280,7 +280,7 @@ def cache(
         batch_size: images at once.
         recipe: of the student, as for train.
     """
-    from regard.recipes.detection import ClassificationRecipe
+    from regard.recipes import ClassificationRecipe
     from regard.runs.classification import cache_answers
     from regard.runs.train import resolve
 

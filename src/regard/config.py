@@ -18,8 +18,17 @@ import yaml
 from regard.errors import ConfigError
 
 T = TypeVar("T")
-LARGEST_FILE = 1_000_000  # bytes of YAML
-MOST_NODES = 10_000  # values of YAML, aliases counted as often as they are used
+MAX_BYTES = 1_000_000  # bytes of YAML
+MAX_NODES = 10_000  # values of YAML, aliases counted as often as they are used
+
+# Settings of earlier versions and their names now. Old config.yaml files and checkpoints keep loading.
+RENAMED = {
+    "least_lr": "min_lr",
+    "drop_at": "milestones",
+    "clip_norm": "max_norm",
+    "repeats": "repeated_augmentation",
+    "crop_ratio": "crop_pct",
+}
 
 
 def apply_overrides(config: T, overrides: Sequence[str], where: str | None = None) -> T:
@@ -38,7 +47,7 @@ def apply_overrides(config: T, overrides: Sequence[str], where: str | None = Non
         for group in groups:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"{group} holds settings of its own, got {place!r}", where=where, code="C02")
+                raise ConfigError(f"{group} is a group of settings, got {place!r}", where=where, code="C02")
         place[name] = text
     return apply_mapping(config, values, where=where)
 
@@ -52,14 +61,18 @@ def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None
     known = {f.name: f for f in dataclasses.fields(config) if f.init}  # type: ignore[arg-type]
     hints = get_type_hints(type(config))
     changes: dict[str, Any] = {}
-    for key, value in values.items():
+    for old, value in values.items():
+        key = old if old in known else RENAMED.get(old, old)
         path = f"{prefix}{key}"
+        if key != old and key in values:
+            what = f"{prefix}{old} is the earlier name of {path}, and both are set"
+            raise ConfigError(what, where=where, remedy=f"set {path} alone", code="C12")
         if key not in known:
             raise unknown_name("key", path, [f"{prefix}{name}" for name in known], where=where, code="C01")
         present = getattr(config, key)
         if dataclasses.is_dataclass(present):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{path} holds settings of its own, got {value!r}", where=where, code="C02")
+                raise ConfigError(f"{path} is a group of settings, got {value!r}", where=where, code="C02")
             changes[key] = apply_mapping(present, value, where, f"{path}.")
         else:
             changes[key] = _convert(value, hints[key], path, where)
@@ -93,8 +106,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the settings: {_reason(error)}", where=path) from error
-    if len(text) > LARGEST_FILE:
-        raise ConfigError(f"{len(text)} bytes of settings, expected at most {LARGEST_FILE}", where=path, code="C12")
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{len(text)} bytes of settings, expected at most {MAX_BYTES}", where=path, code="C12")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_node(node, path)
@@ -206,15 +219,15 @@ def _check_node(node: yaml.Node | None, path: Path) -> None:
         if node is None:
             continue
         at = f"{path}:{node.start_mark.line + 1}"
-        if count > MOST_NODES:
-            raise ConfigError(f"more than {MOST_NODES} values, aliases followed", where=path, code="C12")
+        if count > MAX_NODES:
+            raise ConfigError(f"more than {MAX_NODES} values, aliases followed", where=path, code="C12")
         if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
             raise ConfigError(f"tag {node.tag!r} is not allowed", where=at, remedy="use plain values", code="C12")
         if isinstance(node, yaml.MappingNode):
             keys = [key.value if isinstance(key.value, str) else None for key, _ in node.value]
             twice = {key for key in keys if keys.count(key) > 1}
             if twice:
-                raise ConfigError(f"key {min(map(str, twice))!r} stands twice", where=at, code="C12")
+                raise ConfigError(f"duplicate key {min(map(str, twice))!r}", where=at, code="C12")
             waiting += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             waiting += node.value

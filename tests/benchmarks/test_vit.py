@@ -11,8 +11,9 @@ from command_line import run as command
 from regard.benchmarks import vit
 from regard.benchmarks.vit import _backward, merging, run, table
 from regard.errors import MachineError
-from regard.models.catalog import create
-from regard.models.vit import VIT_PRESETS, VisionTransformer
+from regard.models.build import create
+from regard.models.configs.vit import VIT_PRESETS
+from regard.models.vit import VisionTransformer
 
 NANO = "deit_nano_distilled_patch4_32"
 

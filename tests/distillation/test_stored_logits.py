@@ -16,7 +16,7 @@ from command_line import run as command
 from regard.config import apply_overrides
 from regard.distillation.stored_logits import StoredAnswers
 from regard.errors import CheckpointError, ConfigError
-from regard.recipes.detection import recipe_for
+from regard.recipes import recipe_for
 from regard.runs.classification import ClassificationJob, augmentation_of, cache_answers
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes

@@ -17,7 +17,8 @@ from command_line import run as command
 from regard.data.class_images.imagenet import wordnet_ids
 from regard.distillation.teachers import RELEASED, Teacher, load_teacher
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.models.catalog import build, preset
+from regard.models.build import build
+from regard.models.catalog import preset
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -176,7 +177,7 @@ def test_a_student_learns_from_a_run(data, teacher, tmp_path, name, kind):
 
 
 def test_going_on_has_the_teacher_again(data, teacher, tmp_path):
-    words = (*STUDENT, "schedule=step", "drop_at=1", "warmup_share=0")
+    words = (*STUDENT, "schedule=step", "milestones=1", "warmup_share=0")
     name = "deit_nano_distilled_patch4_32"
     first = regard.train(name, data, epochs=1, teacher=teacher, output=tmp_path / "a", overrides=words, quiet=True)
     regard.train(output=first.folder, resume=True, epochs=2, quiet=True)

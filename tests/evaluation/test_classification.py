@@ -13,8 +13,8 @@ from color_data import COLORS, color_image, write_colors
 from command_line import run as command
 from regard.data.class_images.imagenet import wordnet_ids
 from regard.errors import ConfigError, DataError
-from regard.models.catalog import build
-from regard.models.vit import ViTConfig
+from regard.models.build import build
+from regard.models.configs.vit import ViTConfig
 from regard.structures.categories import Category, ModelCard
 from regard.training.checkpoints import save_checkpoint
 from regard.weights.classifiers import imagenet_categories

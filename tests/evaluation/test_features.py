@@ -9,12 +9,12 @@ from regard.data.transforms.classification import evaluation
 from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.features import classifying_layers, image_features, images_per_second, probe
-from regard.models.catalog import build
-from regard.models.detr import DETR_PRESETS
-from regard.models.mnasnet import MnasNetConfig
-from regard.models.resnet import RESNET_PRESETS
-from regard.models.san import SAN_PRESETS
-from regard.models.vit import ViTConfig
+from regard.models.build import build
+from regard.models.configs.detr import DETR_PRESETS
+from regard.models.configs.mnasnet import MnasNetConfig
+from regard.models.configs.resnet import RESNET_PRESETS
+from regard.models.configs.san import SAN_PRESETS
+from regard.models.configs.vit import ViTConfig
 
 CPU = torch.device("cpu")
 TINY = ViTConfig(image_size=16, patch_size=8, embed_dim=12, num_heads=2, depth=2, num_classes=3)

@@ -24,9 +24,9 @@ from regard.explanations.detr import covered, relevance
 from regard.explanations.explain import Explanation, Look, explain_queries
 from regard.explanations.recording import AttentionRecorder
 from regard.explanations.vit import rollout
-from regard.models.catalog import build, create
+from regard.models.build import build, create
+from regard.models.configs.vit import ViTConfig
 from regard.models.token_merging import merge_tokens
-from regard.models.vit import ViTConfig
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import ImageBatch
 from run_files import small_detector, write_run
@@ -82,7 +82,7 @@ class Eager(TorchFunctionMode):
 def prepared(net):
     """The photo as the classifier sees it."""
     image = torch.from_numpy(PHOTO).permute(2, 0, 1)
-    seen = evaluation(net.card.short_side, net.card.crop_ratio)(ClassSample(image, 0)).image
+    seen = evaluation(net.card.short_side, net.card.crop_pct)(ClassSample(image, 0)).image
     return ImageBatch.from_images([seen]).normalized().pixels
 
 

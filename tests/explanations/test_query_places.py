@@ -16,7 +16,7 @@ from regard.errors import ConfigError, DataError
 from regard.explanations.explain import QueryPlaces, explain_queries
 from regard.explanations.query_places import query_places
 from regard.metrics.charts.style import BLUE, GREEN, ORANGE
-from regard.models.catalog import create
+from regard.models.build import create
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import ImageBatch
 

@@ -10,7 +10,8 @@ from regard.attention import AugmentedConv2d
 from regard.data.class_images.dataset import open_classification
 from regard.errors import ConfigError
 from regard.models.augment import table
-from regard.models.resnet import RESNET_PRESETS, ResNet
+from regard.models.configs.resnet import RESNET_PRESETS
+from regard.models.resnet import ResNet
 
 
 def layers_of(model):

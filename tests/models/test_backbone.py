@@ -13,7 +13,8 @@ from torch import nn
 from detr_cases import SMALL, reference_image
 from regard.errors import ConfigError, MachineError
 from regard.models.backbone import create_backbone
-from regard.models.catalog import create, preset
+from regard.models.build import create
+from regard.models.catalog import preset
 from regard.models.detr import DETR
 from regard.weights.detr import imagenet_weights, load_backbone
 

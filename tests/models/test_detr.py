@@ -26,9 +26,10 @@ from detr_cases import (
 from loss_cases import golden_targets, random_targets
 from regard.errors import CheckpointError, ConfigError
 from regard.losses import SetCriterion
-from regard.models.catalog import create
-from regard.models.detr import DETR, DETRConfig
-from regard.models.detr_demo import DETRDemo, DETRDemoConfig
+from regard.models.build import create
+from regard.models.configs.detr import DETRConfig, DETRDemoConfig
+from regard.models.detr import DETR
+from regard.models.detr_demo import DETRDemo
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
 from regard.weights.detr import load_file, official_name

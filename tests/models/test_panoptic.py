@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from detr_cases import SMALL, randomized, reference_image
 from regard.errors import ConfigError
-from regard.models.catalog import build, create
-from regard.models.detr import DETR, DETRConfig
+from regard.models.build import build, create
+from regard.models.configs.detr import DETRConfig
+from regard.models.detr import DETR
 from regard.models.panoptic import AttentionMap, MaskHead
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch

@@ -8,10 +8,14 @@ import torchvision
 
 from regard.attention import AugmentedConv2d
 from regard.errors import ConfigError
-from regard.models.catalog import build, create, list_models, preset
-from regard.models.mnasnet import MnasNet, MnasNetConfig
-from regard.models.resnet import ResNet, ResNetConfig
-from regard.models.wide_resnet import WideResNet, WideResNetConfig
+from regard.models.build import build, create
+from regard.models.catalog import list_models, preset
+from regard.models.configs.mnasnet import MnasNetConfig
+from regard.models.configs.resnet import ResNetConfig
+from regard.models.configs.wide_resnet import WideResNetConfig
+from regard.models.mnasnet import MnasNet
+from regard.models.resnet import ResNet
+from regard.models.wide_resnet import WideResNet
 from regard.training.schedules import parameter_groups
 
 

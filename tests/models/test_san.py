@@ -7,8 +7,10 @@ from torch import nn
 import regard
 from regard.errors import ConfigError
 from regard.models.backbone import create_backbone
-from regard.models.catalog import create, preset
-from regard.models.san import SAN, SAN_PRESETS, SANConfig
+from regard.models.build import create
+from regard.models.catalog import preset
+from regard.models.configs.san import SAN_PRESETS, SANConfig
+from regard.models.san import SAN
 from regard.weights.detr import load_backbone
 
 STAGES = {"san10": (2, 1, 2, 4, 1), "san15": (3, 2, 3, 5, 2), "san19": (3, 3, 4, 6, 3)}

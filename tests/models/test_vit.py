@@ -11,8 +11,10 @@ from torch import nn
 from regard.attention import resize_positions
 from regard.errors import ConfigError
 from regard.models import DistilledLogits
-from regard.models.catalog import create, preset
-from regard.models.vit import VIT_PRESETS, VisionTransformer, ViTConfig, fuse_logits
+from regard.models.build import create
+from regard.models.catalog import preset
+from regard.models.configs.vit import VIT_PRESETS, ViTConfig
+from regard.models.vit import VisionTransformer, fuse_logits
 
 SMALL = ViTConfig(num_classes=7, image_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=3)
 DISTILLED = replace(SMALL, distilled=True)
@@ -320,4 +322,4 @@ def test_wrong_settings(changes, code, says):
 )
 def test_what_is_seen_of_an_image_is_as_published(name, ratio):
     with torch.device("meta"):
-        assert create(name).card.crop_ratio == ratio
+        assert create(name).card.crop_pct == ratio

@@ -17,7 +17,8 @@ from torch import Tensor
 import regard
 from image_files import encode, exif, turned
 from regard.errors import ConfigError, DataError, MachineError
-from regard.models.detr import DETR, DETRConfig
+from regard.models.configs.detr import DETRConfig
+from regard.models.detr import DETR
 from regard.prediction.files import picture_names, predict_files
 from regard.prediction.predict import device_for, predict, predict_each
 from regard.results.detections import Detections

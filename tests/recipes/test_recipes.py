@@ -13,8 +13,9 @@ from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.samples import Sample
 from regard.errors import ConfigError
 from regard.models.catalog import list_models
-from regard.models.detr import DETRConfig
-from regard.recipes.detection import RECIPES, Recipe, recipe_for
+from regard.models.configs.detr import DETRConfig
+from regard.recipes import recipe_for
+from regard.recipes.detection import DETECTION_RECIPES, DetectionRecipe
 from regard.runs.detection import augmentation_of, criterion_of
 from regard.studies.convergence import VARIANTS
 
@@ -27,12 +28,12 @@ def test_paper_recipe_is_the_published_one():
     recipe = recipe_for("detr_resnet50", "paper")
     published = {
         "epochs": 300, "lr": 1e-4, "lr_backbone": 1e-5, "weight_decay": 1e-4, "batch_size": 2, "accumulate": 1,
-        "schedule": "step", "warmup_steps": 0, "clip_norm": 0.1, "ema": 0.0, "amp": "off", "seed": 42, "workers": 2,
+        "schedule": "step", "warmup_steps": 0, "max_norm": 0.1, "ema": 0.0, "amp": "off", "seed": 42, "workers": 2,
         "start_from": "backbone", "short_side": 800, "max_size": 1333, "augmentation": "paper", "minutes": None,
         "no_object_weight": 0.1, "class_weight": 1.0, "bbox_weight": 5.0, "giou_weight": 2.0, "patience": 0,
     }  # fmt: skip
     assert {name: getattr(recipe, name) for name in published} == published
-    assert recipe.epochs * recipe.drop_at[0] == pytest.approx(200)
+    assert recipe.epochs * recipe.milestones[0] == pytest.approx(200)
     model = {
         "num_classes": 91, "backbone": "resnet50", "backbone_norm": "frozen", "dilation": False, "embed_dim": 256,
         "num_heads": 8, "encoder_layers": 6, "decoder_layers": 6, "feedforward_dim": 2048, "dropout": 0.1,
@@ -60,7 +61,7 @@ def test_the_second_stage_is_the_published_one():
     """25 epochs, rates to a tenth after 15 (the authors' README); both mask losses weigh 1."""
     recipe = recipe_for("detr_resnet50_panoptic", "panoptic_masks")
     assert (recipe.epochs, recipe.freeze_detector, recipe.batch_size, recipe.lr) == (25, True, 2, 1e-4)
-    assert recipe.epochs * recipe.drop_at[0] == pytest.approx(15)
+    assert recipe.epochs * recipe.milestones[0] == pytest.approx(15)
     weights = criterion_of(recipe).weights
     assert weights["loss_mask"] == weights["loss_dice"] == 1.0
     assert recipe_for("detr_resnet50", "panoptic_boxes") == dataclasses.replace(
@@ -87,7 +88,7 @@ def test_dc5_and_deeper_backbones():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_all_recipes_of_all_models(name):
-    for recipe in RECIPES:
+    for recipe in DETECTION_RECIPES:
         if recipe == "small" and name in LARGE:
             with pytest.raises(ConfigError, match=f"small is for .*, not for {name}"):
                 recipe_for(name, recipe)
@@ -102,7 +103,7 @@ def test_all_recipes_of_all_models(name):
 def test_finetune_and_fast():
     finetune = recipe_for("detr_resnet50", "finetune")
     assert (finetune.start_from, finetune.epochs) == ("detr_resnet50", 50)
-    assert finetune.epochs * finetune.drop_at[0] == pytest.approx(40)
+    assert finetune.epochs * finetune.milestones[0] == pytest.approx(40)
     assert finetune.model == DETRConfig()  # or the weights would not fit
     fast = recipe_for("detr_resnet50", "fast")
     assert fast.epochs == 50 and fast.model.anchors and fast.model.sigmoid and fast.model.denoising_groups
@@ -124,7 +125,7 @@ def test_settings_that_fit_together_come_in_any_order(words):
 
 def test_a_group_is_no_setting():
     for words in (["model=3", "model.dropout=0"], ["model.dropout=0", "model=3"]):
-        with pytest.raises(ConfigError, match="model holds settings of its own, got '3'"):
+        with pytest.raises(ConfigError, match="model is a group of settings, got '3'"):
             apply_overrides(recipe_for("detr_tiny"), words)
 
 
@@ -149,7 +150,7 @@ def test_unknown_names():
 def settings() -> dict[str, Any]:
     """Dotted path -> type of every setting of a recipe."""
     found = {}
-    for config, prefix in ((Recipe, ""), (DETRConfig, "model.")):
+    for config, prefix in ((DetectionRecipe, ""), (DETRConfig, "model.")):
         hints = get_type_hints(config)
         for field in dataclasses.fields(config):
             if not dataclasses.is_dataclass(hints[field.name]):
@@ -225,7 +226,7 @@ def test_zero_is_too_little(path):
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("ema", 1), ("drop_at", 1.5), ("model.dropout", 1), ("model.label_noise", 1.1), ("model.box_noise", 2),
+    [("ema", 1), ("milestones", 1.5), ("model.dropout", 1), ("model.label_noise", 1.1), ("model.box_noise", 2),
      ("short_side", 2000), ("model.embed_dim", 250), ("model.num_heads", 7), ("model.denoising_groups", 2),
      ("seed", 2**70)],
 )  # fmt: skip

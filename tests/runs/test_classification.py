@@ -15,11 +15,12 @@ from command_line import run as command
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.class_images.imagenet import wordnet_ids
 from regard.errors import CheckpointError, ConfigError, DataError
-from regard.models.catalog import WEIGHTS, build, list_models, preset
-from regard.models.classifiers import ClassifierConfig
-from regard.models.vit import ViTConfig
+from regard.models.build import build
+from regard.models.catalog import WEIGHTS, list_models, preset
+from regard.models.configs import ClassifierConfig
+from regard.models.configs.vit import ViTConfig
+from regard.recipes import recipe_for
 from regard.recipes.classification import CLASSIFICATION_RECIPES
-from regard.recipes.detection import recipe_for
 from regard.runs.classification import ClassificationJob, augmentation_of, mixing_of
 from regard.runs.train import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -98,7 +99,7 @@ def test_prediction_is_the_networks_own(run, data):
 
 def test_going_on_gives_the_uninterrupted_run(data, tmp_path):
     # A schedule that ends later starts in the same way only where it is constant.
-    words = (*SMALL, "schedule=step", "drop_at=1", "warmup_share=0")
+    words = (*SMALL, "schedule=step", "milestones=1", "warmup_share=0")
     first = regard.train("resnet20", data, epochs=2, output=tmp_path / "b", overrides=words, quiet=True)
     regard.train(output=first.folder, resume=True, epochs=4, quiet=True)
     whole = regard.train("resnet20", data, epochs=4, output=tmp_path / "c", overrides=words, quiet=True)
@@ -247,7 +248,7 @@ def test_every_classifier_has_its_recipes(name):
         settings = recipe_for(name, recipe)
         assert apply_mapping(recipe_for(name), to_mapping(settings)) == settings
         if recipe != "deit3":
-            assert (settings.crop_ratio is None) == (preset(name).image_size < 96)
+            assert (settings.crop_pct is None) == (preset(name).image_size < 96)
     assert (recipe_for(name, "finetune").start_from == name) == (name in WEIGHTS)
 
 
@@ -259,7 +260,7 @@ def test_published_recipes():
         "schedule": "step", "warmup_share": 0.05, "label_smoothing": 0.0, "ema": 0.0,
     }  # fmt: skip
     assert {name: getattr(imagenet, name) for name in published} == published
-    assert [imagenet.epochs * share for share in imagenet.drop_at] == pytest.approx([30, 60, 80, 90])
+    assert [imagenet.epochs * share for share in imagenet.milestones] == pytest.approx([30, 60, 80, 90])
     cifar = recipe_for("aa_wide_resnet28_10", "cifar")
     published = {"epochs": 500, "lr": 0.2, "batch_size": 256, "weight_decay": 5e-4, "schedule": "cosine"}
     assert {name: getattr(cifar, name) for name in published} == published
@@ -270,9 +271,10 @@ def test_published_recipes_of_transformers():
     deit = recipe_for("deit_base_distilled_patch16_224", "deit")
     published = {
         "epochs": 300, "optimizer": "adamw", "weight_decay": 0.05, "decay": "matrices", "schedule": "deit",
-        "least_lr": 1e-5, "clip_norm": 0.0, "magnitude": 9.0, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0,
-        "label_smoothing": 0.1, "repeats": 3, "ema": 0.99996, "color_jitter": 0.0, "augmentation": "imagenet",
-        "crop_ratio": 0.875, "distillation": "hard", "alpha": 0.5, "tau": 1.0, "reduction": "numel", "loss": "softmax",
+        "min_lr": 1e-5, "max_norm": 0.0, "magnitude": 9.0, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0,
+        "label_smoothing": 0.1, "repeated_augmentation": 3, "ema": 0.99996, "color_jitter": 0.0,
+        "augmentation": "imagenet",
+        "crop_pct": 0.875, "distillation": "hard", "alpha": 0.5, "tau": 1.0, "reduction": "numel", "loss": "softmax",
     }  # fmt: skip
     assert {name: getattr(deit, name) for name in published} == published
     assert deit.lr / deit.batch_size == pytest.approx(5e-4 / 512)
@@ -284,18 +286,23 @@ def test_published_recipes_of_transformers():
         recipe = recipe_for(name, "deit3")
         assert (recipe.lr, recipe.model.image_size, recipe.model.drop_path) == (lr, side, drop_path)
         assert (recipe.optimizer, recipe.loss, recipe.augmentation) == ("lamb", "sigmoid", "three")
-        assert (recipe.epochs, recipe.label_smoothing, recipe.erasing, recipe.repeats) == (800, 0.0, 0.0, 3)
+        assert (recipe.epochs, recipe.label_smoothing, recipe.erasing, recipe.repeated_augmentation) == (
+            800,
+            0.0,
+            0.0,
+            3,
+        )
     finer = recipe_for("deit3_base_patch16_384", "resolution")
     assert (finer.start_from, finer.lr, finer.weight_decay, finer.epochs) == ("deit3_base_patch16_224", 1e-5, 0.1, 20)
-    assert (finer.model.drop_path, finer.repeats, finer.crop_ratio) == (0.15, 1, 1.0)
+    assert (finer.model.drop_path, finer.repeated_augmentation, finer.crop_pct) == (0.15, 1, 1.0)
     finer = recipe_for("deit_base_distilled_patch16_384", "resolution")
     assert finer.start_from == "deit_base_distilled_patch16_224" and finer.epochs == 30
-    assert (finer.lr, finer.least_lr, finer.weight_decay, finer.model.drop_path) == (5e-6, 5e-6, 1e-8, 0.0)
+    assert (finer.lr, finer.min_lr, finer.weight_decay, finer.model.drop_path) == (5e-6, 5e-6, 1e-8, 0.0)
     moved = recipe_for("deit_base_patch16_224", "transfer")
     assert (moved.start_from, moved.optimizer, moved.lr, moved.epochs) == (moved.name, "sgd", 0.01, 1000)
     assert (moved.erasing, moved.model.drop_path, moved.decay) == (0.0, 0.0, "matrices")
     plain = recipe_for("vit_small_patch16_224", "augreg")
-    assert (plain.warmup_steps, plain.mixup, plain.clip_norm, plain.weight_decay) == (10_000, 0.2, 1.0, 0.1)
+    assert (plain.warmup_steps, plain.mixup, plain.max_norm, plain.weight_decay) == (10_000, 0.2, 1.0, 0.1)
 
 
 @pytest.mark.parametrize("word", ["label_smoothing=0.1", "teacher=resnet50"])
@@ -309,7 +316,7 @@ def test_deit3_in_small(data, tmp_path):
     words = (
         "workers=0", "batch_size=6", "device=cpu", "model.embed_dim=24", "model.num_heads=2", "model.patch_size=8",
         "model.image_size=32", "model.depth=2", "model.layer_scale=0.5", "model.initial=fan_in", "lr=0.03",
-        "schedule=cosine", "repeats=1", "cutmix=0", "mixup=0.2", "evaluate_every=8",
+        "schedule=cosine", "repeated_augmentation=1", "cutmix=0", "mixup=0.2", "evaluate_every=8",
     )  # fmt: skip
     name = "deit3_small_patch16_224"
     result = regard.train(name, data, recipe="deit3", epochs=8, output=tmp_path / "r", overrides=words, quiet=True)
@@ -326,7 +333,7 @@ def test_augmentation_by_name():
     assert (mixed.mixup_alpha, mixed.cutmix_alpha, mixed.num_classes) == (0.8, 1.0, 7)
 
 
-@pytest.mark.parametrize("word", ["magnitude=11", "erasing=-0.1", "label_smoothing=1", "crop_ratio=0", "mixup=-1"])
+@pytest.mark.parametrize("word", ["magnitude=11", "erasing=-0.1", "label_smoothing=1", "crop_pct=0", "mixup=-1"])
 def test_numbers_out_of_range(word):
     with pytest.raises(ConfigError, match=word.split("=")[0]) as caught:
         resolve("resnet20", "digits", None, None, False, None, None, [word])

@@ -17,7 +17,8 @@ from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, DataError, RegardError
 from regard.metrics.panoptic import evaluate_panoptic
-from regard.models.detr import DETR, DETRConfig
+from regard.models.configs.detr import DETRConfig
+from regard.models.detr import DETR
 from regard.prediction.files import predict_files
 from regard.prediction.predict import predict_each
 from regard.results.detections import Detections

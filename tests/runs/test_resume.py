@@ -14,8 +14,8 @@ from command_line import run
 from regard.config import to_mapping
 from regard.data.generated.shapes import SHAPES, ShapesConfig, write_shapes
 from regard.errors import RegardError
-from regard.models.catalog import build
-from regard.recipes.detection import recipe_for
+from regard.models.build import build
+from regard.recipes import recipe_for
 from regard.runs.train import resolve
 from regard.structures.categories import Category
 from regard.training.distributed import Processes

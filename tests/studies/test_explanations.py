@@ -14,8 +14,8 @@ from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations.explain import explain
-from regard.models.catalog import build
-from regard.models.detr import DETR_PRESETS
+from regard.models.build import build
+from regard.models.configs.detr import DETR_PRESETS
 from regard.studies.explanations import measure, table
 
 

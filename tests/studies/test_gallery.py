@@ -15,8 +15,10 @@ from regard.cli import app
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic import open_panoptic
 from regard.data.generated.shapes import data_folder
-from regard.models.catalog import build, create, preset
-from regard.models.detr import DETR, DETRConfig
+from regard.models.build import build, create
+from regard.models.catalog import preset
+from regard.models.configs.detr import DETRConfig
+from regard.models.detr import DETR
 from regard.structures.categories import Category
 from regard.studies import gallery
 

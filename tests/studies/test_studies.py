@@ -15,8 +15,8 @@ from color_data import write_colors
 from command_line import digest, run
 from regard.attention import AugmentedConv2d
 from regard.config import apply_overrides
-from regard.models.catalog import build, create
-from regard.recipes.detection import recipe_for
+from regard.models.build import build, create
+from regard.recipes import recipe_for
 from regard.studies.attention import NETWORKS
 from regard.studies.distillation import DISTILLED, PLAIN
 

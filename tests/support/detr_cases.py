@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.models.detr import DETR, DETRConfig
+from regard.models.configs.detr import DETRConfig
+from regard.models.detr import DETR
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = DETRConfig(

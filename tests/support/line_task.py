@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.training.config import TrainingConfig
 from regard.training.distributed import Processes
-from regard.training.loop import Trainer, TrainingConfig
+from regard.training.loop import Trainer
 from regard.training.reports import Reporter, read_rows
 
 CONFIG = TrainingConfig(
-    epochs=3, batch_size=4, lr=0.05, lr_backbone=0.05, clip_norm=1.0, ema=0.9, schedule="cosine", warmup_steps=2,
+    epochs=3, batch_size=4, lr=0.05, lr_backbone=0.05, max_norm=1.0, ema=0.9, schedule="cosine", warmup_steps=2,
     seed=7, workers=0, log_every=2, device="cpu",
 )  # fmt: skip
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from regard.models.catalog import build
-from regard.models.detr import DETR, DETRConfig
+from regard.models.build import build
+from regard.models.configs.detr import DETRConfig
+from regard.models.detr import DETR
 from regard.structures.categories import Category
 from regard.training.checkpoints import save_checkpoint
 from regard.weights.load import model_state

@@ -39,7 +39,7 @@ from run_files import small_detector
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have used torch")
 CONFIG = TrainingConfig(
-    epochs=3, batch_size=4, lr=0.01, lr_backbone=0.002, schedule="cosine", clip_norm=0.5, ema=0.8, workers=0,
+    epochs=3, batch_size=4, lr=0.01, lr_backbone=0.002, schedule="cosine", max_norm=0.5, ema=0.8, workers=0,
     device="cpu", log_every=2,
 )  # fmt: skip
 

@@ -123,7 +123,7 @@ def test_resume_keeps_the_memory_order_of_the_optimizer(tmp_path):
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_is_that_of_the_papers(tmp_path, nesterov):
     """v = 0.9 v + g + 0.1 w; w = w - lr v, or as timm's sgd w = w - lr (g + 0.1 w + 0.9 v)."""
-    config = replace(SGD, ema=0.0, clip_norm=0.0, warmup_share=0.0, nesterov=nesterov)
+    config = replace(SGD, ema=0.0, max_norm=0.0, warmup_share=0.0, nesterov=nesterov)
     job = trainer(tmp_path, config=config)
     weight = job.model[0].weight
     old, velocity = weight.detach().clone(), torch.zeros_like(weight)
@@ -168,7 +168,7 @@ def test_accumulating_halves_equals_the_whole_batch(tmp_path):
                 yield number, x[:2]
                 yield number, x[2:]
 
-    plain = replace(CONFIG, clip_norm=0.0)
+    plain = replace(CONFIG, max_norm=0.0)
     one, two = trainer(tmp_path / "a", config=plain), trainer(tmp_path / "b", Halves(), replace(plain, accumulate=2))
     for job in (one, two):
         job.model[1].p = 0.0
@@ -209,12 +209,12 @@ def test_settings_are_checked(name, value):
 def test_settings_that_contradict_each_other():
     with pytest.raises(ConfigError, match="unknown value of schedule 'cos'"):
         TrainingConfig(schedule="cos")
-    with pytest.raises(ConfigError, match=r"least_lr=0\.1 is more than lr=0\.01") as caught:
-        TrainingConfig(schedule="deit", lr=0.01, least_lr=0.1)
+    with pytest.raises(ConfigError, match=r"min_lr=0\.1 is more than lr=0\.01") as caught:
+        TrainingConfig(schedule="deit", lr=0.01, min_lr=0.1)
     assert caught.value.code == "C09"
     with pytest.raises(ConfigError, match="has a warm-up of its own"):
         TrainingConfig(schedule="deit", warmup_share=0.1)
-    TrainingConfig(schedule="step", lr=1e-6)  # whose rate falls to 0 whatever least_lr is
+    TrainingConfig(schedule="step", lr=1e-6)  # whose rate falls to 0 whatever min_lr is
 
 
 def test_state_is_plain_json(tmp_path):
@@ -257,9 +257,9 @@ def gradient_of_first_step(run, config):
 
 
 def test_clipping(tmp_path):
-    free, logs = gradient_of_first_step(tmp_path / "free", replace(CONFIG, clip_norm=0.0))
+    free, logs = gradient_of_first_step(tmp_path / "free", replace(CONFIG, max_norm=0.0))
     assert float(free.norm()) == pytest.approx(float(logs["grad_norm"])) and free.norm() > 0.5
-    clipped, logs = gradient_of_first_step(tmp_path / "clipped", replace(CONFIG, clip_norm=0.25))
+    clipped, logs = gradient_of_first_step(tmp_path / "clipped", replace(CONFIG, max_norm=0.25))
     assert float(clipped.norm()) == pytest.approx(0.25, rel=1e-4)
     torch.testing.assert_close(clipped, free * 0.25 / free.norm(), rtol=1e-4, atol=1e-6)
     assert float(logs["grad_norm"]) == pytest.approx(float(free.norm()))  # before clipping
@@ -292,7 +292,7 @@ def test_learning_rates_of_a_run(tmp_path):
             rates.append(job.optimizer.param_groups[0]["lr"])
             return super().loss(model, batch)
 
-    job = trainer(tmp_path, Watched(), replace(CONFIG, schedule="step", drop_at=(2 / 3,), warmup_steps=3))
+    job = trainer(tmp_path, Watched(), replace(CONFIG, schedule="step", milestones=(2 / 3,), warmup_steps=3))
     job.fit()
     expected = [1 / 3, 2 / 3, *[1.0] * 10, *[0.1] * 6]
     assert rates == pytest.approx([CONFIG.lr * factor for factor in expected])

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from regard.models.catalog import create
-from regard.recipes.detection import recipe_for
+from regard.models.build import create
+from regard.recipes import recipe_for
 from regard.training.schedules import MovingAverage, deit_learning_rate, learning_rate_factor, parameter_groups
 
 # Learning rates
@@ -24,7 +24,7 @@ def test_step_schedule_is_that_of_torch(epochs, drop, steps):
     for epoch in range(epochs):
         for step in range(epoch * steps, (epoch + 1) * steps):
             factor = learning_rate_factor(
-                "step", step=step, warmup_steps=0, progress=step / (epochs * steps), drop_at=(drop / epochs,)
+                "step", step=step, warmup_steps=0, progress=step / (epochs * steps), milestones=(drop / epochs,)
             )
             assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), (epoch, step)
         optimizer.step()
@@ -55,12 +55,12 @@ def test_several_drops_are_those_of_torch():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[30, 60, 80, 90])
     for epoch in range(100):
-        drop_at = (0.3, 0.6, 0.8, 0.9)
-        factor = learning_rate_factor("step", step=0, warmup_steps=0, progress=epoch / 100, drop_at=drop_at)
+        milestones = (0.3, 0.6, 0.8, 0.9)
+        factor = learning_rate_factor("step", step=0, warmup_steps=0, progress=epoch / 100, milestones=milestones)
         assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), epoch
         optimizer.step()
         schedule.step()
-    assert learning_rate_factor("step", step=0, warmup_steps=0, progress=1.0, drop_at=()) == 1.0
+    assert learning_rate_factor("step", step=0, warmup_steps=0, progress=1.0, milestones=()) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["step", "cosine"])
@@ -80,7 +80,7 @@ def test_the_drop_of_the_paper_is_where_the_recipe_says():
             step=0,
             warmup_steps=recipe.warmup_steps,
             progress=e / recipe.epochs,
-            drop_at=recipe.drop_at,
+            milestones=recipe.milestones,
         )
         for e in range(recipe.epochs)
     ]
@@ -221,7 +221,8 @@ def test_the_rate_of_deit_changes_with_the_epoch(kind):
 
 def test_what_deit_does_not_decay():
     """timm 0.3.2: biases, 1-D parameters, positions and the class token, but not the distillation token."""
-    from regard.models.vit import VisionTransformer, ViTConfig
+    from regard.models.configs.vit import ViTConfig
+    from regard.models.vit import VisionTransformer
 
     net = VisionTransformer(
         ViTConfig(image_size=32, patch_size=16, embed_dim=8, num_heads=2, depth=1, distilled=True, layer_scale=0.1)

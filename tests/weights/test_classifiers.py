@@ -12,10 +12,13 @@ import torch
 import torchvision
 
 from regard.errors import CheckpointError, ConfigError
-from regard.models.catalog import FAMILIES, WEIGHTS, Weights, build, create, preset, table
-from regard.models.mnasnet import MnasNetConfig
-from regard.models.resnet import ResNet, ResNetConfig
-from regard.models.wide_resnet import WideResNetConfig
+from regard.models.build import build, create
+from regard.models.catalog import WEIGHTS, Weights, preset, table
+from regard.models.configs import FAMILIES
+from regard.models.configs.mnasnet import MnasNetConfig
+from regard.models.configs.resnet import ResNetConfig
+from regard.models.configs.wide_resnet import WideResNetConfig
+from regard.models.resnet import ResNet
 from regard.structures.categories import Category
 from regard.training.checkpoints import save_checkpoint
 from regard.weights.classifiers import imagenet_categories, transfer_classifier
@@ -51,7 +54,7 @@ def test_a_file_of_torchvision(resnet18_file):
     with torch.no_grad():
         assert torch.equal(net(images), theirs.eval()(images))
     assert not net.training and net.card.name == "resnet18"
-    assert (net.card.short_side, net.card.crop_ratio) == (224, 0.875)
+    assert (net.card.short_side, net.card.crop_pct) == (224, 0.875)
     names = [category.name for category in net.card.categories]
     assert names[:2] == ["tench", "goldfish"] and len(set(names)) == 1000
 
@@ -93,7 +96,7 @@ def test_another_number_of_classes(tmp_path):
     torch.save(net.state_dict(), tmp_path / "mine.pth")
     found = load(tmp_path / "mine.pth", model="resnet20")
     assert found.config.num_classes == 7 and [c.name for c in found.card.categories] == [str(i) for i in range(7)]
-    assert (found.card.short_side, found.card.crop_ratio) == (32, None)
+    assert (found.card.short_side, found.card.crop_pct) == (32, None)
 
 
 # Runs
@@ -104,7 +107,7 @@ def test_another_number_of_classes(tmp_path):
 )
 def test_a_run_gives_the_same_model(tmp_path, config):
     net = build(config, "mine", PETS).eval()
-    net.card = replace(net.card, crop_ratio=0.7)
+    net.card = replace(net.card, crop_pct=0.7)
     state = {"model_state": model_state(net), "progress": {"best_step": 1}}
     tensors = {"model": net.state_dict()}
     save_checkpoint(tmp_path / "run" / "checkpoints", 1, tensors, json.loads(json.dumps(state)), keep=9)

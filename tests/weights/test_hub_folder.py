@@ -56,7 +56,7 @@ def test_a_folder_of_transformers(of_transformers):
         net = regard.load(folder)
     assert isinstance(net, VisionTransformer)
     assert [category.name for category in net.card.categories] == ["cat", "dog", "owl"]
-    assert net.card.crop_ratio is None  # squeezed to a square, as its processor does
+    assert net.card.crop_pct is None  # squeezed to a square, as its processor does
     with torch.no_grad():
         torch.testing.assert_close(net(seen(picture())), expected, rtol=1e-5, atol=1e-5)
     found = regard.predict(net, picture())
@@ -83,7 +83,7 @@ def test_a_folder_of_timm(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
     net = regard.load(tmp_path)
-    assert net.card.crop_ratio == config["pretrained_cfg"]["crop_pct"] == 0.9
+    assert net.card.crop_pct == config["pretrained_cfg"]["crop_pct"] == 0.9
     pixels = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         torch.testing.assert_close(net(seen(picture())), theirs((pixels - 0.5) / 0.5), rtol=1e-5, atol=1e-5)

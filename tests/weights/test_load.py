@@ -18,9 +18,12 @@ from torch import Tensor
 
 import regard
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.models.catalog import CONFIGS, WEIGHTS, Weights, build, create, list_models, table
+from regard.models.build import build, create
+from regard.models.catalog import WEIGHTS, Weights, list_models, table
+from regard.models.configs import CONFIGS
+from regard.models.configs.detr import DETRDemoConfig
 from regard.models.detr import DETR
-from regard.models.detr_demo import DETRDemo, DETRDemoConfig
+from regard.models.detr_demo import DETRDemo
 from regard.structures.categories import COCO, Category
 from regard.weights.detr import load_file, official_name, transfer
 from regard.weights.load import best_checkpoint, load

@@ -14,8 +14,10 @@ from torch import Tensor
 
 import regard
 from regard.errors import CheckpointError
-from regard.models.catalog import build, preset
-from regard.models.vit import VIT_PRESETS, VisionTransformer, ViTConfig
+from regard.models.build import build
+from regard.models.catalog import preset
+from regard.models.configs.vit import VIT_PRESETS, ViTConfig
+from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.weights.classifiers import load_classifier, transfer_classifier
 from regard.weights.load import load
@@ -91,7 +93,7 @@ def test_a_released_file_by_its_file_name(tmp_path):
     assert net.card.name == "deit_tiny_patch16_224" and net.config == preset("deit_tiny_patch16_224")
     names = [category.name for category in net.card.categories]
     assert names[:2] == ["tench", "goldfish"] and len(set(names)) == 1000
-    assert (net.card.short_side, net.card.crop_ratio) == (224, 0.875)
+    assert (net.card.short_side, net.card.crop_pct) == (224, 0.875)
     wrong = saved({"model": tensors}, tmp_path, "deit_base_patch16_224-b5f2ef4d.pth")
     with pytest.raises(CheckpointError, match="with embed_dim=192, but deit_base_patch16_224 has embed_dim=768"):
         load(wrong)

@@ -26,7 +26,7 @@ from regard.distillation.stored_logits import Answered, StoredAnswers, store_ans
 from regard.distillation.teachers import Teacher
 from regard.losses import DistillationLoss
 from regard.models import VisionTransformer
-from regard.models.catalog import create
+from regard.models.build import create
 from regard.structures.outputs import DistilledLogits
 from regard.training.data_loader import Augmented
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regard.benchmarks.timing import medians
 from regard.errors import MachineError
 from regard.models import VisionTransformer, merge_tokens
-from regard.models.catalog import create
+from regard.models.build import create
 
 if TYPE_CHECKING:
     from rich.table import Table

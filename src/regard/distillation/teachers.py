@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from regard.data.class_images.imagenet import CLASSES
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.models.catalog import CONFIGS, Detector
+from regard.models.build import Detector
 from regard.models.classifiers import HEADS
+from regard.models.configs import CONFIGS
 from regard.structures.categories import Category
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.weights.classifiers import imagenet_categories

@@ -56,7 +56,7 @@ def judge(
         if questions.probe:
             _check_probe(net, data, questions)
         logits = logits_of(
-            net.to(device), dataset, evaluation(net.card.short_side, net.card.crop_ratio), len(categories),
+            net.to(device), dataset, evaluation(net.card.short_side, net.card.crop_pct), len(categories),
             batch_size=batch_size, workers=workers, processes=Processes(0, 1, device),
         )  # fmt: skip
     notes = [issue.what for issue in dataset.report.issues if issue.severity == "fix"]

@@ -18,7 +18,7 @@ from regard.data.transforms.classification import Evaluation, evaluation
 from regard.errors import ConfigError
 from regard.evaluation.batches import evaluation_batches
 from regard.metrics.features import knn_accuracy, linear_probe_accuracy
-from regard.models.catalog import Detector
+from regard.models.build import Detector
 from regard.models.classifiers import HEADS, Classifier
 from regard.models.evaluation_mode import evaluation_mode
 from regard.weights.load import load
@@ -85,7 +85,7 @@ def probe(
     if isinstance(net, Detector):
         raise ConfigError("a detector has no features of whole images", where=net.card.name, code="C09")
     net.to(device)
-    resize = evaluation(net.card.short_side, net.card.crop_ratio)
+    resize = evaluation(net.card.short_side, net.card.crop_pct)
     text = data_text(data)
     with advise(text):
         train, val = (open_classification(text, split) for split in ("train", "val"))

@@ -25,7 +25,7 @@ from regard.explanations.explanation import Look as Look
 from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
-from regard.models.catalog import Detector, Model
+from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.vit import VisionTransformer
@@ -98,7 +98,7 @@ def explain(
             remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
             raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
         else:
-            card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_ratio=0.875)
+            card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
             batch, extent = _for_classifier(card, pixels)
             seen = batch.to(where).pixels
             if isinstance(net, VisionTransformer):
@@ -135,7 +135,7 @@ def _least_score(net: DETR) -> float:
 
 def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
     """The image as a classifier sees it, normalised, and what it shows of the original."""
-    resize = evaluation(card.short_side, card.crop_ratio)
+    resize = evaluation(card.short_side, card.crop_pct)
     seen = resize(ClassSample(pixels, label=0)).image
     return ImageBatch.from_images([seen]).normalized(), resize.extent(pixels.shape[-2], pixels.shape[-1])
 

@@ -15,7 +15,7 @@ from regard.data.images import to_image
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
-from regard.models.catalog import Detector
+from regard.models.build import Detector
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.predict import device_for
 from regard.structures.image_batch import ImageBatch

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 
 from regard.errors import ConfigError, MachineError
-from regard.models.classifiers import CLASSIFIER_PRESETS, HEADS, build_classifier
+from regard.models.classifiers import HEADS, build_classifier
+from regard.models.configs import CLASSIFIER_PRESETS
 
 _CNN = "use a CNN, such as resnet50"
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
-
-import torch
+from typing import TYPE_CHECKING
 
 from regard.config import unknown_name
-from regard.errors import ConfigError
-from regard.models.classifiers import CLASSIFIER_PRESETS, Classifier, ClassifierConfig, build_classifier
-from regard.models.detr import DETR, DETR_PRESETS, DETRConfig
-from regard.models.detr_demo import DETRDemo, DETRDemoConfig
-from regard.models.vit import ViTConfig
-from regard.structures.categories import COCO, COCO_PANOPTIC, Category, ModelCard, knows_stuff
+from regard.models.configs import CONFIGS, ClassifierConfig, ModelConfig
+from regard.models.configs.vit import ViTConfig
+from regard.models.parameter_counts import PARAMETER_COUNTS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,18 +37,6 @@ class Weights:
     def sha256_prefix(self) -> str:
         return self.file_name.rsplit("-", 1)[1].split(".")[0] if "-" in self.file_name else ""
 
-
-Detector = DETR | DETRDemo
-Model = Detector | Classifier
-
-DetectorConfig = DETRConfig | DETRDemoConfig
-ModelConfig = DetectorConfig | ClassifierConfig
-
-CONFIGS: dict[str, ModelConfig] = {
-    **DETR_PRESETS,
-    "detr_demo": DETRDemoConfig(),
-    **CLASSIFIER_PRESETS,
-}
 
 WEIGHTS: dict[str, Weights] = {
     "detr_resnet50": Weights(DETR_URL + "detr-r50-e632da11.pth", {"box AP": 42.0, "AP50": 62.4}),
@@ -96,11 +77,8 @@ for _size, _image, _top1 in (
 ):  # fmt: skip
     WEIGHTS[f"deit3_{_size}_patch16_{_image}"] = Weights(f"{DEIT_URL}deit_3_{_size}_{_image}_1k.pth", {"top-1": _top1})
 
-# The configuration of each class of models, by the name of that class, with all settings at their defaults.
-FAMILIES: dict[str, ModelConfig] = {type(config).__name__: type(config)() for config in CONFIGS.values()}
-
 # Of images for ImageNet's models; smaller ones than those of SMALL_IMAGES pixels are seen whole.
-CROP_RATIO, SMALL_IMAGES = 0.875, 96
+CROP_PCT, SMALL_IMAGES = 0.875, 96
 
 # Evaluation sizes that differ from 800 / 1333.
 SHORT_SIDES: dict[str, tuple[int, int]] = {"detr_tiny": (64, 128), "detr_tiny_panoptic": (64, 128)}
@@ -111,22 +89,6 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(CONFIGS, pattern))
 
 
-def create(name: str, *, num_classes: int | None = None) -> Model:
-    """A model by name, with random weights. Nothing is downloaded.
-
-    Args:
-        name: one of `list_models()`.
-        num_classes: classes without no-object; the model's own number if None (COCO's 91 for DETR).
-
-    Raises:
-        ConfigError: an unknown name (the nearest one is offered).
-    """
-    config = preset(name)
-    if num_classes is not None:
-        config = dataclasses.replace(config, num_classes=num_classes)
-    return build(config, name)
-
-
 def preset(name: str) -> ModelConfig:
     """The configuration of a named model."""
     if name not in CONFIGS:
@@ -134,60 +96,12 @@ def preset(name: str) -> ModelConfig:
     return CONFIGS[name]
 
 
-@overload
-def build(
-    config: DetectorConfig,
-    name: str,
-    categories: Sequence[Category] | None = ...,
-    sizes: tuple[int, int] | None = ...,
-) -> Detector: ...
-
-
-@overload
-def build(
-    config: ClassifierConfig,
-    name: str,
-    categories: Sequence[Category] | None = ...,
-    sizes: tuple[int, int] | None = ...,
-) -> Classifier: ...
-
-
-def build(
-    config: ModelConfig,
-    name: str,
-    categories: Sequence[Category] | None = None,
-    sizes: tuple[int, int] | None = None,
-) -> Model:
-    """A model of any configuration, with its card. Classes without names are called by their number."""
-    model = _construct(config)
-    if categories is None:
-        known = (COCO, COCO_PANOPTIC) if isinstance(model, Detector) else ()
-        categories = next((c for c in known if len(c) == config.num_classes), _numbered(config.num_classes))
-    if len(categories) != config.num_classes:
-        raise ConfigError(f"{len(categories)} categories for a model of {config.num_classes} classes", where=name)
-    if isinstance(config, ClassifierConfig):
-        side = config.image_size
-        model.card = ModelCard(name, tuple(categories), side, side, crop_ratio_of(config))
-        return model
-    short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
-    model.card = ModelCard(name, tuple(categories), short_side, max_size, panoptic=knows_stuff(categories))
-    return model
-
-
-def crop_ratio_of(config: ClassifierConfig) -> float | None:
-    """How much of the middle of an image is seen at evaluation (`ModelCard.crop_ratio`): as published."""
+def crop_pct_of(config: ClassifierConfig) -> float | None:
+    """How much of the middle of an image is seen at evaluation (`ModelCard.crop_pct`): as published."""
     if config.image_size < SMALL_IMAGES:
         return None
     third = isinstance(config, ViTConfig) and not config.class_position  # DeiT III, `--eval-crop-ratio 1.0`
-    return 1.0 if third else CROP_RATIO
-
-
-def _construct(config: ModelConfig) -> Model:
-    if isinstance(config, DETRDemoConfig):
-        return DETRDemo(config)
-    if isinstance(config, ClassifierConfig):
-        return build_classifier(config)
-    return DETR(config)
+    return 1.0 if third else CROP_PCT
 
 
 def table(pattern: str = "*") -> Table:
@@ -200,15 +114,9 @@ def table(pattern: str = "*") -> Table:
     found.add_column("weights", overflow="fold")
     found.add_column("published")
     for name in list_models(pattern):
-        with torch.device("meta"):
-            count = sum(p.numel() for p in build(preset(name), name).parameters())
         weights = WEIGHTS.get(name)
         scores = ", ".join(f"{key} {value}" for key, value in weights.scores.items()) if weights else ""
-        found.add_row(name, f"{count / 1e6:.1f} M", weights.file_name if weights else "", scores)
+        found.add_row(name, f"{PARAMETER_COUNTS[name] / 1e6:.1f} M", weights.file_name if weights else "", scores)
     if not found.rows:
         raise unknown_name("model", pattern, list_models(), code="C01")
     return found
-
-
-def _numbered(count: int) -> list[Category]:
-    return [Category(i, str(i)) for i in range(count)]

@@ -1,26 +1,22 @@
-"""Networks that classify: their names, and how to build them. Detectors take them as backbones."""
+"""Classification networks from their configurations. Detectors take them as backbones."""
 
 from __future__ import annotations
 
 from regard.errors import ConfigError
-from regard.models.mnasnet import MNASNET_PRESETS, MnasNet, MnasNetConfig
-from regard.models.resnet import RESNET_PRESETS, ResNet, ResNetConfig
-from regard.models.san import SAN, SAN_PRESETS, SANConfig
-from regard.models.vit import VIT_PRESETS, VisionTransformer, ViTConfig
-from regard.models.wide_resnet import WIDE_RESNET_PRESETS, WideResNet, WideResNetConfig
+from regard.models.configs import ClassifierConfig
+from regard.models.configs.resnet import ResNetConfig
+from regard.models.configs.san import SANConfig
+from regard.models.configs.vit import ViTConfig
+from regard.models.configs.wide_resnet import WideResNetConfig
+from regard.models.mnasnet import MnasNet
+from regard.models.resnet import ResNet
+from regard.models.san import SAN
+from regard.models.vit import VisionTransformer
+from regard.models.wide_resnet import WideResNet
 
 Classifier = ResNet | WideResNet | MnasNet | SAN | VisionTransformer
-ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig | SANConfig | ViTConfig
 
-CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {
-    **RESNET_PRESETS,
-    **WIDE_RESNET_PRESETS,
-    **MNASNET_PRESETS,
-    **SAN_PRESETS,
-    **VIT_PRESETS,
-}
-
-# Layers with a row for every class.
+# Attributes of classifiers that hold their final linear layers, with one row per class.
 HEADS = ("fc", "classifier", "head", "head_dist")
 
 

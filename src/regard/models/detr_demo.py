@@ -7,28 +7,16 @@ linear layer; there is no padding mask, so images of different sizes go through 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
+from regard.models.configs.detr import DETRDemoConfig
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
-
-
-@dataclass(frozen=True, kw_only=True)
-class DETRDemoConfig:
-    """The demonstration model has but one size."""
-
-    num_classes: int = 91
-    num_queries: int = 100
-
-    @property
-    def sigmoid(self) -> bool:
-        return False
 
 
 class DETRDemo(nn.Module):

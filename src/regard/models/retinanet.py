@@ -9,8 +9,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from regard.config import unknown_name
-from regard.models.classifiers import CLASSIFIER_PRESETS, build_classifier
-from regard.models.resnet import ResNetConfig
+from regard.models.classifiers import build_classifier
+from regard.models.configs import CLASSIFIER_PRESETS
+from regard.models.configs.resnet import ResNetConfig
 
 CHANNELS = 256  # of the pyramid
 KNOWN = [

@@ -7,55 +7,14 @@ files fit. Published top-1 of ImageNet: SAN-10 74.9 pairwise and 77.1 patchwise,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.attention import PairwiseVectorAttention2d, PatchwiseVectorAttention2d
-from regard.config import check_choices
-from regard.errors import ConfigError
+from regard.models.configs.san import WIDTHS, SANConfig
 from regard.structures.categories import ModelCard
 
-WIDTHS = (64, 256, 512, 1024, 2048)
 SHARE = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class SANConfig:
-    """Settings of a SAN.
-
-    num_classes: classes.
-    attention: which kind of vector attention.
-    layers: blocks of each of the five stages.
-    kernel_sizes: sides of the windows of each stage.
-    image_size: side of the images that the network is made for; others work as well.
-    """
-
-    num_classes: int = 1000
-    attention: Literal["pairwise", "patchwise"] = "pairwise"
-    layers: tuple[int, ...] = (3, 3, 4, 6, 3)
-    kernel_sizes: tuple[int, ...] = (3, 7, 7, 7, 7)
-    image_size: int = 224
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if not len(self.layers) == len(self.kernel_sizes) == len(WIDTHS) or min(self.layers + self.kernel_sizes) < 1:
-            what = f"layers={list(self.layers)} and kernel_sizes={list(self.kernel_sizes)}"
-            raise ConfigError(f"{what}, expected {len(WIDTHS)} numbers of at least 1 each", code="C03")
-        if any(size % 2 == 0 for size in self.kernel_sizes):
-            raise ConfigError(f"kernel_sizes={list(self.kernel_sizes)}, expected odd numbers", code="C03")
-
-
-SAN_PRESETS: dict[str, SANConfig] = {
-    "san10_pairwise": SANConfig(layers=(2, 1, 2, 4, 1)),
-    "san10_patchwise": SANConfig(layers=(2, 1, 2, 4, 1), attention="patchwise"),
-    "san15_pairwise": SANConfig(layers=(3, 2, 3, 5, 2)),
-    "san15_patchwise": SANConfig(layers=(3, 2, 3, 5, 2), attention="patchwise"),
-    "san19_pairwise": SANConfig(),
-    "san19_patchwise": SANConfig(attention="patchwise"),
-}
 
 
 class SAN(nn.Module):

@@ -12,7 +12,7 @@ from regard.data.coco.panoptic import PanopticWriter
 from regard.data.coco.tables import ImageRecord
 from regard.data.image_folders import list_images
 from regard.errors import ConfigError, DataError, escape
-from regard.models.catalog import Model
+from regard.models.build import Model
 from regard.models.detr import DETR
 from regard.prediction.predict import Result, check_options, predict_each
 from regard.results.classification import TOP, Classification

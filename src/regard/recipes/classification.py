@@ -12,10 +12,10 @@ from typing import Literal
 
 from regard.config import unknown_name
 from regard.errors import ConfigError
-from regard.models.catalog import CROP_RATIO, SMALL_IMAGES, WEIGHTS, crop_ratio_of, preset
-from regard.models.classifiers import ClassifierConfig
-from regard.models.vit import VIT_PRESETS, ViTConfig
-from regard.training.loop import TrainingConfig
+from regard.models.catalog import CROP_PCT, SMALL_IMAGES, WEIGHTS, crop_pct_of, preset
+from regard.models.configs import ClassifierConfig
+from regard.models.configs.vit import VIT_PRESETS, ViTConfig
+from regard.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,13 @@ class ClassificationRecipe(TrainingConfig):
     train_images: int | None = None  # train on so many, evenly from all classes; on all if none
     model: ClassifierConfig  # num_classes is set from the data
     start_from: str = "none"  # `none`: nothing; else a model with released weights, a run or a file to fine-tune
-    crop_ratio: float | None = CROP_RATIO  # at evaluation: of the middle that is seen; none for the whole image
+    crop_pct: float | None = CROP_PCT  # at evaluation: of the middle that is seen; none for the whole image
     # three: as imagenet, with 3-Augment (DeiT III). shift: as cifar, without mirror images.
     augmentation: Literal["imagenet", "three", "cifar", "shift"] = "imagenet"
     magnitude: float = 0.0  # of RandAugment, 0..10; 0 leaves it out
     erasing: float = 0.0  # probability of random erasing
     color_jitter: float = 0.0  # strength
-    repeats: int = 1  # views of an image in an epoch that has fewer different images for it (repeated augmentation)
+    repeated_augmentation: int = 1  # views of each image in an epoch, which then has fewer different images
     mixup: float = 0.0  # alpha of Mixup; 0 leaves it out
     cutmix: float = 0.0  # alpha of CutMix; 0 leaves it out
     loss: Literal["softmax", "sigmoid"] = "softmax"  # one choice among all classes, or a yes or no for each (DeiT III)
@@ -50,15 +50,15 @@ class ClassificationRecipe(TrainingConfig):
         for name, high in {**most, "label_smoothing": 0.999}.items():
             if not 0 <= getattr(self, name) <= high:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected 0 to {high:g}", code="C03")
-        if self.repeats < 1:
-            raise ConfigError(f"repeats={self.repeats}, expected at least 1", code="C03")
+        if self.repeated_augmentation < 1:
+            raise ConfigError(f"repeated_augmentation={self.repeated_augmentation}, expected at least 1", code="C03")
         if not 0 <= self.alpha <= 1 or not 0 < self.tau < math.inf:
             raise ConfigError(f"alpha={self.alpha} and tau={self.tau}, expected 0 to 1 and more than 0", code="C03")
         if self.loss == "sigmoid" and (self.label_smoothing or self.teacher != "none"):
             what = "loss=sigmoid takes neither smoothed labels nor a teacher"
             raise ConfigError(what, remedy="set label_smoothing=0 and teacher=none", code="C09")
-        if self.crop_ratio is not None and not 0.05 <= self.crop_ratio <= 1:
-            raise ConfigError(f"crop_ratio={self.crop_ratio}, expected 0.05 to 1, or none", code="C03")
+        if self.crop_pct is not None and not 0.05 <= self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct={self.crop_pct}, expected 0.05 to 1, or none", code="C03")
 
 
 def imagenet(name: str) -> ClassificationRecipe:
@@ -72,8 +72,8 @@ def imagenet(name: str) -> ClassificationRecipe:
     """
     return ClassificationRecipe(
         name=name, model=_config(name), epochs=100, batch_size=256, optimizer="sgd", lr=0.128, weight_decay=1e-4,
-        schedule="step", drop_at=(0.3, 0.6, 0.8, 0.9), warmup_share=0.05, clip_norm=0.0, color_jitter=0.4,
-        crop_ratio=_crop_ratio(name), workers=8,
+        schedule="step", milestones=(0.3, 0.6, 0.8, 0.9), warmup_share=0.05, max_norm=0.0, color_jitter=0.4,
+        crop_pct=_crop_pct(name), workers=8,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def cifar(name: str) -> ClassificationRecipe:
     """
     return ClassificationRecipe(
         name=name, model=_config(name), epochs=500, batch_size=256, optimizer="sgd", lr=0.2, weight_decay=5e-4,
-        schedule="cosine", warmup_share=0.05, clip_norm=0.0, augmentation="cifar", crop_ratio=_crop_ratio(name),
+        schedule="cosine", warmup_share=0.05, max_norm=0.0, augmentation="cifar", crop_pct=_crop_pct(name),
         evaluate_every=5,
     )  # fmt: skip
 
@@ -107,8 +107,8 @@ def deit(name: str) -> ClassificationRecipe:
     model = replace(config, drop_path=0.1) if isinstance(config, ViTConfig) else config
     return ClassificationRecipe(
         name=name, model=model, epochs=300, batch_size=256, lr=2.5e-4, weight_decay=0.05, decay="matrices",
-        schedule="deit", clip_norm=0.0, magnitude=9.0, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1,
-        repeats=3, ema=0.99996, crop_ratio=_crop_ratio(name), workers=8,
+        schedule="deit", max_norm=0.0, magnitude=9.0, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1,
+        repeated_augmentation=3, ema=0.99996, crop_pct=_crop_pct(name), workers=8,
         augmentation="cifar" if config.image_size <= 32 else "imagenet",
     )  # fmt: skip
 
@@ -127,8 +127,8 @@ def deit3(name: str) -> ClassificationRecipe:
     model = replace(config, image_size=side, drop_path=drop_path)
     return ClassificationRecipe(
         name=name, model=model, epochs=800, batch_size=256, optimizer="lamb", lr=lr, weight_decay=0.05,
-        decay="matrices", schedule="deit", clip_norm=1.0, augmentation="three", color_jitter=0.3, mixup=0.8, cutmix=1.0,
-        loss="sigmoid", repeats=3, crop_ratio=1.0, workers=8,
+        decay="matrices", schedule="deit", max_norm=1.0, augmentation="three", color_jitter=0.3, mixup=0.8, cutmix=1.0,
+        loss="sigmoid", repeated_augmentation=3, crop_pct=1.0, workers=8,
     )  # fmt: skip
 
 
@@ -151,11 +151,13 @@ def resolution(name: str) -> ClassificationRecipe:
     coarser = f"{name.rpartition('_')[0]}_224"
     start = coarser if coarser in VIT_PRESETS else "none"
     common = ClassificationRecipe(
-        name=name, model=config, start_from=start, batch_size=32, decay="matrices", schedule="deit", clip_norm=0.0,
-        magnitude=9.0, mixup=0.8, cutmix=1.0, label_smoothing=0.1, crop_ratio=_crop_ratio(name), workers=8,
+        name=name, model=config, start_from=start, batch_size=32, decay="matrices", schedule="deit", max_norm=0.0,
+        magnitude=9.0, mixup=0.8, cutmix=1.0, label_smoothing=0.1, crop_pct=_crop_pct(name), workers=8,
     )  # fmt: skip
     if config.class_position:
-        return replace(common, epochs=30, lr=5e-6, least_lr=5e-6, weight_decay=1e-8, erasing=0.25, repeats=3)
+        return replace(
+            common, epochs=30, lr=5e-6, min_lr=5e-6, weight_decay=1e-8, erasing=0.25, repeated_augmentation=3
+        )
     model = replace(config, drop_path=_DEIT3_FINER.get((config.embed_dim, config.image_size), 0.0))
     return replace(common, model=model, epochs=20, lr=1e-5, weight_decay=0.1)
 
@@ -171,8 +173,8 @@ def transfer(name: str) -> ClassificationRecipe:
     """
     return ClassificationRecipe(
         name=name, model=_transformer(name), start_from=name, epochs=1000, batch_size=768, optimizer="sgd",
-        nesterov=True, lr=0.01, weight_decay=1e-4, decay="matrices", schedule="deit", clip_norm=0.0, magnitude=9.0,
-        mixup=0.8, cutmix=1.0, label_smoothing=0.1, repeats=3, crop_ratio=_crop_ratio(name), workers=8,
+        nesterov=True, lr=0.01, weight_decay=1e-4, decay="matrices", schedule="deit", max_norm=0.0, magnitude=9.0,
+        mixup=0.8, cutmix=1.0, label_smoothing=0.1, repeated_augmentation=3, crop_pct=_crop_pct(name), workers=8,
         evaluate_every=10,
     )  # fmt: skip
 
@@ -190,7 +192,7 @@ def augreg(name: str) -> ClassificationRecipe:
     """
     return ClassificationRecipe(
         name=name, model=_transformer(name), epochs=300, batch_size=256, lr=1e-3, weight_decay=0.1, decay="matrices",
-        schedule="cosine", warmup_steps=10_000, clip_norm=1.0, magnitude=10.0, mixup=0.2, crop_ratio=_crop_ratio(name),
+        schedule="cosine", warmup_steps=10_000, max_norm=1.0, magnitude=10.0, mixup=0.2, crop_pct=_crop_pct(name),
         workers=8,
     )  # fmt: skip
 
@@ -204,7 +206,7 @@ def finetune(name: str) -> ClassificationRecipe:
     return ClassificationRecipe(
         name=name, model=_config(name), start_from=name if known else "none", epochs=30 if known else 100,
         batch_size=32, lr=3e-4 if known else 1e-3, weight_decay=0.05, schedule="cosine", warmup_share=0.05,
-        clip_norm=1.0, magnitude=5.0, erasing=0.1, label_smoothing=0.1, crop_ratio=_crop_ratio(name),
+        max_norm=1.0, magnitude=5.0, erasing=0.1, label_smoothing=0.1, crop_pct=_crop_pct(name),
     )  # fmt: skip
 
 
@@ -220,8 +222,8 @@ def small(name: str) -> ClassificationRecipe:
         raise ConfigError(f"recipe small is for images below {SMALL_IMAGES} pixels, not for {name}", code="C09")
     return ClassificationRecipe(
         name=name, model=config, epochs=12, batch_size=64, lr=4e-3 if isinstance(config, ViTConfig) else 2e-3,
-        weight_decay=0.05, schedule="cosine", warmup_share=0.1, clip_norm=1.0, augmentation="shift",
-        label_smoothing=0.1, crop_ratio=None, workers=1, evaluate_every=2,
+        weight_decay=0.05, schedule="cosine", warmup_share=0.1, max_norm=1.0, augmentation="shift",
+        label_smoothing=0.1, crop_pct=None, workers=1, evaluate_every=2,
     )  # fmt: skip
 
 
@@ -247,7 +249,7 @@ def classification_recipe_for(name: str, recipe: str | None = None) -> Classific
     if recipe is None:
         recipe = "small" if _config(name).image_size < SMALL_IMAGES else "finetune"
     if recipe not in CLASSIFICATION_RECIPES:
-        raise unknown_name(f"recipe for {name}", recipe, list(CLASSIFICATION_RECIPES), code="C01")
+        raise unknown_name("recipe", recipe, list(CLASSIFICATION_RECIPES), code="C01")
     return CLASSIFICATION_RECIPES[recipe](name)
 
 
@@ -275,5 +277,5 @@ def _transformer(name: str) -> ViTConfig:
     return config
 
 
-def _crop_ratio(name: str) -> float | None:
-    return crop_ratio_of(_config(name))
+def _crop_pct(name: str) -> float | None:
+    return crop_pct_of(_config(name))

@@ -1,30 +1,20 @@
-"""One function per way of training a detector, and the recipe of any model by its name.
-
-It returns a frozen `Recipe`; those of classifiers are in `classification_recipes`. `regard train MODEL` takes the
-model's own.
-
-Every setting can be replaced by `key=value`; what was used stands in `RUN/config.yaml`.
-"""
+"""Recipes of detectors: one function per published training, which returns a frozen `DetectionRecipe`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
-from regard.config import apply_mapping, line_of, read_yaml, unknown_name
+from regard.config import unknown_name
 from regard.errors import ConfigError
 from regard.models.catalog import SHORT_SIDES, list_models, preset
-from regard.models.classifiers import ClassifierConfig
-from regard.models.detr import DETRConfig
-from regard.recipes.classification import ClassificationRecipe, classification_recipe_for
-from regard.training.loop import TrainingConfig
+from regard.models.configs.detr import DETRConfig
+from regard.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(TrainingConfig):
+class DetectionRecipe(TrainingConfig):
     """A complete training run of a detector."""
 
     name: str  # of the model
@@ -58,20 +48,20 @@ class Recipe(TrainingConfig):
             )
 
 
-def paper(name: str) -> Recipe:
+def paper(name: str) -> DetectionRecipe:
     """The training of the DETR paper: section 4 and appendix A.4.
 
     300 epochs of COCO, learning rates to a tenth after 200, from an ImageNet backbone. 40.6 AP for DETR-R50, 42.0
-    with `epochs=500 drop_at=0.8`; 3 days on 16 V100 with 4 images each, the learning rates unchanged.
+    with `epochs=500 milestones=0.8`; 3 days on 16 V100 with 4 images each, the learning rates unchanged.
 
         torchrun --nproc-per-node 8 -m regard train detr_resnet50 --data coco/ batch_size=8
 
     A model with masks learns boxes and masks together, of things and stuff where the data have them.
     """
-    return Recipe(name=name, model=_config(name))
+    return DetectionRecipe(name=name, model=_config(name))
 
 
-def finetune(name: str) -> Recipe:
+def finetune(name: str) -> DetectionRecipe:
     """Detection weights of COCO to one's own classes: 50 epochs, learning rates to a tenth after 40.
 
     Ends early where 15 evaluations bring nothing better.
@@ -80,10 +70,10 @@ def finetune(name: str) -> Recipe:
 
         regard train detr_resnet50 --recipe finetune --data raccoon/
     """
-    return replace(paper(name), start_from=name, epochs=50, drop_at=(0.8,), patience=15)
+    return replace(paper(name), start_from=name, epochs=50, milestones=(0.8,), patience=15)
 
 
-def panoptic_boxes(name: str) -> Recipe:
+def panoptic_boxes(name: str) -> DetectionRecipe:
     """First of the two stages of panoptic segmentation (section 4.4): boxes of things and stuff alike, no masks.
 
     300 epochs of COCO as in `paper`.
@@ -93,17 +83,17 @@ def panoptic_boxes(name: str) -> Recipe:
     return replace(paper(name), annotations="panoptic")
 
 
-def panoptic_masks(name: str) -> Recipe:
+def panoptic_masks(name: str) -> DetectionRecipe:
     """Second stage: the mask head alone, on a detector that stays as it is. 43.4 PQ, 31.1 mask AP for DETR-R50.
 
     25 epochs of COCO, learning rate to a tenth after 15; 6 hours on 64 V100 (the authors' tracker, #97).
 
         regard train detr_resnet50_panoptic --recipe panoptic_masks --data coco/ start_from=runs/boxes
     """
-    return replace(paper(name), epochs=25, drop_at=(0.6,), freeze_detector=True)
+    return replace(paper(name), epochs=25, milestones=(0.6,), freeze_detector=True)
 
 
-def fast(name: str) -> Recipe:
+def fast(name: str) -> DetectionRecipe:
     """DETR with what has been found since: anchor queries, denoising, query groups, focal loss, pre-norm.
 
     50 epochs of COCO instead of 300 (DAB-DETR 42.2 AP, DN-DETR 44.4 AP with R50; Group DETR +2 AP).
@@ -114,20 +104,22 @@ def fast(name: str) -> Recipe:
         _config(name), norm_first=True, dropout=0.0, sigmoid=True, anchors=True, num_queries=300, query_groups=3,
         denoising_groups=5,
     )  # fmt: skip
-    return replace(paper(name), model=model, epochs=50, drop_at=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998)
+    return replace(
+        paper(name), model=model, epochs=50, milestones=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998
+    )
 
 
-def small(name: str) -> Recipe:
+def small(name: str) -> DetectionRecipe:
     """Small detectors for small images, from nothing, in minutes on a CPU.
 
     regard train detr_tiny --data shapes
     regard train detr_tiny_panoptic --data shapes
     """
     short_side, max_size = SHORT_SIDES[name]
-    recipe = Recipe(
+    recipe = DetectionRecipe(
         name=name, data="shapes", model=_config(name), start_from="none", short_side=short_side, max_size=max_size,
         augmentation="small", class_weight=2.0, epochs=12, batch_size=32, lr=1e-3, lr_backbone=1e-3,
-        schedule="cosine", warmup_steps=100, clip_norm=1.0, ema=0.995, workers=1, evaluate_every=4,
+        schedule="cosine", warmup_steps=100, max_norm=1.0, ema=0.995, workers=1, evaluate_every=4,
     )  # fmt: skip
     if not recipe.model.masks:
         return recipe
@@ -137,7 +129,7 @@ def small(name: str) -> Recipe:
     return replace(masks, epochs=4, batch_size=16, augmentation="flip")
 
 
-RECIPES: Mapping[str, Callable[[str], Recipe]] = {
+DETECTION_RECIPES: Mapping[str, Callable[[str], DetectionRecipe]] = {
     "paper": paper,
     "finetune": finetune,
     "panoptic_boxes": panoptic_boxes,
@@ -147,52 +139,19 @@ RECIPES: Mapping[str, Callable[[str], Recipe]] = {
 }
 
 
-AnyRecipe = Recipe | ClassificationRecipe
-
-
-def recipe_for(name: str, recipe: str | None = None) -> AnyRecipe:
-    """The recipe called `recipe` for a model, or the model's own.
+def detection_recipe_for(name: str, recipe: str | None = None) -> DetectionRecipe:
+    """Return the named recipe of a detector, or its default: `small` for the small models, else `paper`.
 
     Raises:
-        ConfigError: an unknown name, or a pair that does not go together.
+        ConfigError: an unknown recipe (C01), or one that does not fit the model (C09).
     """
-    if isinstance(preset(name), ClassifierConfig):
-        return classification_recipe_for(name, recipe)
     if recipe is None:
         recipe = "small" if name in SHORT_SIDES else "paper"
-    if recipe not in RECIPES:
-        raise unknown_name("recipe", recipe, list(RECIPES), code="C01")
+    if recipe not in DETECTION_RECIPES:
+        raise unknown_name("recipe", recipe, list(DETECTION_RECIPES), code="C01")
     if recipe == "small" and name not in SHORT_SIDES:
         raise ConfigError(f"recipe small is for {', '.join(SHORT_SIDES)}, not for {name}", code="C09")
-    return RECIPES[recipe](name)
-
-
-def recipe_from_file(path: Path) -> AnyRecipe:
-    """The settings in a YAML file; what it leaves out is as in the model's own recipe.
-
-    Raises:
-        ConfigError: it names no model, or a setting is wrong.
-    """
-    values = read_yaml(path)
-    name = values.get("name")
-    if not isinstance(name, str):
-        raise ConfigError(
-            "no name of a model", where=path, remedy="add a line such as: name: detr_resnet50", code="C01"
-        )
-    try:
-        recipe = recipe_for(name)
-    except ConfigError as error:
-        raise _placed(error, line_of(path, "name")) from error
-    try:
-        return apply_mapping(recipe, values)
-    except ConfigError as error:
-        # It names the setting: the first of its words that is a key of the file.
-        lines = (line_of(path, word) for word in re.findall(r"[a-z_][\w.]*", error.what))
-        raise _placed(error, next((line for line in lines if line != str(path)), str(path))) from error
-
-
-def _placed(error: ConfigError, where: str) -> ConfigError:
-    return ConfigError(error.what, where=where, remedy=error.remedy, code=error.code)
+    return DETECTION_RECIPES[recipe](name)
 
 
 def _config(name: str) -> DETRConfig:

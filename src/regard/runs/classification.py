@@ -25,9 +25,12 @@ from regard.distillation.teachers import load_teacher
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.losses import DistillationLoss
 from regard.metrics.charts.classification import plot_class_counts
-from regard.models.catalog import CONFIGS, WEIGHTS, Detector, Model, build
+from regard.models.build import Detector, Model, build
+from regard.models.catalog import WEIGHTS
 from regard.models.classifiers import Classifier
-from regard.models.vit import VisionTransformer, ViTConfig
+from regard.models.configs import CONFIGS
+from regard.models.configs.vit import ViTConfig
+from regard.models.vit import VisionTransformer
 from regard.recipes.classification import ClassificationRecipe
 from regard.runs.classification_task import ClassificationTask
 from regard.training.data_loader import Augmented
@@ -104,7 +107,7 @@ class ClassificationJob:
         settings = self.settings
         torch.manual_seed(settings.seed)
         net = build(settings.model, settings.name, self.train_data.categories)
-        net.card = replace(net.card, crop_ratio=settings.crop_ratio)
+        net.card = replace(net.card, crop_pct=settings.crop_pct)
         notes = [] if self.source is None else [transfer_classifier(self.source, net)]
         if isinstance(settings.model, ViTConfig) and settings.model.distilled and settings.teacher == "none":
             alike = isinstance(self.source, VisionTransformer) and not self.source.config.distilled
@@ -126,7 +129,7 @@ class ClassificationJob:
             self.train_data,
             self.val_data,
             augmentation=augmentation_of(settings),
-            resize=evaluation(settings.model.image_size, settings.crop_ratio),
+            resize=evaluation(settings.model.image_size, settings.crop_pct),
             mixing=mixing_of(settings),
             label_smoothing=settings.label_smoothing,
             sigmoid=settings.loss == "sigmoid",
@@ -134,7 +137,7 @@ class ClassificationJob:
             workers=settings.workers,
             seed=settings.seed,
             processes=processes,
-            repeats=settings.repeats,
+            repeats=settings.repeated_augmentation,
             distillation=distillation_of(settings),
             teacher=None if self.teacher is None else self.teacher.to(processes.device),
             answers=self.answers,

@@ -29,9 +29,10 @@ from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_dataset
 from regard.metrics.detection import warn_of_surplus
 from regard.metrics.masks import check_outlines
-from regard.models.catalog import Detector, build
+from regard.models.build import Detector, build
 from regard.models.detr import DETR
-from regard.recipes.detection import Recipe, recipe_from_file
+from regard.recipes import recipe_from_file
+from regard.recipes.detection import DetectionRecipe
 from regard.runs.detection_task import DetectionTask
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category
@@ -51,7 +52,7 @@ class DetectionJob:
         train_data, val_data: both splits.
     """
 
-    def __init__(self, settings: Recipe) -> None:
+    def __init__(self, settings: DetectionRecipe) -> None:
         _check_freezing(settings)
         folder = data_folder(settings.data)
         panoptic = settings.annotations == "panoptic"
@@ -71,7 +72,7 @@ class DetectionJob:
         self.backbone: Mapping[str, Tensor] = {}
         self.source: Detector | None = None
 
-    def _count_queries(self, settings: Recipe) -> tuple[int, list[str]]:
+    def _count_queries(self, settings: DetectionRecipe) -> tuple[int, list[str]]:
         """How many queries the data need, and what is to be said of it."""
         most, name = self.train_data.max_objects
         given = settings.model.num_queries
@@ -184,7 +185,7 @@ class DetectionJob:
         return advise(data_folder(self.settings.data))
 
 
-def _check_freezing(settings: Recipe) -> None:
+def _check_freezing(settings: DetectionRecipe) -> None:
     if settings.freeze_detector and not settings.model.masks:
         what = f"freeze_detector leaves nothing to train: {settings.name} has no mask head"
         raise ConfigError(what, remedy="set model.masks=true", code="C09")
@@ -202,7 +203,7 @@ def open_objects(
     return open_detection(folder, split, categories=like, masks=masks)
 
 
-def criterion_of(settings: Recipe) -> SetCriterion:
+def criterion_of(settings: DetectionRecipe) -> SetCriterion:
     """The loss of a recipe."""
     return SetCriterion(
         settings.model.num_classes,
@@ -216,7 +217,7 @@ def criterion_of(settings: Recipe) -> SetCriterion:
     )
 
 
-def augmentation_of(settings: Recipe) -> Pipeline:
+def augmentation_of(settings: DetectionRecipe) -> Pipeline:
     """The training augmentation of a recipe."""
     if settings.augmentation == "flip":
         return Pipeline((RandomFlip(), EvaluationResize(settings.short_side, settings.max_size)))
@@ -282,6 +283,6 @@ def _criterion_for(run: Path | None, net: Detector) -> SetCriterion:
     """The loss of the run, if there is one: with its weights, so that losses compare to those in training."""
     settings = None if run is None else run / "config.yaml"
     recipe = recipe_from_file(settings) if settings is not None and settings.is_file() else None
-    if isinstance(recipe, Recipe):
+    if isinstance(recipe, DetectionRecipe):
         return criterion_of(replace(recipe, model=replace(recipe.model, num_classes=net.config.num_classes)))
     return SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")

@@ -28,11 +28,13 @@ from regard.metrics.charts.detection import plot_curves
 from regard.metrics.classification import ClassificationScores
 from regard.metrics.detection import DetectionScores
 from regard.metrics.segmentation import SegmentationScores
-from regard.models.catalog import Detector, Model, preset
-from regard.models.classifiers import ClassifierConfig
+from regard.models.build import Detector, Model
+from regard.models.catalog import preset
+from regard.models.configs import ClassifierConfig
 from regard.prediction.predict import device_for
+from regard.recipes import Recipe, recipe_for, recipe_from_file
 from regard.recipes.classification import imagenet_recipe
-from regard.recipes.detection import AnyRecipe, Recipe, recipe_for, recipe_from_file
+from regard.recipes.detection import DetectionRecipe
 from regard.runs import detection as detection_runs
 from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
@@ -111,7 +113,7 @@ def resolve(
     recipe: str | None,
     config: str | Path | None,
     overrides: Sequence[str],
-) -> AnyRecipe:
+) -> Recipe:
     """The settings of a run: recipe or file first, then arguments, then `key=value`, each over the one before."""
     given = [("--config", config is not None), ("--resume", resume), ("--recipe", recipe is not None)]
     ways = [name for name, is_given in given if is_given]
@@ -217,10 +219,10 @@ def evaluate(
     return evaluation.scores
 
 
-def _train(settings: AnyRecipe, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
+def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
     if settings.amp == "fp16" and group.device.type == "cpu":
         raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
-    job = DetectionJob(settings) if isinstance(settings, Recipe) else ClassificationJob(settings)
+    job = DetectionJob(settings) if isinstance(settings, DetectionRecipe) else ClassificationJob(settings)
     # A run that was stopped before its first checkpoint starts anew.
     started = resume and output is not None and newest_checkpoint(output / "checkpoints") is not None
     notes = [] if started else job.fetch_weights()
@@ -290,7 +292,7 @@ def _describe(run: Path, job: Job) -> None:
 
 
 def _finish(
-    settings: AnyRecipe, run: Path, group: Processes, task: DetectionTask | ClassificationTask
+    settings: Recipe, run: Path, group: Processes, task: DetectionTask | ClassificationTask
 ) -> dict[str, float]:
     """`metrics.json` and report pictures of the best checkpoint; training curves."""
     group.wait()

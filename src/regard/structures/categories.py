@@ -23,7 +23,7 @@ class ModelCard:
 
     categories: the meaning of every class index.
     short_side, max_size: evaluation resize of a detector in pixels; both the side of a classifier's square input.
-    crop_ratio: that side over the short side of the resized image whose middle a classifier sees; None where it sees
+    crop_pct: that side over the short side of the resized image whose middle a classifier sees; None where it sees
         the whole image, squeezed to a square.
     panoptic: a detector learned from panoptic annotations: with masks, what it finds are segments of all pixels.
     """
@@ -32,7 +32,7 @@ class ModelCard:
     categories: tuple[Category, ...]
     short_side: int = 800
     max_size: int = 1333
-    crop_ratio: float | None = None
+    crop_pct: float | None = None
     panoptic: bool = False
 
 

@@ -14,7 +14,7 @@ class Lamb(torch.optim.Optimizer):
 
     m', v' are Adam's moments with their correction of the first steps. Parameters without weight decay (biases,
     normalisation) move by `lr` as in AdamW, and so do those whose norm or step is 0: so does apex's FusedLAMB, with
-    which DeiT III was trained. That also clips all gradients to a norm of 1; here that is the loop's `clip_norm`.
+    which DeiT III was trained. That also clips all gradients to a norm of 1; here that is the loop's `max_norm`.
 
     Args:
         params: parameters, or groups of them.

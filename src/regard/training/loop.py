@@ -14,15 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from regard.config import check_choices
 from regard.errors import ConfigError, DivergedError, RegardError
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint, save_checkpoint
+from regard.training.config import TrainingConfig
 from regard.training.data_loader import mix, naming_killed_workers
 from regard.training.distributed import Processes
 from regard.training.lamb import Lamb
@@ -31,69 +31,6 @@ from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
 
 SAVE_FIRST = 60.0  # seconds of training since the last checkpoint, after which one is written before an evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How to train, whatever the model."""
-
-    epochs: int = 300
-    minutes: float | None = None  # stop after so much training time; the schedule then follows the clock
-    batch_size: int = 2  # images of each process and batch; a step has `accumulate` batches
-    accumulate: int = 1  # batches whose gradients are averaged before a step
-    lr: float = 1e-4
-    lr_backbone: float = 1e-5
-    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
-    momentum: float = 0.9  # of sgd
-    nesterov: bool = False  # sgd whose momentum looks ahead, as timm's
-    weight_decay: float = 1e-4
-    decay: Literal["all", "matrices"] = "all"  # what decays: all, or not biases, normalisation and the like (DeiT)
-    schedule: Literal["step", "cosine", "deit", "deit_corrected"] = "step"
-    least_lr: float = 1e-5  # at the end of the schedules `deit` and `deit_corrected`
-    drop_at: tuple[float, ...] = (2 / 3,)  # step schedule: shares of the epochs after which lr falls to a tenth
-    warmup_steps: int = 0
-    warmup_share: float = 0.0  # of the epochs over which lr rises from 0
-    clip_norm: float = 0.1  # largest norm of all gradients; 0 clips nothing
-    ema: float = 0.0  # decay of the average of weights that is evaluated and kept; 0 for none
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    device: str = "auto"
-    workers: int = 2  # processes that load images
-    seed: int = 42
-    evaluate_every: int = 1  # epochs
-    patience: int = 0  # evaluations without a better score before an early stop; 0 never stops
-    log_every: int = 20  # steps
-    save_minutes: float = 10.0  # a checkpoint is written so often, and after every evaluation
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        least = {
-            "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "lr_backbone": 0, "least_lr": 0, "momentum": 0,
-            "weight_decay": 0, "warmup_steps": 0, "warmup_share": 0, "clip_norm": 0, "ema": 0, "workers": 0, "seed": 0,
-            "evaluate_every": 1, "patience": 0, "log_every": 1, "save_minutes": 0,
-        }  # fmt: skip
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not low <= value < math.inf:
-                raise ConfigError(f"{name}={value}, expected at least {low}", code="C03")
-        if self.seed >= 2**63:
-            raise ConfigError(f"seed={self.seed}"[:80] + ", expected a number of 63 bits", code="C03")
-        if self.lr == 0:
-            raise ConfigError("lr=0, expected more than 0", code="C03")
-        for name in ("ema", "momentum", "warmup_share"):
-            if getattr(self, name) >= 1:
-                raise ConfigError(f"{name}={getattr(self, name)}, expected less than 1", code="C03")
-        if not all(0 <= share <= 1 for share in self.drop_at):
-            raise ConfigError(f"drop_at={list(self.drop_at)}, expected shares from 0 to 1", code="C03")
-        if self.nesterov and not self.momentum:
-            raise ConfigError("nesterov=true needs momentum above 0", code="C09")
-        if self.schedule.startswith("deit") and (self.warmup_steps or self.warmup_share):
-            what = f"schedule={self.schedule} has a warm-up of its own, warmup_steps and warmup_share do nothing"
-            raise ConfigError(what, remedy="leave them out, or set schedule=cosine", code="C09")
-        if self.schedule.startswith("deit") and self.least_lr > self.lr:
-            what = f"least_lr={self.least_lr} is more than lr={self.lr}: the rate would rise"
-            raise ConfigError(what, remedy=f"set least_lr={self.lr} or less", code="C09")
-        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
-            raise ConfigError(f"minutes={self.minutes}, expected more than 0", code="C03")
 
 
 class Task(Protocol):
@@ -251,11 +188,11 @@ class Trainer:
             step=step,
             warmup_steps=config.warmup_steps,
             progress=share,
-            drop_at=config.drop_at,
+            milestones=config.milestones,
             warmup_share=config.warmup_share,
             epochs=config.epochs,
             lr=config.lr,
-            least_lr=config.least_lr,
+            min_lr=config.min_lr,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -273,7 +210,7 @@ class Trainer:
             parts.append(logs)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf)
         self._check_finite(total, norm, seen)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -296,7 +233,7 @@ class Trainer:
             raise DivergedError(
                 f"the {'loss' if any_loss else 'gradient'}{place} is no longer finite at step {self.progress.step}",
                 where=self._samples_of(seen) if own else None,
-                remedy="lower lr or clip_norm, or set amp=off; the checkpoints before are intact",
+                remedy="lower lr or max_norm, or set amp=off; the checkpoints before are intact",
                 code="T07",
             )
 

@@ -20,35 +20,35 @@ def learning_rate_factor(
     step: int,
     warmup_steps: int,
     progress: float,
-    drop_at: Sequence[float] = (2 / 3,),
+    milestones: Sequence[float] = (2 / 3,),
     warmup_share: float = 0.0,
     epochs: int = 1,
     lr: float = 1.0,
-    least_lr: float = 1e-5,
+    min_lr: float = 1e-5,
 ) -> float:
     """What to multiply the learning rate with.
 
     Args:
-        kind: `step` divides by ten whenever one of the shares `drop_at` of the training is done (DETR: epoch 200 of
+        kind: `step` divides by ten whenever one of the shares `milestones` of the training is done (DETR: epoch 200 of
             300); `cosine` falls to nothing along half a wave; `deit` and `deit_corrected` change once an epoch, see
             `deit_learning_rate`, and have a warm-up of their own.
         step: steps done; over the first `warmup_steps` the factor rises from 0 linearly.
         progress: share of the training that is done, 0..1.
         warmup_share: share of the training over which the factor rises from 0 linearly.
-        epochs, lr, least_lr: of the run, for the schedules that are given by epoch and rate.
+        epochs, lr, min_lr: of the run, for the schedules that are given by epoch and rate.
     """
     if kind.startswith("deit"):
         epoch = min(int(progress * epochs + 1e-9), epochs - 1)
-        return deit_learning_rate(epoch, epochs, lr, least_lr, published=kind == "deit") / lr
+        return deit_learning_rate(epoch, epochs, lr, min_lr, published=kind == "deit") / lr
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     if progress < warmup_share:
         warmup *= progress / warmup_share
     if kind == "step":
-        return warmup * 0.1 ** sum(progress >= share - 1e-9 for share in drop_at)
+        return warmup * 0.1 ** sum(progress >= share - 1e-9 for share in milestones)
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def deit_learning_rate(epoch: int, epochs: int, lr: float, least_lr: float = 1e-5, *, published: bool = True) -> float:
+def deit_learning_rate(epoch: int, epochs: int, lr: float, min_lr: float = 1e-5, *, published: bool = True) -> float:
     """The learning rate of an epoch as DeiT trains: 5 epochs of linear warm-up from 1e-6, then a cosine.
 
     The cosine runs over all epochs, those of the warm-up too. In the authors' main.py the schedule steps after the
@@ -58,14 +58,14 @@ def deit_learning_rate(epoch: int, epochs: int, lr: float, least_lr: float = 1e-
         epoch: from 0.
         epochs: of the run.
         lr: highest rate.
-        least_lr: that to which the cosine falls.
+        min_lr: that to which the cosine falls.
         published: with the epoch that comes twice; False: each epoch has its own rate.
     """
     if published:
         epoch = max(0, epoch - 1)
     if epoch < DEIT_WARMUP:
         return DEIT_WARMUP_LR + epoch * (lr - DEIT_WARMUP_LR) / DEIT_WARMUP
-    return least_lr + 0.5 * (lr - least_lr) * (1 + math.cos(math.pi * epoch / epochs))
+    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def parameter_groups(

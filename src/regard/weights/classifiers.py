@@ -13,9 +13,12 @@ import torchvision
 from torch import Tensor
 
 from regard.errors import CheckpointError
-from regard.models.catalog import build, preset
-from regard.models.classifiers import HEADS, Classifier, ClassifierConfig
-from regard.models.vit import VisionTransformer, ViTConfig
+from regard.models.build import build
+from regard.models.catalog import preset
+from regard.models.classifiers import HEADS, Classifier
+from regard.models.configs import ClassifierConfig
+from regard.models.configs.vit import ViTConfig
+from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.weights.state_dict import load_exactly
 from regard.weights.vit import fit_vit, is_vit, read_vit

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.backbone import RESNETS
-from regard.models.catalog import WEIGHTS, Detector, ModelConfig, build, preset
-from regard.models.classifiers import CLASSIFIER_PRESETS
-from regard.models.detr import DETRConfig
-from regard.models.detr_demo import DETRDemoConfig
+from regard.models.build import Detector, build
+from regard.models.catalog import WEIGHTS, preset
+from regard.models.configs import CLASSIFIER_PRESETS, ModelConfig
+from regard.models.configs.detr import DETRConfig, DETRDemoConfig
 from regard.weights.download import download
 from regard.weights.state_dict import load_exactly, read_weights
 

@@ -27,13 +27,13 @@ class HubFolder(NamedTuple):
 
     Attributes:
         normalisation: mean and deviation of red, green and blue, of values 0..1.
-        crop_ratio: (ratio,) as in `ModelCard.crop_ratio`.
+        crop_pct: (ratio,) as in `ModelCard.crop_pct`.
         names: of the classes, in the order of their numbers.
         num_heads: of attention, which no tensor shows.
     """
 
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
-    crop_ratio: tuple[float | None] | None
+    crop_pct: tuple[float | None] | None
     names: list[str] | None
     num_heads: int | None
 
@@ -73,7 +73,7 @@ def described(card: ModelCard, folder: HubFolder) -> ModelCard:
     """The card with what the folder says."""
     if folder.names is not None and len(folder.names) == len(card.categories):
         card = replace(card, categories=tuple(Category(i, name) for i, name in enumerate(folder.names)))
-    return card if folder.crop_ratio is None else replace(card, crop_ratio=folder.crop_ratio[0])
+    return card if folder.crop_pct is None else replace(card, crop_pct=folder.crop_pct[0])
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from typing import Any
 
 from regard.config import apply_mapping, near_path, to_mapping, unknown_name
 from regard.errors import CheckpointError, ConfigError
-from regard.models.catalog import CONFIGS, FAMILIES, WEIGHTS, Model, build, list_models
-from regard.models.classifiers import ClassifierConfig
+from regard.models.build import Model, build
+from regard.models.catalog import WEIGHTS, list_models
+from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -100,7 +101,7 @@ def model_state(net: Model) -> dict[str, Any]:
         "config": to_mapping(net.config),
         "categories": [[c.id, c.name, c.is_thing] for c in card.categories],
         "sizes": [card.short_side, card.max_size],
-        "crop_ratio": card.crop_ratio,
+        "crop_pct": card.crop_pct,
         "panoptic": card.panoptic,
     }
 
@@ -137,6 +138,8 @@ def _load_folder(path: Path) -> Model:
     categories = [Category(*values) for values in kept["categories"]]
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
     panoptic = kept.get("panoptic", net.card.panoptic)
-    net.card = replace(net.card, crop_ratio=kept["crop_ratio"], panoptic=panoptic)
+    net.card = replace(
+        net.card, crop_pct=kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"], panoptic=panoptic
+    )
     load_exactly(net, tensors, where=path)
     return net.eval()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regard.attention import resize_positions
 from regard.errors import CheckpointError
-from regard.models.vit import VIT_PRESETS, ViTConfig
+from regard.models.configs.vit import VIT_PRESETS, ViTConfig
 
 # What stands in every such file: of the authors and timm, and of Hugging Face.
 _BLOCK = "blocks.0.attn.qkv.weight"

@@ -60,14 +60,14 @@ def cifar_training(
     return _pipeline((Squeeze(size), PaddedCrop(size, 4), RandomFlip()), magnitude, erasing, color_jitter)
 
 
-def evaluation(size: int = 224, crop_ratio: float | None = 0.875) -> Evaluation:
+def evaluation(size: int = 224, crop_pct: float | None = 0.875) -> Evaluation:
     """What a model sees of an image when it is judged: the middle `size` x `size` pixels of the resized image.
 
     Args:
-        crop_ratio: `size` over the short side of the resized image. None for small images: the whole image,
+        crop_pct: `size` over the short side of the resized image. None for small images: the whole image,
             resized to the square.
     """
-    return Evaluation(size, crop_ratio)
+    return Evaluation(size, crop_pct)
 
 
 def _pipeline(steps: tuple[ImageStep, ...], magnitude: float, erasing: float, color_jitter: float) -> ClassPipeline:
@@ -94,20 +94,20 @@ class ClassPipeline:
 class Evaluation:
     """Resize (bicubic, as the authors) and take the middle; see `evaluation`. Draws nothing.
 
-    The short side becomes floor(size / crop_ratio): 256 for 224 at 0.875, 438 for 384.
+    The short side becomes floor(size / crop_pct): 256 for 224 at 0.875, 438 for 384.
     """
 
     size: int
-    crop_ratio: float | None = 0.875
+    crop_pct: float | None = 0.875
 
     def __post_init__(self) -> None:
         _check("size", self.size, 1, math.inf)
-        if self.crop_ratio is not None:
-            _check("crop_ratio", self.crop_ratio, 0.05, 1)
+        if self.crop_pct is not None:
+            _check("crop_pct", self.crop_pct, 0.05, 1)
 
     def __call__(self, sample: ClassSample, generator: torch.Generator | None = None) -> ClassSample:
         image = sample.image
-        if self.crop_ratio is None:
+        if self.crop_pct is None:
             return replace(sample, image=resize_image(image, (self.size, self.size)))
         cut, resized = self._sizes(image.shape[-2], image.shape[-1])
         image = resize_image(F.center_crop(image, list(cut)), resized)
@@ -115,7 +115,7 @@ class Evaluation:
 
     def extent(self, height: int, width: int) -> tuple[float, float, float, float]:
         """x0, y0, x1, y1: what is seen of an image, in its pixels."""
-        if self.crop_ratio is None:
+        if self.crop_pct is None:
             return 0.0, 0.0, float(width), float(height)
         cut, resized = self._sizes(height, width)
         (y0, y1), (x0, x1) = (
@@ -125,10 +125,10 @@ class Evaluation:
 
     def _sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """What is left of a very long image, or a file of a few bytes would fill the memory; and its new size."""
-        assert self.crop_ratio is not None
+        assert self.crop_pct is not None
         most = LONGEST * min(height, width)
         height, width = min(height, most), min(width, most)
-        short_side = int(self.size / self.crop_ratio)
+        short_side = int(self.size / self.crop_pct)
         if height < width:
             return (height, width), (short_side, int(short_side * width / height))
         return (height, width), (int(short_side * height / width), short_side)

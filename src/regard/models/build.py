@@ -1,0 +1,87 @@
+"""Models from their configurations, with random weights and a card."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import overload
+
+from regard.errors import ConfigError
+from regard.models.catalog import SHORT_SIDES, crop_pct_of, preset
+from regard.models.classifiers import Classifier, build_classifier
+from regard.models.configs import ClassifierConfig, DetectorConfig, ModelConfig
+from regard.models.configs.detr import DETRDemoConfig
+from regard.models.detr import DETR
+from regard.models.detr_demo import DETRDemo
+from regard.structures.categories import COCO, COCO_PANOPTIC, Category, ModelCard, knows_stuff
+
+Detector = DETR | DETRDemo
+Model = Detector | Classifier
+
+
+def create(name: str, *, num_classes: int | None = None) -> Model:
+    """A model by name, with random weights. Nothing is downloaded.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: classes without no-object; the model's own number if None (COCO's 91 for DETR).
+
+    Raises:
+        ConfigError: an unknown name (the nearest one is offered).
+    """
+    config = preset(name)
+    if num_classes is not None:
+        config = dataclasses.replace(config, num_classes=num_classes)
+    return build(config, name)
+
+
+@overload
+def build(
+    config: DetectorConfig,
+    name: str,
+    categories: Sequence[Category] | None = ...,
+    sizes: tuple[int, int] | None = ...,
+) -> Detector: ...
+
+
+@overload
+def build(
+    config: ClassifierConfig,
+    name: str,
+    categories: Sequence[Category] | None = ...,
+    sizes: tuple[int, int] | None = ...,
+) -> Classifier: ...
+
+
+def build(
+    config: ModelConfig,
+    name: str,
+    categories: Sequence[Category] | None = None,
+    sizes: tuple[int, int] | None = None,
+) -> Model:
+    """A model of any configuration, with its card. Classes without names are called by their number."""
+    model = _construct(config)
+    if categories is None:
+        known = (COCO, COCO_PANOPTIC) if isinstance(model, Detector) else ()
+        categories = next((c for c in known if len(c) == config.num_classes), _numbered(config.num_classes))
+    if len(categories) != config.num_classes:
+        raise ConfigError(f"{len(categories)} categories for a model of {config.num_classes} classes", where=name)
+    if isinstance(config, ClassifierConfig):
+        side = config.image_size
+        model.card = ModelCard(name, tuple(categories), side, side, crop_pct_of(config))
+        return model
+    short_side, max_size = sizes or SHORT_SIDES.get(name, (800, 1333))
+    model.card = ModelCard(name, tuple(categories), short_side, max_size, panoptic=knows_stuff(categories))
+    return model
+
+
+def _construct(config: ModelConfig) -> Model:
+    if isinstance(config, DETRDemoConfig):
+        return DETRDemo(config)
+    if isinstance(config, ClassifierConfig):
+        return build_classifier(config)
+    return DETR(config)
+
+
+def _numbered(count: int) -> list[Category]:
+    return [Category(i, str(i)) for i in range(count)]

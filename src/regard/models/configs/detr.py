@@ -1,0 +1,99 @@
+"""Settings of DETR and of the authors' demonstration model, and the named models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from regard.config import check_choices
+from regard.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DETRConfig:
+    """Everything that decides the shape of a DETR; kept in its checkpoints."""
+
+    num_classes: int = 91  # with softmax the no-object class comes on top, as the last logit
+    backbone: str = "resnet50"
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    dilation: bool = False  # DC5: dilated last stage, twice the resolution
+    embed_dim: int = 256
+    num_heads: int = 8
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    feedforward_dim: int = 2048
+    dropout: float = 0.1
+    norm_first: bool = False  # pre-norm: layer norm before each block instead of after the residual sum
+    position_encoding: Literal["sine", "learned"] = "sine"
+    num_queries: int = 100
+    sigmoid: bool = False  # one yes-or-no score a class instead of softmax with a no-object class
+    anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
+    query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
+    denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
+    label_noise: float = 0.2  # DN-DETR: share of copies with a random label
+    masks: bool = False  # a mask for every query (section 4.4)
+    box_noise: float = 0.4  # DN-DETR: largest shift of a corner, in halves of the box
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in (
+            "num_classes",
+            "num_queries",
+            "decoder_layers",
+            "query_groups",
+            "num_heads",
+            "embed_dim",
+            "feedforward_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
+        if self.encoder_layers < 0 or self.denoising_groups < 0:
+            raise ConfigError("model.encoder_layers and model.denoising_groups cannot be negative", code="C08")
+        if self.embed_dim % self.num_heads or self.embed_dim % 4:
+            raise ConfigError(
+                f"model.embed_dim {self.embed_dim} is not a multiple of 4 and of model.num_heads {self.num_heads}",
+                code="C05",
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}, expected 0 <= dropout < 1", code="C03")
+        if not (0 <= self.label_noise <= 1 and 0 <= self.box_noise <= 1):
+            what = f"model.label_noise is {self.label_noise} and model.box_noise {self.box_noise}, expected 0 to 1"
+            raise ConfigError(what, code="C03")
+        if self.denoising_groups and not self.anchors:
+            raise ConfigError(
+                "model.denoising_groups needs anchor queries: a noised target is a box",
+                remedy="set model.anchors=true or model.denoising_groups=0",
+                code="C09",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DETRDemoConfig:
+    """The demonstration model has but one size."""
+
+    num_classes: int = 91
+    num_queries: int = 100
+
+    @property
+    def sigmoid(self) -> bool:
+        return False
+
+
+# Only what differs from the paper's DETR-R50. The names are torch hub's; `detr_tiny` and its like are ours.
+DETR_PRESETS: dict[str, DETRConfig] = {
+    "detr_resnet50": DETRConfig(),
+    "detr_resnet50_dc5": DETRConfig(dilation=True),
+    "detr_resnet101": DETRConfig(backbone="resnet101"),
+    "detr_resnet101_dc5": DETRConfig(backbone="resnet101", dilation=True),
+    "detr_resnet50_panoptic": DETRConfig(num_classes=250, masks=True),
+    "detr_resnet50_dc5_panoptic": DETRConfig(num_classes=250, masks=True, dilation=True),
+    "detr_resnet101_panoptic": DETRConfig(num_classes=250, masks=True, backbone="resnet101"),
+    "detr_resnet18": DETRConfig(backbone="resnet18"),
+    "detr_resnet34": DETRConfig(backbone="resnet34"),
+    "detr_tiny": DETRConfig(
+        backbone="small", backbone_norm="batch", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2,
+        feedforward_dim=256, dropout=0.0, norm_first=True, num_queries=10, sigmoid=True, anchors=True, query_groups=3,
+        denoising_groups=2,
+    ),
+}  # fmt: skip
+DETR_PRESETS["detr_tiny_panoptic"] = replace(DETR_PRESETS["detr_tiny"], masks=True, num_queries=15)
