@@ -1,23 +1,31 @@
-"""Writing: nothing over what is the user's, told before the work where it cannot be, and whole or not at all."""
+"""Write files and folders so that they are complete or absent, and by one process at a time."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from regard.errors import MachineError
 
+_held_locks: set[int] = set()  # descriptors of lock files
+
 
 def is_used(folder: Path) -> bool:
-    """Whether there is anything in the folder, or a file of that name. Hidden files are what ended runs leave."""
+    """Return whether `folder` is a file or holds any file. Hidden files do not count: stopped runs leave them."""
     return folder.exists() and (not folder.is_dir() or any(path.name[0] != "." for path in folder.iterdir()))
 
 
 def make_writable(folder: Path) -> None:
-    """Make the folder if need be and write in it for a try.
+    """Make `folder` if it is missing, and check that files can be written to it.
 
     Raises:
-        MachineError: it cannot be made or written in (C11).
+        MachineError: the folder cannot be made or written to (C11).
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,11 +37,133 @@ def make_writable(folder: Path) -> None:
         raise MachineError(what, where=folder, remedy="name another folder", code="C11") from error
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; write the file there. It replaces `path` when the block ends.
+
+    After an exception, a kill or a power cut, `path` holds the old content or the new, never a part of it.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that is whole or as before, whatever interrupts it."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write `text` to `path` as UTF-8, with the guarantee of `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; make a folder there. It becomes `path` when the block ends.
+
+    If another process makes `path` in the meantime, its folder stays and this one is dropped.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        for place in (temporary, *temporary.rglob("*")):
+            sync(place)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
+
+
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, survive a power cut."""
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():  # Windows cannot open folders.
+        return
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Some network file systems write names at once and refuse this call.
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, on_busy: Callable[[str], object]) -> Iterator[bool]:
+    """Hold the lock file `path` until the block ends, so that no other process or thread holds it.
+
+    The system frees the lock when the process ends, however it ends. A file left behind locks nothing.
+
+    Args:
+        path: the lock file, removed at the end.
+        on_busy: called once with the holder's name if the lock is taken; then this call waits for the lock,
+            unless `on_busy` raises.
+
+    Yields:
+        True, or False where the system has no locks (Windows, some network file systems).
+    """
+    descriptor, locked = _take_lock(path, on_busy)
+    with contextlib.suppress(OSError):  # The holder's name is optional, for instance on a full disk.
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    try:
+        yield locked
+    finally:
+        if descriptor in _held_locks:  # A forked child has closed its copy already.
+            with contextlib.suppress(OSError):
+                path.unlink()
+            _close_lock(descriptor)
+
+
+def _take_lock(path: Path, on_busy: Callable[[str], object]) -> tuple[int, bool]:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _held_locks.add(descriptor)
+        try:
+            locked = _lock(descriptor, on_busy)
+        except BaseException:
+            _close_lock(descriptor)
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if not locked or os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor, locked
+        _close_lock(descriptor)  # The last holder removed this file; another process may hold a newer one.
+
+
+def _lock(descriptor: int, on_busy: Callable[[str], object]) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_busy(os.read(descriptor, 200).decode(errors="replace").strip() or "an unknown process")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _close_lock(descriptor: int) -> None:
+    _held_locks.discard(descriptor)
+    os.close(descriptor)
+
+
+def _close_inherited_locks() -> None:
+    """Close the locks in a forked child, or a data-loading worker could hold them after its trainer was killed."""
+    for descriptor in list(_held_locks):
+        _close_lock(descriptor)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_locks)

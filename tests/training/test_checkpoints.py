@@ -481,7 +481,7 @@ def test_power_cut_at_every_moment(tmp_path: Path) -> None:
 def test_power_cut_finds_a_missing_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str) -> None:
     """The model of the power cut is worth something only if it notices."""
     if forgotten == "folders":
-        monkeypatch.setattr(checkpoints, "_flush_folder", lambda folder: None)
+        monkeypatch.setattr(checkpoints, "sync", lambda folder: None)
     else:
         monkeypatch.setattr(Disk, "fsync", lambda disk, descriptor: None)
     assert any(found < acknowledged for found, acknowledged in power_cut_states(tmp_path))

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from line_task import CONFIG, Line, metrics_of, strict_rows, trainer
-from regard.safe_files import replace_text
 from regard.training import reports
 from regard.training.loop import Stopped
 from regard.training.reports import Reporter
@@ -101,20 +100,3 @@ def test_the_last_steps_have_a_row_when_the_clock_ends_a_run(tmp_path):
         (done.step, True),
         (done.step, False),
     ]
-
-
-def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "config.yaml"
-    replace_text(path, "old\n")
-
-    def fail(descriptor):
-        raise OSError("the machine stops")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="stops"):
-            replace_text(path, "new and longer\n")
-    assert path.read_text() == "old\n"
-    assert all(p == path or p.name.startswith(".") for p in tmp_path.iterdir())  # what is hidden blocks no new run
-    replace_text(path, "new\n")
-    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"] and path.read_text() == "new\n"

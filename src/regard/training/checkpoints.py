@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import CheckpointError, DivergedError, MachineError, RegardError
+from regard.safe_files import sync
 
 SCHEMA = 1
 
@@ -109,7 +110,7 @@ def save_checkpoint(
         files = {name: _write_file(staging / name, part.chunks()) for name, part in parts.items()}
         files["state.json"] = _write_file(staging / "state.json", [text])
         _write_file(staging / "manifest.json", [_manifest_text(step, files)])
-        _flush_folder(staging)
+        sync(staging)
         _publish(staging, final)
         _prune(folder, final, keep, protect)
     except BaseException as error:
@@ -245,21 +246,7 @@ def _make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut: flushing a file does not flush its name."""
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems flush names by themselves and refuse
-            raise
-    finally:
-        os.close(descriptor)
+        sync(path.parent)
 
 
 def _publish(staging: Path, final: Path) -> None:
@@ -269,7 +256,7 @@ def _publish(staging: Path, final: Path) -> None:
     if replaces:
         final.rename(old)
     staging.rename(final)
-    _flush_folder(final.parent)
+    sync(final.parent)
     if replaces:
         _remove(old)
 
@@ -425,6 +412,3 @@ def _read_bytes(path: Path, missing: str) -> bytes:
 def _unreadable(error: OSError, path: Path) -> MachineError:
     what = f"cannot be read: {error.strerror}"
     return MachineError(what, where=path, remedy="correct its permissions", code="T06")
-
-
-# --- lock ---

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from regard.errors import CheckpointError, ConfigError, MachineError
+from regard.safe_files import hold_lock, sync
 
 _TIMEOUT = 20.0  # seconds without a byte
 _PAUSES = (1.0, 4.0, None)  # seconds after each try that broke; None: give up
@@ -53,9 +54,7 @@ def download(url: str, *, sha256_prefix: str | None = None, folder: Path | None 
     if not path.exists():
         if is_offline() and urlsplit(url).scheme != "file":
             raise MachineError(f"REGARD_OFFLINE forbids to download {path.name}", remedy=_by_hand(url, path))
-        with _disk(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with _locked(path):
             if not path.exists():  # Another process may have brought it while this one waited.
                 _bring(url, path, prefix)
     _check(path, prefix)
@@ -115,33 +114,17 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process and one thread at a time for `path`. The system frees the lock when its holder dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two downloads at once fail on the checksum, nothing worse.
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process and one thread at a time download `path`."""
+
+    def wait(holder: str) -> None:
+        print(f"waiting for {holder}, which downloads {path.name}", file=sys.stderr)
+
+    with contextlib.ExitStack() as stack:
+        with _disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold_lock(path.with_name(f"{path.name}.lock"), on_busy=wait))
         yield
-        return
-    lock = path.with_name(path.name + ".lock")
-    while True:
-        with _disk(lock):
-            file = lock.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that downloads {path.name}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # Some network file systems know no locks.
-            break
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                break
-        file.close()  # The last holder removed this lock file: a third process may hold a newer one.
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        file.close()
 
 
 def _bring(url: str, path: Path, prefix: str) -> None:
@@ -159,22 +142,11 @@ def _bring(url: str, path: Path, prefix: str) -> None:
         what = f"checksum mismatch after the download: sha256 is {found}, expected {prefix}..."
         remedy = "try again; if it stays so, the file on the server or the expected checksum is wrong"
         raise CheckpointError(what, where=url, remedy=remedy, code="K05")
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
     with _disk(path):
+        sync(part)
         part.replace(path)
-    _sync_folder(path.parent)
+        sync(path.parent)
     return None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _fetch(url: str, part: Path, path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Files and folders that are complete or absent, and locks."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from regard.safe_files import atomic_file, atomic_folder, hold_lock, replace_text
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    replace_text(path, "old\n")
+
+    def fail(descriptor):
+        raise OSError("the machine stops")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="stops"):
+            replace_text(path, "new and longer\n")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old\n"
+    replace_text(path, "new\r\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"] and path.read_bytes() == b"new\r\n"
+
+
+def test_a_file_is_flushed_before_its_name_and_its_name_after(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: order.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    )
+    replace_text(tmp_path / "a", "text")
+    first, second = order
+    assert first.startswith(f"{tmp_path}/.a.tmp-") and second == str(tmp_path)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "data"
+    with pytest.raises(ZeroDivisionError), atomic_folder(path) as temporary:
+        (temporary / "sub").mkdir(parents=True)
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(path) as temporary:
+        (temporary / "sub").mkdir(parents=True)
+        (temporary / "sub" / "a").write_text("first")
+        assert not path.exists()
+    with atomic_folder(path) as temporary:  # two processes make the same folder: the first to finish keeps it
+        temporary.mkdir()
+    assert [p.name for p in tmp_path.iterdir()] == ["data"] and (path / "sub" / "a").read_text() == "first"
+    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "other"):
+        pass
+
+
+def test_a_lock_has_one_holder_and_leaves_nothing(tmp_path):
+    path = tmp_path / "lock"
+    inside, most, told = [], [], []
+
+    def work() -> None:
+        for _ in range(20):
+            with hold_lock(path, on_busy=told.append) as locked:
+                assert locked
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80 and max(most) == 1 and list(tmp_path.iterdir()) == []
+    with hold_lock(path, on_busy=told.append), pytest.raises(BlockingIOError):
+
+        def refuse(holder: str) -> None:
+            assert holder.startswith(f"process {os.getpid()} on ")
+            raise BlockingIOError
+
+        with hold_lock(path, on_busy=refuse):
+            pass
