@@ -25,7 +25,7 @@ from regard.errors import (
 )
 from regard.models.catalog import list_models
 from regard.recipes import recipe_for
-from regard.runs.train import resolve
+from regard.runs.settings import resolve
 from run_files import small_detector, write_run
 
 VERBS = ("quickstart", "train", "evaluate", "predict", "explain", "models", "study", "benchmark", "data")
@@ -131,7 +131,7 @@ def asked(monkeypatch) -> list[tuple]:
         calls.append((model, data, options))
         return Run
 
-    monkeypatch.setattr("regard.runs.train.train", noted)
+    monkeypatch.setattr("regard.runs.train", noted)
     return calls
 
 
@@ -300,7 +300,7 @@ def test_every_public_name():
         assert getattr(regard, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = regard.nothing
-    assert regard.train is importlib.import_module("regard.runs.train").train
+    assert regard.train is importlib.import_module("regard.runs").train
 
 
 # Things that run for minutes check their words first

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from regard.models.build import create as create
     from regard.models.catalog import list_models as list_models
     from regard.prediction.predict import predict as predict
-    from regard.runs.train import evaluate as evaluate
-    from regard.runs.train import train as train
+    from regard.runs import train as train
+    from regard.runs.run import evaluate as evaluate
     from regard.weights.load import load as load
 
 __version__ = "0.1.0"
@@ -20,12 +20,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "augment": "regard.models.augment",
     "create": "regard.models.build",
-    "evaluate": "regard.runs.train",
+    "evaluate": "regard.runs.run",
     "explain": "regard.explanations.explain",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",
     "predict": "regard.prediction.predict",
-    "train": "regard.runs.train",
+    "train": "regard.runs",
 }
 __all__ = [*_HOMES, "__version__"]
 

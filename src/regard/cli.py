@@ -73,7 +73,7 @@ def train(
         teacher: what a classifier learns from: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
         quiet: print no progress.
     """
-    from regard.runs.train import train
+    from regard.runs import train
 
     # Words come in any order, and without a model for --resume and --config.
     words = [word for word in (model, *settings) if word is not None]
@@ -121,7 +121,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from regard.runs.train import evaluate
+    from regard.runs.run import evaluate
 
     evaluate(
         checkpoint,
@@ -282,7 +282,7 @@ def cache(
     """
     from regard.recipes import ClassificationRecipe
     from regard.runs.classification import cache_answers
-    from regard.runs.train import resolve
+    from regard.runs.settings import resolve
 
     words = (f"teacher={teacher}", *settings)
     student = resolve(model, data, None, None, False, recipe, None, words)

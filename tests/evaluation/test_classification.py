@@ -107,7 +107,7 @@ def test_labels_of_real(capsys, tmp_path, monkeypatch):
     (tmp_path / "real.json").write_text(json.dumps(labels))
     net = Judge()
     net.fc.bias.data.zero_()
-    monkeypatch.setattr("regard.runs.train.load", lambda _: net)
+    monkeypatch.setattr("regard.runs.run.load", lambda _: net)
     told = command(
         capsys, "evaluate", "judge", "--data", folder, "--real", tmp_path / "real.json", "--device", "cpu",
         "--workers", "0", "--output", tmp_path / "out",

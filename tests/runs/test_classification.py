@@ -22,7 +22,7 @@ from regard.models.configs.vit import ViTConfig
 from regard.recipes import recipe_for
 from regard.recipes.classification import CLASSIFICATION_RECIPES
 from regard.runs.classification import ClassificationJob, augmentation_of, mixing_of
-from regard.runs.train import resolve
+from regard.runs.settings import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.weights.classifiers import imagenet_categories
 

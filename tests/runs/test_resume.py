@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
-import regard.runs.train
+import regard.runs.run
 from command_line import run
 from regard.config import to_mapping
 from regard.data.generated.shapes import SHAPES, ShapesConfig, write_shapes
 from regard.errors import RegardError
 from regard.models.build import build
 from regard.recipes import recipe_for
-from regard.runs.train import resolve
+from regard.runs.settings import resolve
 from regard.structures.categories import Category
 from regard.training.distributed import Processes
 from regard.training.loop import Trainer
@@ -35,7 +35,7 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished_run(shapes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run_ = regard.runs.train.train("detr_tiny", shapes, output=folder, overrides=SIZES, quiet=True)
+    run_ = regard.runs.train("detr_tiny", shapes, output=folder, overrides=SIZES, quiet=True)
     assert run_.folder == folder and (folder / "metrics.json").exists()
     return folder
 
@@ -101,13 +101,13 @@ def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_sc
     write_run(tmp_path, build(settings.model, "detr_tiny", categories), {2: 0.3, 4: 0.1})
     (tmp_path / "metrics.jsonl").write_text("")
     done = []
-    monkeypatch.setattr(regard.runs.train, "plot_curves", lambda *_: None)
-    monkeypatch.setattr(regard.runs.train, "evaluate", lambda run, data, **_: done.append(("again", run, data)))
+    monkeypatch.setattr(regard.runs.run, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(regard.runs.run, "evaluate", lambda run, data, **_: done.append(("again", run, data)))
     kept = SimpleNamespace(
         scores=SimpleNamespace(stats={"AP": last_score}), write=lambda run, data: done.append(("kept", run, data))
     )
     task = SimpleNamespace(best_evaluation=kept, score="AP")
-    scores = regard.runs.train._finish(settings, tmp_path, Processes(0, 1, torch.device("cpu")), task)
+    scores = regard.runs.run._finish(settings, tmp_path, Processes(0, 1, torch.device("cpu")), task)
     assert scores == {"AP": 0.3}
     assert done == [("again" if judged_again else "kept", tmp_path, "DATA")]
 

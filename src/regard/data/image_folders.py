@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from regard.data.image_errors import unreadable, warn_of_unsupported
-from regard.data.images import open_file
+from regard.data.paths import open_file
 from regard.errors import DataError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +33,8 @@ from regard.data.image_errors import (
     png_holds_orientation,
     sniff,
     too_large,
-    unreadable,
 )
+from regard.data.paths import open_file
 from regard.errors import DataError, escape
 
 # As many as Pillow decodes unless its own limit is raised: half a gigabyte of RGB, more than cameras have,
@@ -127,22 +126,6 @@ def to_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 # Files
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file. Others are refused before that: opening a pipe waits for a writer."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            return path.open("rb")
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise DataError("link to a missing file", where=path, remedy="restore it", code="I27") from error
-        raise DataError("no such file", where=path, remedy="check the path", code="I29") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise unreadable(error, path) from error
-    kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-    raise DataError(f"{kind} instead of an image file", where=path, remedy="check the path", code="I27")
 
 
 def _changed_since(before: os.stat_result, path: Path) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
-from regard.data.generated.shapes import data_text
+from regard.data.paths import data_text
 from regard.data.transforms.classification import Evaluation, evaluation
 from regard.errors import ConfigError
 from regard.evaluation.batches import evaluation_batches

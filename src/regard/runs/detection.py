@@ -240,7 +240,7 @@ def evaluate_on(
 
     Args:
         run: where the detector comes from; its loss is taken if it is a run.
-        submission: file to write what was found to, as `regard.runs.train.evaluate` says.
+        submission: file to write what was found to, as `regard.evaluate` says.
 
     Raises:
         ConfigError: the file or the folder of its PNG files is there already (C11).

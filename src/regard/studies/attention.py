@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regard.data.generated.shapes import data_text
+from regard.data.paths import data_text
 from regard.errors import ConfigError
 from regard.studies.seeds import claim, report, top1, train_all
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from regard.data.generated.shapes import data_text
+from regard.data.paths import data_text
 from regard.errors import ConfigError
 from regard.models.vit import VisionTransformer
-from regard.runs.train import evaluate
+from regard.runs.run import evaluate
 from regard.studies.attention import small_training
 from regard.studies.seeds import claim, report, top1, train_all
 from regard.weights.load import load

@@ -24,13 +24,13 @@ from regard.data.generated.shapes import (
     ShapesConfig,
     cache_folder,
     data_folder,
-    data_text,
     parse_shapes,
     render_scene,
     run_lengths,
     shapes_folder,
     write_shapes,
 )
+from regard.data.paths import data_text
 from regard.errors import ConfigError
 
 CONFIG = ShapesConfig(size=48, train=8, val=5, classes=4, min_objects=1, max_objects=5, seed=3)

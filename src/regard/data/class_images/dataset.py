@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regard.config import near_path
 from regard.data.class_images.csv_lists import ClassLists
 from regard.data.class_images.folders import ClassFolders, SplitFolders, looks_like_coco
 from regard.data.class_images.listing import SPLIT_NAMES, Images, Layout, Split
 from regard.data.class_images.shards import Shards
 from regard.data.generated.words import WORDS, generated_folder
+from regard.data.paths import check_folder
 from regard.data.report import Report
 from regard.data.samples import ClassSample
 from regard.errors import ConfigError, DataError
@@ -190,10 +190,7 @@ def _dataset(layout: Layout, split: Split, names: tuple[str, ...], root: Path) -
 
 
 def _find_layout(root: Path) -> Layout:
-    if not root.is_dir():
-        if root.exists():
-            raise DataError("a file, not a folder", where=root, remedy="name the folder of the data")
-        raise DataError("no such folder", where=root, remedy=near_path(root, ["digits"]))
+    check_folder(root, ["digits"])
     # Lists and shards first: folders beside them hold what they name or what was unpacked.
     for find in (ClassLists.find, Shards.find, SplitFolders.find, ClassFolders.find):
         layout = find(root)

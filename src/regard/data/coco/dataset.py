@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.config import near_path
 from regard.data.coco.annotations import CocoAnnotations, read_annotations, to_coco
 from regard.data.coco.tables import ImageRecord
 from regard.data.images import image_orientation, read_image
+from regard.data.paths import check_folder
 from regard.data.report import Report
 from regard.data.samples import Category, Sample
 from regard.errors import DataError
@@ -221,10 +221,7 @@ def read_as_annotated(path: Path, record: ImageRecord, annotations: Path) -> Ten
 
 
 def _no_layout(root: Path) -> DataError:
-    if not root.is_dir():
-        if root.exists():
-            return DataError("a file, not a folder", where=root, remedy="name the folder of the data")
-        return DataError("no such folder", where=root, remedy=near_path(root, ["shapes"]))
+    check_folder(root, ["shapes"])
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
     looked = ", ".join(pattern.format("train") for pattern in _ANNOTATION_FILES)
     listed = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") or "nothing"

@@ -33,7 +33,8 @@ from regard.data.coco.dataset import (
 from regard.data.coco.outlines import run_lengths
 from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_panoptic, unfitting
 from regard.data.coco.tables import ImageRecord, first_repeat
-from regard.data.images import open_file, read_image
+from regard.data.images import read_image
+from regard.data.paths import open_file
 from regard.data.samples import Category, Sample
 from regard.errors import ConfigError, DataError, escape
 from regard.safe_files import replace_text

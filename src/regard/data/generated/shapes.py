@@ -86,11 +86,6 @@ def data_folder(data: str | Path) -> Path:
     return shapes_folder(parse_shapes(data))
 
 
-def data_text(data: str | Path) -> str:
-    """`data` as text for settings, from which `data_folder` gives the same folder."""
-    return f"./{data}" if isinstance(data, Path) and str(data).partition(":")[0] == "shapes" else str(data)
-
-
 def shapes_folder(config: ShapesConfig, root: Path | None = None) -> Path:
     """The folder of these images; generated at the first call, under the user's cache folder if `root` is None."""
     folder = (root or cache_folder() / "data") / f"shapes-{config.size}px-{config.fingerprint}"

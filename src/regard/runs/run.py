@@ -6,20 +6,18 @@ import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
 import yaml
 
 import regard
-from regard.config import apply_mapping, apply_overrides, to_mapping
-from regard.data.class_images.imagenet import is_imagenet
-from regard.data.generated.shapes import data_text
+from regard.config import to_mapping
+from regard.data.paths import data_text
 from regard.errors import ConfigError
 from regard.evaluation.classification import ClassifierEvaluation
 from regard.evaluation.classification_entry import Questions, judge
@@ -29,11 +27,8 @@ from regard.metrics.classification import ClassificationScores
 from regard.metrics.detection import DetectionScores
 from regard.metrics.segmentation import SegmentationScores
 from regard.models.build import Detector, Model
-from regard.models.catalog import preset
-from regard.models.configs import ClassifierConfig
 from regard.prediction.predict import device_for
-from regard.recipes import Recipe, recipe_for, recipe_from_file
-from regard.recipes.classification import imagenet_recipe
+from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
 from regard.runs import detection as detection_runs
 from regard.runs.classification import ClassificationJob
@@ -64,87 +59,10 @@ class Run:
         return load(self.folder)
 
 
-def train(
-    model: str | None = None,
-    data: str | Path | None = None,
-    *,
-    epochs: int | None = None,
-    output: str | Path | None = None,
-    resume: bool = False,
-    recipe: str | None = None,
-    config: str | Path | None = None,
-    teacher: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    quiet: bool = False,
-) -> Run:
-    """Train a detector or a classifier.
-
-    Args:
-        model: a name of `list_models()`.
-        data: for a detector a folder in COCO's layout, for a classifier one with a folder for each class (and other
-            layouts, see `open_classification`); or `shapes` for generated images (`shapes:size=96,classes=5`).
-        epochs: passes over the training images; the recipe's number if None.
-        output: the run's folder; `runs/MODEL-N` if None.
-        resume: go on with the run in `output`; its own settings apply, `overrides` on top.
-        recipe: `paper`, `finetune`, `fast`, `panoptic_boxes`, `panoptic_masks` or `small`; of classifiers `deit`,
-            `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; the model's own if
-            None: on ImageNet itself the published one.
-        config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
-        teacher: what a classifier learns from beside the labels: a model, run or file, `regnety_160`, `timm/NAME` or
-            `torchvision/NAME`.
-        overrides: settings as `key=value`.
-        quiet: print nothing.
-
-    Raises:
-        ConfigError, DataError, CheckpointError, DivergedError, MachineError: with one line that says what to do.
-    """
-    words = overrides if teacher is None else (f"teacher={teacher}", *overrides)
-    settings = resolve(model, data, epochs, output, resume, recipe, config, words)
+def run_training(settings: Recipe, output: Path | None, resume: bool, quiet: bool) -> Run:
+    """Train with resolved settings: on this process, or on all that `torchrun` started."""
     with processes(settings.device) as group:
-        return _train(settings, Path(output) if output else None, resume, group, quiet)
-
-
-def resolve(
-    model: str | None,
-    data: str | Path | None,
-    epochs: int | None,
-    output: str | Path | None,
-    resume: bool,
-    recipe: str | None,
-    config: str | Path | None,
-    overrides: Sequence[str],
-) -> Recipe:
-    """The settings of a run: recipe or file first, then arguments, then `key=value`, each over the one before."""
-    given = [("--config", config is not None), ("--resume", resume), ("--recipe", recipe is not None)]
-    ways = [name for name, is_given in given if is_given]
-    if len(ways) > 1:
-        raise ConfigError(f"{' and '.join(ways)} both say how to train", remedy="leave one of them out", code="C09")
-    if resume:
-        if output is None:
-            raise ConfigError("--resume needs the run's folder", remedy="add --output RUN", code="C09")
-        config = Path(output) / "config.yaml"
-        if not config.exists():
-            raise ConfigError("no run to go on with", where=output, remedy="leave out --resume", code="C09")
-    if config is not None:
-        settings = recipe_from_file(Path(config))
-        if model is not None and model != settings.name:
-            raise ConfigError(f"the settings are for {settings.name}, not for {model}", where=config, code="C09")
-    elif model is None:
-        raise ConfigError("which model?", remedy="see: regard models", code="C09")
-    else:
-        if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig) and is_imagenet(data):
-            recipe = imagenet_recipe(model)
-        settings = recipe_for(model, recipe)
-    changes: dict[str, Any] = {} if data is None else {"data": data_text(data)}
-    if epochs is not None:
-        changes["epochs"] = epochs
-    resolved = apply_overrides(apply_mapping(settings, changes), overrides)
-    if resolved.name != settings.name:
-        remedy = "name the run's folder with --output, the model before all settings"
-        raise ConfigError("name is that of the model and cannot be set", where="name", remedy=remedy, code="C09")
-    if not resolved.data:
-        raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
-    return resolved
+        return _train(settings, output, resume, group, quiet)
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import yaml
 import regard
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, MachineError
-from regard.runs.train import resolve
+from regard.runs.settings import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.run_lock import lock_run
 

@@ -1,0 +1,79 @@
+"""Paths that a user names: data folders, words for generated data, image files.
+
+No torch is imported here, so that a mistyped path is answered at once.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from regard.config import near_path
+from regard.data.image_errors import unreadable
+from regard.errors import DataError
+
+GENERATED = ("shapes", "digits")  # words for generated data; a folder of such a name is `./shapes`
+
+
+def data_text(data: str | Path) -> str:
+    """Return `data` as text for settings, from which the same folder is found: a Path is never a generated data set."""
+    is_folder = isinstance(data, Path) and str(data).partition(":")[0] in GENERATED
+    return f"./{data}" if is_folder else str(data)
+
+
+def check_data(data: str, words: Sequence[str] = GENERATED) -> None:
+    """Check that `data` is a word for generated data or an existing folder.
+
+    Raises:
+        DataError: there is no such folder, or it is a file.
+    """
+    if data.partition(":")[0] not in words:
+        check_folder(Path(data), words)
+
+
+def check_folder(root: Path, words: Sequence[str] = ()) -> None:
+    """Check that `root` is a folder. A missing one is answered with the nearest name, `words` included.
+
+    Raises:
+        DataError: there is no such folder, or it is a file.
+    """
+    if root.is_dir():
+        return
+    if root.exists():
+        raise DataError("a file, not a folder", where=root, remedy="name the folder of the data")
+    raise DataError("no such folder", where=root, remedy=near_path(root, words))
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Check that image files and folders exist and can be opened.
+
+    Raises:
+        DataError: no such file (I29), or one that cannot be read (I27).
+    """
+    for path in paths:
+        if not path.is_dir():
+            open_file(path).close()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Other kinds are refused before they are opened: opening a pipe would wait for a writer.
+
+    Raises:
+        DataError: no such file (I29), or one that cannot be read (I27).
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return path.open("rb")
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DataError("link to a missing file", where=path, remedy="restore it", code="I27") from error
+        raise DataError("no such file", where=path, remedy="check the path", code="I29") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise unreadable(error, path) from error
+    kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+    raise DataError(f"{kind} instead of an image file", where=path, remedy="check the path", code="I27")

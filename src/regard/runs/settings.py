@@ -1,0 +1,73 @@
+"""The settings of a run, resolved from all that a user gives. No torch: mistakes are answered at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regard.config import apply_mapping, apply_overrides
+from regard.data.class_images.imagenet import is_imagenet
+from regard.data.paths import check_data, data_text
+from regard.errors import ConfigError
+from regard.models.catalog import preset
+from regard.models.configs import ClassifierConfig
+from regard.recipes import Recipe, recipe_for, recipe_from_file
+from regard.recipes.classification import imagenet_recipe
+from regard.recipes.detection import DetectionRecipe
+
+
+def resolve(
+    model: str | None,
+    data: str | Path | None,
+    epochs: int | None,
+    output: str | Path | None,
+    resume: bool,
+    recipe: str | None,
+    config: str | Path | None,
+    overrides: Sequence[str],
+) -> Recipe:
+    """Return the settings of a run: recipe or file first, then arguments, then `key=value`; later ones win.
+
+    Raises:
+        ConfigError: an unknown model, recipe or setting, or a combination that makes no sense.
+    """
+    given = [("--config", config is not None), ("--resume", resume), ("--recipe", recipe is not None)]
+    sources = [name for name, is_given in given if is_given]
+    if len(sources) > 1:
+        raise ConfigError(f"{' and '.join(sources)} cannot be combined", remedy="leave one of them out", code="C09")
+    if resume:
+        if output is None:
+            raise ConfigError("--resume needs the run's folder", remedy="add --output RUN", code="C09")
+        config = Path(output) / "config.yaml"
+        if not config.exists():
+            raise ConfigError("no run to resume", where=output, remedy="leave out --resume", code="C09")
+    if config is not None:
+        settings = recipe_from_file(Path(config))
+        if model is not None and model != settings.name:
+            raise ConfigError(f"the settings are for {settings.name}, not for {model}", where=config, code="C09")
+    elif model is None:
+        raise ConfigError("which model?", remedy="see: regard models", code="C09")
+    else:
+        if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig) and is_imagenet(data):
+            recipe = imagenet_recipe(model)
+        settings = recipe_for(model, recipe)
+    changes: dict[str, Any] = {} if data is None else {"data": data_text(data)}
+    if epochs is not None:
+        changes["epochs"] = epochs
+    resolved = apply_overrides(apply_mapping(settings, changes), overrides)
+    if resolved.name != settings.name:
+        remedy = "name the run's folder with --output, the model before all settings"
+        raise ConfigError("name is that of the model and cannot be set", where="name", remedy=remedy, code="C09")
+    if not resolved.data:
+        raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
+    return resolved
+
+
+def check_paths(settings: Recipe) -> None:
+    """Check that the data folder of a run exists, before anything slow.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    check_data(settings.data, ("shapes",) if isinstance(settings, DetectionRecipe) else ("digits", "shapes"))
