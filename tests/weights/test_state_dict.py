@@ -351,7 +351,7 @@ def test_k12_namespace_is_no_way_in(tmp_path):
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_k13_whole_module(tmp_path, form):
     line = refused(save(tmp_path / "w.pth", {"model": Net()}, form), "K13")
-    assert "test_models_files.Net" in line and "torch.save(model.state_dict()" in line
+    assert f"{Net.__module__}.Net" in line and "torch.save(model.state_dict()" in line
 
 
 def test_k13_torchscript(tmp_path):
