@@ -5,7 +5,7 @@ import torch
 
 from color_data import ColorJudge, write_colors
 from regard.data.class_images.dataset import open_classification
-from regard.data.transforms.classification import evaluation
+from regard.data.transforms.classification import Evaluation
 from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.features import classifying_layers, image_features, images_per_second, probe
@@ -31,11 +31,11 @@ def dataset(folder):
 
 
 def pixels_of(dataset, side):
-    return next(evaluation_batches(dataset, evaluation(side, None), 99, 0)).images.normalized().pixels
+    return next(evaluation_batches(dataset, Evaluation(side, None), 99, 0)).images.normalized().pixels
 
 
 def features_of(model, dataset, side=16, batch_size=5):
-    return image_features(model, dataset, evaluation(side, None), device=CPU, batch_size=batch_size, workers=0)
+    return image_features(model, dataset, Evaluation(side, None), device=CPU, batch_size=batch_size, workers=0)
 
 
 @pytest.mark.parametrize(

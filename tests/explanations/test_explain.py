@@ -18,7 +18,7 @@ from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
 from regard.cli import app
 from regard.data.samples import ClassSample
-from regard.data.transforms.classification import evaluation
+from regard.data.transforms.classification import Evaluation
 from regard.errors import ConfigError, MachineError
 from regard.explanations.detr import covered, relevance
 from regard.explanations.explain import Explanation, Look, explain_queries
@@ -82,7 +82,7 @@ class Eager(TorchFunctionMode):
 def prepared(net):
     """The photo as the classifier sees it."""
     image = torch.from_numpy(PHOTO).permute(2, 0, 1)
-    seen = evaluation(net.card.short_side, net.card.crop_pct)(ClassSample(image, 0)).image
+    seen = Evaluation(net.card.short_side, net.card.crop_pct)(ClassSample(image, 0)).image
     return ImageBatch.from_images([seen]).normalized().pixels
 
 
@@ -149,7 +149,7 @@ def test_extent_is_what_a_classifier_sees(size, ratio):
     height, width = size
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack((columns, rows, rows)).to(torch.uint8)
-    resize = evaluation(32, ratio)
+    resize = Evaluation(32, ratio)
     seen = resize(ClassSample(image, 0)).image.float()
     x0, y0, x1, y1 = resize.extent(height, width)
     middles = torch.arange(32) + 0.5

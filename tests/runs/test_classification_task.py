@@ -13,7 +13,7 @@ from PIL import Image
 
 from color_data import COLORS, ColorJudge, write_colors
 from regard.data.class_images.dataset import open_classification
-from regard.data.transforms.classification import cifar_training, evaluation
+from regard.data.transforms.classification import Evaluation, cifar_training
 from regard.data.transforms.mixing import Mixing
 from regard.errors import DataError
 from regard.evaluation.classification import ClassifierEvaluation, evaluate_classifier
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 def task_of(folder: Path, **changes) -> ClassificationTask:
     options = {
-        "augmentation": cifar_training(16), "resize": evaluation(16, None), "mixing": None, "label_smoothing": 0.0,
+        "augmentation": cifar_training(16), "resize": Evaluation(16, None), "mixing": None, "label_smoothing": 0.0,
         "batch_size": 5, "workers": 0, "seed": 3, "processes": ALONE,
     }  # fmt: skip
     train, val = (open_classification(folder, split) for split in ("train", "val"))
@@ -41,7 +41,7 @@ def task_of(folder: Path, **changes) -> ClassificationTask:
 
 def judged(model, dataset, **changes) -> ClassifierEvaluation:
     options = {
-        "resize": evaluation(16, None), "categories": model.card.categories, "batch_size": 5, "workers": 0,
+        "resize": Evaluation(16, None), "categories": model.card.categories, "batch_size": 5, "workers": 0,
         "processes": ALONE,
     }  # fmt: skip
     return evaluate_classifier(model, dataset, **{**options, **changes})

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.samples import ClassSample
-from regard.data.transforms.classification import ClassPipeline
+from regard.data.transforms.image import ImagePipeline
 from regard.distillation.teachers import Teacher
 from regard.errors import CheckpointError, ConfigError
 from regard.safe_files import is_used, make_writable, replace_text
@@ -216,7 +216,7 @@ class Answered(Augmented):
     """Samples in those views for which a teacher's answers are stored, with the answers."""
 
     def __init__(
-        self, dataset: ClassificationDataset, transform: ClassPipeline, seed: int, answers: StoredAnswers
+        self, dataset: ClassificationDataset, transform: ImagePipeline, seed: int, answers: StoredAnswers
     ) -> None:
         super().__init__(dataset, transform, seed)
         self.answers = answers

@@ -11,7 +11,7 @@ import torch
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
 from regard.data.class_images.imagenet import CLASSES, read_real_labels, real_labels_of
-from regard.data.transforms.classification import evaluation
+from regard.data.transforms.classification import Evaluation
 from regard.errors import ConfigError
 from regard.evaluation.classification import ClassifierEvaluation, logits_of
 from regard.evaluation.features import classifying_layers, images_per_second, probe
@@ -56,7 +56,7 @@ def judge(
         if questions.probe:
             _check_probe(net, data, questions)
         logits = logits_of(
-            net.to(device), dataset, evaluation(net.card.short_side, net.card.crop_pct), len(categories),
+            net.to(device), dataset, Evaluation(net.card.short_side, net.card.crop_pct), len(categories),
             batch_size=batch_size, workers=workers, processes=Processes(0, 1, device),
         )  # fmt: skip
     notes = [issue.what for issue in dataset.report.issues if issue.severity == "fix"]

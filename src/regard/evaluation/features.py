@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
 from regard.data.paths import data_text
-from regard.data.transforms.classification import Evaluation, evaluation
+from regard.data.transforms.classification import Evaluation
 from regard.errors import ConfigError
 from regard.evaluation.batches import evaluation_batches
 from regard.metrics.features import knn_accuracy, linear_probe_accuracy
@@ -85,7 +85,7 @@ def probe(
     if isinstance(net, Detector):
         raise ConfigError("a detector has no features of whole images", where=net.card.name, code="C09")
     net.to(device)
-    resize = evaluation(net.card.short_side, net.card.crop_pct)
+    resize = Evaluation(net.card.short_side, net.card.crop_pct)
     text = data_text(data)
     with advise(text):
         train, val = (open_classification(text, split) for split in ("train", "val"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
-from regard.data.transforms.classification import evaluation
+from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.explanations.augmented import explain_augmented
@@ -135,7 +135,7 @@ def _least_score(net: DETR) -> float:
 
 def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
     """The image as a classifier sees it, normalised, and what it shows of the original."""
-    resize = evaluation(card.short_side, card.crop_pct)
+    resize = Evaluation(card.short_side, card.crop_pct)
     seen = resize(ClassSample(pixels, label=0)).image
     return ImageBatch.from_images([seen]).normalized(), resize.extent(pixels.shape[-2], pixels.shape[-1])
 

@@ -13,7 +13,7 @@ from regard.config import unknown_name
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
-from regard.data.transforms.classification import evaluation
+from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.models.build import Detector, Model
@@ -183,7 +183,7 @@ def _segment(
 def _classify(
     net: Classifier, sources: Sequence[Any], pixels: Sequence[Tensor], device: torch.device
 ) -> Iterator[Classification]:
-    resize = evaluation(net.card.short_side, net.card.crop_pct)
+    resize = Evaluation(net.card.short_side, net.card.crop_pct)
     images = [resize(ClassSample(image, label=0)).image for image in pixels]
     batch = ImageBatch.from_images(images).to(device).normalized()
     for source, image, probabilities in zip(sources, pixels, classify(net(batch.pixels)), strict=True):

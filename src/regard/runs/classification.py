@@ -11,14 +11,8 @@ import torch
 
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
-from regard.data.transforms.classification import (
-    ClassPipeline,
-    RandomFlip,
-    cifar_training,
-    evaluation,
-    imagenet_training,
-    three_augment,
-)
+from regard.data.transforms.classification import Evaluation, cifar_training, imagenet_training, three_augment
+from regard.data.transforms.image import ImagePipeline, RandomFlip
 from regard.data.transforms.mixing import Mixing
 from regard.distillation.stored_logits import StoredAnswers, has_answers, store_answers
 from regard.distillation.teachers import load_teacher
@@ -129,7 +123,7 @@ class ClassificationJob:
             self.train_data,
             self.val_data,
             augmentation=augmentation_of(settings),
-            resize=evaluation(settings.model.image_size, settings.crop_pct),
+            resize=Evaluation(settings.model.image_size, settings.crop_pct),
             mixing=mixing_of(settings),
             label_smoothing=settings.label_smoothing,
             sigmoid=settings.loss == "sigmoid",
@@ -162,7 +156,7 @@ def _load_start(start: str, model: str) -> Model:
     return load(path, model=model)
 
 
-def augmentation_of(settings: ClassificationRecipe) -> ClassPipeline:
+def augmentation_of(settings: ClassificationRecipe) -> ImagePipeline:
     """The training augmentation of a recipe."""
     make = {"imagenet": imagenet_training, "three": three_augment}.get(settings.augmentation, cifar_training)
     pipeline = make(
@@ -172,7 +166,7 @@ def augmentation_of(settings: ClassificationRecipe) -> ClassPipeline:
         color_jitter=settings.color_jitter,
     )
     if settings.augmentation == "shift":
-        return ClassPipeline(tuple(step for step in pipeline.steps if not isinstance(step, RandomFlip)))
+        return ImagePipeline(tuple(step for step in pipeline.steps if not isinstance(step, RandomFlip)))
     return pipeline
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from regard.data.batches.classification import ClassificationBatch, collate
 from regard.data.class_images.dataset import ClassificationDataset
-from regard.data.transforms.classification import ClassPipeline, Evaluation
+from regard.data.transforms.classification import Evaluation
+from regard.data.transforms.image import ImagePipeline
 from regard.data.transforms.mixing import Mixing
 from regard.distillation.stored_logits import Answered, StoredAnswers
 from regard.evaluation.classification import ClassifierEvaluation, evaluate_classifier
@@ -62,7 +63,7 @@ class ClassificationTask:
         train: ClassificationDataset,
         val: ClassificationDataset,
         *,
-        augmentation: ClassPipeline,
+        augmentation: ImagePipeline,
         resize: Evaluation,
         mixing: Mixing | None,
         label_smoothing: float,

@@ -16,13 +16,8 @@ from regard.data.check import advise
 from regard.data.coco.dataset import CocoDataset, Split, open_detection
 from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic
 from regard.data.generated.shapes import data_folder
-from regard.data.transforms.detection import (
-    EvaluationResize,
-    Pipeline,
-    RandomFlip,
-    paper_augmentation,
-    small_augmentation,
-)
+from regard.data.transforms.detection import EvaluationResize, Pipeline, paper_augmentation, small_augmentation
+from regard.data.transforms.image import RandomFlip
 from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import DetectorEvaluation, ObjectDataset, evaluate_detector
 from regard.losses import SetCriterion

@@ -15,17 +15,15 @@ from torchvision.transforms.v2 import functional as F
 from class_data import photo
 from regard.data.samples import ClassSample
 from regard.data.transforms.classification import (
-    ColorJitter,
+    Evaluation,
     PaddedCrop,
     RandomErasing,
-    RandomFlip,
     RandomResizedCrop,
     ThreeAugment,
     cifar_training,
-    evaluation,
     imagenet_training,
-    resize_image,
 )
+from regard.data.transforms.image import ColorJitter, RandomFlip
 from regard.data.transforms.randaugment import RandAugment
 from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
@@ -54,7 +52,7 @@ def test_evaluation_equals_torchvision_on_pillow(height, width, size, ratio):
     image = photo(height, width)
     interpolation = tv.InterpolationMode.BICUBIC
     peer = tv.Compose([tv.Resize(int(size / ratio), interpolation), tv.CenterCrop(size)])
-    ours = evaluation(size, ratio)(ClassSample(image, 3, "x"))
+    ours = Evaluation(size, ratio)(ClassSample(image, 3, "x"))
     assert (ours.label, ours.path, tuple(ours.image.shape)) == (3, "x", (3, size, size))
     assert distance(ours.image, peer(pillow(image))) <= 1
 
@@ -66,16 +64,16 @@ def test_known_sizes_of_evaluation():
         image = torch.zeros(3, whole, whole, dtype=torch.uint8)
         image[:, border - 1] = 255
         image[:, border, :] = 9
-        seen = evaluation(size)(ClassSample(image, 0)).image
+        seen = Evaluation(size)(ClassSample(image, 0)).image
         assert seen[0, 0].eq(9).all()
         assert not seen[0, 1:].any()
 
 
 def test_evaluation_of_small_images_is_the_whole_image():
     image = photo(32, 32)
-    assert torch.equal(evaluation(32, None)(ClassSample(image, 0)).image, image)
+    assert torch.equal(Evaluation(32, None)(ClassSample(image, 0)).image, image)
     other = photo(20, 48)
-    ours = evaluation(32, None)(ClassSample(other, 0)).image
+    ours = Evaluation(32, None)(ClassSample(other, 0)).image
     assert distance(ours, pillow(other).resize((32, 32), Image.Resampling.BICUBIC)) <= 1
 
 
@@ -104,7 +102,7 @@ def test_presets():
     assert [type(step) for step in imagenet_training().steps] == [
         RandomResizedCrop, RandomFlip, RandAugment, RandomErasing,
     ]  # fmt: skip
-    assert imagenet_training(magnitude=5.0).steps[2] == RandAugment(5.0, 0.5, 2)
+    assert imagenet_training(magnitude=5.0).steps[2] == RandAugment(5.0)
     assert imagenet_training().steps[3] == RandomErasing(0.25)
     plain = imagenet_training(magnitude=0, erasing=0, color_jitter=0.4).steps
     assert plain == (RandomResizedCrop(224), RandomFlip(), ColorJitter(0.4))
@@ -129,7 +127,7 @@ def test_random_resized_crop_is_distributed_as_torchvisions():
 @pytest.mark.parametrize("shape", [(10, 500), (500, 10), (1, 1), (1, 900)])
 def test_random_resized_crop_of_odd_shapes(shape):
     peer = tv.RandomResizedCrop(32)
-    whole = RandomResizedCrop(32, smallest_area=1.0).draw(*shape, seeded())
+    whole = RandomResizedCrop(32).draw(*shape, seeded())
     expected = peer.get_params(torch.empty(3, *shape), (1.0, 1.0), peer.ratio)
     assert whole == pytest.approx(tuple(expected), abs=1)
 
@@ -155,32 +153,6 @@ def test_padded_crop_takes_every_place():
         kept = ours[:, shown].int()
         assert torch.equal(kept[1:] - kept[:-1], torch.full_like(kept[1:], 64))  # the channels stay together
     assert places == {(y, x) for y in range(-4, 5) for x in range(-4, 5)}
-
-
-def test_flip_is_even():
-    image = photo(4, 6)
-    generator = seeded()
-    flipped = 0
-    for _ in range(1000):
-        ours = RandomFlip()(image, generator)
-        mirrored = torch.equal(ours, image.flip(-1))
-        assert mirrored != torch.equal(ours, image)
-        flipped += mirrored
-    assert flipped == pytest.approx(500, abs=60)
-
-
-def test_color_jitter_is_torchvisions():
-    image = photo(12, 16)
-    for seed in range(6):
-        ours = ColorJitter(0.4)(image, seeded(seed))
-        generator = seeded(seed)
-        order = torch.randperm(3, generator=generator).tolist()
-        factors = [0.6 + 0.8 * torch.rand((), generator=generator).item() for _ in range(3)]
-        picture = pillow(image)
-        for chosen, factor in zip(order, factors, strict=True):
-            name = ("adjust_brightness", "adjust_contrast", "adjust_saturation")[chosen]
-            picture = getattr(tv.functional, name)(picture, factor)
-        assert distance(ours, picture) <= 3  # Pillow cuts off where torch rounds
 
 
 def test_three_augment():
@@ -251,7 +223,6 @@ def test_erasing_happens_as_often_as_asked():
 
 
 def test_resizing_keeps_the_order_of_channels():
-    assert resize_image(photo(40, 50), (20, 25)).stride(0) == 1
     sample = ClassSample(photo(64, 64), 0)
     assert imagenet_training(32, magnitude=0, erasing=0)(sample, seeded()).image.stride(0) == 1
 
@@ -264,9 +235,9 @@ def test_resizing_keeps_the_order_of_channels():
         lambda: imagenet_training(32, erasing=1.5),
         lambda: cifar_training(-1),
         lambda: cifar_training(32, color_jitter=float("nan")),
-        lambda: evaluation(0),
-        lambda: evaluation(32, 1.5),
-        lambda: evaluation(32, 0.0),
+        lambda: Evaluation(0),
+        lambda: Evaluation(32, 1.5),
+        lambda: Evaluation(32, 0.0),
     ],
 )
 def test_wrong_settings(make):
@@ -283,5 +254,5 @@ def test_very_long_images_are_cut_before_they_are_enlarged(shape):
         slice(side // 2 - 8 * min(shape), side // 2 + 8 * min(shape)) if side > 99 else slice(None) for side in shape
     )
     image[:, middle[0], middle[1]] = 200
-    found = evaluation(64)(ClassSample(image, 0)).image
+    found = Evaluation(64)(ClassSample(image, 0)).image
     assert found.shape == (3, 64, 64) and (found == 200).all()

@@ -17,22 +17,19 @@ from torch import Tensor
 
 from regard.data.samples import Sample
 from regard.data.transforms.detection import (
-    ColorJitter,
     EvaluationResize,
     Pipeline,
     RandomChoice,
-    RandomFlip,
     RandomResize,
     RandomSizeCrop,
     ScaleJitter,
     crop,
-    flip,
     paper_augmentation,
     resize,
-    resize_image,
     resized_size,
     small_augmentation,
 )
+from regard.data.transforms.image import RandomFlip, flip
 from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN
 
@@ -176,17 +173,6 @@ def test_extreme_images_pass_every_pipeline(height: int, width: int) -> None:
             assert min(result.size) >= 1
             assert max(result.size) <= 2 * 1333
             assert len(result.boxes) == len(result.labels)
-
-
-@pytest.mark.parametrize(("size", "new_size"), [((480, 640), (800, 1066)), ((640, 480), (213, 160)), ((9, 7), (9, 31))])
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_resize_equals_pillow(size: tuple[int, int], new_size: tuple[int, int], channels_last: bool) -> None:
-    image = photo(*size)
-    expected = PIL.Image.fromarray(image.permute(1, 2, 0).numpy())
-    expected = expected.resize((new_size[1], new_size[0]), PIL.Image.Resampling.BILINEAR)
-    result = resize_image(image if channels_last else image.contiguous(), new_size)
-    assert result.dtype == torch.uint8
-    assert np.abs(np.asarray(expected).astype(int) - result.permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_layout_and_pixels_are_kept_where_nothing_changes() -> None:
@@ -339,17 +325,6 @@ def test_small_augmentation_gives_squares_with_a_mean_border() -> None:
     assert sizes == {(64, 64)}
 
 
-def test_color_jitter_stays_within_its_strength_and_keeps_the_geometry() -> None:
-    grey = Sample(torch.full((3, 8, 8), 100, dtype=torch.uint8), torch.rand(2, 4), torch.arange(2))
-    values = []
-    for seed in range(50):
-        result = ColorJitter(0.2)(grey, seeded(seed))
-        assert torch.equal(result.boxes, grey.boxes)
-        values.append(int(result.image[0, 0, 0]))
-    assert 79 <= min(values) < 90  # an even grey has no contrast, so brightness alone shows
-    assert 110 < max(values) <= 120
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -360,5 +335,6 @@ def test_color_jitter_stays_within_its_strength_and_keeps_the_geometry() -> None
     ],
 )
 def test_sizes_below_one_pixel_are_refused(make) -> None:
-    with pytest.raises(ConfigError, match="1 or more"):
+    with pytest.raises(ConfigError) as refused:
         make()
+    assert refused.value.code == "C03"

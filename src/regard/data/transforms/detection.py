@@ -1,10 +1,9 @@
-"""Resizing, cropping, flipping: what happens to a decoded image and its objects before they enter a batch.
+"""Transforms of a detection sample: image, boxes and masks together, before they enter a batch.
 
-Three pipelines: `EvaluationResize`, `paper_augmentation` (DETR, section 4) and `small_augmentation` (small
-images, trained from scratch). Pixels stay uint8; a batch turns them into floats on the device. Images whose
-channels lie together, as decoders write them, are resized two to three times as fast as plane by plane; all
-steps here keep that order. Every draw comes from the generator that is passed in: a sample depends on its
-seed and on nothing else.
+Three pipelines: `EvaluationResize`, `paper_augmentation` (DETR, section 4) and `small_augmentation` (small images,
+trained from scratch). Pixels stay uint8; the batch is normalised on the device. Decoders write the channels of a pixel
+together; every step keeps this memory order, which resizes two to three times as fast as planes. All random numbers
+come from the generator that is passed in, so a sample depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from regard.data.samples import Sample
+from regard.data.transforms.image import ColorJitter, ImagePipeline, RandomFlip, integer, resize_image, uniform
 from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN
 
@@ -25,12 +24,17 @@ Transform = Callable[[Sample, torch.Generator], Sample]
 
 
 def paper_augmentation(short_side: int = 800, max_size: int = 1333) -> Pipeline:
-    """DETR's training augmentation: flip, then half of the time scale, else scale, crop and scale again.
+    """Return DETR's training augmentation: flip, then either scale, or scale, crop and scale again, equally likely.
+
+    Carion et al. 2020, section 4, and the authors' `make_coco_transforms` (datasets/coco.py).
 
     Args:
-        short_side: largest short side in pixels. At 800 all numbers are the authors'; others scale them: 512
-            trains at 307 to 512 pixels.
+        short_side: largest short side in pixels. All sizes are the authors' at 800 and scale with it: 512 trains at
+            307 to 512 pixels.
         max_size: upper limit of the long side in pixels, not scaled.
+
+    Raises:
+        ConfigError: a size below 1 pixel (C03).
     """
     _check_pixels("short_side", short_side)
     _check_pixels("max_size", max_size)
@@ -39,22 +43,29 @@ def paper_augmentation(short_side: int = 800, max_size: int = 1333) -> Pipeline:
         return max(1, round(pixels * short_side / 800))
 
     to_scale = RandomResize(tuple(scaled(side) for side in range(480, 801, 32)), max_size)
-    # The authors set no upper limit here. This one takes effect beyond 20:1 only, where the enlarged image
-    # would fill the memory before the crop makes it small again.
+    # The authors set no upper limit here. This one matters only for images longer than 20:1, which would fill the
+    # memory when enlarged, before the crop.
     to_crop = RandomResize(tuple(scaled(side) for side in (400, 500, 600)), 20 * scaled(600))
     crop_and_scale = Pipeline((to_crop, RandomSizeCrop(scaled(384), scaled(600)), to_scale))
     return Pipeline((RandomFlip(), RandomChoice(to_scale, crop_and_scale)))
 
 
 def small_augmentation(size: int) -> Pipeline:
-    """For small images trained from scratch: flip, scale and place in a square of `size` pixels, colours."""
+    """Return the augmentation for small images trained from scratch: flip, scale into a square, colour jitter.
+
+    Args:
+        size: side of the square in pixels.
+
+    Raises:
+        ConfigError: a size below 1 pixel (C03).
+    """
     _check_pixels("size", size)
-    return Pipeline((RandomFlip(), ScaleJitter(size, 0.7, 1.3), ColorJitter(0.2)))
+    return Pipeline((RandomFlip(), ScaleJitter(size, 0.7, 1.3), ImagePipeline((ColorJitter(0.2, saturation=False),))))
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Transforms one after the other; itself a transform."""
+    """Apply transforms one after the other."""
 
     steps: tuple[Transform, ...]
 
@@ -66,7 +77,7 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class EvaluationResize:
-    """Resize to the size that a detector is evaluated at. Draws nothing: the generator may be left out."""
+    """Resize the short side to `short_side` pixels, with the long side at most `max_size`. Uses no randomness."""
 
     short_side: int = 800
     max_size: int = 1333
@@ -80,30 +91,22 @@ class EvaluationResize:
 
 
 @dataclass(frozen=True)
-class RandomFlip:
-    """Mirror left and right, half of the time."""
-
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        return flip(sample) if _uniform(generator) < 0.5 else sample
-
-
-@dataclass(frozen=True)
 class RandomResize:
-    """Resize to one of `short_sides` (pixels, equally likely) with the long side at most `max_size`."""
+    """Resize to a short side drawn from `short_sides`, with the long side at most `max_size`; all in pixels."""
 
     short_sides: tuple[int, ...]
     max_size: int
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        short_side = self.short_sides[_integer(0, len(self.short_sides) - 1, generator)]
+        short_side = self.short_sides[integer(generator, 0, len(self.short_sides) - 1)]
         return resize(sample, resized_size(*sample.size, short_side, self.max_size))
 
 
 @dataclass(frozen=True)
 class RandomSizeCrop:
-    """Cut out a rectangle whose width and height are drawn separately from `min_size`..`max_size` pixels.
+    """Crop a random rectangle, its width and height drawn separately from `min_size`..`max_size` pixels.
 
-    A side shorter than `min_size` is kept whole, where the authors' code fails.
+    A side shorter than `min_size` is kept whole; the authors' code fails on it.
     """
 
     min_size: int
@@ -111,68 +114,60 @@ class RandomSizeCrop:
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         height, width = sample.size
-        new_width = _integer(min(self.min_size, width), min(self.max_size, width), generator)
-        new_height = _integer(min(self.min_size, height), min(self.max_size, height), generator)
-        top = _integer(0, height - new_height, generator)
-        left = _integer(0, width - new_width, generator)
+        new_width = integer(generator, min(self.min_size, width), min(self.max_size, width))
+        new_height = integer(generator, min(self.min_size, height), min(self.max_size, height))
+        top = integer(generator, 0, height - new_height)
+        left = integer(generator, 0, width - new_width)
         return crop(sample, top, left, new_height, new_width)
 
 
 @dataclass(frozen=True)
 class RandomChoice:
-    """One of two transforms, equally likely."""
+    """Apply one of two transforms, equally likely."""
 
     first: Transform
     second: Transform
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        return (self.first if _uniform(generator) < 0.5 else self.second)(sample, generator)
+        return (self.first if uniform(generator) < 0.5 else self.second)(sample, generator)
 
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Scale the long side to `smallest`..`largest` times `size`, then crop or pad to a square of `size`.
+    """Scale the long side to a random fraction of `size`, then crop or pad to a square of `size` pixels.
 
-    Where it is cut or placed is random. The border gets ImageNet's mean colour, near 0 once normalised. Where there
-    are masks, objects of which no pixel is left are removed, besides those without a box.
+    The crop and the position in the square are random. Padding has ImageNet's mean colour, near 0 after normalisation.
+    Objects without box area are removed; samples with masks also lose the objects without a remaining pixel.
+
+    Args:
+        size: side of the square in pixels.
+        min_scale, max_scale: range of the long side as a fraction of `size`.
     """
 
     size: int
-    smallest: float
-    largest: float
+    min_scale: float
+    max_scale: float
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        long_side = self.size * (self.smallest + (self.largest - self.smallest) * _uniform(generator))
+        long_side = self.size * uniform(generator, self.min_scale, self.max_scale)
         ratio = long_side / max(sample.size)
         height, width = (max(1, round(side * ratio)) for side in sample.size)
-        rooms = (self.size - height, self.size - width)
-        top, left = (_integer(min(0, room), max(0, room), generator) for room in rooms)
+        margins = (self.size - height, self.size - width)
+        top, left = (integer(generator, min(0, margin), max(0, margin)) for margin in margins)
         sample = resize(sample, (height, width))
         sample = crop(sample, max(0, -top), max(0, -left), min(height, self.size), min(width, self.size))
         if sample.masks is not None:
             kept = sample.masks.flatten(1).any(1)
             boxes, labels, masks = sample.boxes[kept], sample.labels[kept], sample.masks[kept]
             sample = replace(sample, boxes=boxes, labels=labels, masks=masks)
-        return _place(sample, max(0, top), max(0, left), self.size)
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Multiply brightness and contrast, each by a factor within `strength` of 1."""
-
-    strength: float
-
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        brightness, contrast = (1 + self.strength * (2 * _uniform(generator) - 1) for _ in range(2))
-        image = F.adjust_contrast(F.adjust_brightness(sample.image, brightness), contrast)
-        return replace(sample, image=image)
+        return _pad(sample, max(0, top), max(0, left), self.size)
 
 
 def resized_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:
-    """(height, width) with the short side as asked, or less where the long side would pass `max_size`.
+    """Return the (height, width) with this short side, or a smaller one where the long side would exceed `max_size`.
 
-    All in pixels. Rounds like the authors' `get_size_with_aspect_ratio` (datasets/transforms.py). Where
-    that gives 0 (a short side below half a pixel), the size is 1 x `max_size`.
+    All in pixels. Rounds like the authors' `get_size_with_aspect_ratio` (datasets/transforms.py). Where that gives a
+    short side of 0, the size is 1 x `max_size`.
     """
     shorter, longer = min(height, width), max(height, width)
     if longer / shorter * short_side > max_size:
@@ -186,13 +181,12 @@ def resized_size(height: int, width: int, short_side: int, max_size: int) -> tup
     return short_side, int(short_side * width / height)
 
 
-def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 image (3, H, W) at `size` (height, width): bilinear with antialias, within 1 level of Pillow."""
-    return image if image.shape[-2:] == size else F.resize(image, list(size), antialias=True)
-
-
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """The sample at `size` (height, width). Masks take the pixel at floor(i / scale), as the authors' do."""
+    """Resize a sample to `size` (height, width) in pixels.
+
+    The image is interpolated with antialias, boxes are scaled, masks take the pixel at floor(i / scale) as in the
+    authors' code.
+    """
     (height, width), (new_height, new_width) = sample.size, size
     if (height, width) == (new_height, new_width):
         return sample
@@ -205,9 +199,9 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The part of the sample that starts at `top`, `left`. Objects whose box has no area left are removed.
+    """Crop a sample to the rectangle at `top`, `left`; all in pixels.
 
-    As in the authors' code the boxes alone decide, also where there are masks.
+    Removes objects whose box has no area left. As in the authors' code the box decides, also for objects with a mask.
     """
     if (top, left) == (0, 0) and (height, width) == sample.size:
         return sample
@@ -217,21 +211,13 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     masks = sample.masks
     if masks is not None:
         masks = masks[:, top : top + height, left : left + width][kept]
-    # A copy: resizing a view with gaps between its rows takes twice as long and loses the channel order.
+    # Copy: resizing a view with gaps between its rows takes twice as long and loses the memory order.
     image = sample.image[:, top : top + height, left : left + width].clone()
     return replace(sample, image=image, boxes=boxes[kept], labels=sample.labels[kept], masks=masks)
 
 
-def flip(sample: Sample) -> Sample:
-    """The sample mirrored left and right."""
-    width = sample.size[1]
-    boxes = sample.boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([width, 0, width, 0])
-    masks = None if sample.masks is None else sample.masks.flip(-1)
-    return replace(sample, image=sample.image.flip(-1), boxes=boxes, masks=masks)
-
-
-def _place(sample: Sample, top: int, left: int, size: int) -> Sample:
-    """The sample at `top`, `left` of a square of `size` pixels."""
+def _pad(sample: Sample, top: int, left: int, size: int) -> Sample:
+    """Paste a sample at `top`, `left` into a square of `size` pixels of ImageNet's mean colour."""
     height, width = sample.size
     mean = torch.tensor(IMAGENET_MEAN).mul(255).round().to(torch.uint8)
     image = mean.repeat(size, size, 1).permute(2, 0, 1)
@@ -244,15 +230,6 @@ def _place(sample: Sample, top: int, left: int, size: int) -> Sample:
     return replace(sample, image=image, boxes=boxes, masks=masks)
 
 
-def _uniform(generator: torch.Generator) -> float:
-    return torch.rand((), generator=generator).item()
-
-
-def _integer(low: int, high: int, generator: torch.Generator) -> int:
-    """An integer from `low` to `high`, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
-
-
 def _check_pixels(name: str, value: int) -> None:
     if value < 1:
-        raise ConfigError(f"{name} is {value}", remedy="give a number of pixels, 1 or more", code="C03")
+        raise ConfigError(f"{name} is {value}, expected 1 pixel or more", code="C03")

@@ -1,4 +1,4 @@
-"""RandAugment: a few operations on an image, drawn from fifteen, all at one magnitude."""
+"""RandAugment: two operations on an image, drawn from fifteen, at one magnitude."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ from torchvision.transforms.v2 import functional as F
 from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN
 
-FILL = [float(round(255 * mean)) for mean in IMAGENET_MEAN]  # what is outside the image
-TOP = 10.0  # magnitudes run from 0 to it
+FILL = [float(round(255 * mean)) for mean in IMAGENET_MEAN]  # colour of pixels from outside the image
+MAX_MAGNITUDE = 10.0
+MAGNITUDE_STD = 0.5
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """RandAugment (Cubuk et al., 2020) in the form that DeiT trains with, timm's `rand-m9-mstd0.5-inc1`.
+    """RandAugment (Cubuk et al. 2020) in the form that DeiT uses, timm's `rand-m9-mstd0.5-inc1`.
 
-    `num_ops` operations are drawn with replacement from the fifteen of `OPERATIONS`. Each is applied half of the time,
-    at a magnitude drawn from a normal distribution and held within 0..10; all get stronger with it. Pixels from outside
-    the image have ImageNet's mean colour. Differs from timm in the interpolation of turned, sheared and shifted images:
-    bilinear in place of bicubic, which torchvision does not offer for tensors.
+    Draws two of the fifteen `OPERATIONS`, with replacement. Applies each with probability 0.5, at a level drawn from
+    N(magnitude, 0.5) and clipped to 0..10; every operation gets stronger with the level. Pixels from outside the image
+    have ImageNet's mean colour. Differs from timm where an image is rotated, sheared or shifted: bilinear instead of
+    bicubic interpolation, which torchvision does not offer for tensors.
 
-    magnitude, magnitude_std: mean and standard deviation, 0..10.
+    Args:
+        magnitude: mean of the levels, 0..10.
+
+    Raises:
+        ConfigError: magnitude out of range (C03).
     """
 
     magnitude: float = 9.0
-    magnitude_std: float = 0.5
-    num_ops: int = 2
 
     def __post_init__(self) -> None:
-        for name, high in (("magnitude", TOP), ("magnitude_std", TOP), ("num_ops", 15)):
-            if not 0 <= getattr(self, name) <= high:
-                what = f"{name} is {getattr(self, name)}, expected 0 to {high:g}"
-                raise ConfigError(what, where="RandAugment", code="C03")
+        if not 0 <= self.magnitude <= MAX_MAGNITUDE:  # also catches NaN
+            what = f"magnitude is {self.magnitude}, expected 0 to {MAX_MAGNITUDE:g}"
+            raise ConfigError(what, where="RandAugment", code="C03")
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augment an image (3, H, W) uint8."""
         names = tuple(OPERATIONS)
-        for _ in range(self.num_ops):
+        for _ in range(2):
             chosen = int(torch.randint(len(names), (), generator=generator))
             applied, sign = torch.rand(2, generator=generator).tolist()
             noise = torch.randn((), generator=generator).item()
             if applied < 0.5:
-                level = min(max(self.magnitude + self.magnitude_std * noise, 0.0), TOP) / TOP
+                level = min(max(self.magnitude + MAGNITUDE_STD * noise, 0.0), MAX_MAGNITUDE) / MAX_MAGNITUDE
                 image = OPERATIONS[names[chosen]](image, level, 1 if sign < 0.5 else -1)
         return image
 
@@ -68,12 +70,12 @@ def _solarize_add(image: Tensor, level: float, sign: int) -> Tensor:
 
 
 def _factor(level: float, sign: int) -> float:
-    """Of an enhancement whose neutral value is 1."""
+    """Return the factor of an enhancement, 1 being neutral."""
     return max(0.1, 1 + sign * 0.9 * level)
 
 
 def _affine(image: Tensor, shift: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)) -> Tensor:
-    """Shift by (x, y) in pixels and shear by slopes about the upper left corner."""
+    """Translate by (x, y) pixels and shear by slopes about the upper left corner."""
     slopes = [math.degrees(math.atan(slope)) for slope in shear]
     place = {"angle": 0.0, "translate": list(shift), "scale": 1.0, "shear": slopes, "center": [0.0, 0.0]}
     return F.affine(image, **place, interpolation=InterpolationMode.BILINEAR, fill=FILL)
@@ -83,7 +85,7 @@ def _rotate(image: Tensor, level: float, sign: int) -> Tensor:
     return F.rotate(image, sign * 30 * level, interpolation=InterpolationMode.BILINEAR, fill=FILL)
 
 
-# Each takes an image (3, H, W) uint8, a level 0..1 and a sign, and says by its formula what the level means.
+# Each takes an image (3, H, W) uint8, a level 0..1 and a sign 1 or -1.
 OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "autocontrast": lambda image, level, sign: F.autocontrast(image),
     "equalize": lambda image, level, sign: F.equalize(image),
