@@ -89,21 +89,51 @@ def test_models_and_losses_do_not_know_each_other():
             assert not [m for m, _ in imports_of(path) if room_of(m) == other], path
 
 
-def test_help_is_light():
-    """`regard --help` and `import regard` load neither torch nor any other heavy package."""
+def loaded_by(*commands: str, folder: Path) -> tuple[set[str], list[str]]:
+    """Run commands one after the other in a new process; return its heavy packages and the exit codes."""
     code = (
         "import sys\n"
         "import regard\n"
         "from regard.cli import main\n"
-        "try:\n"
-        "    main(['--help'])\n"
-        "except SystemExit as ended:\n"
-        "    assert not ended.code\n"
+        "codes = []\n"
+        "for command in sys.argv[1:]:\n"
+        "    try:\n"
+        "        main(command.split())\n"
+        "        codes.append('0')\n"
+        "    except SystemExit as ended:\n"
+        "        codes.append(str(ended.code or 0))\n"
         "heavy = {'torch', 'torchvision', 'scipy', 'matplotlib', 'hotcoco', 'numpy', 'PIL'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+        "sys.exit(' '.join(codes) + ';' + ' '.join(heavy))\n"
     )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    finished = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True, cwd=folder)
+    codes, heavy = finished.stderr.splitlines()[-1].split(";")
+    return set(heavy.split()), codes.split()
+
+
+def test_help_and_names_are_light(tmp_path):
+    """`import regard`, help texts, names and mistyped names load no heavy package."""
+    helps = ["--help", "train --help", "study --help", "study convergence --help", "models", "models detr*"]
+    mistakes = [
+        "models dter", "train detr_resnt50", "train aa_resnet20 --recipe fats", "train detr_tiny --data shapes lrr=1",
+        "evaluate detr_resnt50 --data shapes", "distill cache nothing --data x --teacher y --output z",
+    ]  # fmt: skip
+    heavy, codes = loaded_by(*helps, *mistakes, folder=tmp_path)
+    assert codes == ["0"] * len(helps) + ["2"] * len(mistakes)
+    assert heavy <= {"numpy", "PIL"}  # of the rooms that check data folders
+
+
+def test_missing_files_are_answered_without_torch(tmp_path):
+    (tmp_path / "cat.jpg").touch()
+    commands = {
+        "train detr_tiny --data nowhere": "3", "train aa_resnet20 --data nowhere": "3", "data check nowhere": "3",
+        "evaluate detr_resnet50 --data nowhere": "3", "evaluate nothing.pth --data shapes": "4",
+        "evaluate runs/nothing --data shapes": "2", "predict nothing.pth cat.jpg": "4",
+        "predict detr_resnet50 nothing.jpg": "3", "explain detr_resnet50 nothing.jpg": "3",
+        "study padding --data nowhere": "3",
+    }  # fmt: skip
+    heavy, codes = loaded_by(*commands, folder=tmp_path)
+    assert codes == list(commands.values())
+    assert not heavy & {"torch", "torchvision", "scipy", "matplotlib", "hotcoco"}
 
 
 def test_no_pickles_and_no_code_from_files():

@@ -140,11 +140,20 @@ def line_of(path: str | Path, key: str) -> str:
 
 
 def unknown_name(
-    kind: str, name: str, known: Sequence[str], *, where: str | Path | None = None, code: str | None = None
+    kind: str,
+    name: str,
+    known: Sequence[str],
+    *,
+    where: str | Path | None = None,
+    code: str | None = None,
+    remedy: str | None = None,
 ) -> ConfigError:
-    """The error for a name that is not known: it offers the nearest one, or all."""
+    """Return the error for an unknown name. It offers the nearest known one, else `remedy`, else all of them."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
-    remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    if near:
+        remedy = f"did you mean {near[0]!r}?"
+    elif remedy is None:
+        remedy = f"known: {', '.join(known)}"
     return ConfigError(f"unknown {kind} {name!r}", where=where, remedy=remedy, code=code)
 
 

@@ -83,6 +83,8 @@ CROP_PCT, SMALL_IMAGES = 0.875, 96
 # Evaluation sizes that differ from 800 / 1333.
 SHORT_SIDES: dict[str, tuple[int, int]] = {"detr_tiny": (64, 128), "detr_tiny_panoptic": (64, 128)}
 
+LIST_THEM = "list them with: regard models"
+
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of all models that match a shell pattern such as `detr*`."""
@@ -92,7 +94,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def preset(name: str) -> ModelConfig:
     """The configuration of a named model."""
     if name not in CONFIGS:
-        raise unknown_name("model", name, list_models(), code="C01")
+        raise unknown_name("model", name, list_models(), code="C01", remedy=LIST_THEM)
     return CONFIGS[name]
 
 
@@ -118,5 +120,5 @@ def table(pattern: str = "*") -> Table:
         scores = ", ".join(f"{key} {value}" for key, value in weights.scores.items()) if weights else ""
         found.add_row(name, f"{PARAMETER_COUNTS[name] / 1e6:.1f} M", weights.file_name if weights else "", scores)
     if not found.rows:
-        raise unknown_name("model", pattern, list_models(), code="C01")
+        raise unknown_name("model", pattern, list_models(), code="C01", remedy=LIST_THEM)
     return found

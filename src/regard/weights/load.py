@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regard.config import apply_mapping, near_path, to_mapping, unknown_name
-from regard.errors import CheckpointError, ConfigError
+from regard.config import apply_mapping, to_mapping
+from regard.errors import CheckpointError
 from regard.models.build import Model, build
-from regard.models.catalog import WEIGHTS, list_models
+from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
@@ -19,6 +19,7 @@ from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.download import download
 from regard.weights.hub_folder import HubFolder, described, read_hub_folder, take_normalisation, weights_in
+from regard.weights.source import check_source
 from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
 
@@ -50,17 +51,8 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
         raise CheckpointError("a part of a checkpoint", where=path, remedy=remedy, code="K06")
     if path.is_file() or path.suffix:
         return _load_weights(path, model)
+    check_source(source)
     name = str(source)
-    if name not in list_models() and len(path.parts) > 1:
-        raise ConfigError("no such run or file", where=name, remedy=near_path(path), code="K01")
-    if name not in list_models():
-        raise unknown_name("model, run or file", name, list_models(), code="K01")
-    if name not in WEIGHTS:
-        raise ConfigError(
-            f"there are no released weights of {name}",
-            remedy=f"train it: regard train {name} --data DIR",
-            code="K01",
-        )
     weights = WEIGHTS[name]
     return _load_weights(download(weights.url, sha256_prefix=weights.sha256_prefix), name)
 

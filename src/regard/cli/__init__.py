@@ -1,0 +1,106 @@
+"""The command line: the verbs of the Python API and nothing more. Torch is imported when a verb runs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from cyclopts.exceptions import CycloptsError
+
+from regard.cli.commands import cache, train
+from regard.cli.data import shapes
+from regard.cli.groups import app as app
+from regard.cli.studies import study_app as study_app
+from regard.errors import RegardError, escape
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. Errors with a known cause are one line on stderr and an exit code; `--debug` shows more."""
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, which do not count here
+            app(_plain_settings(words), exit_on_error=False, print_error=False)
+    except RegardError as error:
+        _leave(error.line, error.exit_code, debug)
+    except CycloptsError as error:
+        _leave(escape(f"error: {' '.join(str(error).split())}"), 2, debug)
+    except KeyboardInterrupt:
+        _leave("error: interrupted", 130, debug)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        place = "" if error.filename is None else f" — {error.filename}"
+        _leave(escape(f"error: {error.strerror or error}{place}"), 6, debug)
+    except Exception as error:
+        # The second is torch's for GPUs; for the CPU it has none of its own.
+        known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+        if known or "can't allocate memory" in str(error):
+            _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
+        if debug:
+            raise
+        what = escape(f"{type(error).__name__}: {error}")
+        _leave(f"error: {what} — this is not expected: please report it with the output of --debug", 1, debug)
+
+
+def _plain_settings(words: Sequence[str]) -> list[str]:
+    """`--lr=1e-4` and `--lr 1e-4` as `lr=1e-4` where the command takes settings and has no option of that name."""
+    commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes, "distill cache": cache}
+    command = commands.get(" ".join(words[: 2 if words[:1] in (["data"], ["distill"]) else 1]))
+    if command is None:
+        return list(words)
+    options = {f"--{name}" for name in inspect.signature(command).parameters}
+    options |= {f"--no-{name[2:]}" for name in options} | {"--help", "--version"}
+    plain = []
+    rest = iter(words)
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not key.startswith("--") or key == "--" or key in options:
+            plain.append(word)
+            continue
+        plain.append(f"{key[2:].replace('-', '_')}={value if equals else next(rest, '')}")
+    return plain
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a line, without the place in the code."""
+    print(escape(f"warning: {message}"), file=sys.stderr)
+
+
+def _leave(line: str, code: int, debug: bool) -> None:
+    if _is_first_to_tell():
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _is_first_to_tell() -> bool:
+    """Of the processes that torchrun started one tells what is wrong; mostly it is the same with all."""
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder of this process, in one of all
+    if own is None:
+        return True
+    try:
+        (Path(own).parent.parent / "told").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,310 @@
+"""The verbs that train, evaluate, predict, explain and benchmark."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from regard.cli.groups import Settings, app, distill_app
+from regard.errors import ConfigError
+
+
+@app.command
+def quickstart(*, minutes: float = 4.0, output: Path = Path("runs/quickstart"), device: str = "auto") -> None:
+    """Train a small detector on generated images, evaluate it and draw what it sees. No data, no download.
+
+    Args:
+        minutes: training time.
+        output: folder of the run.
+        device: auto, cpu, cuda, cuda:0 or mps.
+    """
+    from regard.studies.quickstart import quickstart
+
+    quickstart(minutes, output, device)
+
+
+@app.command
+def train(
+    model: str | None = None,
+    *settings: Settings,
+    data: str | None = None,
+    epochs: int | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    recipe: str | None = None,
+    config: Path | None = None,
+    teacher: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Train a detector or a classifier: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
+
+    Args:
+        model: a name from `regard models`.
+        data: folder in COCO's layout, or with a folder for each class; `shapes`, or `digits` for classifiers.
+        epochs: passes over the training images.
+        output: the run's folder; runs/MODEL-N if not given.
+        resume: go on with the run in --output.
+        recipe: paper, finetune, fast, panoptic_boxes, panoptic_masks, small; of classifiers see the README.
+        config: config.yaml of an earlier run, to train in the same way.
+        teacher: what a classifier learns from: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
+        quiet: print no progress.
+    """
+    from regard.runs import train
+
+    # Words come in any order, and without a model for --resume and --config.
+    words = [word for word in (model, *settings) if word is not None]
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        remedy = f"did you mean --data {names[1]}?" if data is None else None
+        raise ConfigError(f"expected key=value, got {names[1]!r}", remedy=remedy, code="C01")
+    settings = tuple(word for word in words if "=" in word)
+    run = train(
+        names[0] if names else None, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config,
+        teacher=teacher, overrides=settings, quiet=quiet,
+    )  # fmt: skip
+    print(run.folder)
+
+
+@app.command
+def evaluate(
+    checkpoint: str,
+    *,
+    data: str,
+    output: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int = 2,
+    probe: bool = False,
+    throughput: bool = False,
+    real: Path | None = None,
+    all_images: bool = False,
+    submission: Path | None = None,
+) -> None:
+    """Scores on the validation images of a data set: COCO's of a detector, accuracy and the like of a classifier.
+
+    Args:
+        checkpoint: a run, a weights file, or the name of a model with released weights.
+        data: as for train.
+        output: folder for metrics.json and pictures; the run itself if not given.
+        device: auto, cpu, cuda, cuda:0 or mps.
+        batch_size: images at once; 1 for detectors and 64 for classifiers if not given.
+        workers: processes that load images.
+        probe: also how well a classifier's features tell the classes apart: nearest neighbours, a linear classifier.
+        throughput: also a classifier's images per second.
+        real: real.json, for the ReaL accuracy on ImageNet's validation images.
+        all_images: judge on all images of class folders without train and val, not on the fifth for validation.
+        submission: file for what a detector finds, boxes, masks or segments in COCO's format, with the data's own ids.
+    """
+    from regard.data.paths import check_data
+    from regard.weights.source import check_source
+
+    check_source(checkpoint)
+    check_data(data)
+    from rich.console import Console
+
+    from regard.runs.run import evaluate
+
+    evaluate(
+        checkpoint,
+        data,
+        output=output,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        probe=probe,
+        throughput=throughput,
+        real=real,
+        all_images=all_images,
+        submission=submission,
+        tell=lambda scores: Console().print(scores.table()),
+    )
+
+
+@app.command
+def predict(
+    checkpoint: str,
+    *images: Path,
+    output: Path | None = None,
+    json: Path | None = None,
+    threshold: float | None = None,
+    segments: Literal["published", "clean"] = "published",
+    top: int = 5,
+    batch_size: int = 1,
+    device: str = "auto",
+) -> None:
+    """Find objects in images, cut them into segments, or say what they show.
+
+    Args:
+        checkpoint: a run, a weights file, or the name of a model with released weights.
+        images: image files and folders of them.
+        output: folder for the images with boxes, segments or classes drawn.
+        json: file for the results: COCO's format of detections or of segments, or the classes of each image.
+        threshold: least score of an object, 0 to 1; 0.5 if not given, 0.85 or 0.3 for segments.
+        segments: published, as in the authors' code, or clean: at full resolution and with stuff in one piece.
+        top: how many classes a classifier gives.
+        batch_size: images at once.
+        device: auto, cpu, cuda, cuda:0 or mps.
+    """
+    from regard.data.paths import check_images
+    from regard.weights.source import check_source
+
+    check_images(images)
+    check_source(checkpoint)
+    from regard.prediction.files import predict_files
+
+    for line in predict_files(
+        checkpoint,
+        images,
+        output=output,
+        json_file=json,
+        threshold=threshold,
+        segments=segments,
+        top=top,
+        batch_size=batch_size,
+        device=device,
+    ):
+        print(line)
+
+
+@app.command
+def explain(
+    checkpoint: str,
+    image: Path,
+    *,
+    what: str | None = None,
+    point: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
+    layer: int | None = None,
+    head: int | None = None,
+    threshold: float | None = None,
+    output: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Show where a model looks: maps of attention over an image, or of a DETR where each query looks in a folder's.
+
+    DETR: decoder, heads, encoder, layers, relevance. ViT and DeiT: rollout, heads, tokens, patch, relevance.
+    Attention-augmented networks: layers, heads, relevance.
+
+    Args:
+        checkpoint: a run, a weights file, or the name of a model with released weights.
+        image: an image file, or a folder of them for the places of a detector's queries.
+        what: the kind of maps; the first above if not given.
+        point: x and y in pixels of the image, from where to look: --point 120 80.
+        layer: its number, from 0; the last if not given.
+        head: its number, from 0; the mean of all if not given.
+        threshold: least score of a detection that is explained, 0 to 1.
+        output: picture, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
+        device: auto, cpu, cuda, cuda:0 or mps.
+    """
+    from regard.data.paths import check_images
+    from regard.weights.source import check_source
+
+    check_source(checkpoint)
+    check_images([image])
+    if output is not None:
+        if output.exists():
+            raise ConfigError("the file exists", where=output, remedy="name another one", code="C11")
+        if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".npz"):
+            raise ConfigError("unsupported output suffix", where=output, remedy="name it .png or .npz", code="C09")
+    from regard.explanations.explain import explain, explain_queries  # imports torch
+
+    if image.is_dir():
+        options = {"what": what, "point": point, "layer": layer, "head": head, "threshold": threshold}
+        if given := [name for name, value in options.items() if value is not None]:
+            what = f"{given[0]} does not go with a folder, which shows where queries find their objects"
+            raise ConfigError(what, remedy="leave it out, or name one image", code="C09")
+        print(
+            explain_queries(checkpoint, image, device=device).save(output or _free(f"{image.resolve().name}-queries"))
+        )
+        return
+    found = explain(checkpoint, image, what, point=point, layer=layer, head=head, threshold=threshold, device=device)
+    output = output or _free(f"{image.stem}-{found.what}")
+    found.save(output)
+    print(output)
+
+
+def _free(name: str) -> Path:
+    """A picture in `explanations` that is not there yet: `cat-decoder.png`, then `cat-decoder-2.png`."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := Path("explanations", f"{name}.png")).exists())
+
+
+@app.command
+def models(pattern: str = "*") -> None:
+    """Every named model: parameters, weights, published scores.
+
+    Args:
+        pattern: which ones, such as "detr*".
+    """
+    from rich.console import Console
+
+    from regard.models.catalog import table
+
+    Console().print(table(pattern))
+
+
+@app.command
+def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 10) -> None:
+    """Speed next to the peers, in alternating rounds of one process.
+
+    Args:
+        name: `losses` (matching and losses of DETR), `masks` (its mask head), `loading` (decoding and augmentation),
+            `attention` (all mechanisms on maps of four sizes), `vit` (vision transformers, and with merged tokens) or
+            `distillation` (training with stored answers of a teacher next to a live one).
+        data: folder of images for `loading`; generated photographs if not given.
+        rounds: measurements of each.
+    """
+    from regard.benchmarks import run_benchmark
+
+    run_benchmark(name, data, rounds)
+
+
+@distill_app.command
+def cache(
+    model: str,
+    *settings: Settings,
+    data: str,
+    teacher: str,
+    output: Path,
+    views: int = 10,
+    top: int | None = None,
+    dtype: str = "float16",
+    batch_size: int = 64,
+    recipe: str | None = None,
+) -> None:
+    """Store a teacher's answers once, for any number of trainings: regard train MODEL --teacher OUTPUT ...
+
+    Training on them sees `views` augmented views of each image, in turn. The same command goes on with one that was
+    stopped.
+
+    Args:
+        model: the student, a name from `regard models`; its recipe says how images are augmented.
+        data: as for train.
+        teacher: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
+        output: folder of the answers.
+        views: of each image.
+        top: keep the answers for so many likeliest classes, such as 10 of 1000; for all if not given.
+        dtype: float16 or float32.
+        batch_size: images at once.
+        recipe: of the student, as for train.
+    """
+    from regard.recipes import ClassificationRecipe
+    from regard.runs.settings import check_paths, resolve
+
+    words = (f"teacher={teacher}", *settings)
+    student = resolve(model, data, None, None, False, recipe, None, words)
+    check_paths(student)
+    if not isinstance(student, ClassificationRecipe):
+        raise ConfigError(f"{model} is not a classifier", code="C09")
+    from regard.runs.classification import cache_answers
+
+    shares = cache_answers(student, output, views=views, top=top, dtype=dtype, batch_size=batch_size)
+    done = 0.0
+    for share in shares:
+        if share == 1.0 or share >= done + 0.05:
+            print(f"{share:.0%}", file=sys.stderr)
+            done = share
+    print(output)

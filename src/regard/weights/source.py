@@ -1,0 +1,31 @@
+"""What a user may name as a model with weights. No torch: a mistyped name is answered at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regard.config import near_path, unknown_name
+from regard.errors import CheckpointError, ConfigError
+from regard.models.catalog import LIST_THEM, WEIGHTS, list_models
+
+
+def check_source(source: str | Path) -> None:
+    """Check that `source` is an existing run or file, a file name, or a model with released weights.
+
+    Raises:
+        CheckpointError: a file name, and there is no such file (K01).
+        ConfigError: no such run, an unknown name, or a model without released weights (K01).
+    """
+    path = Path(source)
+    if path.exists():
+        return
+    if path.suffix and path.name not in list_models():
+        raise CheckpointError("no such file", where=path, remedy=near_path(path), code="K01")
+    name = str(source)
+    if name not in list_models() and len(path.parts) > 1:
+        raise ConfigError("no such run or file", where=name, remedy=near_path(path), code="K01")
+    if name not in list_models():
+        raise unknown_name("model, run or file", name, list_models(), code="K01", remedy=LIST_THEM)
+    if name not in WEIGHTS:
+        what = f"there are no released weights of {name}"
+        raise ConfigError(what, remedy=f"train it: regard train {name} --data DIR", code="K01")
