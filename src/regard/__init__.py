@@ -1,4 +1,4 @@
-"""Regard: vision models built on attention. Importing it is cheap; torch is loaded when the first name is used."""
+"""Regard: vision models built on attention. Importing it is cheap: torch comes with the first name that needs it."""
 
 from __future__ import annotations
 

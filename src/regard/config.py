@@ -32,9 +32,10 @@ RENAMED = {
 
 
 def apply_overrides(config: T, overrides: Sequence[str], where: str | None = None) -> T:
-    """`config` with settings replaced by words such as `lr=1e-4` or `model.num_queries=300`, all at once.
+    """Return `config` with settings replaced by words such as `lr=1e-4` or `model.num_queries=300`.
 
-    So settings that have to fit each other may come in any order; of two words for one setting the later counts.
+    All are applied at once, so settings that must fit each other may come in any order. The last word for a setting
+    wins.
     """
     values: dict[str, Any] = {}
     for word in overrides:
@@ -53,10 +54,10 @@ def apply_overrides(config: T, overrides: Sequence[str], where: str | None = Non
 
 
 def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None, prefix: str = "") -> T:
-    """`config` with the settings of a nested mapping replaced.
+    """Return `config` with settings replaced by those of a nested mapping.
 
     Raises:
-        ConfigError: an unknown key, a value of another type, or one that the settings themselves refuse.
+        ConfigError: an unknown key, a value of the wrong type, or one that the dataclass refuses.
     """
     known = {f.name: f for f in dataclasses.fields(config) if f.init}  # type: ignore[arg-type]
     hints = get_type_hints(type(config))
@@ -80,10 +81,10 @@ def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None
 
 
 def check_choices(config: Any) -> None:
-    """Refuse a value that is none of those its setting lists, in settings that were made in Python.
+    """Check the values of settings made in Python against the `Literal` of their fields.
 
     Raises:
-        ConfigError: it is not in the `Literal` of its field (C02).
+        ConfigError: a value that is not among those of the `Literal` (C02).
     """
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -92,7 +93,7 @@ def check_choices(config: Any) -> None:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Settings as plain nested dictionaries, for YAML and JSON."""
+    """Return settings as plain nested dictionaries, for YAML and JSON."""
     return {
         f.name: to_mapping(value) if dataclasses.is_dataclass(value := getattr(config, f.name)) else _plain(value)
         for f in dataclasses.fields(config)
@@ -100,7 +101,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, without tags, duplicate keys or expanding aliases."""
+    """Read the mapping in a YAML file. Tags, duplicate keys and expanding aliases are refused."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -112,7 +113,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_node(node, path)
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that no month has, a number of 5,000 digits
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, a number of 5,000 digits
         if isinstance(error, ConfigError):
             raise
         mark = getattr(error, "problem_mark", None)
@@ -127,7 +128,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def line_of(path: str | Path, key: str) -> str:
-    """`file:line` of a dotted key in a YAML file, for error messages; the file alone if it is not found."""
+    """Return `file:line` of a dotted key in a YAML file, or the file alone if the key is not found."""
     node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     line = None
     for part in key.split("."):
@@ -158,7 +159,7 @@ def unknown_name(
 
 
 def near_path(path: Path, names: Sequence[str] = ()) -> str:
-    """The remedy for a path that is not there: its nearest neighbour, or the nearest of `names` that stand for data."""
+    """Return the remedy for a missing path: the nearest existing path or the nearest of `names`."""
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, [*names, *beside], n=1)
     if not near:
@@ -167,14 +168,14 @@ def near_path(path: Path, names: Sequence[str] = ()) -> str:
 
 
 def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
-    """`value` as the type of its setting, if that loses nothing."""
+    """Convert `value` to the type of its setting if nothing is lost."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
         (kind,) = [a for a in arguments if a is not type(None)]
         return _convert(value, kind, path, where)
-    if origin is tuple:  # of any length: `0.3,0.6` or `[0.3,0.6]` in words; a single value stands for itself
+    if origin is tuple:  # of any length: `0.3,0.6` or `[0.3,0.6]` in words, or a single value
         parts = (
             value.strip("[] ").split(",")
             if isinstance(value, str)
@@ -184,7 +185,7 @@ def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
         )
         return tuple(_convert(part, arguments[0], path, where) for part in parts)
     if origin is Literal:
-        # YAML 1.1 reads the words on and off as truth values.
+        # YAML 1.1 reads the words on and off as booleans.
         value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
         if value not in arguments:
             raise unknown_name(f"value of {path}", str(value), [str(a) for a in arguments], where=where, code="C02")
@@ -219,7 +220,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_node(node: yaml.Node | None, path: Path) -> None:
-    """Refuse duplicate keys, tags that ask for objects, and files that grow when aliases are followed."""
+    """Refuse duplicate keys, tags of Python objects, and files that grow when aliases are followed."""
     count = 0
     waiting = [node]
     while waiting:

@@ -86,7 +86,7 @@ def test_a_frozen_convolution_stays_frozen():
 
 @pytest.mark.parametrize("layers", [["layer1"], ["layer9.0.conv1"], ["bn1"]])
 def test_names_of_no_convolution(layers):
-    with pytest.raises(ConfigError, match="is no convolution"):
+    with pytest.raises(ConfigError, match="is not a convolution"):
         regard.augment(torchvision.models.resnet18(weights=None), layers=layers, quiet=True)
 
 

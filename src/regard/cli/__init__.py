@@ -20,14 +20,14 @@ from regard.errors import RegardError, escape
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Errors with a known cause are one line on stderr and an exit code; `--debug` shows more."""
+    """Run a command. Errors with a known cause print one line on stderr; `--debug` adds the traceback."""
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, which do not count here
+            warnings.filterwarnings("ignore", module="PIL")  # about metadata, which is not used
             app(_plain_settings(words), exit_on_error=False, print_error=False)
     except RegardError as error:
         _leave(error.line, error.exit_code, debug)
@@ -35,30 +35,30 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(escape(f"error: {' '.join(str(error).split())}"), 2, debug)
     except KeyboardInterrupt:
         _leave("error: interrupted", 130, debug)
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         place = "" if error.filename is None else f" — {error.filename}"
         _leave(escape(f"error: {error.strerror or error}{place}"), 6, debug)
     except Exception as error:
-        # The second is torch's for GPUs; for the CPU it has none of its own.
+        # torch raises OutOfMemoryError for GPUs and a RuntimeError for the CPU.
         known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
         if known or "can't allocate memory" in str(error):
             _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
         if debug:
             raise
         what = escape(f"{type(error).__name__}: {error}")
-        _leave(f"error: {what} — this is not expected: please report it with the output of --debug", 1, debug)
+        _leave(f"error: {what} — unexpected error: please report it with the output of --debug", 1, debug)
 
 
 def _plain_settings(words: Sequence[str]) -> list[str]:
-    """`--lr=1e-4` and `--lr 1e-4` as `lr=1e-4` where the command takes settings and has no option of that name."""
+    """Rewrite `--lr=1e-4` and `--lr 1e-4` as `lr=1e-4` if the command takes settings and has no such option."""
     commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes, "distill cache": cache}
     command = commands.get(" ".join(words[: 2 if words[:1] in (["data"], ["distill"]) else 1]))
     if command is None:
         return list(words)
     options = {f"--{name}" for name in inspect.signature(command).parameters}
-    options |= {f"--no-{name[2:]}" for name in options} | {"--help", "--version"}
+    options |= {"--help", "--version"}
     plain = []
     rest = iter(words)
     for word in rest:
@@ -78,12 +78,12 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning as a line, without the place in the code."""
+    """Print a warning as one line, without the place in the code."""
     print(escape(f"warning: {message}"), file=sys.stderr)
 
 
 def _leave(line: str, code: int, debug: bool) -> None:
-    if _is_first_to_tell():
+    if _is_first_to_report():
         if debug:
             import traceback
 
@@ -92,8 +92,8 @@ def _leave(line: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
-def _is_first_to_tell() -> bool:
-    """Of the processes that torchrun started one tells what is wrong; mostly it is the same with all."""
+def _is_first_to_report() -> bool:
+    """Return whether this process reports the error: one of those that torchrun started, mostly all fail alike."""
     own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder of this process, in one of all
     if own is None:
         return True

@@ -1,13 +1,11 @@
-"""The verbs that train, evaluate, predict, explain and benchmark."""
+"""Commands that train, evaluate, predict, explain and benchmark."""
 
 from __future__ import annotations
 
 import itertools
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
+from typing import Literal
 
 from regard.cli.groups import Settings, app, distill_app
 from regard.errors import ConfigError
@@ -15,7 +13,7 @@ from regard.errors import ConfigError
 
 @app.command
 def quickstart(*, minutes: float = 4.0, output: Path = Path("runs/quickstart"), device: str = "auto") -> None:
-    """Train a small detector on generated images, evaluate it and draw what it sees. No data, no download.
+    """Train a small detector on generated images, evaluate it and draw its predictions. No data, no download.
 
     Args:
         minutes: training time.
@@ -44,18 +42,18 @@ def train(
 
     Args:
         model: a name from `regard models`.
-        data: folder in COCO's layout, or with a folder for each class; `shapes`, or `digits` for classifiers.
+        data: folder in COCO's layout, or with a folder per class; `shapes`, or `digits` for classifiers.
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
-        resume: go on with the run in --output.
-        recipe: paper, finetune, fast, panoptic_boxes, panoptic_masks, small; of classifiers see the README.
-        config: config.yaml of an earlier run, to train in the same way.
-        teacher: what a classifier learns from: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
+        resume: resume the run in --output.
+        recipe: paper, finetune, fast, panoptic_boxes, panoptic_masks, small; for classifiers imagenet, cifar, deit, ...
+        config: config.yaml of an earlier run, to train with the same settings.
+        teacher: teacher of a classifier: a model name, run or file, regnety_160, timm/NAME, torchvision/NAME.
         quiet: print no progress.
     """
     from regard.runs import train
 
-    # Words come in any order, and without a model for --resume and --config.
+    # Model and settings may come in any order; --resume and --config need no model.
     words = [word for word in (model, *settings) if word is not None]
     names = [word for word in words if "=" not in word]
     if len(names) > 1:
@@ -84,20 +82,20 @@ def evaluate(
     all_images: bool = False,
     submission: Path | None = None,
 ) -> None:
-    """Scores on the validation images of a data set: COCO's of a detector, accuracy and the like of a classifier.
+    """Score a model on the validation images of a data set: COCO AP of a detector, accuracy of a classifier.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
         data: as for train.
         output: folder for metrics.json and pictures; the run itself if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
-        batch_size: images at once; 1 for detectors and 64 for classifiers if not given.
+        batch_size: images per batch; 1 for detectors and 64 for classifiers if not given.
         workers: processes that load images.
-        probe: also how well a classifier's features tell the classes apart: nearest neighbours, a linear classifier.
-        throughput: also a classifier's images per second.
-        real: real.json, for the ReaL accuracy on ImageNet's validation images.
-        all_images: judge on all images of class folders without train and val, not on the fifth for validation.
-        submission: file for what a detector finds, boxes, masks or segments in COCO's format, with the data's own ids.
+        probe: also score a classifier's features: nearest neighbours and a linear classifier.
+        throughput: also measure a classifier's images per second.
+        real: path of real.json, for the ReaL accuracy on ImageNet's validation images.
+        all_images: evaluate on all images of class folders without train and val, not on a fifth of them.
+        submission: file for a detector's predictions in COCO's result format, with the data's own ids.
     """
     from regard.data.paths import check_data
     from regard.weights.source import check_source
@@ -136,17 +134,17 @@ def predict(
     batch_size: int = 1,
     device: str = "auto",
 ) -> None:
-    """Find objects in images, cut them into segments, or say what they show.
+    """Predict objects, segments or classes of images.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
         images: image files and folders of them.
-        output: folder for the images with boxes, segments or classes drawn.
-        json: file for the results: COCO's format of detections or of segments, or the classes of each image.
-        threshold: least score of an object, 0 to 1; 0.5 if not given, 0.85 or 0.3 for segments.
-        segments: published, as in the authors' code, or clean: at full resolution and with stuff in one piece.
-        top: how many classes a classifier gives.
-        batch_size: images at once.
+        output: folder for the images with their predictions drawn.
+        json: file for the results: COCO's format of detections or segments, or the classes of each image.
+        threshold: minimum score of an object, 0 to 1; 0.5 if not given, 0.85 or 0.3 for segments.
+        segments: published: as in the authors' code; clean: at full resolution, one segment per stuff class.
+        top: number of classes that a classifier lists.
+        batch_size: images per batch.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
     from regard.data.paths import check_images
@@ -176,27 +174,27 @@ def explain(
     image: Path,
     *,
     what: str | None = None,
-    point: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
+    point: tuple[float, float] | None = None,
     layer: int | None = None,
     head: int | None = None,
     threshold: float | None = None,
     output: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Show where a model looks: maps of attention over an image, or of a DETR where each query looks in a folder's.
+    """Draw the attention of a model over an image, or where each query of a DETR finds objects in a folder of images.
 
     DETR: decoder, heads, encoder, layers, relevance. ViT and DeiT: rollout, heads, tokens, patch, relevance.
     Attention-augmented networks: layers, heads, relevance.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
-        image: an image file, or a folder of them for the places of a detector's queries.
-        what: the kind of maps; the first above if not given.
-        point: x and y in pixels of the image, from where to look: --point 120 80.
-        layer: its number, from 0; the last if not given.
-        head: its number, from 0; the mean of all if not given.
-        threshold: least score of a detection that is explained, 0 to 1.
-        output: picture, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
+        image: an image file, or a folder of images for the boxes of each query of a detector.
+        what: kind of maps; the first above if not given.
+        point: x and y in pixels of the image whose attention is drawn: --point 120 80.
+        layer: number of the layer, from 0; the last if not given.
+        head: number of the head, from 0; the mean of all if not given.
+        threshold: minimum score of a detection to explain, 0 to 1.
+        output: picture file, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
     from regard.data.paths import check_images
@@ -214,7 +212,7 @@ def explain(
     if image.is_dir():
         options = {"what": what, "point": point, "layer": layer, "head": head, "threshold": threshold}
         if given := [name for name, value in options.items() if value is not None]:
-            what = f"{given[0]} does not go with a folder, which shows where queries find their objects"
+            what = f"{given[0]} does not apply to a folder of images"
             raise ConfigError(what, remedy="leave it out, or name one image", code="C09")
         print(
             explain_queries(checkpoint, image, device=device).save(output or _free(f"{image.resolve().name}-queries"))
@@ -227,17 +225,17 @@ def explain(
 
 
 def _free(name: str) -> Path:
-    """A picture in `explanations` that is not there yet: `cat-decoder.png`, then `cat-decoder-2.png`."""
+    """Return a new file name in `explanations`: `cat-decoder.png`, then `cat-decoder-2.png`."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(path for name in names if not (path := Path("explanations", f"{name}.png")).exists())
 
 
 @app.command
 def models(pattern: str = "*") -> None:
-    """Every named model: parameters, weights, published scores.
+    """List the named models: parameters, weights, published scores.
 
     Args:
-        pattern: which ones, such as "detr*".
+        pattern: names to list, such as "detr*".
     """
     from rich.console import Console
 
@@ -248,14 +246,14 @@ def models(pattern: str = "*") -> None:
 
 @app.command
 def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 10) -> None:
-    """Speed next to the peers, in alternating rounds of one process.
+    """Measure speed against other libraries, in alternating rounds of one process.
 
     Args:
         name: `losses` (matching and losses of DETR), `masks` (its mask head), `loading` (decoding and augmentation),
             `attention` (all mechanisms on maps of four sizes), `vit` (vision transformers, and with merged tokens) or
             `distillation` (training with stored answers of a teacher next to a live one).
         data: folder of images for `loading`; generated photographs if not given.
-        rounds: measurements of each.
+        rounds: number of measurements of each.
     """
     from regard.benchmarks import run_benchmark
 
@@ -275,21 +273,20 @@ def cache(
     batch_size: int = 64,
     recipe: str | None = None,
 ) -> None:
-    """Store a teacher's answers once, for any number of trainings: regard train MODEL --teacher OUTPUT ...
+    """Store the logits of a teacher once, for any number of trainings: regard train MODEL --teacher OUTPUT ...
 
-    Training on them sees `views` augmented views of each image, in turn. The same command goes on with one that was
-    stopped.
+    Training then uses `views` augmented views of each image, in turn. The same command resumes a stopped one.
 
     Args:
-        model: the student, a name from `regard models`; its recipe says how images are augmented.
+        model: the student, a name from `regard models`; its recipe decides the augmentation.
         data: as for train.
-        teacher: a model, run or file, regnety_160, timm/NAME, torchvision/NAME.
-        output: folder of the answers.
-        views: of each image.
-        top: keep the answers for so many likeliest classes, such as 10 of 1000; for all if not given.
+        teacher: a model name, run or file, regnety_160, timm/NAME, torchvision/NAME.
+        output: folder for the logits.
+        views: augmented views of each image.
+        top: number of most probable classes to keep per view, such as 10 of 1000; all if not given.
         dtype: float16 or float32.
-        batch_size: images at once.
-        recipe: of the student, as for train.
+        batch_size: images per batch.
+        recipe: recipe of the student, as for train.
     """
     from regard.recipes import ClassificationRecipe
     from regard.runs.settings import check_paths, resolve

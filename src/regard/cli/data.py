@@ -9,10 +9,10 @@ from regard.cli.groups import Settings, data_app
 
 @data_app.command
 def check(folder: Path) -> None:
-    """What is wrong with a data set: annotations or classes and, decoding each, images. Changes nothing.
+    """Check a data set: its annotations or classes, and every image by decoding it. Changes nothing.
 
     Args:
-        folder: in COCO's layout, or with a folder for each class and the like.
+        folder: in COCO's layout, or with a folder per class.
     """
     from regard.data.paths import check_folder as check_path
 
@@ -25,10 +25,10 @@ def check(folder: Path) -> None:
 
 @data_app.command
 def shapes(folder: Path, *settings: Settings) -> None:
-    """Generate images of shapes as a COCO folder.
+    """Generate images of coloured shapes as a COCO folder.
 
     Args:
-        folder: to make.
+        folder: folder to create.
     """
     from regard.config import apply_overrides
     from regard.data.generated.shapes import ShapesConfig, write_shapes

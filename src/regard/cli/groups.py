@@ -22,13 +22,14 @@ def _version() -> str:
 
 app = App(
     name="regard",
-    help="Vision models built on attention. With `--debug` any command shows where in the code an error arose.",
+    help="Vision models built on attention. Add `--debug` to any command to see where in the code an error arose.",
     version=_version,
+    default_parameter=Parameter(negative=""),  # no --no-FLAG beside each flag
     suppress_keyboard_interrupt=False,
 )
 data_app = App(name="data", help="Make and check data sets.")
 app.command(data_app)
-study_app = App(name="study", help="Comparisons, each as one command.")
+study_app = App(name="study", help="Run a comparison as one command.")
 app.command(study_app)
-distill_app = App(name="distill", help="Prepare the training of a student.")
+distill_app = App(name="distill", help="Store the logits of a teacher.")
 app.command(distill_app)

@@ -9,7 +9,7 @@ from regard.cli.groups import study_app
 
 @study_app.command
 def convergence(*, minutes: float = 4.0, output: Path = Path("runs/study-convergence")) -> None:
-    """What anchors, denoising and focal loss do for DETR, on the same data in the same time.
+    """Compare DETR with and without anchors, denoising and focal loss, on the same data for the same time.
 
     Args:
         minutes: training time of each model.
@@ -29,14 +29,14 @@ def attention(
     seeds: int = 3,
     output: Path = Path("runs/study-attention"),
 ) -> None:
-    """What attention and its position encodings do for a ResNet-20: accuracy over several seeds.
+    """Compare attention and its position encodings in a ResNet-20: accuracy over several seeds.
 
     Args:
-        data: images with a class each, as for train.
+        data: classification data, as for train.
         epochs: passes over the training images.
-        train_images: train on so many, evenly from all classes; on all if not given.
-        seeds: runs of each network.
-        output: folder of the study; the same command goes on with one that was stopped.
+        train_images: number of training images, taken evenly from all classes; all if not given.
+        seeds: number of runs of each network.
+        output: folder of the study; the same command resumes a stopped study.
     """
     from regard.data.paths import check_data
 
@@ -55,14 +55,14 @@ def distillation(
     seeds: int = 3,
     output: Path = Path("runs/study-distillation"),
 ) -> None:
-    """What a small transformer learns from a teacher, and how: tables 2 and 3 of the DeiT paper in small.
+    """Compare ways of distillation for a small transformer: tables 2 and 3 of the DeiT paper in small.
 
     Args:
-        data: images with a class each, as for train.
+        data: classification data, as for train.
         epochs: passes over the training images, of the teacher too.
-        train_images: train on so many, evenly from all classes; on all if not given.
-        seeds: runs of each student.
-        output: folder of the study; the same command goes on with one that was stopped.
+        train_images: number of training images, taken evenly from all classes; all if not given.
+        seeds: number of runs of each student.
+        output: folder of the study; the same command resumes a stopped study.
     """
     from regard.data.paths import check_data
 
@@ -74,12 +74,12 @@ def distillation(
 
 @study_app.command
 def explanations(*, minutes: float = 4.0, images: int = 60, output: Path = Path("runs/study-explanations")) -> None:
-    """Whether maps of attention mean anything: deletion and insertion for what a small DETR finds.
+    """Test attention maps by deletion and insertion on the detections of a small DETR.
 
     Args:
         minutes: training time.
-        images: validation images whose detections are looked at.
-        output: folder of the study; the same command goes on with one that was stopped.
+        images: number of validation images whose detections are tested.
+        output: folder of the study; the same command resumes a stopped study.
     """
     from regard.studies.explanations import explanations
 
@@ -88,11 +88,11 @@ def explanations(*, minutes: float = 4.0, images: int = 60, output: Path = Path(
 
 @study_app.command
 def padding(*, data: str, batch_sizes: tuple[int, ...] = (1, 2, 8)) -> None:
-    """What padding does to panoptic quality: perfect masks in batches, the padding cut off or squeezed in.
+    """Measure what padding does to panoptic quality: perfect masks in batches, with padding cut off or squeezed in.
 
     Args:
         data: folder with panoptic annotations, as for train.
-        batch_sizes: images of a batch, a row of the table for each.
+        batch_sizes: images per batch; each gives a row of the table.
     """
     from regard.data.paths import check_data
 
@@ -104,11 +104,11 @@ def padding(*, data: str, batch_sizes: tuple[int, ...] = (1, 2, 8)) -> None:
 
 @study_app.command
 def gallery(*, output: Path = Path("runs/gallery"), page: Path | None = None) -> None:
-    """A page of pictures of what small models find and where they look, trained and drawn anew.
+    """Train small models and write a page with pictures of their predictions and attention.
 
     Args:
-        output: folder of the runs; the same command goes on with what was stopped.
-        page: Markdown file to write, its pictures in a folder of its name; OUTPUT/gallery.md if not given.
+        output: folder of the runs; the same command resumes a stopped study.
+        page: Markdown file to write, with its pictures in a folder of the same name; OUTPUT/gallery.md if not given.
     """
     from regard.studies.gallery import gallery
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,28 +46,28 @@ def augment(
     position: str = "relative",
     quiet: bool = False,
 ) -> nn.Module:
-    """Replace convolutions of a CNN by augmented ones, in place, and print a table of what was done.
+    """Replace convolutions of a CNN by augmented ones, in place, and print a table of the replacements.
 
-    The paper's rule, for any network: in every block the first convolution that is larger than 1x1, from maps of
-    `largest_map` cells down; on the largest of these maps attention works at half the size. The convolution keeps the
-    weights of its first channels; those that attention takes over, and the attention itself, start anew: train on.
+    The paper's rule for any network: in every block the first convolution larger than 1x1, on maps of at most
+    `largest_map` cells a side; on the largest of these maps attention works at half the size. The convolution keeps
+    the weights of its first channels. The channels of attention start from random weights: train the network further.
 
     Args:
         module: a CNN of torchvision, timm or your own, that takes images (B, 3, H, W).
         layers: names of the convolutions to replace instead, as in `module.named_modules()`.
-        image_size: side, or height and width, of the images it is going to see; others work as well.
+        image_size: side, or (height, width), of the images to come, in pixels; others work as well.
         key_ratio, value_ratio: kappa and upsilon of the paper; see `attention_channels`.
         num_heads: attention heads.
-        largest_map: most cells of a side of a map that is augmented.
-        position: of `AugmentedConv2d`.
+        largest_map: maximum side of a map that is augmented, in cells.
+        position: as in `AugmentedConv2d`.
         quiet: print nothing.
 
     Returns:
-        `module`. What was done stands in `module.augmented`, a list of `Replacement`.
+        `module`. `module.augmented` lists the replacements, each a `Replacement`.
 
     Raises:
-        ConfigError: no convolution fits; a name is not that of a convolution, or of one that cannot be augmented;
-            a number out of range. The network is as it was then.
+        ConfigError: no convolution fits, a name is not that of a convolution that can be augmented, or a number is
+            out of range. The network is unchanged then.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width, num_heads) < 1:
@@ -75,34 +75,44 @@ def augment(
         raise ConfigError(what, where="augment", code="C03")
     sizes = _map_sizes(module, height, width)
     names = _by_the_rule(module, sizes, largest_map, num_heads) if layers is None else list(layers)
-    convolutions = dict(module.named_modules())
-    for name in names:
-        found = convolutions.get(name)
-        if type(found) is not nn.Conv2d or name not in sizes:
-            raise ConfigError(f"{name!r} is no convolution that an image passes", where="layers", code="C01")
     if not names:
         what = f"no convolution has a map of at most {largest_map} x {largest_map} for images of {height} x {width}"
         raise ConfigError(what, remedy="raise largest_map, or name the layers", code="C09")
+    convolutions = _convolutions(module, names, sizes)
     largest = max(max(sizes[name]) for name in names)
-    done, made = [], []
-    for name in names:  # all of them before the network is touched
+    module_of: dict[str, nn.Module] = {}
+    replacements = []
+    for name, old in convolutions.items():  # all are made before the network is changed
         size = sizes[name]
         pooled = layers is None and max(size) == largest and largest > largest_map // 2
-        old = convolutions[name]
-        assert isinstance(old, nn.Conv2d)
         new = _augmented(name, old, size, (key_ratio, value_ratio, num_heads), position, pooled)
-        made.append((name, new))
+        module_of[name] = new
         counts = (_count(old), _count(new))
-        done.append(Replacement(name, size, old.out_channels, new.key_channels, new.value_channels, pooled, counts))
-    for name, new in made:
-        parent, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent), attribute, new)
-    module.augmented = done  # type: ignore[assignment]
+        replacements.append(
+            Replacement(name, size, old.out_channels, new.key_channels, new.value_channels, pooled, counts)
+        )
+    for name, new_module in module_of.items():
+        module.set_submodule(name, new_module)
+    module.augmented = replacements  # type: ignore[assignment]
     if not quiet:
         from rich.console import Console
 
-        Console(stderr=True).print(table(done))
+        Console(stderr=True).print(table(replacements))
     return module
+
+
+def _convolutions(
+    module: nn.Module, names: Sequence[str], sizes: Mapping[str, tuple[int, int]]
+) -> dict[str, nn.Conv2d]:
+    """Return the named convolutions; an image has to pass through each of them."""
+    modules = dict(module.named_modules())
+    found = {}
+    for name in names:
+        layer = modules.get(name)
+        if type(layer) is not nn.Conv2d or name not in sizes:
+            raise ConfigError(f"{name!r} is not a convolution that an image passes through", where="layers", code="C01")
+        found[name] = layer
+    return found
 
 
 def table(replacements: Sequence[Replacement]) -> Table:

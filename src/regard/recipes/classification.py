@@ -1,7 +1,4 @@
-"""One function per way of training a classifier: it returns a frozen `ClassificationRecipe`.
-
-Every setting can be replaced by `key=value`; what was used stands in `RUN/config.yaml`.
-"""
+"""Recipes of classifiers: one function per published training, which returns a frozen `ClassificationRecipe`."""
 
 from __future__ import annotations
 
@@ -20,29 +17,29 @@ from regard.training.config import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationRecipe(TrainingConfig):
-    """A complete training run of a classifier. Images have `model.image_size` pixels a side."""
+    """All settings of a training run of a classifier. Images have `model.image_size` pixels a side."""
 
-    name: str  # of the model
-    data: str = ""  # folder with a folder for each class, or `digits` or `shapes`; has to be given
-    train_images: int | None = None  # train on so many, evenly from all classes; on all if none
-    model: ClassifierConfig  # num_classes is set from the data
-    start_from: str = "none"  # `none`: nothing; else a model with released weights, a run or a file to fine-tune
-    crop_pct: float | None = CROP_PCT  # at evaluation: of the middle that is seen; none for the whole image
-    # three: as imagenet, with 3-Augment (DeiT III). shift: as cifar, without mirror images.
+    name: str  # the name of the model
+    data: str = ""  # folder with a folder per class, or `digits` or `shapes`; required
+    train_images: int | None = None  # number of training images, taken evenly from all classes; none for all
+    model: ClassifierConfig  # settings of the network; num_classes is taken from the data
+    start_from: str = "none"  # `none`, or a model name, run or file to fine-tune
+    crop_pct: float | None = CROP_PCT  # evaluation crop over the resized short side; none: whole image
+    # three: as imagenet, with 3-Augment (DeiT III); shift: as cifar, without mirror images
     augmentation: Literal["imagenet", "three", "cifar", "shift"] = "imagenet"
-    magnitude: float = 0.0  # of RandAugment, 0..10; 0 leaves it out
-    erasing: float = 0.0  # probability of random erasing
-    color_jitter: float = 0.0  # strength
+    magnitude: float = 0.0  # magnitude of RandAugment, 0 to 10; 0 turns it off
+    erasing: float = 0.0  # probability of random erasing, 0 to 1
+    color_jitter: float = 0.0  # strength of colour jitter, 0 to 1
     repeated_augmentation: int = 1  # views of each image in an epoch, which then has fewer different images
-    mixup: float = 0.0  # alpha of Mixup; 0 leaves it out
-    cutmix: float = 0.0  # alpha of CutMix; 0 leaves it out
-    loss: Literal["softmax", "sigmoid"] = "softmax"  # one choice among all classes, or a yes or no for each (DeiT III)
-    label_smoothing: float = 0.0  # share of a label that goes to all classes alike
-    teacher: str = "none"  # to learn from: a model, run or file, regnety_160, timm/NAME, torchvision/NAME
-    distillation: Literal["soft", "hard"] = "hard"  # what is learnt from it: probabilities, or its first choice
-    alpha: float = 0.5  # share of the teacher in the loss
+    mixup: float = 0.0  # alpha of Mixup; 0 turns it off
+    cutmix: float = 0.0  # alpha of CutMix; 0 turns it off
+    loss: Literal["softmax", "sigmoid"] = "softmax"  # cross-entropy, or binary cross-entropy per class (DeiT III)
+    label_smoothing: float = 0.0  # share of a label that is spread evenly over all classes
+    teacher: str = "none"  # a model name, run or file, regnety_160, timm/NAME or torchvision/NAME
+    distillation: Literal["soft", "hard"] = "hard"  # learn the teacher's probabilities, or its most probable class
+    alpha: float = 0.5  # weight of the teacher in the loss, 0 to 1
     tau: float = 1.0  # temperature of soft distillation
-    reduction: Literal["numel", "batchmean"] = "numel"  # of soft distillation: as the authors' code, or as the formula
+    reduction: Literal["numel", "batchmean"] = "numel"  # of soft distillation: the authors' code, or the formula
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,9 +59,9 @@ class ClassificationRecipe(TrainingConfig):
 
 
 def imagenet(name: str) -> ClassificationRecipe:
-    """ImageNet as for attention-augmented ResNets (Bello et al. 2019, section 4.2): 100 epochs of SGD.
+    """Train on ImageNet as for attention-augmented ResNets (Bello et al. 2019, section 4.2): 100 epochs of SGD.
 
-    The learning rate rises to 0.128 per 256 images over 5 % of the epochs and falls to a tenth after 30, 60, 80 and
+    The learning rate rises to 0.128 per 256 images over 5 % of the epochs and is divided by 10 after 30, 60, 80 and
     90. Top-1: ResNet-34 73.6 and augmented 74.7, ResNet-50 76.4 and 77.7, ResNet-101 77.9 and 78.7. With N processes:
     lr=0.128 N.
 
@@ -78,9 +75,9 @@ def imagenet(name: str) -> ClassificationRecipe:
 
 
 def cifar(name: str) -> ClassificationRecipe:
-    """CIFAR-100 as for attention-augmented wide ResNets (Bello et al. 2019, section 4.1): 500 epochs of SGD.
+    """Train on CIFAR-100 as for attention-augmented wide ResNets (Bello et al. 2019, section 4.1): 500 epochs of SGD.
 
-    The learning rate rises to 0.2 per 256 images over 5 % of the epochs and falls to nothing along half a cosine.
+    The learning rate rises to 0.2 per 256 images over 5 % of the epochs and falls to 0 along half a cosine.
     Top-1 of Wide-ResNet-28-10: 80.3, augmented 81.6. The paper trains plain networks with `batch_size=1024 lr=0.8
     weight_decay=2e-4`.
 
@@ -94,11 +91,12 @@ def cifar(name: str) -> ClassificationRecipe:
 
 
 def deit(name: str) -> ClassificationRecipe:
-    """ImageNet as DeiT trains (Touvron et al. 2021, table 9): 300 epochs of AdamW, all augmentation, three views.
+    """Train on ImageNet as DeiT (Touvron et al. 2021, table 9): 300 epochs of AdamW, all augmentation, three views.
 
     Top-1: DeiT-Ti 72.2 and distilled 74.5, S 79.8 and 81.2, B 81.8 and 83.4; B takes 53 hours on 8 V100. The learning
-    rate is 5e-4 per 512 images: with N processes of 256 lr=2.5e-4 N. `schedule=deit_corrected` leaves out that the
-    authors' first rate serves for two epochs. Images of up to 32 pixels are shifted by 4 instead of cropped, as there.
+    rate is 5e-4 per 512 images: with N processes of 256 lr=2.5e-4 N. The authors' schedule uses its first rate
+    for two epochs; `schedule=deit_corrected` does not. Images of up to 32 pixels are shifted by 4 instead of cropped,
+    as in their code.
 
         torchrun --nproc-per-node 4 -m regard train deit_tiny_distilled_patch16_224 --recipe deit --data imagenet/ \\
             --teacher regnety_160 lr=1e-3 amp=bf16
@@ -114,7 +112,7 @@ def deit(name: str) -> ClassificationRecipe:
 
 
 def deit3(name: str) -> ClassificationRecipe:
-    """ImageNet as DeiT III trains (Touvron et al. 2022, table 1): 800 epochs of LAMB, a yes or no for each class.
+    """Train on ImageNet as DeiT III (Touvron et al. 2022, table 1): 800 epochs of LAMB, binary cross-entropy.
 
     For 8 processes of 256 images. S learns at 224 pixels (81.4 %), B and L at 192 (82.8 and 84.0) and H at 154 (83.5;
     the authors cut 160 into the same patches). With `--recipe resolution start_from=RUN` they reach 83.8, 84.9 and 85.2
@@ -132,14 +130,14 @@ def deit3(name: str) -> ClassificationRecipe:
     )  # fmt: skip
 
 
-# Of DeiT III by width: learning rate for 2048 images, pixels, stochastic depth.
+# DeiT III, by width: learning rate for 2048 images, image size, stochastic depth.
 _DEIT3 = {384: (4e-3, 224, 0.05), 768: (3e-3, 192, 0.2), 1024: (3e-3, 192, 0.45), 1280: (3e-3, 154, 0.6)}
-# By width and pixels: stochastic depth when they are made finer.
+# DeiT III, by width and image size: stochastic depth when fine-tuned at a higher resolution.
 _DEIT3_FINER = {(768, 224): 0.2, (768, 384): 0.15, (1024, 224): 0.45, (1024, 384): 0.4, (1280, 224): 0.55}
 
 
 def resolution(name: str) -> ClassificationRecipe:
-    """A transformer of ImageNet at more pixels, from its weights at 224; with a teacher if it had one.
+    """Fine-tune a transformer of ImageNet at a higher resolution, from its weights at 224; with its teacher if any.
 
     DeiT (section 5.2 and README): 30 epochs at 5e-6 for 512 images; B 81.8 -> 83.1 at 384, distilled 83.4 -> 84.5 with
     the teacher at 384 pixels too. DeiT III: 20 epochs at 1e-5; S 83.4, B 85.0, L 85.8. For 16 processes of 32 images.
@@ -163,9 +161,9 @@ def resolution(name: str) -> ClassificationRecipe:
 
 
 def transfer(name: str) -> ClassificationRecipe:
-    """Other classes from ImageNet weights, as DeiT is measured on CIFAR and Cars (table 7): 1000 epochs of SGD.
+    """Fine-tune ImageNet weights on other classes as in DeiT, table 7 (CIFAR, Cars): 1000 epochs of SGD.
 
-    By the authors' word in their tracker (issue 45): 768 images at 0.01, no erasing and no stochastic depth; their
+    As the authors say in their tracker (issue 45): 768 images at 0.01, no erasing and no stochastic depth; their
     `--opt sgd` is timm's, with Nesterov's momentum. DeiT-B: 99.1 % on CIFAR-10, 92.1 % on Cars; distilled 99.1 and
     92.9. `finetune` is far shorter.
 
@@ -180,7 +178,7 @@ def transfer(name: str) -> ClassificationRecipe:
 
 
 def augreg(name: str) -> ClassificationRecipe:
-    """ImageNet with a plain ViT and light augmentation: 300 epochs of 1024 images at 1e-3.
+    """Train a plain ViT on ImageNet with light augmentation: 300 epochs of 1024 images at 1e-3.
 
     Steiner et al. 2022 ("How to train your ViT?") as Beyer et al. 2022 ("Better plain ViT baselines") shorten it:
     RandAugment of 2 operations at 10, Mixup of 0.2, 10,000 steps of warm-up, gradients clipped at 1; S/16 with pooled
@@ -198,7 +196,7 @@ def augreg(name: str) -> ClassificationRecipe:
 
 
 def finetune(name: str) -> ClassificationRecipe:
-    """One's own classes, from ImageNet weights where some are released: 30 epochs of AdamW. Else 100 from nothing.
+    """Train on your own classes: 30 epochs of AdamW from released ImageNet weights, or 100 from random weights.
 
     regard train resnet50 --data flowers/
     """
@@ -211,7 +209,7 @@ def finetune(name: str) -> ClassificationRecipe:
 
 
 def small(name: str) -> ClassificationRecipe:
-    """Small networks for small images, from nothing, in minutes on a CPU. Digits and letters are not mirrored.
+    """Train small networks on small images from random weights, in minutes on a CPU, without mirror images.
 
     Transformers learn at twice the rate: on the digits 88 % instead of 83 (deit_nano, a teacher of 98.6 %).
 
@@ -241,7 +239,7 @@ CLASSIFICATION_RECIPES: Mapping[str, Callable[[str], ClassificationRecipe]] = {
 
 
 def classification_recipe_for(name: str, recipe: str | None = None) -> ClassificationRecipe:
-    """The recipe called `recipe` for a classifier, or the model's own: `small` or `finetune`, by its image size.
+    """Return the named recipe of a classifier, or its default: `small` or `finetune`, by its image size.
 
     Raises:
         ConfigError: an unknown name, or a pair that does not go together.
@@ -254,7 +252,7 @@ def classification_recipe_for(name: str, recipe: str | None = None) -> Classific
 
 
 def imagenet_recipe(name: str) -> str:
-    """The name of the recipe with which a classifier was published on ImageNet: what it takes there by itself."""
+    """Return the name of the recipe with which a classifier was published on ImageNet, its default there."""
     config = _config(name)
     if not isinstance(config, ViTConfig):
         return "imagenet"
@@ -266,14 +264,14 @@ def imagenet_recipe(name: str) -> str:
 def _config(name: str) -> ClassifierConfig:
     config = preset(name)
     if not isinstance(config, ClassifierConfig):
-        raise ConfigError(f"{name} is no classifier", code="C09")
+        raise ConfigError(f"{name} is not a classifier", code="C09")
     return config
 
 
 def _transformer(name: str) -> ViTConfig:
     config = _config(name)
     if not isinstance(config, ViTConfig):
-        raise ConfigError(f"{name} is no vision transformer", code="C09")
+        raise ConfigError(f"{name} is not a vision transformer", code="C09")
     return config
 
 

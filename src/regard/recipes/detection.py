@@ -15,25 +15,25 @@ from regard.training.config import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(TrainingConfig):
-    """A complete training run of a detector."""
+    """All settings of a training run of a detector."""
 
-    name: str  # of the model
-    data: str = ""  # folder in COCO's layout, or `shapes` for generated images; has to be given
-    model: DETRConfig  # num_classes is set from the data
-    start_from: str = "backbone"  # ImageNet weights; `none`: nothing; else a model, run (also of the backbone) or file
-    short_side: int = 800  # pixels of the shorter side at evaluation, and the most in training
-    max_size: int = 1333  # most pixels of the longer side
-    augmentation: Literal["paper", "small", "flip"] = "paper"
-    no_object_weight: float = 0.1
-    class_weight: float = 1.0
-    bbox_weight: float = 5.0
-    giou_weight: float = 2.0
-    mask_weight: float = 1.0  # of the focal loss of masks; their dice loss has the next weight
-    dice_weight: float = 1.0
-    # `panoptic`: things and stuff; `instances`: objects; `auto`: the first for a model with masks, where data have it
+    name: str  # the name of the model
+    data: str = ""  # folder in COCO's layout, or `shapes` for generated images; required
+    model: DETRConfig  # settings of the network; num_classes is taken from the data
+    start_from: str = "backbone"  # `backbone`: ImageNet weights; `none`; or a model name, run or file
+    short_side: int = 800  # shorter side in pixels at evaluation, and the maximum in training
+    max_size: int = 1333  # maximum of the longer side in pixels
+    augmentation: Literal["paper", "small", "flip"] = "paper"  # of training images
+    no_object_weight: float = 0.1  # weight of the no-object class in the classification loss
+    class_weight: float = 1.0  # weight of the classification loss
+    bbox_weight: float = 5.0  # weight of the L1 loss of boxes
+    giou_weight: float = 2.0  # weight of the GIoU loss of boxes
+    mask_weight: float = 1.0  # weight of the focal loss of masks
+    dice_weight: float = 1.0  # weight of the dice loss of masks
+    # `panoptic`: things and stuff; `instances`: objects; `auto`: panoptic if the model has masks and the data have it
     annotations: Literal["auto", "instances", "panoptic"] = "auto"
-    freeze_detector: bool = False  # train the mask head alone
-    fit_queries: bool = False  # take more queries where an image has more objects; else that is an error
+    freeze_detector: bool = False  # train only the mask head
+    fit_queries: bool = False  # add queries if an image has more objects than queries; otherwise that is an error
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,24 +49,24 @@ class DetectionRecipe(TrainingConfig):
 
 
 def paper(name: str) -> DetectionRecipe:
-    """The training of the DETR paper: section 4 and appendix A.4.
+    """Train as in the DETR paper, section 4 and appendix A.4.
 
-    300 epochs of COCO, learning rates to a tenth after 200, from an ImageNet backbone. 40.6 AP for DETR-R50, 42.0
-    with `epochs=500 milestones=0.8`; 3 days on 16 V100 with 4 images each, the learning rates unchanged.
+    300 epochs of COCO from an ImageNet backbone; the learning rates are divided by 10 after 200 epochs. DETR-R50
+    reaches 40.6 AP, and 42.0 with `epochs=500 milestones=0.8`. The paper took 3 days on 16 V100 with 4 images each,
+    at the same learning rates.
 
         torchrun --nproc-per-node 8 -m regard train detr_resnet50 --data coco/ batch_size=8
 
-    A model with masks learns boxes and masks together, of things and stuff where the data have them.
+    A model with masks learns boxes and masks together, of things and stuff if the data have them.
     """
     return DetectionRecipe(name=name, model=_config(name))
 
 
 def finetune(name: str) -> DetectionRecipe:
-    """Detection weights of COCO to one's own classes: 50 epochs, learning rates to a tenth after 40.
+    """Fine-tune COCO detection weights on your own classes: 50 epochs, learning rates divided by 10 after 40.
 
-    Ends early where 15 evaluations bring nothing better.
-
-    The way to go for less than about ten thousand images: from ImageNet alone, DETR needs more to find anything.
+    Stops early after 15 evaluations without a better score. Use it for fewer than about ten thousand images: DETR
+    needs more than that to learn from ImageNet weights alone.
 
         regard train detr_resnet50 --recipe finetune --data raccoon/
     """
@@ -74,7 +74,7 @@ def finetune(name: str) -> DetectionRecipe:
 
 
 def panoptic_boxes(name: str) -> DetectionRecipe:
-    """First of the two stages of panoptic segmentation (section 4.4): boxes of things and stuff alike, no masks.
+    """Train the first stage of panoptic segmentation (section 4.4): boxes of things and stuff, no masks.
 
     300 epochs of COCO as in `paper`.
 
@@ -84,9 +84,10 @@ def panoptic_boxes(name: str) -> DetectionRecipe:
 
 
 def panoptic_masks(name: str) -> DetectionRecipe:
-    """Second stage: the mask head alone, on a detector that stays as it is. 43.4 PQ, 31.1 mask AP for DETR-R50.
+    """Train the second stage of panoptic segmentation: the mask head on a frozen detector.
 
-    25 epochs of COCO, learning rate to a tenth after 15; 6 hours on 64 V100 (the authors' tracker, #97).
+    25 epochs of COCO, learning rate divided by 10 after 15; DETR-R50 reaches 43.4 PQ and 31.1 mask AP. The authors
+    took 6 hours on 64 V100 (their tracker, #97).
 
         regard train detr_resnet50_panoptic --recipe panoptic_masks --data coco/ start_from=runs/boxes
     """
@@ -94,7 +95,7 @@ def panoptic_masks(name: str) -> DetectionRecipe:
 
 
 def fast(name: str) -> DetectionRecipe:
-    """DETR with what has been found since: anchor queries, denoising, query groups, focal loss, pre-norm.
+    """Train DETR with later findings: anchor queries, denoising, query groups, focal loss, pre-norm.
 
     50 epochs of COCO instead of 300 (DAB-DETR 42.2 AP, DN-DETR 44.4 AP with R50; Group DETR +2 AP).
 
@@ -110,7 +111,7 @@ def fast(name: str) -> DetectionRecipe:
 
 
 def small(name: str) -> DetectionRecipe:
-    """Small detectors for small images, from nothing, in minutes on a CPU.
+    """Train small detectors on small images from random weights, in minutes on a CPU.
 
     regard train detr_tiny --data shapes
     regard train detr_tiny_panoptic --data shapes
@@ -123,8 +124,8 @@ def small(name: str) -> DetectionRecipe:
     )  # fmt: skip
     if not recipe.model.masks:
         return recipe
-    # A step takes three times as long. With weights of 1 masks learn far more slowly than boxes.
-    # How many segments an image of things and stuff has, few know beforehand.
+    # A step with masks takes three times as long. With weights of 1, masks learn far more slowly than boxes.
+    # Few users know how many segments their images have, so queries are added as needed.
     masks = replace(recipe, mask_weight=5.0, dice_weight=3.0, fit_queries=True)
     return replace(masks, epochs=4, batch_size=16, augmentation="flip")
 

@@ -12,34 +12,34 @@ from regard.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How to train, whatever the model."""
+    """The settings of a training run that every model has."""
 
     epochs: int = 300
-    minutes: float | None = None  # stop after so much training time; the schedule then follows the clock
-    batch_size: int = 2  # images of each process and batch; a step has `accumulate` batches
-    accumulate: int = 1  # batches whose gradients are averaged before a step
-    lr: float = 1e-4
-    lr_backbone: float = 1e-5
+    minutes: float | None = None  # training time after which to stop; the schedule then follows the clock
+    batch_size: int = 2  # images per batch and process; a step has `accumulate` batches
+    accumulate: int = 1  # batches whose gradients are averaged into one step
+    lr: float = 1e-4  # peak learning rate
+    lr_backbone: float = 1e-5  # learning rate of the backbone of a detector
     optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
-    momentum: float = 0.9  # of sgd
-    nesterov: bool = False  # sgd whose momentum looks ahead, as timm's
+    momentum: float = 0.9  # of optimizer=sgd
+    nesterov: bool = False  # Nesterov momentum, as in timm's sgd
     weight_decay: float = 1e-4
-    decay: Literal["all", "matrices"] = "all"  # what decays: all, or not biases, normalisation and the like (DeiT)
-    schedule: Literal["step", "cosine", "deit", "deit_corrected"] = "step"
-    min_lr: float = 1e-5  # at the end of the schedules `deit` and `deit_corrected`
-    milestones: tuple[float, ...] = (2 / 3,)  # step schedule: shares of the epochs after which lr falls to a tenth
-    warmup_steps: int = 0
-    warmup_share: float = 0.0  # of the epochs over which lr rises from 0
-    max_norm: float = 0.1  # largest norm of all gradients; 0 clips nothing
-    ema: float = 0.0  # decay of the average of weights that is evaluated and kept; 0 for none
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    device: str = "auto"
-    workers: int = 2  # processes that load images
-    seed: int = 42
-    evaluate_every: int = 1  # epochs
-    patience: int = 0  # evaluations without a better score before an early stop; 0 never stops
-    log_every: int = 20  # steps
-    save_minutes: float = 10.0  # a checkpoint is written so often, and after every evaluation
+    decay: Literal["all", "matrices"] = "all"  # matrices: no decay of biases, norms and tokens (DeiT)
+    schedule: Literal["step", "cosine", "deit", "deit_corrected"] = "step"  # of the learning rate
+    min_lr: float = 1e-5  # learning rate at the end of schedules `deit` and `deit_corrected`
+    milestones: tuple[float, ...] = (2 / 3,)  # schedule=step: shares of the epochs after which lr is divided by 10
+    warmup_steps: int = 0  # steps over which lr rises from 0
+    warmup_share: float = 0.0  # share of the epochs over which lr rises from 0
+    max_norm: float = 0.1  # maximum norm of all gradients together; 0 does not clip
+    ema: float = 0.0  # decay per step of the moving average of weights, which is evaluated and kept; 0 for none
+    amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
+    device: str = "auto"  # auto, cpu, cuda, cuda:0 or mps
+    workers: int = 2  # processes that load images; 0 loads in the main process
+    seed: int = 42  # of weights, augmentation and the order of images
+    evaluate_every: int = 1  # epochs between evaluations
+    patience: int = 0  # evaluations without a better score after which training stops early; 0 never stops
+    log_every: int = 20  # steps between lines of the log
+    save_minutes: float = 10.0  # minutes between checkpoints; one is also written after every evaluation
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -53,7 +53,7 @@ class TrainingConfig:
             if not low <= value < math.inf:
                 raise ConfigError(f"{name}={value}, expected at least {low}", code="C03")
         if self.seed >= 2**63:
-            raise ConfigError(f"seed={self.seed}"[:80] + ", expected a number of 63 bits", code="C03")
+            raise ConfigError(f"seed={self.seed}"[:80] + ", expected less than 2**63", code="C03")
         if self.lr == 0:
             raise ConfigError("lr=0, expected more than 0", code="C03")
         for name in ("ema", "momentum", "warmup_share"):
@@ -64,7 +64,7 @@ class TrainingConfig:
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov=true needs momentum above 0", code="C09")
         if self.schedule.startswith("deit") and (self.warmup_steps or self.warmup_share):
-            what = f"schedule={self.schedule} has a warm-up of its own, warmup_steps and warmup_share do nothing"
+            what = f"schedule={self.schedule} has its own warm-up and ignores warmup_steps and warmup_share"
             raise ConfigError(what, remedy="leave them out, or set schedule=cosine", code="C09")
         if self.schedule.startswith("deit") and self.min_lr > self.lr:
             what = f"min_lr={self.min_lr} is more than lr={self.lr}: the rate would rise"
