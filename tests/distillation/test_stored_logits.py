@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import regard
+from charts import without_charts
 from color_data import write_colors
 from command_line import digest
 from command_line import run as command
@@ -21,6 +22,8 @@ from regard.runs.classification import ClassificationJob, augmentation_of, cache
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes
 from regard.training.reports import read_rows
+
+pytestmark = pytest.mark.usefixtures("blank_charts")
 
 STUDENT = (
     "workers=0", "batch_size=6", "evaluate_every=9", "device=cpu", "augmentation=cifar", "model.embed_dim=24",
@@ -38,7 +41,8 @@ def data(tmp_path_factory):
 def teacher(data, tmp_path_factory):
     words = ("workers=0", "batch_size=6", "device=cpu", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "lr=0.02")
     output = tmp_path_factory.mktemp("runs") / "t"
-    return regard.train("resnet20", data, epochs=2, output=output, overrides=words, quiet=True).folder
+    with without_charts():
+        return regard.train("resnet20", data, epochs=2, output=output, overrides=words, quiet=True).folder
 
 
 def student(data, teacher, *words):

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 import regard
+from charts import without_charts
 from color_data import COLORS, write_colors
 from command_line import run as command
 from regard.data.class_images.imagenet import wordnet_ids
@@ -23,6 +24,8 @@ from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.weights.classifiers import imagenet_categories
+
+pytestmark = pytest.mark.usefixtures("blank_charts")
 
 SMALL = ("workers=0", "batch_size=6", "evaluate_every=1", "device=cpu", "augmentation=cifar")
 STUDENT = (*SMALL, "model.embed_dim=24", "model.depth=2", "model.patch_size=8", "lr=0.01")
@@ -155,9 +158,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
-    return regard.train(
-        "resnet20", data, epochs=4, output=tmp_path_factory.mktemp("runs") / "t", overrides=TEACHER, quiet=True
-    ).folder
+    folder = tmp_path_factory.mktemp("runs") / "t"
+    with without_charts():
+        return regard.train("resnet20", data, epochs=4, output=folder, overrides=TEACHER, quiet=True).folder
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])

@@ -26,6 +26,8 @@ from regard.runs.settings import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.weights.classifiers import imagenet_categories
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 SMALL = (
     "workers=0", "batch_size=6", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "evaluate_every=1", "device=cpu",
     "augmentation=cifar", "lr=0.02",

@@ -29,6 +29,8 @@ from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from regard.structures.categories import ModelCard, knows_stuff
 from regard.structures.outputs import DetectionOutput
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 SMALL = (
     "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",
     "evaluate_every=1", "device=cpu",

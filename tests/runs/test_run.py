@@ -13,6 +13,8 @@ from regard.runs.settings import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.run_lock import lock_run
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 SMALL = (
     "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",
     "evaluate_every=1", "device=cpu",
