@@ -185,7 +185,7 @@ def test_a_file_that_is_gone_when_its_turn_comes(capsys, trained, images, monkey
         (np.zeros((8, 8, 0), np.uint8), "(8, 8, 0)"),
         (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
         (np.zeros((2, 8, 8, 3), np.uint8), "pass a list of images"),
-        (np.zeros((8, 8, 3), np.int64), "make it uint8"),
+        (np.zeros((8, 8, 3), np.int64), "convert it to uint8"),
         (torch.zeros(8, 8, 3), "tensor.permute(2, 0, 1)"),
         (torch.zeros(2, 3, 8, 8), "pass a list of images"),
         (torch.zeros(4, 8, 8), "(4, 8, 8)"),

@@ -263,7 +263,7 @@ def test_data_shapes_and_check(capsys, shapes, tmp_path):
     lines = run(capsys, "data", "check", shapes).worked().splitlines()
     assert lines[0].startswith("train: 4 images, ") and lines[0].endswith(" objects, 3 classes")
     assert lines[1].startswith("val: 2 images, ") and "every image can be read" in lines
-    assert lines[-1] == "every segment is where the annotations say"
+    assert lines[-1] == "all segments match their annotations"
     assert run(capsys, "data", "shapes", tmp_path / "s", "size=32", "train=1", "val=1").worked() == f"{tmp_path}/s\n"
     run(capsys, "data", "shapes", shapes, "size=32").refused(2, "C11", shapes)
     run(capsys, "data", "shapes", tmp_path / "t", "sise=32").refused(2, "C01", "did you mean 'size'?")

@@ -58,6 +58,10 @@ class DataError(RegardError, ValueError):
     exit_code = 3
 
 
+class ImageError(DataError):
+    """One image file cannot be used; the rest of its data set may be fine."""
+
+
 class CheckpointError(RegardError):
     """A file with weights or training state is wrong."""
 

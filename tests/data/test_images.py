@@ -24,10 +24,11 @@ from PIL import Image, ImageFile, ImageOps
 
 import image_corpus as corpus
 import image_files as files
+from refusal import refused
 from regard.data import images
 from regard.data.image_folders import list_images
 from regard.data.images import decode_image, image_size, read_image, to_image
-from regard.errors import DataError
+from regard.errors import DataError, ImageError
 
 GOOD = corpus.good_images()
 BAD = corpus.bad_images()
@@ -200,7 +201,7 @@ def test_cut_images_are_refused_where_another_library_allows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.warns(UserWarning, match="LOAD_TRUNCATED_IMAGES"), pytest.raises(DataError, match="cut off"):
+    with pytest.warns(UserWarning, match="LOAD_TRUNCATED_IMAGES"), refused(ImageError, "I04", "x"):
         decode_image(JPEG[:-200], name="x")
 
 
@@ -228,12 +229,11 @@ def test_what_is_no_file_is_refused(kind: str, read: Callable, tmp_path: Path, d
 
 
 def test_unreadable_missing_and_impossible_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="no such file") as caught:
+    with refused(ImageError, "I29", "gone.jpg"):
         read_image(tmp_path / "gone.jpg")
-    assert caught.value.code == "I29"
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(ImageError, "I27", r"a\x00b.jpg"):
         read_image("a\0b.jpg")
-    with pytest.raises(DataError, match="cannot be read"):
+    with refused(ImageError, "I27", "n" * 300):
         read_image(tmp_path / ("n" * 300))
     path = tmp_path / "a.jpg"
     path.write_bytes(JPEG)
@@ -242,9 +242,8 @@ def test_unreadable_missing_and_impossible_paths(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(pathlib.Path, "open", forbidden)
-    with pytest.raises(DataError, match="Permission denied") as caught:
+    with refused(ImageError, "I27", "Permission denied", path):
         read_image(path)
-    assert caught.value.code == "I27"
 
 
 NAMES = ["ümläut 图像", "new\nline", "%s%n", "-rf", "n" * 251, "\x1b[31m", "a b'\"", "Case"]
@@ -321,7 +320,7 @@ def test_pillow_image_is_turned_as_its_file_is(tmp_path: Path) -> None:
     assert torch.equal(to_image(Image.open(path)), to_image(str(path)))
     assert to_image(path).shape == (3, files.WIDTH, files.HEIGHT)
     path.write_bytes(JPEG[:-200])
-    with pytest.raises(DataError, match="cut off"):
+    with refused(ImageError, "I04"):
         to_image(Image.open(path))
 
 
@@ -331,8 +330,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "NaN": (HOLED, "nan"),
     "infinity": (np.where(np.isnan(HOLED), np.inf, HOLED), "inf"),
     "NaN-tensor": (torch.from_numpy(HOLED).permute(2, 0, 1), "nan"),
-    "float-255": (RGB.astype(np.float32), r"0\.\.1 was expected.*divide 0\.\.255 by 255"),
-    "float-255-tensor": (WANTED.float(), r"0\.\.1 was expected"),
+    "float-255": (RGB.astype(np.float32), r"0\.\.1.*divide 0\.\.255 by 255"),
+    "float-255-tensor": (WANTED.float(), r"0\.\.1"),
     "normalised": ((RGB / 255 - 0.5) / 0.25, "normalisation"),
     "channels-first": (RGB.transpose(2, 0, 1), r"\(3, 36, 52\).*transpose\(1, 2, 0\)"),
     "channels-last-tensor": (torch.from_numpy(RGB), r"\(36, 52, 3\).*permute\(2, 0, 1\)"),
@@ -372,12 +371,12 @@ def test_what_is_no_image_is_refused_with_what_was_expected(name: str) -> None:
 def test_max_pixels_holds_for_every_source() -> None:
     pixels = files.HEIGHT * files.WIDTH
     assert decode_image(JPEG, name="x", max_pixels=pixels).shape[0] == 3
-    for refused in (
+    for decode in (
         lambda: decode_image(JPEG, name="x", max_pixels=pixels - 1),
         lambda: to_image(Image.fromarray(RGB), max_pixels=pixels - 1),
     ):
-        with pytest.raises(DataError, match="52x36"):
-            refused()
+        with pytest.raises(ImageError, match="52x36"):
+            decode()
 
 
 def test_list_images(tmp_path: Path, deadline: None) -> None:
@@ -401,9 +400,7 @@ def test_list_images(tmp_path: Path, deadline: None) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    with pytest.warns(
-        UserWarning, match=r"^1 images of formats .* the first: f\.heic — .*convert it to JPEG"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"^1 images .*f\.heic — .*magick INPUT OUTPUT") as caught:
         assert list_images(tmp_path) == wanted
     assert len(caught) == 1
     (tmp_path / "f.heic").unlink()
@@ -416,7 +413,7 @@ def test_list_images(tmp_path: Path, deadline: None) -> None:
     (tmp_path / "linked").symlink_to(tmp_path.parent / "elsewhere")
     assert tmp_path / "linked" / "d.webp" in list_images(tmp_path)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(DataError, match=r"no image in the directory.*\.jpeg"):
+    with refused(DataError, None, tmp_path / "nothing", ".jpeg"):
         list_images(tmp_path / "nothing")
-    with pytest.raises(DataError, match="no such file"):
+    with refused(ImageError, "I29", "gone"):
         list_images(tmp_path / "gone")

@@ -347,11 +347,11 @@ def _too_large() -> list[Bad]:
     webp = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + b"\xff\xff\0" * 2
     webp = b"RIFF" + struct.pack("<I", len(webp) + 4) + b"WEBP" + webp
     return [
-        Bad("I16-GIF", gif, "I16", "pixels where at most"),
-        Bad("I17-PNG-400M", png(20000, 20000, 8, 2, b"\0"), "I17", "pixels where at most"),
-        Bad("I17-PNG-2^31", png(2**31 - 1, 2**31 - 1, 8, 2, b"\0"), "I17", "pixels where at most"),
-        Bad("I17-JPEG", jpeg_size_changed(jpeg, 65000, 65000), "I17", "pixels where at most"),
-        Bad("I17-TIFF", grey_tiff(60000, 60000, 8, 1, bytes(60)), "I17", "pixels where at most"),
+        Bad("I16-GIF", gif, "I16", "pixels, more than"),
+        Bad("I17-PNG-400M", png(20000, 20000, 8, 2, b"\0"), "I17", "pixels, more than"),
+        Bad("I17-PNG-2^31", png(2**31 - 1, 2**31 - 1, 8, 2, b"\0"), "I17", "pixels, more than"),
+        Bad("I17-JPEG", jpeg_size_changed(jpeg, 65000, 65000), "I17", "pixels, more than"),
+        Bad("I17-TIFF", grey_tiff(60000, 60000, 8, 1, bytes(60)), "I17", "pixels, more than"),
         Bad("I17-WEBP", webp, "I17|I07", "pixels|damaged"),  # told from other damage since Pillow 13
         Bad("I18-PNG", png(10000, 9500, 8, 2, b"\0"), "I18", "10000x9500", max_pixels=50_000_000),
         Bad("I18-JPEG", jpeg_size_changed(jpeg, 8000, 8000), "I18", "8000x8000", max_pixels=50_000_000),
@@ -375,9 +375,9 @@ def _not_pixels() -> list[Bad]:
         Bad("I19-iTXt", png(WIDTH, HEIGHT, 8, 2, rows, before=international), "I19", "text"),
         Bad("I19-zTXt-late", png(WIDTH, HEIGHT, 8, 2, rows, after=packed), "I19", "text"),
         Bad("I19-zTXt-many", png(WIDTH, HEIGHT, 8, 2, rows, before=many), "I19", "text"),
-        Bad("I20-PNG", png(0, HEIGHT, 8, 2, b""), "I20", "width or height 0"),
-        Bad("I20-GIF", b"GIF89a" + bytes(20) + b";", "I20", "width or height 0"),
-        Bad("I20-BMP", bmp[:22] + bytes(4) + bmp[26:], "I20", "width or height 0"),
+        Bad("I20-PNG", png(0, HEIGHT, 8, 2, b""), "I20", "width or height of 0"),
+        Bad("I20-GIF", b"GIF89a" + bytes(20) + b";", "I20", "width or height of 0"),
+        Bad("I20-BMP", bmp[:22] + bytes(4) + bmp[26:], "I20", "width or height of 0"),
         Bad("I20-JPEG", jpeg_size_changed(encode(rgb, "JPEG"), WIDTH, 0), "I02", "header"),
         Bad("I13-signed-TIFF", encode(signed, "TIFF"), "I13", "32-bit or signed"),
         Bad("I14-float-TIFF-255", encode(far[..., 0], "TIFF"), "I14", r"0\.\.255"),

@@ -141,7 +141,7 @@ def _step(model: nn.Module, data: Augmented, teacher: Teacher | None, losses: li
         pixels = batch.images.normalized().pixels
         output = model(pixels)
         assert isinstance(output, DistilledLogits)
-        loss = criterion(output, batch.answers if teacher is None else teacher(pixels), batch.labels)
+        loss = criterion(output, batch.teacher_logits if teacher is None else teacher(pixels), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

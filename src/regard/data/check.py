@@ -1,4 +1,4 @@
-"""What is wrong with a data set, before any training: annotations and every image. Nothing is changed."""
+"""`regard data check`: check annotations and every image of a data set before training. Changes no file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from pathlib import Path
 from regard.data.class_images.dataset import ClassificationDataset, is_classification, open_classification
 from regard.data.coco.dataset import CocoDataset, find_bad_images, has_detection, open_detection
 from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, has_panoptic, open_panoptic
-from regard.errors import DataError, escape
+from regard.errors import DataError, ImageError, escape
 
 
 def check_folder(folder: Path) -> Iterator[str]:
-    """Lines about both splits of a folder, in COCO's layout or for classification; every image is decoded.
+    """Check both splits of a detection, panoptic or classification data set, and decode every image.
 
-    Objects and segments are both checked where a folder has annotations of both.
+    Checks objects and segments where a folder has annotations of both.
+
+    Yields:
+        One line for each split, issue and bad image, and one line at the end.
 
     Raises:
-        DataError: at the end, if any image cannot be used; at once, if annotations or classes cannot.
+        DataError: annotations or classes are wrong, or, at the end, an image cannot be used.
     """
     if is_classification(folder):
         return _check_classes(folder)
@@ -34,89 +37,88 @@ def check_folder(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def advise(folder: str | Path) -> Iterator[None]:
-    """An image that cannot be used seldom is the only one: the error tells how to find them all."""
+    """Add to an `ImageError` how to find all bad images of the data set: one bad image is seldom the only one."""
     try:
         yield
-    except DataError as error:
-        if not (error.code or "").startswith(("I", "A33")):
-            raise
+    except ImageError as error:
         remedy = f"{error.remedy}; find all such images: regard data check {folder}"
-        raise DataError(error.what, where=error.where, remedy=remedy, code=error.code) from error
+        raise ImageError(error.what, where=error.where, remedy=remedy, code=error.code) from error
 
 
 def _check_objects(folder: Path) -> Iterator[str]:
     train = open_detection(folder, "train")
     val = open_detection(folder, "val", categories=train.categories)
-    broken = 0
+    bad_images = 0
     for data in (train, val):
         objects = int(data.annotations.objects.is_target.sum())
         yield f"{data.split}: {len(data)} images, {objects} objects, {len(data.categories)} classes"
         if data.annotations.report.issues:
             yield str(data.annotations.report)
         for _, error in find_bad_images(data):
-            broken += 1
+            bad_images += 1
             yield error.line
-    yield from _repeated(train, val)
-    yield _verdict(broken, len(train) + len(val), folder)
+    yield from _repeated_images(train, val)
+    yield _verdict(bad_images, len(train) + len(val), folder)
 
 
 def _check_segments(folder: Path, images: bool) -> Iterator[str]:
-    """Panoptic annotations; images: whether nobody else looks at the images."""
+    """Check panoptic annotations, and decode the images if `images`."""
     train = open_panoptic(folder, "train")
     val = open_panoptic(folder, "val", categories=train.categories)
-    broken = 0
+    bad_images = 0
     for data in (train, val):
         segments = len(data.annotations.segments.ids)
         stuff = sum(not category.is_thing for category in data.categories)
-        kinds = f"{len(data.categories) - stuff} things and {stuff} stuff"
-        yield f"panoptic {data.split}: {len(data)} images, {segments} segments, {kinds}"
+        classes = f"{len(data.categories) - stuff} thing and {stuff} stuff classes"
+        yield f"panoptic {data.split}: {len(data)} images, {segments} segments, {classes}"
         if data.annotations.report.issues:
             yield str(data.annotations.report)
-        errors, note = find_bad_segments(data, images=images)
+        errors, warning = find_bad_segments(data, images=images)
         yield from (error.line for error in errors)
-        yield from [note] if note else []
-        broken += len(errors)
+        if warning:
+            yield warning
+        bad_images += len(errors)
     if images:
-        yield from _repeated(train, val)
-    if broken:
-        what = f"{broken} of {len(train) + len(val)} panoptic images cannot be used"
-        raise DataError(what, where=folder, remedy="correct PNG and JSON files")
-    yield "every segment is where the annotations say"
+        yield from _repeated_images(train, val)
+    if bad_images:
+        what = f"{bad_images} of {len(train) + len(val)} panoptic images cannot be used"
+        raise DataError(what, where=folder, remedy="correct the PNG and JSON files listed above")
+    yield "all segments match their annotations"
 
 
 def _check_classes(folder: Path) -> Iterator[str]:
     train, val = open_classification(folder, "train"), open_classification(folder, "val")
-    broken = 0
-    first: dict[bytes, tuple[str, str, str]] = {}  # split, class and path by the image's pixels
-    twice: dict[str, list[str]] = {}
-    told: set[str] = set()
+    bad_images = 0
+    first: dict[bytes, tuple[str, str, str]] = {}  # digest of the pixels -> split, class and path of the first image
+    repeats: dict[str, list[str]] = {}
+    issues: set[str] = set()
     for data in (train, val):
         yield f"{data.split}: {len(data)} images, {len(data.categories)} classes"
-        for issue in data.report.issues:
-            if str(issue) not in told:  # how the data were split is a finding of both
-                yield str(issue)
-            told.add(str(issue))
-        for path, label, found in _decoded(data):
-            if isinstance(found, DataError):
-                broken += 1
-                yield found.line
+        for issue in map(str, data.report.issues):
+            if issue not in issues:  # both splits report how the folder was split
+                yield issue
+            issues.add(issue)
+        for path, label, digest in _digests(data):
+            if isinstance(digest, DataError):
+                bad_images += 1
+                yield digest.line
                 continue
             name = data.categories[label].name
-            split, other, earlier = first.setdefault(found, (data.split, name, path))
+            split, other, earlier = first.setdefault(digest, (data.split, name, path))
             if other != name:
-                twice.setdefault("warn[A48]: {} images are in two classes", []).append(f"{earlier} = {path}")
+                repeats.setdefault("warn[A48]: {} images are in two classes", []).append(f"{earlier} = {path}")
             elif split != data.split:
                 what = "warn[I30]: {} validation images are training images too"
-                twice.setdefault(what, []).append(f"{earlier} = {path}")
-    for what, places in twice.items():
-        yield escape(f"{what.format(len(places))} — first: {places[0]}")
-    yield _verdict(broken, len(train) + len(val), folder)
+                repeats.setdefault(what, []).append(f"{earlier} = {path}")
+    for what, pairs in repeats.items():
+        yield escape(f"{what.format(len(pairs))} — first: {pairs[0]}")
+    yield _verdict(bad_images, len(train) + len(val), folder)
 
 
-def _decoded(data: ClassificationDataset) -> Iterator[tuple[str, int, bytes | DataError]]:
-    """Path, label, and a digest of the pixels or why there are none."""
+def _digests(data: ClassificationDataset) -> Iterator[tuple[str, int, bytes | DataError]]:
+    """Yield path, label, and the digest of the pixels or the error, of every image."""
 
-    def look(index: int) -> tuple[str, int, bytes | DataError]:
+    def digest_of(index: int) -> tuple[str, int, bytes | DataError]:
         path, label = data.images.path(index), int(data.labels[index])
         try:
             pixels = data.images.read(index)
@@ -126,28 +128,28 @@ def _decoded(data: ClassificationDataset) -> Iterator[tuple[str, int, bytes | Da
         return path, label, hashlib.sha256(size + pixels.contiguous().numpy().tobytes()).digest()
 
     with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(look, range(len(data)))
+        yield from pool.map(digest_of, range(len(data)))
 
 
-def _verdict(broken: int, count: int, folder: Path) -> str:
-    if broken:
-        what = f"{broken} of {count} images cannot be used"
-        raise DataError(what, where=folder, remedy="replace or remove them")
+def _verdict(bad_images: int, count: int, folder: Path) -> str:
+    if bad_images:
+        what = f"{bad_images} of {count} images cannot be used"
+        raise DataError(what, where=folder, remedy="replace or remove the images listed above")
     return "every image can be read"
 
 
-def _repeated(train: CocoDataset | PanopticDataset, val: CocoDataset | PanopticDataset) -> Iterator[str]:
-    """Images of the same bytes in both splits: scores on them say little (I30)."""
-    known = {_digest(train.image_folder / name): name for name in train.names}
+def _repeated_images(train: CocoDataset | PanopticDataset, val: CocoDataset | PanopticDataset) -> Iterator[str]:
+    """Warn about files of the same bytes in both splits (I30): scores on them say little."""
+    known = {_file_digest(train.image_folder / name): name for name in train.names}
     known.pop(None, None)
-    both = [(known[digest], name) for name in val.names if (digest := _digest(val.image_folder / name)) in known]
-    if both:
-        first = f"{both[0][0]} = {both[0][1]}"
-        yield escape(f"warn[I30]: {len(both)} validation images are training images too — first: {first}")
+    digests = ((name, _file_digest(val.image_folder / name)) for name in val.names)
+    pairs = [f"{known[digest]} = {name}" for name, digest in digests if digest in known]
+    if pairs:
+        yield escape(f"warn[I30]: {len(pairs)} validation images are training images too — first: {pairs[0]}")
 
 
-def _digest(path: Path) -> bytes | None:
-    """None for files that cannot be read: decoding has told that already."""
+def _file_digest(path: Path) -> bytes | None:
+    """Return the digest of a file, None if it cannot be read: decoding has reported that already."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

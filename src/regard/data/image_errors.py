@@ -1,8 +1,8 @@
-"""What is wrong with an image file that does not decode: the one line for the user.
+"""Errors for image files that cannot be decoded: what is wrong with the file, in one line.
 
-Codes: I01 empty; I02 header; I03 another kind of file; I04 cut (I05 JPEG without its last bytes, I06
-progressive JPEG, I09 PNG); I07 damaged (I08 PNG by its checksums); I16 to I18 too large; I19 packed text; I20
-no pixels; I27 unreadable; I32 an image format that is not supported.
+Codes: I01 empty file; I02 bad header; I03 another kind of file; I04 cut off (I05 JPEG without its last bytes, I06
+progressive JPEG, I09 PNG); I07 damaged (I08 PNG by its checksums); I16 to I18 too large; I19 compressed text; I20 no
+pixels; I27 unreadable; I32 unsupported image format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from regard.errors import DataError, escape
+from regard.errors import ImageError, escape
 
 SUPPORTED = "JPEG, PNG, WEBP, BMP, TIFF or GIF"
 COPY_AGAIN = "copy or download it again"
@@ -42,38 +42,44 @@ _OTHER_FILES = (
     (rb"[\t\n\r -~\x80-\xff]+\Z", "text instead of an image", COPY_AGAIN, "I03"),
 )
 _UNSUPPORTED = frozenset((".heic", ".heif", ".avif", ".jxl", ".jp2"))
-# Where the headers of three formats keep width and height; the others cannot say 0 or hide it deeper.
+# Bytes of width and height in the headers of three formats. Other formats cannot say 0, or say it deeper in the file.
 _SIZE_FIELDS = {"PNG": (16, 20, 24), "GIF": (6, 8, 10), "BMP": (18, 22, 26)}
 
 
 def sniff(head: bytes, where: str | Path) -> str:
-    """Pillow's name of the format of a file that starts with `head` (its first 512 bytes).
+    """Return Pillow's name of the image format of a file.
+
+    Args:
+        head: the first 512 bytes of the file.
+        where: the path, for errors.
 
     Raises:
-        DataError: if it is none that is decoded here, with what it seems to be.
+        ImageError: not a supported image format; the message says what the file seems to be.
     """
     known = _SIGNATURE.match(head)
     if known and known.lastgroup:
         return known.lastgroup
     if not head:
-        raise DataError("empty file", where=where, remedy=COPY_AGAIN, code="I01")
+        raise ImageError("empty file", where=where, remedy=COPY_AGAIN, code="I01")
     for pattern, what, remedy, code in _OTHER_FILES:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
-            raise DataError(what, where=where, remedy=remedy, code=code)
+            raise ImageError(what, where=where, remedy=remedy, code=code)
     what = f"not an image of a known format (starts with {head[:8].hex(' ')})"
-    raise DataError(what, where=where, remedy=_CONVERT, code="I03")
+    raise ImageError(what, where=where, remedy=_CONVERT, code="I03")
 
 
-def explained(error: Exception, file: BinaryIO, where: str | Path) -> DataError:
-    """The exception for the user, for any that Pillow and its codecs raise while they read `file`."""
+def as_image_error(error: Exception, file: BinaryIO, where: str | Path) -> ImageError:
+    """Translate an exception of Pillow or its codecs, raised while they read `file`."""
     text = str(error)
-    # EINVAL comes from a damaged file that points far outside itself.
+    # EINVAL comes from damaged files with offsets far outside the file.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return unreadable(error, where)
     if isinstance(error, MemoryError):
-        return DataError("too little memory for it", where=where, remedy="make it smaller", code="I18")
+        return ImageError(
+            "not enough memory to decode the image", where=where, remedy="make the image smaller", code="I18"
+        )
     if "MAX_TEXT" in text:
-        return DataError("PNG with megabytes of text", where=where, remedy="save it without", code="I19")
+        return ImageError("PNG with megabytes of text", where=where, remedy="save the image without text", code="I19")
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(32)
@@ -83,49 +89,57 @@ def explained(error: Exception, file: BinaryIO, where: str | Path) -> DataError:
         pixels, limit = (int(number) for number in re.findall(r"\d+", text)[:2])
         return too_large(f"{pixels:,}", limit, "I16" if kind == "GIF" else "I17", where)
     if isinstance(error, UnidentifiedImageError):
-        what, code = f"{kind} with a header that is cut, damaged or not supported", "I02"
+        what, code = f"{kind} whose header is cut off, damaged or not supported", "I02"
         start, middle, end = _SIZE_FIELDS.get(kind, (0, 4, 8))
         if len(head) >= end and not (any(head[start:middle]) and any(head[middle:end])):
-            what, code = f"{kind} of width or height 0", "I20"
+            what, code = f"{kind} with a width or height of 0", "I20"
     elif isinstance(error, EOFError) or "truncated" in text.lower() or (kind == "WEBP" and _riff_size(head) > size):
         what, code = f"{kind} is cut off before its end", _code_of_cut(kind, text, file)
     else:
         what, code = f"{kind} is damaged ({text.rstrip('.') or type(error).__name__})", "I07"
-    return DataError(what, where=where, remedy=COPY_AGAIN, code=code)
+    return ImageError(what, where=where, remedy=COPY_AGAIN, code=code)
 
 
-def too_large(size: str, limit: int, code: str, where: str | Path) -> DataError:
-    """The error for an image of `size`, in words, where `limit` pixels are allowed."""
-    what = f"image of {size} pixels where at most {limit:,} are allowed"
-    return DataError(what, where=where, remedy="make it smaller", code=code)
+def too_large(size: str, limit: int, code: str, where: str | Path) -> ImageError:
+    """Return the error for an image of `size` pixels, as text, above the limit."""
+    what = f"image of {size} pixels, more than the maximum of {limit:,}"
+    return ImageError(what, where=where, remedy="make the image smaller", code=code)
 
 
 def warn_of_unsupported(files: Iterable[Path], where: Path) -> None:
-    """Say once how many of the files of a folder are images by their suffixes, but of formats that are not decoded."""
+    """Warn once about the files of a folder whose suffix names an unsupported image format."""
     names = [file.name for file in sorted(files) if file.suffix.lower() in _UNSUPPORTED]
     if names:
-        what = f"{len(names)} images of formats that are not supported are left out, the first: {names[0]}"
+        what = f"{len(names)} images of unsupported formats are skipped, first: {names[0]}"
         warnings.warn(escape(f"{what} — {where} — {_CONVERT}"), stacklevel=3)
 
 
-def unreadable(error: Exception, where: str | Path) -> DataError:
-    """The error for a file that the system does not let us read."""
+def unreadable(error: Exception, where: str | Path) -> ImageError:
+    """Return the error for a file that the operating system does not let us read."""
     reason = getattr(error, "strerror", None) or str(error)
-    return DataError(f"cannot be read: {reason}", where=where, remedy="check its permissions", code="I27")
+    return ImageError(f"cannot be read: {reason}", where=where, remedy="check its permissions", code="I27")
 
 
 def check_jpeg_end(file: BinaryIO, scan: int, where: str | Path) -> None:
-    """Look for the end marker behind the header, which ends at `scan`: Pillow asks for pixels alone."""
+    """Check that the end marker follows the header, which ends at `scan`. Pillow checks the pixels alone.
+
+    Raises:
+        ImageError: no end marker (I05).
+    """
     file.seek(-2, os.SEEK_END)
     if file.read(2) == b"\xff\xd9":
         return
     file.seek(scan)
-    if b"\xff\xd9" not in file.read():  # something else may follow it
-        raise DataError("JPEG is cut off before its end", where=where, remedy=COPY_AGAIN, code="I05")
+    if b"\xff\xd9" not in file.read():  # other bytes may follow the marker
+        raise ImageError("JPEG is cut off before its end", where=where, remedy=COPY_AGAIN, code="I05")
 
 
 def check_png(file: BinaryIO, where: str | Path) -> None:
-    """Compare all checksums and look for the end, neither of which Pillow does when it decodes."""
+    """Check all checksums of a PNG and its end, which Pillow does not check when it decodes.
+
+    Raises:
+        ImageError: a wrong checksum (I08), or no end (I09).
+    """
     try:
         for name, length in _png_chunks(file):
             checksum = zlib.crc32(file.read(length), zlib.crc32(name))
@@ -133,23 +147,23 @@ def check_png(file: BinaryIO, where: str | Path) -> None:
             if len(stored) < 4:
                 raise EOFError
             if checksum != int.from_bytes(stored):
-                what = f"PNG is damaged: wrong checksum of its part {name.decode('latin-1')}"
-                raise DataError(what, where=where, remedy=COPY_AGAIN, code="I08")
+                what = f"PNG is damaged: wrong checksum of chunk {name.decode('latin-1')}"
+                raise ImageError(what, where=where, remedy=COPY_AGAIN, code="I08")
     except EOFError as end:
-        raise DataError("PNG is cut off before its end", where=where, remedy=COPY_AGAIN, code="I09") from end
+        raise ImageError("PNG is cut off before its end", where=where, remedy=COPY_AGAIN, code="I09") from end
 
 
 def png_holds_orientation(file: BinaryIO) -> bool:
-    """Whether a PNG has an EXIF or XMP part, maybe behind its pixels. Keeps the place in `file`."""
-    place = file.tell()
+    """Return whether a PNG has EXIF or XMP data, also after the pixels. Keeps the position in `file`."""
+    position = file.tell()
     texts = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
     found = any(name == b"eXIf" or file.read(24).startswith(texts) for name, _ in _png_chunks(file))
-    file.seek(place)
+    file.seek(position)
     return found
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and length of each part up to IEND, `file` standing at its data. EOFError where it is cut."""
+    """Yield name and length of each chunk up to IEND, with `file` at the chunk's data. EOFError if the file is cut."""
     file.seek(8)
     name = b""
     while name != b"IEND":

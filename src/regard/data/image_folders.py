@@ -1,8 +1,9 @@
-"""Which files of a folder are images, by their names."""
+"""Image files of a folder, recognised by their names."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,41 +12,58 @@ from regard.data.paths import open_file
 from regard.errors import DataError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".tif", ".tiff", ".gif"))
+LOOKED_FOR = f"looked for files with {' '.join(sorted(SUFFIXES))}"
+
+# Empty, absolute (also with a drive letter), a URL, a parent folder, a NUL: names that are never opened.
+_UNSAFE_NAME = re.compile(r"\A\Z|\A[/\\]|\A[A-Za-z]:|://|\0|(\A|[/\\])\.\.([/\\]|\Z)")
 
 
 def list_images(path: str | Path) -> list[Path]:
-    """The file itself, or the files with a suffix of `SUFFIXES` in a directory and below it, sorted.
-
-    Hidden names are left out, and so are pipes, sockets and devices. Links to directories are followed, each
-    directory once. Links that lead nowhere are listed, so that reading them tells what is missing. Images of
-    formats that are not supported are passed over with a warning.
+    """Return the image file itself, or all images of a folder and of the folders below it, as `find_images`.
 
     Raises:
-        DataError: if there is none.
+        DataError: the folder has no image, or a file or folder cannot be read.
     """
     path = Path(path)
     if not path.is_dir():
         open_file(path).close()
         return [path]
+    found = find_images(path)
+    if not found:
+        raise DataError("no image in the directory", where=path, remedy=LOOKED_FOR)
+    return found
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return all files with a suffix of `SUFFIXES` in a folder and the folders below it, sorted.
+
+    Skips hidden names, pipes, sockets and devices. Follows links to folders, each folder once. Keeps links to missing
+    files, so that reading them names what is missing. Warns about images of unsupported formats.
+
+    Raises:
+        DataError: a folder cannot be read (I27).
+    """
     found = []
     seen = set()
     others: list[Path] = []
-    for folder, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
-        status = Path(folder).stat()
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        status = Path(place).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = [Path(folder, name) for name in names if not name.startswith(".")]
+        files = [Path(place, name) for name in names if not name.startswith(".")]
         others += files
         files = [file for file in files if file.suffix.lower() in SUFFIXES]
         found += [file for file in files if file.is_file() or not file.exists()]
-    warn_of_unsupported(others, path)
-    if not found:
-        remedy = f"looked for files with {' '.join(sorted(SUFFIXES))}"
-        raise DataError("no image in the directory", where=path, remedy=remedy)
+    warn_of_unsupported(others, folder)
     return sorted(found)
+
+
+def is_unsafe(name: str) -> bool:
+    """Return whether a file name of an annotation could lead out of its folder. Such names are never opened."""
+    return _UNSAFE_NAME.search(name) is not None
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -1,13 +1,12 @@
-"""Images from files, bytes, arrays and Pillow: RGB pixels of one kind, or one clear `DataError`.
+"""Images from files, bytes, arrays, tensors and Pillow, as RGB uint8 tensors.
 
-Only the bytes count. The format is told by them and never by the name, the size is checked before pixels are
-decoded, and an image is good only when all of it decodes: a cut file is found by `regard data check`, not at epoch 7.
-Flipped bits are found where the format has checksums (PNG) or where the decoder stumbles. JPEG, WEBP, BMP and
-GIF have none: there most flips decode to a few wrong blocks without a word, and only a checksum of the file
-can tell.
+The format is recognised by the bytes of a file, never by its name. The size is checked before pixels are decoded. An
+image is accepted only if all of it decodes, so that `regard data check` finds a cut file before training starts.
+Flipped bits are found in formats with checksums (PNG) and where the decoder fails. JPEG, WEBP, BMP and GIF have no
+checksums: most flips there decode to a few wrong blocks.
 
-Pixels are shown as a viewer shows them: turned as the EXIF orientation says, transparency laid on white, 16
-bits scaled to 8. Colour profiles are not applied. Files are never changed.
+Pixels look as in an image viewer: rotated by the EXIF orientation, transparency on white, 16 bits scaled to 8. Colour
+profiles are not applied. Files are never changed.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageFile, TiffImagePlugin
-from PIL import WebPImagePlugin as WebPImagePlugin  # else the first WEBP makes Pillow import all its formats
+from PIL import WebPImagePlugin as WebPImagePlugin  # without it, the first WEBP makes Pillow import all its formats
 from torch import Tensor
 
 from regard.data.image_errors import (
     COPY_AGAIN,
+    as_image_error,
     check_jpeg_end,
     check_png,
-    explained,
     png_holds_orientation,
     sniff,
     too_large,
 )
 from regard.data.paths import open_file
-from regard.errors import DataError, escape
+from regard.errors import ImageError, escape
 
-# As many as Pillow decodes unless its own limit is raised: half a gigabyte of RGB, more than cameras have,
-# while a hostile header of a few bytes can claim a thousand times more.
+# Pillow's default limit: half a gigabyte of RGB, more than cameras have. A hostile header of a few bytes can claim a
+# thousand times more.
 MAX_PIXELS = 178_956_970
 BACKGROUND = (255, 255, 255)
 
 ImageSource = str | Path | Image.Image | np.ndarray | Tensor
 
 _T = TypeVar("_T")
-_MAKE_UINT8 = "make it uint8 0..255 or float 0..1"
+_MAKE_UINT8 = "convert it to uint8 0..255 or float 0..1"
 _ORIENTATION_HOLDERS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,58 +58,68 @@ _TURNS = {
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decode an image file: (3, H, W) uint8, RGB.
+    """Decode an image file.
 
-    The tensor is a view with the memory order (H, W, 3), as decoded; torch resizes uint8 fastest so. Of an
-    animation or a multi-page file the first frame is taken, with a warning. Images of more than `max_pixels`
-    pixels are refused from their header; Pillow's own limit, `2 * PIL.Image.MAX_IMAGE_PIXELS`, holds besides.
+    Takes the first frame of an animation or a multi-page file, with a warning.
+
+    Args:
+        max_pixels: larger images are refused before their pixels are decoded. Pillow's own limit,
+            `2 * PIL.Image.MAX_IMAGE_PIXELS`, applies as well.
+
+    Returns:
+        (3, H, W) uint8, RGB, 0..255. A view of memory in the order (H, W, 3), which torch resizes fastest.
 
     Raises:
-        DataError: with the path, what is wrong with the file, and a remedy.
+        ImageError: the file cannot be read or decoded.
     """
     path = Path(path)
     with open_file(path) as file:
         before = os.fstat(file.fileno())
         try:
             return _guarded(_decode, file, path, max_pixels)
-        except DataError:
+        except ImageError:
             if not _changed_since(before, path):
                 raise
-    with open_file(path) as file:  # it was being replaced while it was read
+    with open_file(path) as file:  # the file was replaced while it was read
         return _guarded(_decode, file, path, max_pixels)
 
 
 def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """`read_image` for the bytes of a file: (3, H, W) uint8, RGB. `name` stands for the path in errors."""
+    """Decode the bytes of an image file to (3, H, W) uint8, RGB, as `read_image`. Errors show `name` as the path."""
     return _guarded(_decode, io.BytesIO(data), name, max_pixels)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) in pixels as displayed, equal to that of `read_image`. Reads the header only."""
+    """Return (height, width) in pixels of the image as `read_image` decodes it. Reads the header only."""
     path = Path(path)
     with open_file(path) as file:
         return _guarded(_displayed_size, file, path, MAX_PIXELS)
 
 
 def image_orientation(path: str | Path) -> int:
-    """The EXIF orientation of an image file, 1..8: how `read_image` turns it. 1 if there is none or it is damaged."""
+    """Return the EXIF orientation of an image file, 1..8; 1 if it is missing or damaged."""
     path = Path(path)
     with open_file(path) as file:
-        return _guarded(lambda *place: _orientation(_described(*place)), file, path, MAX_PIXELS)
+        return _guarded(lambda *source: _orientation(_described(*source)), file, path, MAX_PIXELS)
 
 
 def to_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Whatever users hold as an image: (3, H, W) uint8, RGB, never sharing memory with `source`.
+    """Convert a path, Pillow image, array or tensor to an image tensor.
 
-    source: a path; a Pillow image; an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; a tensor (3,
-        H, W) RGB, whose device is kept. Arrays and tensors hold uint8 or floats 0..1.
+    Args:
+        source: a path; a Pillow image; an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA; or a tensor
+            (3, H, W) RGB. Arrays and tensors are uint8 0..255 or floats 0..1.
+        max_pixels: as in `read_image`.
+
+    Returns:
+        (3, H, W) uint8, RGB, on the device of a tensor. Never shares memory with `source`.
 
     Raises:
-        DataError: for anything else, with what was expected and what was found.
+        ImageError: the file cannot be decoded, or `source` is none of these (I31).
     """
     if isinstance(source, str | Path):
         if str(source).startswith(("http://", "https://")):
-            raise DataError("an address instead of a file", where=source, remedy="download the image first")
+            raise ImageError("a URL instead of a file", where=source, remedy="download the image first")
         return read_image(source, max_pixels=max_pixels)
     if isinstance(source, Image.Image):
         return _guarded(lambda _, where, limit: _pixels(source, where, limit), io.BytesIO(), "Pillow image", max_pixels)
@@ -118,8 +127,8 @@ def to_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    raise DataError(
-        f"an image cannot be made from {type(source).__name__}",
+    raise ImageError(
+        f"cannot make an image from {type(source).__name__}",
         remedy="pass a path, a Pillow image, an array (H, W, 3) or a tensor (3, H, W)",
         code="I31",
     )
@@ -140,20 +149,20 @@ def _changed_since(before: os.stat_result, path: Path) -> bool:
 
 
 def _guarded(step: Callable[[BinaryIO, str | Path, int], _T], file: BinaryIO, where: str | Path, max_pixels: int) -> _T:
-    """`step` with the exceptions of Pillow and its codecs, of a dozen kinds, turned into `DataError`."""
+    """Run `step`; turn the many exceptions of Pillow and its codecs into `ImageError`."""
     try:
         return step(file, where, max_pixels)
-    except DataError:
+    except ImageError:
         raise
     except Warning:
-        # Somebody has turned warnings into errors, and Pillow warns of harmless things. The filters belong to
-        # the whole process, so they are touched in this case alone.
+        # The caller turned warnings into errors, and Pillow warns about harmless things. Filters belong to the whole
+        # process, so they are changed in this case only.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             file.seek(0)
             return _guarded(step, file, where, max_pixels)
     except Exception as error:
-        raise explained(error, file, where) from error
+        raise as_image_error(error, file, where) from error
 
 
 def _decode(file: BinaryIO, where: str | Path, max_pixels: int) -> Tensor:
@@ -168,7 +177,7 @@ def _decode(file: BinaryIO, where: str | Path, max_pixels: int) -> Tensor:
     if image.format == "JPEG":
         check_jpeg_end(file, scan, where)
     if _has_more_frames(image):
-        message = f"image has more than one frame, the first is used — {where}"
+        message = f"image has more than one frame, only the first is used — {where}"
         warnings.warn(escape(message), stacklevel=4)
     return pixels
 
@@ -177,25 +186,25 @@ def _displayed_size(file: BinaryIO, where: str | Path, max_pixels: int) -> tuple
     image = _described(file, where, max_pixels)
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Pillow turns these when it decodes, and its newer versions swap the size already when they open.
+        # Pillow rotates these when it decodes; newer versions swap the size already when they open the file.
         width, height = image.tag_v2[256], image.tag_v2[257]
     return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
 def _described(file: BinaryIO, where: str | Path, max_pixels: int) -> Image.Image:
-    """The image with its size checked and all read that may tell its orientation."""
+    """Return the image with its size checked and everything read that may hold its orientation."""
     image = _open_image(file, where, check=False)
     _check_size(image, where, max_pixels)
     if image.format == "PNG" and png_holds_orientation(file):
-        image.load()  # it may stand behind the pixels
+        image.load()  # the orientation may follow the pixels
     return image
 
 
 def _open_image(file: BinaryIO, where: str | Path, *, check: bool = True) -> Image.Image:
-    """The image with its header read, its pixels not yet decoded."""
+    """Return the image with its header read and its pixels not yet decoded."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        message = "turned PIL.ImageFile.LOAD_TRUNCATED_IMAGES off: it fills cut images with grey"
+        message = "turned off PIL.ImageFile.LOAD_TRUNCATED_IMAGES: it fills cut images with grey"
         warnings.warn(message, stacklevel=5)
     head = file.read(512)
     file.seek(0)
@@ -209,16 +218,16 @@ def _open_image(file: BinaryIO, where: str | Path, *, check: bool = True) -> Ima
 def _check_size(image: Image.Image, where: str | Path, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise DataError(f"image of {width}x{height} pixels", where=where, remedy=COPY_AGAIN, code="I20")
+        raise ImageError(f"image of {width}x{height} pixels", where=where, remedy=COPY_AGAIN, code="I20")
     if width * height > max_pixels:
         code = "I16" if image.format == "GIF" else "I17" if width * height > MAX_PIXELS else "I18"
         raise too_large(f"{width}x{height}", max_pixels, code, where)
 
 
 def _simplejpeg_pixels(file: BinaryIO, image: Image.Image) -> Tensor | None:
-    """An upright RGB JPEG through simplejpeg, where it is installed: the same pixels as Pillow's in less time.
+    """Decode an upright RGB JPEG with simplejpeg, if it is installed: the same pixels as Pillow's in less time.
 
-    None for all others, and for files that it refuses: Pillow decides on those.
+    Returns None for other images, and for files that simplejpeg refuses. Pillow decodes those.
     """
     if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
         return None
@@ -234,7 +243,7 @@ def _simplejpeg_pixels(file: BinaryIO, image: Image.Image) -> Tensor | None:
 
 
 def _pixels(image: Image.Image, where: str | Path, max_pixels: int) -> Tensor:
-    """Decode: (3, H, W) uint8 with the memory order (H, W, 3)."""
+    """Decode to (3, H, W) uint8 with the memory order (H, W, 3)."""
     _check_size(image, where, max_pixels)
     image.load()
     orientation = _orientation(image)
@@ -246,7 +255,7 @@ def _pixels(image: Image.Image, where: str | Path, max_pixels: int) -> Tensor:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1..8; 1 if there is none or its data are damaged."""
+    """Return the EXIF orientation, 1..8; 1 if it is missing or damaged."""
     if image.info.keys().isdisjoint(_ORIENTATION_HOLDERS) and not hasattr(image, "tag_v2"):
         return 1  # reading EXIF costs more than the rest of the header
     try:
@@ -259,7 +268,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _has_more_frames(image: Image.Image) -> bool:
-    """Whether frames follow the first, which is decoded: damage behind it does not matter."""
+    """Return whether more frames follow the first one. Damage after the first frame does not matter."""
     try:
         return bool(getattr(image, "is_animated", False))
     except Warning:
@@ -272,15 +281,15 @@ def _has_more_frames(image: Image.Image) -> bool:
 
 
 def _rgb(image: Image.Image, where: str | Path) -> Image.Image:
-    """`image` in mode RGB, transparency laid on `BACKGROUND`."""
+    """Convert to mode RGB, transparency on `BACKGROUND`."""
     if image.mode.startswith("I;16"):
         image = _grey_from_16_bits(image)
     elif image.mode == "F":
         values = torch.from_numpy(np.array(image))
         image = Image.fromarray(_bytes_from_floats(values, where=where, code="I14").numpy())
     elif image.mode == "I":
-        what = "grey image of 32-bit or signed integers, whose white is not defined"
-        raise DataError(what, where=where, remedy="convert it to 8 or 16 bits, unsigned", code="I13")
+        what = "grey image of 32-bit or signed integers, which do not define white"
+        raise ImageError(what, where=where, remedy="convert it to 8 or 16 bits, unsigned", code="I13")
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -291,11 +300,11 @@ def _rgb(image: Image.Image, where: str | Path) -> Image.Image:
 
 def _grey_from_16_bits(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})
-    bits = tags.get(258, (16,))[0]  # BitsPerSample; Pillow gives 12 bits as they are
+    bits = tags.get(258, (16,))[0]  # BitsPerSample; Pillow does not scale 12 bits
     white = 2**bits - 1
     values = np.asarray(image).astype(np.uint32)
     grey = ((values * 255 + white // 2) // white).astype(np.uint8)
-    if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white, which Pillow heeds in 8 bits alone
+    if tags.get(262) == 0:  # PhotometricInterpretation: 0 is white; Pillow inverts 8 bits only
         grey = 255 - grey
     if isinstance(image.info.get("transparency"), int):
         grey[values == image.info["transparency"]] = 255
@@ -303,12 +312,12 @@ def _grey_from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _bytes_from_floats(values: Tensor, *, where: str | Path | None, code: str) -> Tensor:
-    """Floats 0..1 -> uint8 0..255, rounded. What rounds to 0 or 255 is in the range."""
+    """Convert floats 0..1 to uint8 0..255, rounded. Accepts values that round to 0 or 255."""
     low, high = (float(x) for x in values.float().aminmax())
     if not (low > -0.5 / 255 and high < 255.5 / 255):  # false for NaN too
-        what = f"float pixels of {low:g}..{high:g} where 0..1 was expected"
-        remedy = "divide 0..255 by 255 or make it uint8, undo a normalisation, replace NaN and infinity"
-        raise DataError(what, where=where, remedy=remedy, code=code)
+        what = f"float pixels of {low:g}..{high:g}, expected 0..1"
+        remedy = "divide 0..255 by 255 or convert to uint8, undo a normalisation, replace NaN and infinity"
+        raise ImageError(what, where=where, remedy=remedy, code=code)
     return (values.float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -322,12 +331,12 @@ def _from_array(array: np.ndarray) -> Tensor:
         expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
         remedy = "pass array.transpose(1, 2, 0)" if len(shape) == 3 and shape[0] in (1, 3, 4) else None
         remedy = "pass a list of images" if len(shape) == 4 else remedy
-        raise DataError(f"{what} where {expected} without empty sides was expected", remedy=remedy, code="I31")
+        raise ImageError(f"{what}, expected {expected} without empty sides", remedy=remedy, code="I31")
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         values = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
         array = _bytes_from_floats(values, where=what, code="I31").numpy()
     elif array.dtype != np.uint8:
-        raise DataError(f"{what} where uint8 or float 0..1 was expected", remedy=_MAKE_UINT8, code="I31")
+        raise ImageError(f"{what}, expected uint8 or float 0..1", remedy=_MAKE_UINT8, code="I31")
     array = array.reshape(shape)
     if shape[2] == 4:
         array = np.asarray(_rgb(Image.fromarray(np.ascontiguousarray(array)), what))
@@ -340,10 +349,10 @@ def _from_tensor(tensor: Tensor) -> Tensor:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
         remedy = "pass tensor.permute(2, 0, 1)" if tensor.ndim == 3 and tensor.shape[2] == 3 else None
         remedy = "pass a list of images" if tensor.ndim == 4 else remedy
-        raise DataError(f"{what} where (3, H, W) without empty sides was expected", remedy=remedy, code="I31")
+        raise ImageError(f"{what}, expected (3, H, W) without empty sides", remedy=remedy, code="I31")
     tensor = tensor.detach()
     if tensor.is_floating_point():
         return _bytes_from_floats(tensor, where=what, code="I31")
     if tensor.dtype != torch.uint8:
-        raise DataError(f"{what} where uint8 or float 0..1 was expected", remedy=_MAKE_UINT8, code="I31")
+        raise ImageError(f"{what}, expected uint8 or float 0..1", remedy=_MAKE_UINT8, code="I31")
     return tensor.clone()

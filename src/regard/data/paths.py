@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from regard.config import near_path
 from regard.data.image_errors import unreadable
-from regard.errors import DataError
+from regard.errors import DataError, ImageError
 
 GENERATED = ("shapes", "digits")  # words for generated data; a folder of such a name is `./shapes`
 
@@ -50,7 +50,7 @@ def check_images(paths: Sequence[Path]) -> None:
     """Check that image files and folders exist and can be opened.
 
     Raises:
-        DataError: no such file (I29), or one that cannot be read (I27).
+        ImageError: no such file (I29), or one that cannot be read (I27).
     """
     for path in paths:
         if not path.is_dir():
@@ -63,7 +63,7 @@ def open_file(path: Path) -> BinaryIO:
     Other kinds are refused before they are opened: opening a pipe would wait for a writer.
 
     Raises:
-        DataError: no such file (I29), or one that cannot be read (I27).
+        ImageError: no such file (I29), or one that cannot be read (I27).
     """
     try:
         mode = path.stat().st_mode
@@ -71,9 +71,9 @@ def open_file(path: Path) -> BinaryIO:
             return path.open("rb")
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise DataError("link to a missing file", where=path, remedy="restore it", code="I27") from error
-        raise DataError("no such file", where=path, remedy="check the path", code="I29") from error
+            raise ImageError("link to a missing file", where=path, remedy="restore it", code="I27") from error
+        raise ImageError("no such file", where=path, remedy="check the path", code="I29") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise unreadable(error, path) from error
     kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-    raise DataError(f"{kind} instead of an image file", where=path, remedy="check the path", code="I27")
+    raise ImageError(f"{kind} instead of an image file", where=path, remedy="check the path", code="I27")

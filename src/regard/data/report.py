@@ -1,4 +1,4 @@
-"""What a check of a data set found that is worth a line but does not stop the work."""
+"""Issues that a check of a data set found and that do not stop the work, one line each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ Severity = Literal["fix", "skip", "warn"]
 
 @dataclass(frozen=True)
 class Issue:
-    """One kind of finding: how often, and where first."""
+    """One kind of problem in a data set.
+
+    Args:
+        code: short stable name, such as `A46`.
+        what: the problem and what was done about it.
+        where: file and place of the first case.
+        count: number of cases.
+    """
 
     code: str
     severity: Severity
@@ -28,22 +35,22 @@ class Issue:
 
 
 class Report:
-    """The findings of one file. `print(report)` gives one line per kind of finding."""
+    """The issues of one file. `print(report)` gives one line for each."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.issues: list[Issue] = []
 
     def add(self, code: str, severity: Severity, what: str, *place: str | int, count: int = 1) -> None:
-        """Note a finding. `place`: the keys and indices that lead to the first case in the JSON document."""
+        """Add an issue. `place`: keys and indices of the first case in the JSON document."""
         self.issues.append(Issue(code, severity, what, self.at(*place), count))
 
     def error(self, code: str, what: str, *place: str | int, remedy: str | None = None) -> DataError:
-        """The error to raise for something at `place` that cannot be used."""
+        """Return the error to raise for a value at `place` that cannot be used."""
         return DataError(what, where=self.at(*place), remedy=remedy, code=code)
 
     def at(self, *place: str | int) -> str:
-        """`ann.json:/annotations/3/bbox`, the file and the JSON pointer (RFC 6901) in it."""
+        """Return the file and the JSON pointer (RFC 6901) in it: `ann.json:/annotations/3/bbox`."""
         keys = (str(key).replace("~", "~0").replace("/", "~1") for key in place)
         return f"{self.path}:" + "".join(f"/{key}" for key in keys) if place else str(self.path)
 

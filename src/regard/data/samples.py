@@ -1,4 +1,4 @@
-"""One image with what is known of it, on its way from the file to the batch."""
+"""One decoded image with its ground truth, on its way from the file to the batch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from regard.structures.categories import Category as Category
-
 
 @dataclass(frozen=True)
 class Sample:
     """A decoded image and its objects.
 
-    image: (3, H, W) uint8, RGB.
-    boxes: (T, 4) float32, xyxy in pixels of `image`.
-    labels: (T,) int64, index into the data set's categories (never the category id).
-    masks: (T, H, W) bool, or None where they are not asked for.
-    image_id: the data set's own id of the image.
-    original_size: (height, width) in pixels of the file, as displayed.
+    Args:
+        image: (3, H, W) uint8, RGB.
+        boxes: (T, 4) float32, xyxy in pixels of `image`.
+        labels: (T,) int64, index into the data set's categories (never the category id).
+        masks: (T, H, W) bool, or None for samples without masks.
+        image_id: the data set's own id of the image.
+        original_size: (height, width) in pixels of the file, as displayed.
+        path: of the file.
     """
 
     image: Tensor
@@ -32,7 +32,7 @@ class Sample:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels of `image` as it is now."""
+        """Current (height, width) of `image` in pixels."""
         return self.image.shape[-2], self.image.shape[-1]
 
 
@@ -40,11 +40,14 @@ class Sample:
 class ClassSample:
     """A decoded image and its class.
 
-    image: (3, H, W) uint8, RGB. label: index into the data set's categories.
-    answer: (C,) logits of a teacher for it, where they are stored.
+    Args:
+        image: (3, H, W) uint8, RGB.
+        label: index into the data set's categories.
+        path: of the file.
+        teacher_logits: (C,) stored for this image, or None.
     """
 
     image: Tensor
     label: int
     path: str = ""
-    answer: Tensor | None = None
+    teacher_logits: Tensor | None = None

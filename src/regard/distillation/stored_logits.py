@@ -223,4 +223,4 @@ class Answered(Augmented):
 
     def __getitem__(self, place: tuple[int, int]) -> ClassSample:
         view, index = place[0] % self.answers.views, place[1]
-        return replace(super().__getitem__((view, index)), answer=self.answers[view, index])
+        return replace(super().__getitem__((view, index)), teacher_logits=self.answers[view, index])

@@ -137,8 +137,8 @@ class ClassificationTask:
         return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.ndim == 2 else self.label_smoothing)
 
     def _answers(self, batch: ClassificationBatch, pixels: Tensor) -> Tensor:
-        if batch.answers is not None:
-            return batch.answers.to(pixels.device, non_blocking=True).float()
+        if batch.teacher_logits is not None:
+            return batch.teacher_logits.to(pixels.device, non_blocking=True).float()
         assert self.teacher is not None
         return self.teacher(pixels)
 

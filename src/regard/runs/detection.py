@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from regard.data.check import advise
-from regard.data.coco.dataset import CocoDataset, Split, open_detection
+from regard.data.coco.dataset import CocoDataset, open_detection
 from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic
 from regard.data.generated.shapes import data_folder
+from regard.data.splits import Split
 from regard.data.transforms.detection import EvaluationResize, Pipeline, paper_augmentation, small_augmentation
 from regard.data.transforms.image import RandomFlip
 from regard.errors import ConfigError, MachineError

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from class_data import pixels, write_tree
+from refusal import refused
 from regard.data.class_images.dataset import open_classification
-from regard.errors import DataError
+from regard.errors import DataError, ImageError
 
 
 def images(split: str, classes: tuple[str, ...], count: int = 3) -> dict[str, int]:
@@ -109,7 +110,8 @@ def test_a_class_of_one_image_is_for_training(tmp_path):
     assert open_classification(tmp_path).counts() == [1, 1]
     val = open_classification(tmp_path, "val")
     assert val.counts() == [0, 1]
-    assert "no image of 1 of 2 classes: a" in str(val.report)
+    assert [issue.code for issue in val.report.issues] == ["A48", "A46"]
+    assert "1 of 2 classes" in val.report.issues[1].what
 
 
 def test_a_class_without_validation_images_is_noted(tmp_path):
@@ -123,7 +125,7 @@ def test_a_class_without_validation_images_is_noted(tmp_path):
 def test_validation_images_alone_have_their_own_classes(tmp_path):
     shutil.rmtree(split_tree(tmp_path) / "train")
     assert open_classification(tmp_path, "val").counts() == [2, 2]
-    with pytest.raises(DataError, match=r"no split train; present: val \(val\)"):
+    with refused(DataError, None, "train", "val (val)", tmp_path):
         open_classification(tmp_path)
 
 
@@ -152,11 +154,10 @@ def test_an_unreadable_image_is_one_line(tmp_path):
     split_tree(tmp_path)
     (tmp_path / "train/cat/1.png").write_bytes(b"")
     data = open_classification(tmp_path)
-    with pytest.raises(DataError, match=r"cat/1\.png") as caught:
+    with refused(ImageError, "I01", "cat/1.png"):
         data[1]
-    assert caught.value.code == "I01"
     (tmp_path / "train/cat/1.png").unlink()
-    with pytest.raises(DataError, match="gone"):
+    with refused(ImageError, "I29", "cat/1.png"):
         data.fingerprint()
 
 
@@ -199,7 +200,7 @@ def test_some_images(tmp_path, count):
     write_tree(tmp_path, images("train", ("cat", "dog"), 10) | images("train", ("eel",), 5))
     whole = open_classification(tmp_path)
     if count == 2:
-        with pytest.raises(DataError, match="2 of 25 images in 3 classes"):
+        with refused(DataError, None, "2 images", "3 (", "25"):
             whole.subset(count)
         return
     part = whole.subset(count)
@@ -221,23 +222,21 @@ def nothing(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "split", "code", "line"),
     [
-        (one_class, "train", "A45", "one class only, 'cat'"),
-        (one_flat_class, "train", "A45", "one class only, 'cat'"),
+        (one_class, "train", "A45", "'cat'"),
+        (one_flat_class, "train", "A45", "'cat'"),
         (empty_class, "train", "A48", "class folder without an image"),
-        (new_class, "val", "A48", "class 'eel' is not among the 2 of the training split"),
+        (new_class, "val", "A48", "'eel'"),
         (no_images, "val", "A48", "no image in the split"),
         (detection, "train", "A48", "this looks like COCO"),
-        (images_alone, "train", "A48", r"no classification data; looked for .*; found 0\.png, 1\.png"),
-        (images_by_split, "train", "A48", "found train/, val/"),
-        (nothing, "train", "A48", "found nothing"),
+        (images_alone, "train", "A48", "0.png, 1.png"),
+        (images_by_split, "train", "A48", "train/, val/"),
+        (nothing, "train", "A48", "nothing"),
     ],
 )
 def test_what_cannot_be_learnt_is_one_line(tmp_path, make, split, code, line):
     make(tmp_path)
-    with pytest.raises(DataError, match=line) as caught:
+    with refused(DataError, code, line, tmp_path):
         open_classification(tmp_path, split)
-    assert (caught.value.code, "\n" in caught.value.line) == (code, False)
-    assert str(tmp_path) in caught.value.line
 
 
 def test_a_class_called_train_is_a_class(tmp_path):
@@ -246,10 +245,10 @@ def test_a_class_called_train_is_a_class(tmp_path):
 
 
 def test_wrong_arguments(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+    with refused(DataError, None, tmp_path / "absent"):
         open_classification(tmp_path / "absent")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="a file, not a folder"):
+    with refused(DataError, None, tmp_path / "file"):
         open_classification(tmp_path / "file")
-    with pytest.raises(DataError, match="split 'dev', expected train or val"):
+    with refused(DataError, None, "'dev'", "train or val"):
         open_classification(tmp_path, "dev")  # type: ignore[arg-type]

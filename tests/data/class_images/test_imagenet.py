@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from refusal import refused
 from regard.data.class_images.imagenet import imagenet_classes, read_real_labels, real_labels_of, wordnet_ids
 from regard.errors import DataError
 from regard.structures.categories import Category
@@ -58,13 +59,13 @@ def test_real_labels_go_to_their_images(tmp_path):
     labels = read_real_labels(path)
     paths = ["n1/ILSVRC2012_val_00000003.JPEG", "x/ILSVRC2012_val_00000002_n02.png", "ILSVRC2012_val_00000001.JPEG"]
     assert real_labels_of(paths, labels, path) == [[230], [970, 795], []]
-    for name, what in (
-        ("ILSVRC2012_val_00000001/3.png", "not called ILSVRC2012_val_"),
-        ("ILSVRC2012_val_000000021.png", "not called"),
-        ("ILSVRC2012_val_00000004.png", "image 4 has no labels in real.json, which is for 3 images"),
-        ("ILSVRC2012_val_00000000.png", "image 0 has no labels"),
+    for name, says in (
+        ("ILSVRC2012_val_00000001/3.png", ["ILSVRC2012_val_"]),
+        ("ILSVRC2012_val_000000021.png", ["ILSVRC2012_val_"]),
+        ("ILSVRC2012_val_00000004.png", ["image 4", "real.json", "3 images"]),
+        ("ILSVRC2012_val_00000000.png", ["image 0", "3 images"]),
     ):
-        with pytest.raises(DataError, match=what) as caught:
+        with refused(DataError, None, *says) as caught:
             real_labels_of([name], labels, path)
         assert caught.value.where == name
 
@@ -77,7 +78,7 @@ def test_the_published_file_is_read():
 @pytest.mark.parametrize(
     ("text", "place", "what"),
     [
-        ('{"a": [1]}', "", "dict at the top"), ("[]", "", "an empty list"), ("[1, 2]", "/0", "1, expected the labels"),
+        ('{"a": [1]}', "", "dict"), ("[]", "", "an empty list"), ("[1, 2]", "/0", "found 1"),
         ("[[1], [2, 1000]]", "/1/1", "label 1000, expected 0 to 999"), ("[[true]]", "/0/0", "label True"),
         ("[[1.0]]", "/0/0", "label 1.0"), ("[[-1]]", "/0/0", "label -1"), ('[["3"]]', "/0/0", "label '3'"),
     ],
@@ -85,14 +86,14 @@ def test_the_published_file_is_read():
 def test_other_files_are_refused(tmp_path, text, place, what):
     path = tmp_path / "real.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=what) as caught:
+    with refused(DataError, "A49", what) as caught:
         read_real_labels(path)
-    assert caught.value.code == "A49" and caught.value.where == (f"{path}:{place}" if place else str(path))
+    assert caught.value.where == (f"{path}:{place}" if place else str(path))
     assert "real.json" in caught.value.remedy
 
 
 def test_a_cut_file_is_refused(tmp_path):
     path = tmp_path / "real.json"
     path.write_text(json.dumps([[1], [2]])[:-3])
-    with pytest.raises(DataError, match="not valid JSON"):
+    with refused(DataError, "A02", path):
         read_real_labels(path)

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 
 from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
-from regard.data.samples import Category
 from regard.errors import DataError
+from regard.structures.categories import Category
 
 
 def document(prefix: str = "", ids: tuple[int, int] = (1, 3), names: tuple[str, str] = ("cat", "dog")) -> dict:

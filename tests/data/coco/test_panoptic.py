@@ -338,7 +338,7 @@ def test_data_check(capsys: pytest.CaptureFixture, shapes: Path, tmp_path: Path)
     both = run(capsys, "data", "check", shapes).worked().splitlines()
     segments = [line for line in both if line.startswith("panoptic ")]
     assert [line.split(",")[0] for line in segments] == ["panoptic train: 6 images", "panoptic val: 3 images"]
-    assert segments[0].endswith("4 things and 2 stuff") and both[-1] == "every segment is where the annotations say"
+    assert segments[0].endswith("4 thing and 2 stuff classes") and both[-1] == "all segments match their annotations"
     alone = tmp_path / "alone"
     shutil.copytree(shapes, alone, ignore=shutil.ignore_patterns("instances_*.json"))
     file = alone / "annotations/panoptic_val.json"

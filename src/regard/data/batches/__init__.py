@@ -1,1 +1,1 @@
-"""Samples of one step, side by side."""
+"""Batches: the samples of one training or evaluation step."""

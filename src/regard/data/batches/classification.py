@@ -1,4 +1,4 @@
-"""Samples of a classification data set as a batch: images of one size and their labels."""
+"""A batch of a classification data set: images of one size and their labels."""
 
 from __future__ import annotations
 
@@ -14,28 +14,33 @@ from regard.structures.image_batch import ImageBatch
 
 @dataclass(frozen=True)
 class ClassificationBatch:
-    """Samples of one step.
+    """The samples of one step.
 
-    images: uint8, all of one size. labels: (B,) int64. paths: where the images come from.
-    number: of the batch in the run, from 0: mixing depends on it.
-    answers: (B, C) logits of a teacher that were stored, or None.
+    Args:
+        images: B images of one size, uint8.
+        labels: (B,) int64.
+        paths: of the image files.
+        number: of the batch in the run, from 0; mixing depends on it.
+        teacher_logits: (B, C) stored logits of a teacher, or None.
     """
 
     images: ImageBatch
     labels: Tensor
     paths: tuple[str, ...]
     number: int = 0
-    answers: Tensor | None = None
+    teacher_logits: Tensor | None = None
 
     def pin_memory(self) -> ClassificationBatch:
-        answers = None if self.answers is None else self.answers.pin_memory()
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), answers=answers)
+        """Return the batch in page-locked memory. The data loader calls this."""
+        logits = None if self.teacher_logits is None else self.teacher_logits.pin_memory()
+        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        return replace(self, images=images, labels=labels, teacher_logits=logits)
 
 
 def collate(samples: Sequence[ClassSample]) -> ClassificationBatch:
-    """Put images of one size side by side."""
+    """Make a batch of samples whose images have one size."""
     images = ImageBatch.from_images([sample.image for sample in samples])
     labels = torch.tensor([sample.label for sample in samples])
-    known = [sample.answer for sample in samples if sample.answer is not None]
-    answers = torch.stack(known) if known else None
-    return ClassificationBatch(images, labels, tuple(sample.path for sample in samples), answers=answers)
+    logits = [sample.teacher_logits for sample in samples if sample.teacher_logits is not None]
+    paths = tuple(sample.path for sample in samples)
+    return ClassificationBatch(images, labels, paths, teacher_logits=torch.stack(logits) if logits else None)

@@ -1,1 +1,1 @@
-"""Data sets of images with one class each."""
+"""Data sets of images with one class each, in folders, lists or tar files."""

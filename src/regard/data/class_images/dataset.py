@@ -1,4 +1,4 @@
-"""Images with one class each: which layout the data have is found out, not asked."""
+"""Images with one class each. The layout of a folder is recognised, not asked for."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from regard.data.class_images.csv_lists import ClassLists
 from regard.data.class_images.folders import ClassFolders, SplitFolders, looks_like_coco
-from regard.data.class_images.listing import SPLIT_NAMES, Images, Layout, Split
+from regard.data.class_images.listing import Images, Layout
 from regard.data.class_images.shards import Shards
 from regard.data.generated.words import WORDS, generated_folder
 from regard.data.paths import check_folder
 from regard.data.report import Report
 from regard.data.samples import ClassSample
+from regard.data.splits import SPLIT_NAMES, Split, missing_split
 from regard.errors import ConfigError, DataError
 from regard.structures.categories import Category
 
@@ -26,14 +27,14 @@ _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz],
 
 
 class ClassificationDataset:
-    """Images with one class each; `dataset[i]` decodes image i into a `ClassSample`.
+    """N images with one class each; `dataset[i]` decodes image i into a `ClassSample`.
 
-    Holds no open files and can be sent to the workers of a data loader.
+    Holds no open files and can be pickled for the workers of a data loader.
 
     Attributes:
-        categories: what labels index.
-        labels: (N,) int64, the label of every image.
-        report: what is worth a line to the user, such as how the data were split.
+        categories: the classes; a label is an index into them.
+        labels: (N,) int64, the label of each image.
+        report: notes for the user, such as how the folder was split.
     """
 
     def __init__(
@@ -54,37 +55,41 @@ class ClassificationDataset:
         return len(self.images)
 
     def __getitem__(self, index: int) -> ClassSample:
-        """Raises DataError, with the path and what is wrong, for an image that cannot be read."""
+        """Decode an image.
+
+        Raises:
+            ImageError: it cannot be read or decoded.
+        """
         return ClassSample(self.images.read(index), int(self.labels[index]), self.images.path(index))
 
     def subset(self, count: int) -> ClassificationDataset:
-        """So many images, as evenly from all classes as can be; always the same ones, by the hash of their names.
+        """Return `count` images, as evenly from all classes as possible. The hash of their names decides which.
 
         Raises:
-            DataError: there are fewer images, or more classes.
+            DataError: `count` is below the number of classes or above the number of images.
         """
         if not len(self.categories) <= count <= len(self):
-            what = f"{count} of {len(self)} images in {len(self.categories)} classes are asked for"
-            raise DataError(what, remedy=f"ask for {len(self.categories)} to {len(self)}")
+            what = f"a subset of {count} images, expected {len(self.categories)} (one of each class) to {len(self)}"
+            raise DataError(what)
         hashes = [_hash(self.images.identity(index)) for index in range(len(self))]
         of_class: dict[int, list[int]] = {}
         for index in sorted(range(len(self)), key=hashes.__getitem__):
             of_class.setdefault(int(self.labels[index]), []).append(index)
-        # The first of every class, then the second of every class, and so on.
+        # The first image of every class, then the second of every class, and so on.
         ranked = sorted(
             (rank, label, index) for label, members in of_class.items() for rank, index in enumerate(members)
         )
         chosen = sorted(index for _, _, index in ranked[:count])
         return ClassificationDataset(
-            _Chosen(self.images, chosen), self.labels[chosen].numpy(), self.categories, self.split, self.report
+            _ImageSubset(self.images, chosen), self.labels[chosen].numpy(), self.categories, self.split, self.report
         )
 
     def counts(self) -> list[int]:
-        """Images of each class."""
+        """Return the number of images of each class."""
         return torch.bincount(self.labels, minlength=len(self.categories)).tolist()
 
     def fingerprint(self) -> str:
-        """sha256 of the class names and of the images' names, sizes in bytes and labels; no image is decoded."""
+        """Return the sha256 of class names and of the images' names, sizes in bytes and labels. Decodes no image."""
         digest = hashlib.sha256(
             "\0".join(category.name for category in self.categories).encode("utf-8", "surrogatepass")
         )
@@ -94,8 +99,8 @@ class ClassificationDataset:
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """Some of the images."""
+class _ImageSubset:
+    """The images with the numbers `chosen`."""
 
     images: Images
     chosen: list[int]
@@ -120,22 +125,22 @@ def _hash(text: str) -> bytes:
 def open_classification(root: str | Path, split: Split = "train", *, all_images: bool = False) -> ClassificationDataset:
     """Open one split of a classification data set.
 
-    Labels follow the natural order of the class names (`2` before `10`), or the lines of a `labels.txt`; those of
-    `val` are those of `train` wherever there is a `train`.
+    Labels number the class names in natural order (`2` before `10`), or in the order of a `labels.txt`. The `val`
+    split has the labels of the `train` split, if there is one.
 
     Args:
-        root: a folder with `train/CLASS/*` and `val/CLASS/*`; class folders alone, of which a fixed fifth is kept
-            for validation; shards `train-0000.tar` or `.tar.gz`; lists `train.csv` and `val.csv` with the columns
-            path and label. Or a word: `digits` (scikit-learn's handwritten digits), `shapes` or
-            `shapes:size=32,classes=6` (generated, one shape each). `./digits` is a folder of that name.
-        split: `val` also finds what is called `valid`, `validation` or `test`, in this order.
-        all_images: class folders alone are a test set: all of their images are for validation.
+        root: a folder with `train/CLASS/*` and `val/CLASS/*`; class folders alone, a fixed fifth of which is used for
+            validation; shards `train-0000.tar` or `.tar.gz`; or lists `train.csv` and `val.csv` with the columns path
+            and label. Or a word: `digits` (scikit-learn's handwritten digits), `shapes` or `shapes:size=32,classes=6`
+            (generated images of one shape each). `./digits` is a folder of that name.
+        split: `val` also matches `valid`, `validation` and `test`, in this order.
+        all_images: use all images of class folders without splits for validation, as a test set.
 
     Raises:
-        ConfigError: `all_images` for data with splits of their own.
-        DataError: no layout fits (A48), the split is not there, or its images or classes are wrong: a class that
-            training does not know, a class or a split without images (A48), a single class (A45), a wrong row of a
-            list (A49).
+        ConfigError: `all_images` for data with splits (C09).
+        DataError: no layout fits (A48), the split is missing, or its images or classes are wrong: a class that the
+            training split lacks, a class or a split without images (A48), a single class (A45), a wrong row of a list
+            (A49).
     """
     if split not in SPLIT_NAMES:
         raise DataError(f"split {split!r}, expected train or val", where=root)
@@ -144,59 +149,63 @@ def open_classification(root: str | Path, split: Split = "train", *, all_images:
     layout = _find_layout(root)
     if all_images:
         if not isinstance(layout, ClassFolders):
-            what = f"all images are asked for, but there are splits: {', '.join(sorted(layout.splits.values()))}"
-            remedy = "leave all_images out, or name the folder with the class folders"
+            what = f"all_images is for class folders without splits, found {', '.join(sorted(layout.splits.values()))}"
+            remedy = "leave out all_images, or name the folder that holds the class folders"
             raise ConfigError(what, where=root, remedy=remedy, code="C09")
         layout = replace(layout, whole=True)
     if split not in layout.splits:
-        there = ", ".join(f"{name} ({place})" for name, place in layout.splits.items())
-        looked = " or ".join(SPLIT_NAMES[split])
-        raise DataError(f"there is no split {looked}; present: {there}", where=root, remedy="add its images")
+        raise missing_split(split, layout.splits, root, "its images")
     names = layout.class_names("train" if "train" in layout.splits else "val")
     if split == "train" and len(names) < 2:
-        what = f"one class only, {names[0]!r:.40}" if names else "no classes"
-        raise DataError(what, where=root / layout.splits[split], remedy="there must be two to tell apart", code="A45")
+        what = f"only one class, {names[0]!r:.40}" if names else "no classes"
+        raise DataError(what, where=root / layout.splits[split], remedy="add images of two or more classes", code="A45")
     return _dataset(layout, split, names, root)
 
 
 def is_classification(root: Path) -> bool:
-    """Whether a folder is laid out for classification; what is wrong with its images or classes does not count."""
+    """Return whether a folder has a layout for classification, even if its images or classes are wrong."""
     try:
-        return not looks_like_coco(root) and bool(_find_layout(root))
-    except DataError as error:
-        return error.code != "A48" and root.is_dir()
+        return root.is_dir() and not looks_like_coco(root) and _recognised_layout(root) is not None
+    except DataError:
+        return True  # a layout with a wrong labels.txt
 
 
 def _dataset(layout: Layout, split: Split, names: tuple[str, ...], root: Path) -> ClassificationDataset:
-    listing = layout.listing(split)
+    labelled = layout.labelled_images(split)
     where = root / layout.splits[split]
     label_of = {name: label for label, name in enumerate(names)}
-    for index, name in enumerate(listing.class_names):
+    for index, name in enumerate(labelled.class_names):
         if name not in label_of:
-            what = f"class {name!r:.40} is not among the {len(names)} of the training split"
-            raise DataError(what, where=listing.images.path(index), remedy="train and val need the same", code="A48")
-    if not len(listing.images):
-        raise DataError("no image in the split", where=where, code="A48")
-    labels = np.array([label_of[name] for name in listing.class_names], dtype=np.int64)
+            what = f"class {name!r:.40} is not one of the {len(names)} classes of the training split"
+            raise DataError(
+                what, where=labelled.images.path(index), remedy="give both splits the same classes", code="A48"
+            )
+    if not len(labelled.images):
+        raise DataError("no image in the split", where=where, remedy="add images", code="A48")
+    labels = np.array([label_of[name] for name in labelled.class_names], dtype=np.int64)
     report = Report(where)
     if layout.notice:
         report.add("A48", "fix", layout.notice)
     missing = [name for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True) if not count]
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        report.add("A46", "warn", f"no image of {len(missing)} of {len(names)} classes: {shown}")
+        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        report.add("A46", "warn", f"{len(missing)} of {len(names)} classes have no image: {listed}")
     categories = tuple(Category(label, name) for label, name in enumerate(names))
-    return ClassificationDataset(listing.images, labels, categories, split, report)
+    return ClassificationDataset(labelled.images, labels, categories, split, report)
 
 
 def _find_layout(root: Path) -> Layout:
     check_folder(root, ["digits"])
-    # Lists and shards first: folders beside them hold what they name or what was unpacked.
-    for find in (ClassLists.find, Shards.find, SplitFolders.find, ClassFolders.find):
-        layout = find(root)
-        if layout is not None:
-            return layout
-    raise _no_layout(root)
+    layout = _recognised_layout(root)
+    if layout is None:
+        raise _no_layout(root)
+    return layout
+
+
+def _recognised_layout(root: Path) -> Layout | None:
+    # Lists and shards first: folders next to them hold the listed images, or unpacked ones.
+    finders = (ClassLists.find, Shards.find, SplitFolders.find, ClassFolders.find)
+    return next((layout for find in finders if (layout := find(root)) is not None), None)
 
 
 def _no_layout(root: Path) -> DataError:
@@ -204,7 +213,7 @@ def _no_layout(root: Path) -> DataError:
     listed = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") or "nothing"
     remedy = None
     if looks_like_coco(root):
-        remedy = "this looks like COCO: that is for detection, classification needs images in folders by class"
+        remedy = "this looks like COCO, which is for detection; classification needs images in class folders"
     return DataError(
         f"no classification data; looked for {_LOOKED}; found {listed}", where=root, remedy=remedy, code="A48"
     )

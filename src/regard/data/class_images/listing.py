@@ -1,66 +1,63 @@
-"""What every layout of classification data comes down to: images of one split, each with the name of its class."""
+"""What every layout of classification data provides: the images of a split, each with the name of its class."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from regard.data.images import read_image
-from regard.errors import DataError
-
-Split = Literal["train", "val"]
-
-# What people call the two splits; where several are there the first is taken.
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+from regard.data.splits import Split
+from regard.errors import DataError, ImageError
 
 
 class Images(Protocol):
-    """Images by number, wherever they are kept. Can be sent to the workers of a data loader."""
+    """Images by number, however they are stored. Can be pickled for the workers of a data loader."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Tensor:
-        """(3, H, W) uint8, RGB."""
+        """Decode an image to (3, H, W) uint8, RGB."""
 
     def path(self, index: int) -> str:
-        """Where the image is, for errors and listings."""
+        """Return the path of an image, for errors and lists."""
 
     def identity(self, index: int) -> str:
-        """Name and size in bytes: changes with the image, and costs no decoding."""
+        """Return name and size in bytes, which change with the image. Does not decode it."""
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Images of one split. class_names: that of each image."""
+class LabelledImages:
+    """The images of one split, and the class name of each."""
 
     images: Images
     class_names: Sequence[str]
 
 
 class Layout(Protocol):
-    """A folder whose layout has been recognised."""
+    """A folder of a recognised layout."""
 
     @property
-    def splits(self) -> dict[Split, str]:
-        """The splits that are there, each with the name of its place in the folder."""
+    def splits(self) -> Mapping[Split, str]:
+        """The splits that the folder has, each with its file or subfolder."""
 
     @property
     def notice(self) -> str | None:
-        """What the user should know of how the splits come about."""
+        """A note for the user on how the splits were made."""
 
     def class_names(self, split: Split) -> tuple[str, ...]:
-        """Names in the order of the labels."""
+        """Return the class names in the order of the labels."""
 
-    def listing(self, split: Split) -> Listing: ...
+    def labelled_images(self, split: Split) -> LabelledImages:
+        """Return the images of a split with their class names."""
 
 
 class ImageFiles:
-    """Image files below a folder. names: paths from there, with `/`."""
+    """Image files in a folder. names: paths relative to `root`, with `/`."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
@@ -80,11 +77,11 @@ class ImageFiles:
         try:
             return f"{self.names[index]}\0{path.stat().st_size}"
         except OSError as error:
-            raise DataError("image file is gone", where=path, remedy="restore it", code="I29") from error
+            raise ImageError("image file is gone", where=path, remedy="restore it", code="I29") from error
 
 
 def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once, sorted with numbers by their value: `2` before `10`."""
+    """Return the distinct names, sorted with numbers by value: `2` before `10`."""
 
     def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
         parts = re.split(r"([0-9]+)", name)
@@ -94,10 +91,15 @@ def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_name(text: str, names: Sequence[str] | None, where: str) -> str:
-    """The class that a label means: a number is a line of `names` (a `labels.txt`), if there is one, counted from 0.
+    """Return the class name that a label stands for.
+
+    Args:
+        text: the label: a class name, or, with `names`, a line number from 0.
+        names: the lines of `labels.txt`, None without that file.
+        where: the place of the label, for errors.
 
     Raises:
-        DataError: no such line or no such name (A49).
+        DataError: no such line and no such name (A49).
     """
     if names is None or (text in names and not text.isdecimal()):
         return text
@@ -108,10 +110,10 @@ def class_name(text: str, names: Sequence[str] | None, where: str) -> str:
 
 
 def read_labels_file(path: Path) -> tuple[str, ...] | None:
-    """The class names of a `labels.txt`, one a line in the order of the labels; None if there is no such file.
+    """Read the class names of a `labels.txt`, one a line in the order of the labels. None if there is no such file.
 
     Raises:
-        DataError: an empty line, or a name twice (A25).
+        DataError: an empty line or a repeated name (A25), or not a text file (A49).
     """
     if not path.is_file():
         return None
@@ -122,6 +124,6 @@ def read_labels_file(path: Path) -> tuple[str, ...] | None:
     names = [line.strip() for line in lines]
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:
-            what = f"class {name!r} comes twice" if name else "a line without a class name"
-            raise DataError(what, where=f"{path}:{number}", remedy="one name a line, each once", code="A25")
+            what = f"duplicate class {name!r}" if name else "a line without a class name"
+            raise DataError(what, where=f"{path}:{number}", remedy="write one name a line, each once", code="A25")
     return tuple(names) or None

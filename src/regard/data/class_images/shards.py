@@ -1,8 +1,8 @@
 """Images in tar files, as WebDataset writes them: `train-0000.tar` with `KEY.jpg` and `KEY.cls`, or class folders.
 
-Every image is read on its own, from its place in the file. For that the members are listed once, and files packed
-with gzip, in which no place can be found, are unpacked once; both are kept below `$REGARD_HOME`, by path, size and
-time of change of the file. Images are never held in memory: the system's file cache serves all workers.
+Each image is read from its position in the file. For that the members are listed once, and gzip files, which allow no
+random access, are unpacked once. Both are cached below `$REGARD_HOME` by path, size and modification time of the file.
+Images are not held in memory: the file cache of the operating system serves all workers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import re
 import shutil
 import tarfile
-import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,30 +21,29 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from torch import Tensor
 
-from regard.data.class_images.listing import (
-    SPLIT_NAMES,
-    Listing,
-    Split,
-    class_name,
-    in_natural_order,
-    read_labels_file,
-)
+from regard.data.class_images.listing import LabelledImages, class_name, in_natural_order, read_labels_file
 from regard.data.generated.shapes import cache_folder
 from regard.data.image_folders import SUFFIXES
 from regard.data.images import decode_image
-from regard.errors import DataError, MachineError
+from regard.data.splits import Split, find_splits
+from regard.errors import DataError, ImageError, MachineError
+from regard.safe_files import atomic_file, replace_text
 
-VERSION = 2  # part of the cache key: to be raised when an index is made in another way
+VERSION = 2  # part of the cache key: raise it when the content of an index changes
 _SHARD = re.compile(r"(?:.*[-_])?(?P<split>[a-z]+)(?:[-_.]?\d+)?\.(?:tar|tar\.gz|tgz)")
-_LONGEST_LABEL = 1000  # bytes of a .cls file
+_MAX_LABEL = 1000  # bytes of a .cls file
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What lies where in one tar file.
+    """The images of one tar file.
 
-    path: the file as the user has it. tar: the file to read from, unpacked. names, labels: of every image the member
-    and the text of its `.cls`, or else the name of its folder. offsets, sizes: bytes in `tar`.
+    Args:
+        path: the user's file.
+        tar: the unpacked file to read from.
+        names: the member name of each image.
+        labels: the text of its `.cls`, or the name of its folder.
+        offsets, sizes: in `tar`, in bytes.
     """
 
     path: Path
@@ -57,7 +55,7 @@ class Shard:
 
 
 class Shards:
-    """`train-*.tar`, `val-*.tar`, also `.tar.gz` and `.tgz`, with an optional `labels.txt` beside them."""
+    """`train-*.tar` and `val-*.tar`, also `.tar.gz` and `.tgz`, with an optional `labels.txt` in the same folder."""
 
     notice = None
 
@@ -68,13 +66,14 @@ class Shards:
 
     @classmethod
     def find(cls, root: Path) -> Shards | None:
+        """Return the tar files of a folder, None if it has none."""
         matches = [(path, match["split"]) for path in root.iterdir() if (match := _SHARD.fullmatch(path.name))]
-        files: dict[Split, list[Path]] = {}
-        for split, names in SPLIT_NAMES.items():
-            there = [[path for path, word in matches if word == name and path.is_file()] for name in names]
-            chosen = next((paths for paths in there if paths), None)
-            if chosen:
-                files[split] = [root / name for name in in_natural_order(path.name for path in chosen)]
+
+        def look(name: str) -> list[Path]:
+            names = in_natural_order(path.name for path, word in matches if word == name and path.is_file())
+            return [root / name for name in names]
+
+        files = find_splits(look)
         return cls(root, files) if files else None
 
     @property
@@ -82,25 +81,25 @@ class Shards:
         return {split: files[0].name for split, files in self.files.items()}
 
     def class_names(self, split: Split) -> tuple[str, ...]:
-        return self.names or in_natural_order(self.listing(split).class_names)
+        return self.names or in_natural_order(self.labelled_images(split).class_names)
 
-    def listing(self, split: Split) -> Listing:
+    def labelled_images(self, split: Split) -> LabelledImages:
         shards = [open_shard(path) for path in self.files[split]]
         places = ((f"{shard.path}:{name}", name, text) for shard in shards for name, text in _labelled(shard))
         classes = [self._class_name(text, name, where) for where, name, text in places]
-        return Listing(ShardImages(shards), classes)
+        return LabelledImages(ShardImages(shards), classes)
 
     def _class_name(self, text: str, name: str, where: str) -> str:
         found = class_name(text, self.names, where)
         folder = PurePosixPath(name).parent.name
         if self.names and folder in self.names and folder != found:
-            what = f"the label {text} means {found!r:.40}, but the folder is that of {folder!r:.40}"
+            what = f"label {text} is class {found!r:.40}, but the folder is that of class {folder!r:.40}"
             raise DataError(what, where=where, remedy="is labels.txt in the right order?", code="A48")
         return found
 
 
 class ShardImages:
-    """Images in tar files, by number over all files."""
+    """Images in tar files, numbered over all files."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = [(shard.path, shard.tar) for shard in shards]
@@ -119,8 +118,8 @@ class ShardImages:
                 file.seek(int(self.offsets[index]))
                 data = file.read(int(self.sizes[index]))
         except OSError as error:
-            what = f"the shard cannot be read: {error.strerror}"
-            raise DataError(what, where=tar, remedy="start again to have it unpacked again", code="I29") from error
+            what = f"cannot read the shard: {error.strerror}"
+            raise ImageError(what, where=tar, remedy="run again to unpack it again", code="I29") from error
         return decode_image(data, name=self.path(index))
 
     def path(self, index: int) -> str:
@@ -131,10 +130,11 @@ class ShardImages:
 
 
 def open_shard(path: Path) -> Shard:
-    """List a tar file, or take the list that is kept of it.
+    """List the images of a tar file, or read its cached list.
 
     Raises:
-        DataError: the file is damaged, or an image in it has no class. MachineError: no room to unpack it.
+        DataError: the file is damaged, or an image in it has no class (A48).
+        MachineError: the file cannot be read, or the cache cannot be written.
     """
     packed = path.suffix != ".tar"
     status = path.stat()
@@ -142,19 +142,22 @@ def open_shard(path: Path) -> Shard:
     stem = f"{path.name.partition('.')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder = cache_folder() / "data" / "shards"
     index, tar = folder / f"{stem}.json", folder / f"{stem}.tar" if packed else path
-    kept = _read_index(index)
-    if kept is not None and tar.is_file():
-        return Shard(path, tar, **kept)
+    cached = _read_index(index)
+    if cached is not None and tar.is_file():
+        return Shard(path, tar, **cached)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if packed:
-            _unpack(path, tar)
+            with gzip.open(path) as source, atomic_file(tar) as temporary, temporary.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
         columns = _list_members(path, tar)
+        replace_text(index, json.dumps(columns))
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         what = f"damaged tar file ({error})"
         raise DataError(what, where=path, remedy="copy or download it again") from error
     except OSError as error:
-        raise MachineError(f"cannot read or unpack {path}: {error.strerror}", where=error.filename or folder) from error
-    _write_whole(index, json.dumps(columns))
+        what, remedy = f"cannot unpack or list {path}: {error.strerror}", "check permissions and free space there"
+        raise MachineError(what, where=error.filename or folder, remedy=remedy) from error
     return Shard(path, tar, **columns)
 
 
@@ -165,41 +168,15 @@ def _read_index(path: Path) -> dict | None:
         return None
 
 
-def _unpack(path: Path, tar: Path) -> None:
-    temporary = _beside(tar)
-    try:
-        with gzip.open(path) as source, temporary.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        temporary.replace(tar)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = _beside(path)
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise MachineError(f"cannot write: {error.strerror}", where=path, remedy="make room there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
-
-
 def _list_members(path: Path, tar: Path) -> dict[str, list]:
-    """The columns of a `Shard`."""
+    """Return the columns of a `Shard`: names, labels, offsets and sizes."""
     columns: dict[str, list] = {"names": [], "labels": [], "offsets": [], "sizes": []}
     texts: dict[str, str] = {}
     places: dict[str, tuple[int, int]] = {}  # offset and size
     with tarfile.open(tar, "r:") as file:
         for member in file:
             name = member.name.removeprefix("./")
-            if member.islnk():  # tar stores the second of two hard links as the name of the first
+            if member.islnk():  # tar stores the second of two hard links as a reference to the first
                 place = places.get(member.linkname.removeprefix("./"))
             else:
                 place = (member.offset_data, member.size) if member.isreg() else None
@@ -210,7 +187,7 @@ def _list_members(path: Path, tar: Path) -> dict[str, list]:
             if suffix == ".cls":
                 source = file.extractfile(member)
                 assert source is not None
-                texts[name[: -len(suffix)]] = source.read(_LONGEST_LABEL).decode(errors="replace").strip()
+                texts[name[: -len(suffix)]] = source.read(_MAX_LABEL).decode(errors="replace").strip()
             elif suffix in SUFFIXES:
                 columns["names"].append(name)
                 columns["offsets"].append(place[0])
@@ -221,7 +198,7 @@ def _list_members(path: Path, tar: Path) -> dict[str, list]:
         keys = (name[: -len(place_of.suffix)], place_of.with_name(place_of.name.partition(".")[0]).as_posix())
         label = next((texts[key] for key in keys if texts.get(key)), place_of.parent.name)
         if not label:
-            what = "image without a class: neither a .cls file of the same name nor a folder"
+            what = "image without a class: no .cls file of the same name and no folder"
             raise DataError(what, where=f"{path}:{name}", remedy="write its label into the .cls file", code="A48")
         columns["labels"].append(label)
     return columns

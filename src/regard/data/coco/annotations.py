@@ -30,7 +30,7 @@ from regard.data.coco.tables import (
     whole_numbers,
 )
 from regard.data.report import Report
-from regard.data.samples import Category
+from regard.structures.categories import Category
 
 _ROWS = in_table("annotations")
 

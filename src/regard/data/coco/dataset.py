@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,17 +19,12 @@ from regard.data.coco.tables import ImageRecord
 from regard.data.images import image_orientation, read_image
 from regard.data.paths import check_folder
 from regard.data.report import Report
-from regard.data.samples import Category, Sample
-from regard.errors import DataError
-
-Split = Literal["train", "val"]
+from regard.data.samples import Sample
+from regard.data.splits import SPLIT_NAMES, Split
+from regard.errors import DataError, ImageError
+from regard.structures.categories import Category
 
 MOST_UNUSABLE = 0.01  # of the objects of a training split
-# What people call the two splits; where several are there the first is taken.
-_SPLIT_NAMES: dict[str, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation", "test"),
-}
 # COCO as published, COCO as most tools write it, Roboflow, FiftyOne. {} is the name of the split.
 _ANNOTATION_FILES = (
     "annotations/instances_{}2017.json",
@@ -159,13 +154,13 @@ def find_bad_images(dataset: CocoDataset) -> list[tuple[int, DataError]]:
         return [(k, error) for k, error in enumerate(pool.map(fault, range(len(dataset)))) if error]
 
 
-def find_annotations(root: Path, patterns: Sequence[str]) -> dict[str, tuple[Path, list[Path]]]:
+def find_annotations(root: Path, patterns: Sequence[str]) -> dict[Split, tuple[Path, list[Path]]]:
     """For each split that is there: its annotation file, and the folders that may hold its images.
 
     patterns: the files to look for, best first, with {} for the name of the split.
     """
-    found: dict[str, tuple[Path, list[Path]]] = {}
-    for split, names in _SPLIT_NAMES.items():
+    found: dict[Split, tuple[Path, list[Path]]] = {}
+    for split, names in SPLIT_NAMES.items():
         for name in names:
             for pattern in patterns:
                 file = root / pattern.format(name)
@@ -175,11 +170,11 @@ def find_annotations(root: Path, patterns: Sequence[str]) -> dict[str, tuple[Pat
     return found
 
 
-def split_of(found: dict[str, tuple[Path, list[Path]]], split: str, root: Path) -> tuple[Path, list[Path]]:
+def split_of(found: dict[Split, tuple[Path, list[Path]]], split: Split, root: Path) -> tuple[Path, list[Path]]:
     """One of the splits that `find_annotations` gave; DataError if it is not there."""
     if split not in found:
         names = ", ".join(f"{name} ({file.relative_to(root)})" for name, (file, _) in found.items())
-        looked = " or ".join(_SPLIT_NAMES[split])
+        looked = " or ".join(SPLIT_NAMES[split])
         raise DataError(f"there is no split {looked}; present: {names}", where=root, remedy="add its annotations")
     return found[split]
 
@@ -192,7 +187,7 @@ def fingerprint(annotations: Path, folder: Path, names: Sequence[str]) -> str:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise DataError("image file is gone", where=path, code="A31") from error
+            raise ImageError("image file is gone", where=path, remedy="restore it", code="A31") from error
         digest.update(f"\0{name}\0{size}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -211,7 +206,7 @@ def read_as_annotated(path: Path, record: ImageRecord, annotations: Path) -> Ten
     if unturned is None or tuple(unturned.shape[-2:]) != (height, width):
         what = f"the image is {image.shape[-1]}x{image.shape[-2]}, its annotations say {width}x{height}"
         remedy = f"correct width, height and boxes in {annotations}, or restore the image"
-        raise DataError(what, where=path, remedy=remedy, code="A33")
+        raise ImageError(what, where=path, remedy=remedy, code="A33")
     warnings.warn(
         f"fix[I22]: {annotations} has sizes from before the EXIF rotation of its images; "
         "such images are used unrotated, as annotated",
@@ -225,7 +220,7 @@ def _no_layout(root: Path) -> DataError:
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
     looked = ", ".join(pattern.format("train") for pattern in _ANNOTATION_FILES)
     listed = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") or "nothing"
-    names = ", ".join(_SPLIT_NAMES["val"])
+    names = ", ".join(SPLIT_NAMES["val"])
     what = f"no COCO annotations; looked for {looked}, the same with {names}; found {listed}"
     return DataError(what, where=root, remedy=_conversion_hint(root))
 
@@ -291,7 +286,7 @@ def _check_trainable(annotations: CocoAnnotations) -> None:
     unusable = int((~objects.is_target & ~objects.is_crowd).sum())
     total = int((~objects.is_crowd).sum())
     if unusable > MOST_UNUSABLE * total:
-        issue = next(issue for issue in report.issues if issue.code in ("A12", "A15", "A37"))
+        issue = next(issue for issue in report.issues if issue.severity == "skip")
         what = f"{unusable} of {total} boxes cannot be trained on, more than {MOST_UNUSABLE:.2%}: {issue.what}"
         raise DataError(what, where=issue.where, remedy="correct or remove them", code=issue.code)
     if not objects.is_target.any():

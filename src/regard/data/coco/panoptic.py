@@ -21,7 +21,6 @@ from torch import Tensor
 
 from regard.data.coco.annotations import CocoAnnotations, to_coco
 from regard.data.coco.dataset import (
-    Split,
     find_annotations,
     fingerprint,
     has_detection,
@@ -35,9 +34,11 @@ from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_pano
 from regard.data.coco.tables import ImageRecord, first_repeat
 from regard.data.images import read_image
 from regard.data.paths import open_file
-from regard.data.samples import Category, Sample
+from regard.data.samples import Sample
+from regard.data.splits import Split
 from regard.errors import ConfigError, DataError, escape
 from regard.safe_files import replace_text
+from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments
 
 # COCO as published, and the plain names. {} is the name of the split; the PNG files are in the folder of that name.

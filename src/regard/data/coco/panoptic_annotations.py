@@ -32,8 +32,8 @@ from regard.data.coco.tables import (
     whole_numbers,
 )
 from regard.data.report import Report
-from regard.data.samples import Category
 from regard.errors import DataError
+from regard.structures.categories import Category
 
 MAX_SEGMENT_ID = 2**24 - 1  # three bytes of a pixel; 0 is void
 # COCO's list of its 133 classes with their flags, for files whose categories have none.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,17 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.image_folders import is_unsafe
 from regard.data.images import MAX_PIXELS, image_size
 from regard.data.report import Report
-from regard.data.samples import Category
 from regard.errors import DataError
+from regard.structures.categories import Category
 
 # Where row k of some rows stands in the file: the keys and indices that lead to it.
 Place = Callable[[int], tuple[str | int, ...]]
 
 _TABLES = ("images", "annotations", "categories")
-# Absolute (also with a drive letter), a URL, a step up, a NUL: such names are never opened.
-_UNSAFE_NAME = re.compile(r"\A\Z|\A[/\\]|\A[A-Za-z]:|://|\0|(\A|[/\\])\.\.([/\\]|\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +151,7 @@ def read_images(
 def safe_name(row: dict, place: tuple[str | int, ...], report: Report) -> str:
     """The `file_name` of a row, which must be a path below the folder of the files (A32)."""
     name = row.get("file_name")
-    if isinstance(name, str) and not _UNSAFE_NAME.search(name):
+    if isinstance(name, str) and not is_unsafe(name):
         return name
     what = f"file_name {shown(name)} is not the path of a file below the image folder"
     raise report.error("A32", what, *place, "file_name", remedy="write paths relative to the image folder")

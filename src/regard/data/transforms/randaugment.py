@@ -17,6 +17,7 @@ from regard.structures.image_batch import IMAGENET_MEAN
 FILL = [float(round(255 * mean)) for mean in IMAGENET_MEAN]  # colour of pixels from outside the image
 MAX_MAGNITUDE = 10.0
 MAGNITUDE_STD = 0.5
+NUM_OPERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class RandAugment:
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augment an image (3, H, W) uint8."""
         names = tuple(OPERATIONS)
-        for _ in range(2):
+        for _ in range(NUM_OPERATIONS):
             chosen = int(torch.randint(len(names), (), generator=generator))
             applied, sign = torch.rand(2, generator=generator).tolist()
             noise = torch.randn((), generator=generator).item()
