@@ -14,16 +14,16 @@ from regard.errors import ConfigError
 class TrainingConfig:
     """The settings of a training run that every model has."""
 
-    epochs: int = 300
+    epochs: int = 300  # passes over the training images
     minutes: float | None = None  # training time after which to stop; the schedule then follows the clock
     batch_size: int = 2  # images per batch and process; a step has `accumulate` batches
     accumulate: int = 1  # batches whose gradients are averaged into one step
     lr: float = 1e-4  # peak learning rate
     lr_backbone: float = 1e-5  # learning rate of the backbone of a detector
-    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lamb"] = "adamw"  # update rule
     momentum: float = 0.9  # of optimizer=sgd
     nesterov: bool = False  # Nesterov momentum, as in timm's sgd
-    weight_decay: float = 1e-4
+    weight_decay: float = 1e-4  # decay of weights towards 0
     decay: Literal["all", "matrices"] = "all"  # matrices: no decay of biases, norms and tokens (DeiT)
     schedule: Literal["step", "cosine", "deit", "deit_corrected"] = "step"  # of the learning rate
     min_lr: float = 1e-5  # learning rate at the end of schedules `deit` and `deit_corrected`

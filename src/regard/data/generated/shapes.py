@@ -42,10 +42,10 @@ class ShapesConfig:
     val: int = 250  # images for validation
     classes: int = 3  # the first so many of SHAPES
     min_objects: int = 1  # in an image; fewer where there is no room for them
-    max_objects: int = 4
+    max_objects: int = 4  # in an image
     min_scale: float = 0.25  # extent of an object as a share of the image
-    max_scale: float = 0.5
-    seed: int = 0
+    max_scale: float = 0.5  # maximum extent of an object as a share of the image
+    seed: int = 0  # other seeds give other images
 
     def __post_init__(self) -> None:
         limits = (

@@ -14,18 +14,18 @@ class DETRConfig:
     """Everything that decides the shape of a DETR; kept in its checkpoints."""
 
     num_classes: int = 91  # with softmax the no-object class comes on top, as the last logit
-    backbone: str = "resnet50"
-    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    backbone: str = "resnet50"  # ResNet, classifier or timm/NAME; `small`: a small CNN
+    backbone_norm: Literal["frozen", "batch"] = "frozen"  # batch normalisation of the backbone: fixed, or trained
     dilation: bool = False  # DC5: dilated last stage, twice the resolution
-    embed_dim: int = 256
-    num_heads: int = 8
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    feedforward_dim: int = 2048
-    dropout: float = 0.1
+    embed_dim: int = 256  # channels of the transformer
+    num_heads: int = 8  # attention heads
+    encoder_layers: int = 6  # may be 0
+    decoder_layers: int = 6  # at least 1
+    feedforward_dim: int = 2048  # hidden channels of the feed-forward layers
+    dropout: float = 0.1  # probability, 0 to less than 1
     norm_first: bool = False  # pre-norm: layer norm before each block instead of after the residual sum
-    position_encoding: Literal["sine", "learned"] = "sine"
-    num_queries: int = 100
+    position_encoding: Literal["sine", "learned"] = "sine"  # of the feature map
+    num_queries: int = 100  # maximum number of detections of an image
     sigmoid: bool = False  # one yes-or-no score a class instead of softmax with a no-object class
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
     query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
@@ -71,8 +71,8 @@ class DETRConfig:
 class DETRDemoConfig:
     """The demonstration model has but one size."""
 
-    num_classes: int = 91
-    num_queries: int = 100
+    num_classes: int = 91  # without the no-object class
+    num_queries: int = 100  # maximum number of detections of an image
 
     @property
     def sigmoid(self) -> bool:
