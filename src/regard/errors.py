@@ -86,7 +86,7 @@ CODES = {
     "C10": "The device, or the precision on it, is not available.",
     "C11": "The output exists already.",
     "C12": "The settings file is not plain YAML, or is too large.",
-    "C13": "The run cannot be resumed with these settings. Resume with the settings, data and processes that it began with.",
+    "C13": "The run cannot be resumed with these settings. Use the settings, data and processes that it began with.",
     "K01": "There is no such model, run or weights file.",
     "K02": "The folder does not hold what is loaded from it.",
     "K03": "The weights file is empty.",
