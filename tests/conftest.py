@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,3 +15,19 @@ def blank_charts() -> Iterator[None]:
     """Charts of the test are one white pixel; those of fixtures of wider scope, which run before, are drawn."""
     with without_charts():
         yield
+
+
+# Reasons for which a test may be skipped in CI. Anything else means that a peer or data to compare with is missing.
+ALLOWED_SKIPS = ("there is a GPU", "root reads everything")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """With REGARD_NO_SKIPS=1 a test that is skipped for any other reason fails."""
+    report = yield
+    if report.skipped and os.environ.get("REGARD_NO_SKIPS") == "1" and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}: CI skips no test but for {', '.join(ALLOWED_SKIPS)}"
+    return report
