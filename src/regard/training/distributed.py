@@ -72,7 +72,10 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     # died is not waited for: torchrun ends the rest.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
-        yield Processes(dist.get_rank(), world_size, chosen)
+        group = Processes(dist.get_rank(), world_size, chosen)
+        # A process that failed while another still connects would leave that one with a connection error.
+        group.wait()
+        yield group
     finally:
         dist.destroy_process_group()
 
