@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +24,7 @@ from process_group import together
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.transforms.detection import EvaluationResize
-from regard.errors import ConfigError, DivergedError, MachineError
+from regard.errors import ConfigError, DataError, DivergedError, MachineError
 from regard.evaluation import detection as detection_judging
 from regard.evaluation.detection import evaluate_detector
 from regard.losses import SetCriterion
@@ -31,7 +33,7 @@ from regard.training import loop
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.data_loader import EndlessBatches
 from regard.training.distributed import Processes, choose_device, processes
-from regard.training.launch import launch_command, quiet_threads, run_processes
+from regard.training.launch import first_failure, launch_command, quiet_threads, run_processes
 from regard.training.loop import Stopped, Trainer, TrainingConfig
 from regard.training.reports import Reporter, read_rows
 from run_files import small_detector
@@ -124,8 +126,54 @@ def test_the_others_wait_while_the_first_looks_through_the_data(monkeypatch):
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "barrier", lambda: None)
     with processes("cpu"):
         assert given["gloo"].total_seconds() >= 1800
+
+
+def test_processes_start_when_all_have_connected(tmp_path):
+    """One that fails at once would leave the others with a connection error."""
+
+    def slow_to_connect(group: Processes, folder: Path) -> bool:
+        return (folder / "connected").exists()
+
+    real = dist.init_process_group
+
+    def init(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)  # type: ignore[arg-type]
+        if dist.get_rank() == 1:
+            time.sleep(0.5)
+            (tmp_path / "connected").touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "init_process_group", init)
+        assert together(slow_to_connect, tmp_path) == [True, True]
+
+
+def test_the_process_that_failed_first_reports_it(tmp_path, monkeypatch):
+    """Not another one, which has lost the connection to it."""
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+
+    def failing(rank: int) -> Callable[[Processes, Path], None]:
+        def fail(group: Processes, folder: Path) -> None:
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / str(group.rank) / "error.json"))
+            if group.rank == rank:
+                raise DataError("a bad image")
+            group.wait()
+
+        return fail
+
+    for rank in (0, 1):
+        with pytest.raises(AssertionError):
+            together(failing(rank), tmp_path)
+        code, _, own = (tmp_path / "first_failure").read_text().partition(" ")
+        assert (code, Path(own)) == ("3", tmp_path / str(rank) / "error.json")
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(1 - rank) / "error.json"))
+        assert first_failure(1) == (False, 3)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", own)
+        assert first_failure(6) == (True, 6)
+        (tmp_path / "first_failure").unlink()
 
 
 def test_alone_needs_no_messages():

@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TextIO
 
 from cyclopts.exceptions import CycloptsError
@@ -17,6 +16,7 @@ from regard.cli.data import shapes
 from regard.cli.groups import app as app
 from regard.cli.studies import study_app as study_app
 from regard.errors import RegardError, escape
+from regard.training.launch import first_failure
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,24 +83,11 @@ def _warn(
 
 
 def _leave(line: str, code: int, debug: bool) -> None:
-    if _is_first_to_report():
+    is_first, code = first_failure(code)
+    if is_first:
         if debug:
             import traceback
 
             traceback.print_exc()
         print(line, file=sys.stderr)
     sys.exit(code)
-
-
-def _is_first_to_report() -> bool:
-    """Return whether this process reports the error: one of those that torchrun started, mostly all fail alike."""
-    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # in a folder of this process, in one of all
-    if own is None:
-        return True
-    try:
-        (Path(own).parent.parent / "told").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from regard.errors import ConfigError, MachineError
+from regard.training.launch import first_failure
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         # A process that failed while another still connects would leave that one with a connection error.
         group.wait()
         yield group
+    except BaseException as error:
+        # Before the others lose the connection, or they could report that first.
+        first_failure(getattr(error, "exit_code", 1))
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from regard.errors import MachineError
 
@@ -40,6 +41,32 @@ def quiet_threads(count: int) -> dict[str, str]:
     """The environment for processes that share this machine's cores: threads that wait must not spin."""
     threads = str(max(1, (os.cpu_count() or 1) // count))
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def first_failure(code: int) -> tuple[bool, int]:
+    """Record that this process fails with the exit code `code`.
+
+    Several processes mostly fail alike, or because one of them did: only the first prints its error, and all leave
+    with its exit code.
+
+    Returns:
+        Whether this process failed first among those of torchrun, and the exit code of the one that did.
+    """
+    own = os.environ.get("TORCHELASTIC_ERROR_FILE")  # A file in a folder of this process, in a folder of all.
+    if own is None:
+        return True, code
+    record = Path(own).parent.parent / "first_failure"
+    try:
+        with record.open("x") as file:
+            file.write(f"{code} {own}")
+        return True, code
+    except FileExistsError:
+        first_code, _, first = record.read_text().partition(" ")
+        if first == own:
+            return True, code
+        return False, int(first_code or code)  # Empty while the first writes it.
+    except OSError:
+        return True, code
 
 
 def main(words: Sequence[str]) -> int:
