@@ -109,14 +109,14 @@ def test_labels_of_real(capsys, tmp_path, monkeypatch):
     net.fc.bias.data.zero_()
     monkeypatch.setattr("regard.runs.run.load", lambda _: net)
     told = command(
-        capsys, "evaluate", "judge", "--data", folder, "--real", tmp_path / "real.json", "--device", "cpu",
+        capsys, "evaluate", "resnet18", "--data", folder, "--real", tmp_path / "real.json", "--device", "cpu",
         "--workers", "0", "--output", tmp_path / "out",
     ).worked()  # fmt: skip
     assert "14 of 15 images have labels" in told and "ReaL 78.6" in told
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["stats"]["real_top1"] == 11 / 14 and written["stats"]["top1"] == 1.0
     command(
-        capsys, "evaluate", "judge", "--data", folder, "--real", tmp_path / "no.json", "--device", "cpu"
+        capsys, "evaluate", "resnet18", "--data", folder, "--real", tmp_path / "no.json", "--device", "cpu"
     ).refused(3, None, "no such file", "no.json")  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def test_what_is_refused(capsys, data, tmp_path, checkpoint):
     flat = write_as(tmp_path / "flat", COLORS)
     with pytest.raises(ConfigError, match="learns from training images"):
         judged(checkpoint, flat, all_images=True, probe=True, output=tmp_path / "o")
-    with pytest.raises(ConfigError, match="there are splits: train, val"):
+    with pytest.raises(ConfigError, match="splits, found train, val"):
         judged(checkpoint, data, all_images=True, output=tmp_path / "o")
     real = tmp_path / "real.json"
     real.write_text("[[1]]")

@@ -42,7 +42,7 @@ def test_neighbours_vote_as_published(k, temperature, monkeypatch):
     expected = votes_in_loops(k, temperature, 5)
     assert 0.3 < expected < 1
     assert knn_accuracy(*TRAIN, *VAL, 5, k=k, temperature=temperature) == expected
-    monkeypatch.setattr(features, "_MOST_VALUES", 7 * 200)  # seven images at once
+    monkeypatch.setattr(features, "_MAX_VALUES", 7 * 200)  # seven images at once
     assert knn_accuracy(*TRAIN, *VAL, 5, k=k, temperature=temperature) == expected
 
 
@@ -80,7 +80,7 @@ def test_what_does_not_matter(monkeypatch):
     scale, shift = torch.rand(2, 12, generator=generator) * 9 + 1
     assert linear_probe_accuracy(*shuffled, *VAL, 5) == expected
     assert linear_probe_accuracy(TRAIN[0] * scale + shift, TRAIN[1], VAL[0] * scale + shift, VAL[1], 5) == expected
-    monkeypatch.setattr(features, "_MOST_VALUES", 12 * 33)
+    monkeypatch.setattr(features, "_MAX_VALUES", 12 * 33)
     assert linear_probe_accuracy(*TRAIN, *VAL, 5) == expected
 
 
@@ -106,7 +106,7 @@ def test_what_is_refused(judge):
         judge(*TRAIN, *VAL, 4)
     with pytest.raises(DataError, match=r"expected \(N, D\) and \(N,\)"):
         judge(TRAIN[0][:10], TRAIN[1], *VAL, 5)
-    with pytest.raises(DataError, match="nothing to judge by"):
+    with pytest.raises(DataError, match="nothing to evaluate"):
         judge(*TRAIN, VAL[0][:0], VAL[1][:0], 5)
     broken = TRAIN[0].clone()
     broken[3, 2] = math.nan

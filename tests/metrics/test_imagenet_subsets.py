@@ -52,5 +52,5 @@ def test_what_is_refused():
         real_accuracy(LOGITS, [[0]])
     with pytest.raises(DataError, match="label 8, expected 0 to 7"):
         real_accuracy(LOGITS[:1], [[1, 8]])
-    with pytest.raises(DataError, match="no image has a label"):
+    with pytest.raises(DataError, match="no image has a ReaL label"):
         real_accuracy(LOGITS[:2], [[], []])

@@ -16,7 +16,7 @@ from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, DataError, RegardError
-from regard.metrics.panoptic import evaluate_panoptic
+from regard.metrics.panoptic import PanopticCounts
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import predict_files
@@ -43,6 +43,14 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(ShapesConfig(train=8, val=4, size=32), folder)
     return folder
+
+
+def panoptic_scores(truth, found):
+    """The scores of a submission of four images."""
+    counts = PanopticCounts(truth.categories)
+    for i in range(4):
+        counts.add(truth.segments(i), segments_of(found, i))
+    return counts.scores()
 
 
 def train(data, output, *settings, model="detr_tiny_panoptic"):
@@ -134,7 +142,7 @@ def test_submissions_score_what_the_model_scores(run, data, tmp_path):
     scores = regard.evaluate(run.folder, data, output=tmp_path, workers=0, device="cpu", submission=tmp_path / "p.json")
     truth = open_panoptic(data, "val")
     found = read_panoptic(tmp_path / "p.json")
-    counts = evaluate_panoptic(map(truth.segments, range(4)), (segments_of(found, i) for i in range(4)))
+    counts = panoptic_scores(truth, found)
     assert counts.stats == scores.panoptic.stats
     run = train(data, tmp_path / "run", "annotations=instances")
     scores = regard.evaluate(run.folder, data, workers=0, device="cpu", submission=tmp_path / "sub" / "masks.json")
@@ -303,7 +311,7 @@ def test_submissions_have_the_categories_of_the_data(run, data, tmp_path):
     evaluate_on(oracle, str(other), run=None, device=DEVICE, batch_size=1, workers=0, submission=submitted)
     truth, found = open_panoptic(other, "val"), read_panoptic(submitted)
     assert found.categories == truth.categories
-    counts = evaluate_panoptic(map(truth.segments, range(4)), (segments_of(found, i) for i in range(4)))
+    counts = panoptic_scores(truth, found)
     assert counts.stats["PQ"] == 1.0 and counts.predictions == counts.segments
 
 

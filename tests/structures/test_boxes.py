@@ -13,7 +13,6 @@ from regard.structures.boxes import (
     cxcywh_to_xyxy,
     generalized_iou,
     iou,
-    xywh_to_xyxy,
     xyxy_to_cxcywh,
     xyxy_to_xywh,
 )
@@ -47,7 +46,6 @@ class TestFormats:
         [
             (cxcywh_to_xyxy, "cxcywh", "xyxy"),
             (xyxy_to_cxcywh, "xyxy", "cxcywh"),
-            (xywh_to_xyxy, "xywh", "xyxy"),
             (xyxy_to_xywh, "xyxy", "xywh"),
         ],
     )
@@ -60,10 +58,9 @@ class TestFormats:
     def test_there_and_back(self) -> None:
         boxes = random_boxes(3, 4, dtype=torch.float64)
         torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes)
-        torch.testing.assert_close(xywh_to_xyxy(xyxy_to_xywh(boxes)), boxes)
 
     def test_no_boxes(self) -> None:
-        for convert in (cxcywh_to_xyxy, xyxy_to_cxcywh, xywh_to_xyxy, xyxy_to_xywh):
+        for convert in (cxcywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh):
             assert convert(torch.zeros(2, 0, 4)).shape == (2, 0, 4)
 
 

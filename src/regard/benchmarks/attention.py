@@ -247,7 +247,7 @@ def tables(rows: list[AttentionRow]) -> list[Table]:
 
 def draw(rows: list[AttentionRow], path: Path) -> None:
     """Time and memory per image against the cells of the map, on logarithmic axes."""
-    from regard.metrics.charts.style import COLORS, figure, save, style
+    from regard.metrics.charts.style import COLORS, apply, figure, save
 
     picture = figure(11, 4.5)
     axes = [picture.add_subplot(1, 2, place) for place in (1, 2)]
@@ -262,6 +262,6 @@ def draw(rows: list[AttentionRow], path: Path) -> None:
         place.set(xscale="log", yscale="log", xlabel="cells of the map", ylabel=label)
         place.set_xticks([side**2 for side in SIDES], [f"{side}²" for side in SIDES])
         place.minorticks_off()
-        style(place)
+        apply(place)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8)
     save(picture, path)

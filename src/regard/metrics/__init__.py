@@ -1,1 +1,1 @@
-"""Numbers that say how good predictions are."""
+"""Scores of predictions: COCO AP, panoptic quality, accuracy."""

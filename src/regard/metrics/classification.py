@@ -1,4 +1,4 @@
-"""How good a classifier is: top-1 and top-5, the scores of every class, confusions, calibration."""
+"""Scores of a classifier: top-1 and top-5 accuracy, scores per class, confusion matrix, calibration."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import DataError, DivergedError, escape
+from regard.metrics.percent import NOT_AVAILABLE, percent
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
-_CHUNK = 4096  # rows that are held in float64 at once
-_MOST_ROWS = 50  # of classes on the screen
-_NOT_AVAILABLE = "n/a"
-_MORE = {"knn_top1": "nearest neighbours", "linear_top1": "linear probe", "real_top1": "ReaL"}  # titles in the table
+_CHUNK = 4096  # rows converted to float64 at once
+_MAX_ROWS = 50  # classes in the table
+_EXTRA_STATS = {
+    "knn_top1": "nearest neighbours",
+    "linear_top1": "linear probe",
+    "real_top1": "ReaL",
+}  # titles in the table
 
 
 class ClassificationScore(NamedTuple):
-    """One class. precision, recall and f1 are fractions 0..1; None where nothing can be said.
+    """Scores of one class; precision, recall and f1 are fractions 0..1, or None if undefined.
 
-    images: of this class. predicted: images that were taken for it. correct: both.
+    images: images of this class. predicted: images predicted as this class. correct: both.
     precision: correct / predicted. recall: correct / images. f1: 2 correct / (images + predicted).
     """
 
@@ -43,16 +47,11 @@ class ClassificationScore(NamedTuple):
     recall: float | None
     f1: float | None
 
-    @property
-    def accuracy(self) -> float | None:
-        """Share of the images of this class that are right: another name for its recall."""
-        return self.recall
-
 
 class CalibrationBin(NamedTuple):
-    """Images whose best probability lies in one of the equal parts of 0..1 (the upper end is part of it).
+    """Images whose highest probability lies in one of 15 equal parts of 0..1, upper end included.
 
-    confidence: mean of these probabilities. accuracy: share of the images that are right. None without images.
+    confidence: mean of these probabilities. accuracy: share of right images. Both None without images.
     """
 
     images: int
@@ -62,17 +61,17 @@ class CalibrationBin(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ClassificationScores:
-    """The result of an evaluation.
+    """Scores of a classifier on a data set.
 
     stats: as fractions 0..1 `top1` and `top5` (1 for five classes or fewer), `mean_accuracy` and `f1` (means over the
         classes that have images), `ece` (expected calibration error, 15 bins); `nll`, the mean negative
-        log-likelihood in nats. Where it was asked for (`regard.evaluate`) `knn_top1`, `linear_top1` and `real_top1`,
+        log-likelihood in nats. If the evaluation options ask for them, `knn_top1`, `linear_top1` and `real_top1`,
         and `images_per_second`.
     per_class: in the order of the model's labels.
     confusion: (C, C) int64, counts of images, rows truth, columns prediction.
     calibration: 15 bins, from 0 up.
-    images: how many there are.
-    notes: what one has to know to compare the numbers, a line each.
+    images: number of images.
+    notes: what to know before comparing the numbers, one line each.
     """
 
     stats: dict[str, float]
@@ -83,7 +82,7 @@ class ClassificationScores:
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """The scores in percent, for the screen: the means stand last, where they stay in sight."""
+        """Return a table of the scores in percent. The means come last, where they stay in sight on a screen."""
         from rich.table import Table
         from rich.text import Text
 
@@ -92,19 +91,19 @@ class ClassificationScores:
         table.add_row(self._stats_table())
         absent = sum(not score.images for score in self.per_class)
         if absent:
-            note = f"{absent} of {len(self.per_class)} classes have no images and count in no mean"
-            table.add_row(f"{_NOT_AVAILABLE}: {note}")
+            note = f"{absent} of {len(self.per_class)} classes have no images and are left out of means"
+            table.add_row(f"{NOT_AVAILABLE}: {note}")
         for note in self.notes:
             table.add_row(Text(escape(note)))
         return table
 
     def weakest(self) -> list[ClassificationScore]:
-        """The classes that have images, lowest F1 first."""
+        """Return the classes that have images, lowest F1 first."""
         known = [score for score in self.per_class if score.images]
         return sorted(known, key=lambda score: score.f1 or 0.0)
 
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
-        """(truth, prediction, images) of the most frequent confusions, labels of classes, most frequent first."""
+        """Return (true label, predicted label, images) of the most frequent confusions, most frequent first."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
         places = np.argsort(-wrong, axis=None, kind="stable")[:count]
         pairs = [divmod(int(place), len(wrong)) for place in places]
@@ -114,9 +113,9 @@ class ClassificationScores:
         from rich.table import Table
         from rich.text import Text
 
-        everyone = len(self.per_class) <= _MOST_ROWS
-        rows = self.per_class if everyone else self.weakest()[:_MOST_ROWS]
-        classes = f"{len(rows)} classes" if everyone else f"the weakest {len(rows)} of {len(self.per_class):,} classes"
+        all_shown = len(self.per_class) <= _MAX_ROWS
+        rows = self.per_class if all_shown else self.weakest()[:_MAX_ROWS]
+        classes = f"{len(rows)} classes" if all_shown else f"the weakest {len(rows)} of {len(self.per_class):,} classes"
         title = f"Classification: {self.images:,} images, {classes}"
         table = Table(title=title, title_justify="left")
         table.add_column("class")
@@ -125,10 +124,10 @@ class ClassificationScores:
         for score in rows:
             # Text, not str: a class may be called "[red]".
             name = Text(escape(score.name))
-            numbers = (_percent(value) for value in (score.recall, score.precision, score.f1))
+            numbers = (percent(value) for value in (score.recall, score.precision, score.f1))
             table.add_row(name, f"{score.images:,}", *numbers)
         table.add_section()
-        means = _percent(self.stats["mean_accuracy"]), "", _percent(self.stats["f1"])
+        means = percent(self.stats["mean_accuracy"]), "", percent(self.stats["f1"])
         table.add_row("mean of classes", f"{self.images:,}", *means, style="bold")
         return table
 
@@ -136,9 +135,9 @@ class ClassificationScores:
         from rich.table import Table
 
         table = Table(show_header=False)
-        top1, top5, ece = (f"{name} {_percent(self.stats[name])}" for name in ("top1", "top5", "ece"))
+        top1, top5, ece = (f"{name} {percent(self.stats[name])}" for name in ("top1", "top5", "ece"))
         table.add_row(top1, top5, f"nll {self.stats['nll']:.3f}", ece)
-        more = [f"{title} {_percent(self.stats[name])}" for name, title in _MORE.items() if name in self.stats]
+        more = [f"{title} {percent(self.stats[name])}" for name, title in _EXTRA_STATS.items() if name in self.stats]
         if "images_per_second" in self.stats:
             more.append(f"{self.stats['images_per_second']:,.0f} images/s")
         if more:
@@ -146,10 +145,7 @@ class ClassificationScores:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain JSON. `confusion` is a list of [truth, prediction, images] without the zeros.
-
-        `classes`: how many there were to choose from.
-        """
+        """Return the scores as plain JSON. `confusion` lists [true label, predicted label, images] without zeros."""
         truth, found = (place.tolist() for place in self.confusion.nonzero())
         counts = self.confusion[self.confusion > 0].tolist()
         return {
@@ -162,35 +158,24 @@ class ClassificationScores:
             "calibration": [part._asdict() for part in self.calibration],
         }
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ClassificationScores:
-        """The scores from what `to_dict` gave."""
-        per_class = tuple(ClassificationScore(**score) for score in values["per_class"])
-        confusion = np.zeros((len(per_class), len(per_class)), np.int64)
-        for truth, found, count in values["confusion"]:
-            confusion[truth, found] = count
-        calibration = tuple(CalibrationBin(**part) for part in values["calibration"])
-        notes = tuple(values.get("notes", ()))
-        return cls(values["stats"], per_class, confusion, calibration, values["images"], notes)
-
 
 def evaluate_classification(logits: Tensor, labels: Tensor, categories: Sequence[Category]) -> ClassificationScores:
-    """Compare predictions with the truth.
+    """Score logits against labels.
 
-    Of equal logits the one of the lower label ranks first. Numbers are float64, whatever comes in.
+    Of equal logits the lower label ranks first. Scores are computed in float64.
 
     Args:
-        logits: (N, C), of any floating type.
+        logits: (N, C), any floating type.
         labels: (N,) integers, index into `categories`.
         categories: the C classes.
 
     Raises:
-        DataError: no images, shapes that do not fit each other, or a label outside of 0..C-1.
+        DataError: no images, shapes that do not match, or a label outside 0..C-1.
         DivergedError: a logit is not finite.
     """
     logits, labels = logits.detach().cpu(), labels.detach().cpu().long()
     _check(logits, labels, categories)
-    parts = [_judge(logits[i : i + _CHUNK].double(), labels[i : i + _CHUNK]) for i in range(0, len(labels), _CHUNK)]
+    parts = [_rank(logits[i : i + _CHUNK].double(), labels[i : i + _CHUNK]) for i in range(0, len(labels), _CHUNK)]
     predicted, ranks, confidence, nll = (torch.cat(column) for column in zip(*parts, strict=True))
     correct = ranks == 0
     num_classes = len(categories)
@@ -214,7 +199,7 @@ def _check(logits: Tensor, labels: Tensor, categories: Sequence[Category]) -> No
         what = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)} and {len(categories)} categories"
         raise DataError(f"{what}, expected (N, C), (N,) and C")
     if not len(labels):
-        raise DataError("no images to judge by")
+        raise DataError("no images to evaluate")
     wrong = labels[(labels < 0) | (labels >= len(categories))]
     if len(wrong):
         raise DataError(f"label {wrong[0].item()}, expected 0 to {len(categories) - 1}", code="A49")
@@ -223,8 +208,8 @@ def _check(logits: Tensor, labels: Tensor, categories: Sequence[Category]) -> No
         raise DivergedError("a logit is not finite", remedy=remedy)
 
 
-def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For every image the predicted label, the rank of the true one from 0, the best probability and the nll."""
+def _rank(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return per image the predicted label, the rank of the true label from 0, the highest probability, the nll."""
     own = logits.gather(1, labels[:, None])
     before = torch.arange(logits.shape[1]) < labels[:, None]
     ranks = ((logits > own) | ((logits == own) & before)).sum(1)
@@ -269,7 +254,3 @@ def _gap(part: CalibrationBin) -> float:
 def _mean(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known)
-
-
-def _percent(value: float | None) -> str:
-    return _NOT_AVAILABLE if value is None else f"{100 * value:.1f}"

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures of a detection report: precision, recall, thresholds, confusions."""
+"""Curves of a detector: precision and recall, thresholds, and its confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from regard.metrics.detection import Bools, CocoColumns, Detections, Floats, Int
 
 @dataclass(frozen=True)
 class DetectionCurves:
-    """Precision and recall as fractions 0..1, NaN where undefined.
+    """Precision and recall as fractions 0..1, NaN if undefined.
 
-    names: of the K classes, in the order of their category ids.
+    names: names of the K classes, in the order of their category ids.
     recall: (101,), COCO's recall points.
     class_precision: (K, 101) at IoU 0.50.
     mean_precision: (101,) at the IoU thresholds "0.50", "0.75" and "0.50:0.95"; their means are AP50, AP75
         and AP.
     thresholds: (201,) scores from 0 to 1.
-    threshold_precision, threshold_recall: (201,) at IoU 0.50 of all detections that score at least so much,
+    threshold_precision, threshold_recall: (201,) at IoU 0.50 of all detections with at least that score,
         all classes together.
     """
 
@@ -35,7 +35,10 @@ class DetectionCurves:
 
 
 def detection_curves(ground_truth: dict[str, Any], detections: Detections) -> DetectionCurves:
-    """Precision against recall, and both against the score. Arguments and errors of `evaluate_detections`."""
+    """Compute precision against recall, and both against the score.
+
+    Arguments and errors as for `evaluate_detections`.
+    """
     columns = CocoColumns.build(ground_truth, detections)
     precision = columns.evaluator().eval["precision"][:, :, :, 0, -1]  # (IoU thresholds, recall points, K)
     precision = np.where(precision < 0, np.nan, precision)
@@ -57,7 +60,7 @@ def detection_curves(ground_truth: dict[str, Any], detections: Detections) -> De
 
 
 def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Floats]:
-    """Precision and recall (S,) of what scores at least `thresholds` (S,), at IoU 0.50."""
+    """Return precision and recall (S,) of detections that score at least `thresholds` (S,), at IoU 0.50."""
     right = np.zeros(len(columns.scores))
     counts = np.ones(len(columns.scores), bool)
     for found, truth, overlap in _per_image(columns, np.arange(len(columns.scores))):
@@ -81,12 +84,12 @@ def confusion_matrix(
     iou_threshold: float = 0.5,
     score_threshold: float = 0.25,
 ) -> Ints:
-    """What objects were taken for: (K+1, K+1) counts, rows truth, columns prediction, background last.
+    """Count objects by true and predicted class: (K+1, K+1), rows truth, columns prediction, background last.
 
-    Objects are matched with detections of their own class first, best score first, as AP does: so the
-    diagonal is what AP counts as right at that score. What is left over is matched across classes, and what
-    is left then is missed (last column) or made up (last row). Detections on a crowd of their class are left
-    out. Classes come in the order of the category ids. Errors as in `evaluate_detections`.
+    Objects are matched with detections of their own class first, highest score first, as for AP: the diagonal is what
+    AP counts as right at that score. The rest is matched across classes. What remains is missed (last column) or a
+    false alarm (last row). Detections on a crowd of their class are ignored. Classes are in the order of the category
+    ids. Errors as for `evaluate_detections`.
     """
     columns = CocoColumns.build(ground_truth, detections)
     background = len(columns.names)
@@ -108,7 +111,7 @@ def confusion_matrix(
 
 
 def _per_image(columns: CocoColumns, kept: Ints) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """For every image its detections among `kept` (D,), best first, its objects (G,), their IoU (D, G)."""
+    """Yield per image its detections among `kept` (D,), best first, its objects (G,), and their IoU (D, G)."""
     bbox_iou = import_hotcoco().mask.bbox_iou
     kept = kept[np.lexsort((-columns.scores[kept], columns.images[kept]))]
     objects = np.argsort(columns.truth_images, kind="stable")
@@ -127,7 +130,7 @@ def _per_image(columns: CocoColumns, kept: Ints) -> Iterator[tuple[Ints, Ints, F
 
 
 def _match_own(columns: CocoColumns, found: Ints, truth: Ints, overlap: Floats, threshold: float) -> tuple[Ints, Bools]:
-    """Per detection the place in `truth` of its object of its own class or -1, and whether it counts."""
+    """Return per detection the index in `truth` of its object of the same class or -1, and whether it counts."""
     same = columns.classes[found][:, None] == columns.truth_classes[truth]
     crowd = columns.truth_crowd[truth]
     matched = _greedy(np.where(same & ~crowd, overlap, 0), threshold)
@@ -136,7 +139,7 @@ def _match_own(columns: CocoColumns, found: Ints, truth: Ints, overlap: Floats, 
 
 
 def _greedy(overlap: Floats, threshold: float) -> Ints:
-    """For every row in turn the free column of largest overlap, or -1 where none reaches `threshold`."""
+    """Assign each row in turn the free column of largest overlap, or -1 if none reaches `threshold`."""
     matched = np.full(len(overlap), -1, np.int64)
     for row in np.flatnonzero((overlap >= threshold).any(axis=1)):
         column = overlap[row].argmax()

@@ -1,9 +1,7 @@
-"""COCO's AP of boxes: the 12 numbers that detection papers report, and the same per class. Of masks: masks.py.
+"""COCO's AP of boxes: the 12 numbers that detection papers report, and AP per class. AP of masks: masks.py.
 
-hotcoco does the counting; its numbers are those of pycocotools (the tests compare them), and nothing outside
-this package knows of it. Ground truth is a clean COCO dict; detections are columns. Both are renumbered on
-the way in,
-so any integer is an id: 0, negative, with holes, beyond what a float64 holds.
+hotcoco counts; tests compare its numbers with pycocotools. No other room imports it. Ground truth is a validated COCO
+dict, detections are columns. Ids are renumbered first, so any integers work: 0, negative, with gaps, beyond float64.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.errors import DataError, MachineError, escape
+from regard.metrics.percent import NOT_AVAILABLE, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,21 +24,19 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# COCO's own: how many detections count per class and image, and the bounds of its area bins in square pixels.
+# COCO's maximum of detections per class and image, and the bounds of its area ranges in square pixels.
 MAX_DETECTIONS = 100
 AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
-
-_NOT_AVAILABLE = "n/a"
 
 
 @dataclass(frozen=True)
 class Detections:
-    """All detections of an evaluation, in columns; row i of each is one detection.
+    """Detections of a whole data set, in columns as COCO's result files have them; row i is one detection.
 
     image_ids, category_ids: (N,) integers, the data set's own ids.
-    boxes_xywh: (N, 4) left, top, width, height in pixels of the file. Make a model's boxes float64 *before*
-        their corners become sizes: float32 rounds the difference, which moves the AP in its fifth decimal.
-    scores: (N,), higher is surer. Between equal scores the earlier row comes first.
+    boxes_xywh: (N, 4) left, top, width, height in pixels of the file. Convert boxes to float64 before corners become
+        sizes: float32 rounds the difference, which changes the fifth decimal of AP.
+    scores: (N,). Of equal scores the earlier row ranks first.
     """
 
     image_ids: npt.NDArray[Any]
@@ -52,7 +49,7 @@ class Detections:
 
 
 class ClassScore(NamedTuple):
-    """One class: AP at IoU 0.50:0.95 and at 0.50, fractions 0..1; None without ground truth."""
+    """Scores of one class: AP at IoU 0.50:0.95 and at 0.50, fractions 0..1; None without ground truth."""
 
     name: str
     category_id: int
@@ -63,12 +60,12 @@ class ClassScore(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectionScores:
-    """The result of an evaluation.
+    """COCO scores of boxes or masks.
 
-    stats: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl as fractions 0..1; None where the
-        ground truth has no object of that size (pycocotools says -1).
+    stats: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl as fractions 0..1; None if the
+        ground truth has no object of that size (pycocotools: -1).
     per_class: in the order of the category ids.
-    images, objects, detections: how many there are; `objects` leaves crowds out.
+    images, objects, detections: their numbers; `objects` does not count crowds.
     kind: what was compared, `Box` or `Mask`.
     """
 
@@ -80,7 +77,7 @@ class DetectionScores:
     kind: str = "Box"
 
     def table(self) -> Table:
-        """The scores in percent, for the screen: the means stand last, where they stay in sight."""
+        """Return a table of the scores in percent. The means come last, where they stay in sight on a screen."""
         from rich.table import Table
 
         table = Table.grid()
@@ -89,7 +86,7 @@ class DetectionScores:
         absent = sum(score.ap is None for score in self.per_class)
         if absent:
             note = f"{absent} of {len(self.per_class)} classes have no ground truth and count in no mean"
-            table.add_row(f"{_NOT_AVAILABLE}: {note}")
+            table.add_row(f"{NOT_AVAILABLE}: {note}")
         return table
 
     def _class_table(self) -> Table:
@@ -104,9 +101,9 @@ class DetectionScores:
         for score in self.per_class:
             # Text, not str: a class may be called "[red]".
             name = Text(escape(score.name))
-            table.add_row(name, f"{score.objects:,}", _percent(score.ap), _percent(score.ap50))
+            table.add_row(name, f"{score.objects:,}", percent(score.ap), percent(score.ap50))
         table.add_section()
-        means = _percent(self.stats["AP"]), _percent(self.stats["AP50"])
+        means = percent(self.stats["AP"]), percent(self.stats["AP50"])
         table.add_row("all", f"{self.objects:,}", *means, style="bold")
         return table
 
@@ -114,35 +111,33 @@ class DetectionScores:
         from rich.table import Table
 
         table = Table(show_header=False)
-        cells = [f"{name:<5} {_percent(value):>5}" for name, value in self.stats.items()]
+        cells = [f"{name:<5} {percent(value):>5}" for name, value in self.stats.items()]
         for start in range(0, len(cells), 3):
             table.add_row(*cells[start : start + 3])
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain JSON."""
+        """Return the scores as plain JSON."""
         return {**asdict(self), "per_class": [score._asdict() for score in self.per_class]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DetectionScores:
-        """The scores from what `to_dict` gave."""
+        """Return the scores that `to_dict` wrote."""
         return cls(**{**values, "per_class": tuple(ClassScore(**score) for score in values["per_class"])})
 
 
 def evaluate_detections(ground_truth: dict[str, Any], detections: Detections) -> DetectionScores:
-    """COCO box AP and AR.
+    """Compute COCO box AP and AR.
 
     Args:
         ground_truth: a validated COCO dict: every annotation has `bbox` (xywh, pixels), `area` and `iscrowd`.
-            A detection on a crowd is neither right nor wrong. All images count, also those without
-            detections.
-        detections: their order matters between equal scores only. Every image once: samplers of distributed
-            runs repeat images to fill the last batch, and the second copy of a detection would count as
-            wrong. Dropping the copies is left to the caller.
+            A detection on a crowd is ignored. Images without detections count too.
+        detections: the order matters for equal scores only. Pass every image once: samplers of distributed runs
+            repeat images to fill the last batch, and a repeated detection would count as wrong.
 
     Raises:
-        DataError: columns of different lengths, a score or box that is not finite, a box of negative size, an
-            image or a category that the ground truth does not know (A47).
+        DataError: columns of different lengths, a score or box that is not finite, a box of negative size, or an
+            image or category that the ground truth does not have (A47).
         MachineError: hotcoco is not installed.
     """
     columns = CocoColumns.build(ground_truth, detections)
@@ -151,10 +146,10 @@ def evaluate_detections(ground_truth: dict[str, Any], detections: Detections) ->
 
 @dataclass(frozen=True)
 class CocoColumns:
-    """Ground truth (G objects) and detections (N), checked, in columns.
+    """Validated ground truth (G objects) and detections (N) in columns.
 
-    image_ids, category_ids: sorted. Images and classes below are places in them: that is pycocotools' order
-    too, which decides between equal scores of different images. names: (K,) of the classes.
+    image_ids, category_ids: sorted. Images and classes below are indices into them. pycocotools has the same order,
+    which decides between equal scores of different images. names: (K,) class names.
     """
 
     image_ids: Ints
@@ -172,7 +167,7 @@ class CocoColumns:
 
     @classmethod
     def build(cls, ground_truth: dict[str, Any], detections: Detections) -> CocoColumns:
-        """The columns. Errors of `evaluate_detections`."""
+        """Validate and renumber. Raises the errors of `evaluate_detections`."""
         objects = ground_truth["annotations"]
         names = {category["id"]: category["name"] for category in ground_truth["categories"]}
         image_ids = np.unique(_column(ground_truth["images"], "id", np.int64))
@@ -194,7 +189,7 @@ class CocoColumns:
         )
 
     def evaluator(self) -> Any:
-        """hotcoco's evaluator after its work, with pycocotools' `eval["precision"]` and so on."""
+        """Return hotcoco's evaluator with its results, named as in pycocotools: `eval["precision"]`, ..."""
         hotcoco = import_hotcoco()
         truth = hotcoco.COCO.from_arrays(
             [{"id": i} for i in range(len(self.image_ids))],
@@ -209,7 +204,7 @@ class CocoColumns:
         return evaluated(hotcoco.COCOeval(truth, found, "bbox"))
 
     def summarize(self, evaluator: Any, kind: str = "Box") -> DetectionScores:
-        """The scores that an evaluator has found after its work."""
+        """Return the scores from an evaluator with results."""
         result = evaluator.eval
         precision = result["precision"][..., -1]  # (IoU thresholds, recall points, K, area bins)
         recall = result["recall"]  # (IoU thresholds, K, area bins, 1 or 10 or 100 detections)
@@ -230,7 +225,7 @@ class CocoColumns:
 
 
 def evaluated(evaluator: Any) -> Any:
-    """hotcoco's evaluator after its work with COCO's parameters."""
+    """Run hotcoco's evaluator with COCO's parameters and return it."""
     evaluator.params.area_rng = [list(bounds) for bounds in AREAS.values()]
     evaluator.params.area_rng_lbl = [size or "all" for size in AREAS]
     evaluator.params.max_dets = [1, 10, MAX_DETECTIONS]
@@ -240,7 +235,7 @@ def evaluated(evaluator: Any) -> Any:
 
 
 def warn_of_surplus(ground_truth: dict[str, Any], detections: Detections) -> None:
-    """Warn where detections do not count, because COCO takes no more than 100 of a class in an image."""
+    """Warn about detections that are ignored because COCO counts at most 100 per class and image."""
     columns = CocoColumns.build(ground_truth, detections)
     groups = columns.images * len(columns.names) + columns.classes
     dropped = np.maximum(np.unique(groups, return_counts=True)[1] - MAX_DETECTIONS, 0).sum()
@@ -257,7 +252,11 @@ def warn_of_surplus(ground_truth: dict[str, Any], detections: Detections) -> Non
 
 
 def import_hotcoco() -> ModuleType:
-    """The package that counts, or a `MachineError` with the line that installs it."""
+    """Import hotcoco.
+
+    Raises:
+        MachineError: it is not installed; the message names the install command.
+    """
     try:
         import hotcoco
     except ImportError as error:
@@ -279,7 +278,7 @@ def _checked_boxes(detections: Detections) -> tuple[Floats, Floats]:
     if shapes != ((n,), (n,), (n, 4), (n,)):
         what = "image_ids, category_ids, boxes_xywh and scores have the shapes {}, {}, {}, {}".format(*shapes)
         raise DataError(what, remedy="pass columns of one length N: (N,), (N,), (N, 4), (N,)", code="A47")
-    diverged = "look for the NaN in the model that made them"
+    diverged = "check the model: it predicts NaN"
     _refuse(np.asarray(~np.isfinite(scores)), detections, scores, "a score that is not finite", diverged)
     _refuse(np.asarray(~np.isfinite(boxes).all(axis=1)), detections, boxes, "a box that is not finite", diverged)
     negative = np.asarray((boxes[:, 2:] < 0).any(axis=1))
@@ -296,7 +295,7 @@ def _refuse(wrong: Bools, detections: Detections, values: Floats, kind: str, rem
 
 
 def _places(ids: npt.NDArray[Any], known: Ints, kind: str) -> Ints:
-    """(N,) places of `ids` in `known`, which is sorted."""
+    """Return the indices (N,) of `ids` in `known`, which is sorted."""
     ids = np.asarray(ids)
     if not ids.size:
         return np.zeros(0, np.int64)
@@ -314,10 +313,6 @@ def _places(ids: npt.NDArray[Any], known: Ints, kind: str) -> Ints:
 
 
 def _mean(values: Floats) -> float | None:
-    """Mean over what is defined; hotcoco marks the rest with -1."""
+    """Return the mean of defined values; hotcoco marks undefined ones with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
-
-
-def _percent(value: float | None) -> str:
-    return _NOT_AVAILABLE if value is None else f"{100 * value:.1f}"

@@ -1,4 +1,4 @@
-"""How good a network's features are without its classifying layer: nearest neighbours and a linear probe."""
+"""Scores of a network's features without its classifying layer: nearest neighbours and a linear probe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regard.errors import DataError, DivergedError
 
-_MOST_VALUES = 2**25  # similarities or logits that are held at once: 128 MB
+_MAX_VALUES = 2**25  # similarities or logits held at once: 128 MB
 
 
 def knn_accuracy(
@@ -21,18 +21,18 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of images, 0..1, whose class wins the vote of the k most similar training images.
+    """Return the share of images, 0..1, whose class wins the vote of the k most similar training images.
 
     A neighbour of cosine similarity s has exp(s / temperature) votes (Wu et al. 2018, section 3.4; the numbers of
-    Caron et al. 2021, DINO). Of classes with equal votes the one of the lower label wins.
+    Caron et al. 2021, DINO). Of classes with equal votes the lower label wins.
 
     Args:
         train_features, val_features: (N, D) and (M, D), on one device.
         train_labels, val_labels: (N,) and (M,) integers below `num_classes`.
-        k: neighbours; all N if there are fewer.
+        k: number of neighbours; all N if there are fewer.
 
     Raises:
-        DataError: shapes that do not fit each other, no images, a label out of range.
+        DataError: shapes that do not match, no images, a label out of range.
         DivergedError: a feature is not finite.
     """
     _check(train_features, train_labels, num_classes)
@@ -58,10 +58,10 @@ def linear_probe_accuracy(
     *,
     l2: float = 1.0,
 ) -> float:
-    """Share of images, 0..1, that a linear classifier of the standardised features gets right: see `linear_probe`.
+    """Return the accuracy, 0..1, of a linear classifier of the standardised features; see `linear_probe`.
 
     Raises:
-        DataError: shapes that do not fit each other, no images, a label out of range.
+        DataError: shapes that do not match, no images, a label out of range.
         DivergedError: a feature is not finite.
     """
     _check(val_features, val_labels, num_classes)
@@ -76,19 +76,18 @@ def linear_probe_accuracy(
 def linear_probe(
     features: Tensor, labels: Tensor, num_classes: int, *, l2: float = 1.0, steps: int = 500
 ) -> tuple[Tensor, Tensor]:
-    """A linear classifier of features as they are: weight (C, D) and bias (C,), float64.
+    """Fit a linear classifier; return weight (C, D) and bias (C,), float64, for features that are not standardised.
 
-    It is fitted to the features less their mean, divided by their deviation, and minimises the sum of all
-    cross-entropies plus l2 / 2 times the squared weights (of the standardised features; the bias is free): `l2` is
-    1 / C of scikit-learn's LogisticRegression. L-BFGS on all images at once from zero, so there is nothing to draw and
-    no learning rate to tune.
+    The fit uses standardised features and minimises the sum of all cross-entropies plus l2 / 2 times the squared
+    weights (the bias is free): `l2` is 1 / C of scikit-learn's LogisticRegression. L-BFGS on all images from zero needs
+    no random numbers and no learning rate.
 
     Args:
         features: (N, D). labels: (N,) integers below `num_classes`.
-        steps: of L-BFGS at most.
+        steps: maximum number of L-BFGS steps.
 
     Raises:
-        DataError: shapes that do not fit each other, no images, a label out of range.
+        DataError: shapes that do not match, no images, a label out of range.
         DivergedError: a feature is not finite.
     """
     _check(features, labels, num_classes)
@@ -104,12 +103,12 @@ def linear_probe(
     )  # fmt: skip
 
     def objective() -> Tensor:
-        # Over the number of images, so that the tolerances do not depend on it.
+        # Divided by the number of images, so that the tolerances do not depend on it.
         weight, bias = parameters.detach()[:, :-1], parameters.detach()[:, -1]
         loss = l2 / 2 * weight.square().sum()
         gradient = torch.cat((l2 * weight, torch.zeros_like(bias)[:, None]), dim=1)
         for rows, own in _blocks(features, labels, max(num_classes, features.shape[1])):
-            # The products in float32, in which most GPUs are far faster; sums and steps in float64.
+            # Products in float32, which is far faster on most GPUs; sums and steps in float64.
             x = ((rows.double() - mean) / deviation).float()
             log_probabilities = (x @ weight.float().T + bias.float()).log_softmax(dim=1)
             loss -= log_probabilities.gather(1, own[:, None]).double().sum()
@@ -125,23 +124,23 @@ def linear_probe(
 
 
 def _mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each feature (D,), float64; a feature that is always the same has the deviation 1."""
-    rows = max(1, _MOST_VALUES // features.shape[1])
+    """Return mean and deviation (D,) of each feature, float64; a constant feature has the deviation 1."""
+    rows = max(1, _MAX_VALUES // features.shape[1])
     mean = sum(part.double().sum(dim=0) for part in features.split(rows)) / len(features)
     square = sum((part.double() - mean).square().sum(dim=0) for part in features.split(rows)) / len(features)
     deviation = torch.as_tensor(square).sqrt()
-    # A constant's deviation is rounding: of its mean, not 0.
+    # The deviation of a constant is rounding error of its mean, not 0.
     return mean, torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)
 
 
 def _blocks(features: Tensor, labels: Tensor, values: int) -> zip:
-    """Rows and their labels, so many at once that `values` for each of them fit into memory."""
-    rows = max(1, _MOST_VALUES // values)
+    """Split rows and labels into blocks for which `values` numbers per row fit into memory."""
+    rows = max(1, _MAX_VALUES // values)
     return zip(features.split(rows), labels.split(rows), strict=True)
 
 
 def _first_best(scores: Tensor) -> Tensor:
-    """The first of the highest scores of each row, on every device."""
+    """Return the first of the highest scores of each row, the same on every device."""
     return (scores == scores.max(dim=1, keepdim=True).values).int().argmax(dim=1)
 
 
@@ -149,7 +148,7 @@ def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise DataError(f"features {tuple(features.shape)} and labels {tuple(labels.shape)}, expected (N, D) and (N,)")
     if not features.numel():
-        raise DataError(f"features {tuple(features.shape)}: nothing to judge by")
+        raise DataError(f"features {tuple(features.shape)}: nothing to evaluate")
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
         raise DataError(f"label {wrong[0].item()}, expected 0 to {num_classes - 1}", code="A49")

@@ -1,4 +1,4 @@
-"""COCO's AP of masks: as that of boxes (detection.py), with the IoU of pixels. Equal to pycocotools' `segm`."""
+"""COCO's AP of masks: like AP of boxes (detection.py) with the IoU of pixels. Equal to pycocotools' `segm`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regard.metrics.detection import CocoColumns, Detections, DetectionScores, e
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Masks (N, H, W) bool as COCO's compressed run lengths, `{"size": [H, W], "counts": text}`, ready for JSON.
+    """Encode masks (N, H, W) bool as COCO's compressed run lengths, `{"size": [H, W], "counts": text}`, ready for JSON.
 
     Raises:
         MachineError: hotcoco is not installed.
@@ -28,17 +28,17 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
 def evaluate_masks(
     ground_truth: dict[str, Any], detections: Detections, masks: Sequence[dict[str, Any]]
 ) -> DetectionScores:
-    """COCO mask AP and AR.
+    """Compute COCO mask AP and AR.
 
     Args:
-        ground_truth: as of `evaluate_detections`, and every annotation has a `segmentation`: `to_coco(annotations,
+        ground_truth: as for `evaluate_detections`; every annotation also has a `segmentation`: `to_coco(annotations,
             masks=True)`.
-        detections: as of `evaluate_detections`; their boxes are not looked at.
-        masks: of each detection, at the size of its image, as `encode_masks` gives them.
+        detections: as for `evaluate_detections`; boxes are ignored.
+        masks: one per detection, at the size of its image, as from `encode_masks`.
 
     Raises:
-        DataError: as of `evaluate_detections`; an object without an outline; not one mask for each detection, or one
-            of another size than its image (A47).
+        DataError: as for `evaluate_detections`; an object without an outline (A37); not one mask per detection, or a
+            mask of another size than its image (A47).
         MachineError: hotcoco is not installed.
     """
     columns = CocoColumns.build(ground_truth, detections)
@@ -68,10 +68,10 @@ def evaluate_masks(
 
 
 def check_outlines(ground_truth: dict[str, Any]) -> list[Any]:
-    """The outline of every annotation of a COCO dictionary.
+    """Return the outline of every annotation of a COCO dict.
 
     Raises:
-        DataError: one has none (A37).
+        DataError: an annotation has none (A37).
     """
     outlines = [row.get("segmentation") for row in ground_truth["annotations"]]
     if not all(outlines):

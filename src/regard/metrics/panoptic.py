@@ -1,19 +1,19 @@
-"""Panoptic quality: PQ, SQ and RQ over all classes, things and stuff, and of each class.
+"""Panoptic quality: PQ, SQ and RQ over all classes, over things, over stuff, and per class.
 
 Kirillov et al. 2019, "Panoptic Segmentation", section 4. Segments of one class match where their IoU is above 0.5,
-which leaves no choice: of segments that do not overlap at most one can match. With TP matches of a class, FP segments
-found in vain and FN missed ones,
+so at most one of several disjoint segments can match. With TP matches of a class, FP unmatched predictions and FN
+unmatched segments of the truth,
 
     PQ = sum of the IoU of the matches / (TP + FP / 2 + FN / 2) = SQ * RQ,
     SQ = sum of the IoU / TP,  RQ = TP / (TP + FP / 2 + FN / 2).
 
-Void and crowds as panopticapi (evaluation.py) treats them; see `PanopticCounts.add`. Images are counted one by one, and
-counts of several processes are added.
+Void and crowds are treated as in panopticapi (evaluation.py); see `PanopticCounts.add`. Images are counted one by one,
+and counts of several processes are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.errors import DataError, escape
+from regard.metrics.percent import NOT_AVAILABLE, percent
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.segments import PanopticSegments
 
@@ -30,11 +31,10 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 _GROUPS = {"": "all", "_th": "things", "_st": "stuff"}
-_NOT_AVAILABLE = "n/a"
 
 
 class ClassQuality(NamedTuple):
-    """One class: fractions 0..1, None where there is nothing to find and nothing was found; and the counts."""
+    """Scores of one class: fractions 0..1, or None if absent from truth and predictions; and the counts."""
 
     name: str
     category_id: int
@@ -49,12 +49,12 @@ class ClassQuality(NamedTuple):
 
 @dataclass(frozen=True)
 class PanopticScores:
-    """The result of an evaluation.
+    """Panoptic quality on a data set.
 
     stats: PQ, SQ, RQ, the same with _th over things and with _st over stuff, as fractions 0..1: means over the
-        classes that the truth or the predictions have. None where there is none.
+        classes that the truth or the predictions have. None if there is no such class.
     per_class: in the order of the category ids.
-    images, segments, predictions: how many there are; `segments` leaves crowds out.
+    images, segments, predictions: their numbers; `segments` does not count crowds.
     """
 
     stats: dict[str, float | None]
@@ -64,7 +64,7 @@ class PanopticScores:
     predictions: int
 
     def table(self) -> Table:
-        """The scores in percent, for the screen: the means stand last, where they stay in sight."""
+        """Return a table of the scores in percent. The means come last, where they stay in sight on a screen."""
         from rich.table import Table
         from rich.text import Text
 
@@ -76,34 +76,30 @@ class PanopticScores:
         for score in self.per_class:
             # Text, not str: a class may be called "[red]".
             name = Text(escape(score.name) + ("" if score.is_thing else " (stuff)"))
-            table.add_row(name, f"{score.tp + score.fn:,}", *map(_percent, (score.pq, score.sq, score.rq)))
+            table.add_row(name, f"{score.tp + score.fn:,}", *map(percent, (score.pq, score.sq, score.rq)))
         table.add_section()
         for ending, group in _GROUPS.items():
             rows = [score for score in self.per_class if not ending or score.is_thing == (ending == "_th")]
-            means = [_percent(self.stats[name + ending]) for name in ("PQ", "SQ", "RQ")]
+            means = [percent(self.stats[name + ending]) for name in ("PQ", "SQ", "RQ")]
             count = f"{sum(score.tp + score.fn for score in rows):,}"
             table.add_row(group, count, *means, style="bold" if not ending else None)
         absent = sum(score.pq is None for score in self.per_class)
         if absent:
-            table.caption = f"{_NOT_AVAILABLE}: {absent} of {len(self.per_class)} classes are nowhere, and in no mean"
+            what = f"{absent} of {len(self.per_class)} classes"
+            table.caption = f"{NOT_AVAILABLE}: {what} absent from truth and predictions are left out of means"
             table.caption_justify = "left"
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain JSON."""
+        """Return the scores as plain JSON."""
         return {**asdict(self), "per_class": [score._asdict() for score in self.per_class]}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PanopticScores:
-        """The scores from what `to_dict` gave."""
-        return cls(**{**values, "per_class": tuple(ClassQuality(**score) for score in values["per_class"])})
 
 
 class PanopticCounts:
-    """What has been counted so far, per class of `categories`, the data's.
+    """Counts over the images so far, per class of `categories`, those of the data.
 
-    iou, tp, fp, fn: (K,) float64, the sum of IoU and the numbers of matches, of predictions in vain and of segments
-    missed.
+    iou, tp, fp, fn: (K,) float64, the sum of IoU and the numbers of matches, of unmatched predictions and of unmatched
+    segments of the truth.
     """
 
     def __init__(self, categories: Sequence[Category]) -> None:
@@ -116,14 +112,14 @@ class PanopticCounts:
     def add(self, truth: PanopticSegments, prediction: PanopticSegments) -> None:
         """Count one image.
 
-        As in panopticapi: pixels that are void in the truth belong to no union. A prediction that matches nothing is
-        not counted where more than half of it lies in void or in the crowd of its class (the last one, if there are
-        several). Crowds match nothing and are not missed. A segment predicted as a class that the data do not have
-        covers its pixels and is counted nowhere.
+        As in panopticapi: pixels that are void in the truth belong to no union. An unmatched prediction is ignored if
+        more than half of it lies in void or in the crowd of its class (the last one of several). Crowds are neither
+        matched nor missed. A segment predicted as a class that the data do not have covers its pixels but is not
+        counted.
 
         Raises:
-            DataError: of different sizes, other classes than those of these counts, classes that the model does not
-                know (K20), or a predicted segment without pixels (A47), which panopticapi refuses too.
+            DataError: different sizes, other classes than those of these counts, classes that the model does not know
+                (K20), or a predicted segment without pixels (A47), which panopticapi refuses too.
         """
         if truth.size != prediction.size:
             sizes = "{1}x{0} pixels for an image of {3}x{2}".format(*prediction.size, *truth.size)
@@ -156,14 +152,14 @@ class PanopticCounts:
         self.predictions += len(prediction)
 
     def merge(self, other: PanopticCounts) -> None:
-        """Add what another process has counted, on other images."""
+        """Add the counts of another process, on other images."""
         for name in ("iou", "tp", "fp", "fn"):
             getattr(self, name).__iadd__(getattr(other, name))
         self.images += other.images
         self.predictions += other.predictions
 
     def scores(self) -> PanopticScores:
-        """The scores of all that was counted."""
+        """Return the scores of all images so far."""
         weight = self.tp + (self.fp + self.fn) / 2
         counted = weight > 0
         sq = self.iou / np.maximum(self.tp, 1)
@@ -188,7 +184,7 @@ class PanopticCounts:
         return ClassQuality(category.name, category.id, category.is_thing, pq, sq, rq, tp, fp, fn)
 
     def _labels_of(self, prediction: PanopticSegments) -> npt.NDArray[np.int64]:
-        """(S,) the data's label of each predicted segment, -1 for classes that the data do not have."""
+        """Return the data's label (S,) of each predicted segment; -1 for classes that the data do not have."""
         if prediction.categories not in self._labels:
             label_of = labels_by_name(prediction.categories, self.categories, "the truth")
             table = np.full(len(prediction.categories), -1)
@@ -197,29 +193,8 @@ class PanopticCounts:
         return self._labels[prediction.categories][prediction.labels.numpy()]
 
 
-def evaluate_panoptic(truth: Iterable[PanopticSegments], predictions: Iterable[PanopticSegments]) -> PanopticScores:
-    """Panoptic quality of predictions for the same images in the same order; classes are matched by their names.
-
-    Raises:
-        DataError: no images, more of one than of the other, or what `PanopticCounts.add` refuses.
-    """
-    counts: PanopticCounts | None = None
-    remaining = iter(predictions)
-    for segments in truth:
-        prediction = next(remaining, None)
-        if counts is None:
-            counts = PanopticCounts(segments.categories)
-        if prediction is None:
-            raise DataError(f"predictions for {counts.images} images, and truth for more", code="A47")
-        counts.add(segments, prediction)
-    if counts is None or next(remaining, None) is not None:
-        images = 0 if counts is None else counts.images
-        raise DataError(f"truth for {images} images, and predictions for more" if images else "no images", code="A47")
-    return counts.scores()
-
-
 def _overlap(truth: PanopticSegments, prediction: PanopticSegments) -> npt.NDArray[np.int64]:
-    """(S + 1, P + 1) pixels that segment i of the truth and j of the prediction share; 0 is void."""
+    """Count the pixels (S + 1, P + 1) that segment i of the truth and j of the prediction share; 0 is void."""
     columns = len(prediction) + 1
     pairs = truth.ids.numpy() * columns + prediction.ids.numpy()
     return np.bincount(pairs.ravel(), minlength=(len(truth) + 1) * columns).reshape(-1, columns)
@@ -227,7 +202,3 @@ def _overlap(truth: PanopticSegments, prediction: PanopticSegments) -> npt.NDArr
 
 def _mean(values: Floats) -> float | None:
     return float(values.mean()) if values.size else None
-
-
-def _percent(value: float | None) -> str:
-    return _NOT_AVAILABLE if value is None else f"{100 * value:.1f}"

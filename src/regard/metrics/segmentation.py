@@ -1,4 +1,4 @@
-"""The scores of a model with masks: of its boxes, of its masks, and of the image cut into segments."""
+"""Scores of a model with masks: AP of boxes, AP of masks, panoptic quality of segments."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """The result of an evaluation.
+    """Scores of a model with masks on a data set.
 
-    boxes, masks: COCO's AP of boxes and of masks, both of things alone where the data are panoptic.
-    panoptic: PQ, None where the data have no segments.
+    boxes, masks: COCO's AP of boxes and of masks; of things only if the data are panoptic.
+    panoptic: panoptic quality, or None if the data have no segments.
     """
 
     boxes: DetectionScores
@@ -26,12 +26,12 @@ class SegmentationScores:
 
     @property
     def stats(self) -> dict[str, float | None]:
-        """All means, 0..1: PQ and its like, `mask_AP` and its like, AP and its like of boxes."""
-        found = dict(self.panoptic.stats) if self.panoptic else {}
-        return {**found, **{f"mask_{name}": value for name, value in self.masks.stats.items()}, **self.boxes.stats}
+        """All means, 0..1: `PQ`, ..., `mask_AP`, ..., and `AP`, ... of boxes."""
+        panoptic = dict(self.panoptic.stats) if self.panoptic else {}
+        return {**panoptic, **{f"mask_{name}": value for name, value in self.masks.stats.items()}, **self.boxes.stats}
 
     def table(self) -> Table:
-        """The scores in percent, for the screen; the one that decides stands last."""
+        """Return a table of the scores in percent; the main score comes last."""
         from rich.table import Table
 
         table = Table.grid()
@@ -41,7 +41,7 @@ class SegmentationScores:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain JSON."""
+        """Return the scores as plain JSON."""
         panoptic = None if self.panoptic is None else self.panoptic.to_dict()
         return {
             "stats": self.stats,

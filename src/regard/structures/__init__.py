@@ -1,1 +1,1 @@
-"""What everything is made of: batches, outputs, boxes, categories, segments."""
+"""Data structures that all rooms share: batches, outputs, boxes, categories, segments."""

@@ -1,7 +1,7 @@
-"""Geometry of boxes. Formats are named in the arguments: xyxy are corners, cxcywh centre and size, xywh is COCO's.
+"""Geometry of boxes. Names give the format: xyxy for corners, cxcywh for centre and size, xywh as in COCO.
 
-All functions take any leading dimensions, do not check finiteness, and work in the dtype that they are given: callers
-under mixed precision pass float32 (areas of half-precision boxes overflow and cancel).
+Functions take any leading dimensions, keep the dtype and do not check finiteness. Under mixed precision pass float32:
+areas of half-precision boxes overflow and cancel.
 """
 
 from __future__ import annotations
@@ -11,35 +11,28 @@ from torch import Tensor
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) centre x, centre y, width, height -> left, top, right, bottom."""
+    """Convert (..., 4) from centre x, centre y, width, height to left, top, right, bottom."""
     cx, cy, w, h = boxes.unbind(-1)
     return torch.stack((cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """(..., 4) left, top, right, bottom -> centre x, centre y, width, height."""
+    """Convert (..., 4) from left, top, right, bottom to centre x, centre y, width, height."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), dim=-1)
 
 
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) left, top, width, height -> left, top, right, bottom."""
-    x, y, w, h = boxes.unbind(-1)
-    return torch.stack((x, y, x + w, y + h), dim=-1)
-
-
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """(..., 4) left, top, right, bottom -> left, top, width, height."""
+    """Convert (..., 4) from left, top, right, bottom to left, top, width, height."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack((x0, y0, x1 - x0, y1 - y0), dim=-1)
 
 
 def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
-    """Generalised IoU of boxes one by one, -1..1; the leading dimensions broadcast.
+    """Compute the generalised IoU of boxes one by one, -1..1; leading dimensions broadcast.
 
-    For every pair of (N, 4) and (M, 4) pass `boxes1[:, None]` and `boxes2[None]`: the result is (N, M). Where nothing
-    has an area there is nothing to divide by: that term and its gradient are 0, never NaN. (Rezatofighi et al. 2019,
-    eq. 4.)
+    For all pairs of (N, 4) and (M, 4) pass `boxes1[:, None]` and `boxes2[None]`: the result is (N, M). If an area is 0,
+    the term that divides by it and its gradient are 0, never NaN. (Rezatofighi et al. 2019, eq. 4.)
     """
     iou, union = _iou_and_union(boxes1_xyxy, boxes2_xyxy)
     ax0, ay0, ax1, ay1 = boxes1_xyxy.unbind(-1)
@@ -51,12 +44,12 @@ def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
 
 
 def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
-    """Intersection over union, 0..1, with the broadcasting of `generalized_iou`."""
+    """Compute the intersection over union, 0..1, with the broadcasting of `generalized_iou`."""
     return _iou_and_union(boxes1_xyxy, boxes2_xyxy)[0]
 
 
 def _iou_and_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    # Coordinate by coordinate: three times as fast as pairs of them, whose innermost dimension holds but two numbers.
+    # Single coordinates are three times as fast as pairs, whose innermost dimension holds only two numbers.
     ax0, ay0, ax1, ay1 = boxes1_xyxy.unbind(-1)
     bx0, by0, bx1, by1 = boxes2_xyxy.unbind(-1)
     width = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
@@ -67,6 +60,6 @@ def _iou_and_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Te
 
 
 def _ratio(part: Tensor, area: Tensor) -> Tensor:
-    """part / area, or 0 without an area. Dividing by a tiny number instead would give gradients without bound."""
+    """Return part / area, or 0 if the area is 0. Dividing by a tiny number would give unbounded gradients."""
     nothing = area <= torch.finfo(area.dtype).tiny
     return part.masked_fill(nothing, 0) / area.masked_fill(nothing, 1)

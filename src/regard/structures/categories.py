@@ -1,4 +1,4 @@
-"""Classes of data sets and models, and the card that a model carries."""
+"""Classes of data sets and models, and the model card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from regard.errors import DataError
 
 @dataclass(frozen=True)
 class Category:
-    """A class. `id` is the data set's own; the index of a category in its list is the model's label."""
+    """A class. `id` is the id in the data set; the index of a category in its list is the label in the model."""
 
     id: int
     name: str
@@ -19,13 +19,13 @@ class Category:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What belongs to a model beside its parameters; `model.card`.
+    """What a model carries besides its parameters, as `model.card`.
 
-    categories: the meaning of every class index.
+    name: name of the model. categories: the class of every label.
     short_side, max_size: evaluation resize of a detector in pixels; both the side of a classifier's square input.
-    crop_pct: that side over the short side of the resized image whose middle a classifier sees; None where it sees
-        the whole image, squeezed to a square.
-    panoptic: a detector learned from panoptic annotations: with masks, what it finds are segments of all pixels.
+    crop_pct: of a classifier, side of the centre crop over the short side of the resized image; None for the whole
+        image, resized to a square.
+    panoptic: whether a detector was trained on panoptic annotations; with masks it then predicts segments.
     """
 
     name: str
@@ -37,15 +37,15 @@ class ModelCard:
 
 
 def knows_stuff(categories: Sequence[Category]) -> bool:
-    """Whether any class is stuff: what has them was made from panoptic annotations."""
+    """Return whether any class is stuff, which only panoptic annotations have."""
     return not all(category.is_thing for category in categories)
 
 
 def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: str) -> list[int]:
-    """The model's label of every category of a data set, found by its name.
+    """Return the model's label of every category of a data set, matched by name.
 
     Raises:
-        DataError: the data set has classes that the model does not know.
+        DataError: the data set has classes that the model does not know (K20).
     """
     known = {category.name: label for label, category in enumerate(model)}
     missing = [category.name for category in data if category.name not in known]
@@ -54,7 +54,7 @@ def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: s
         raise DataError(
             f"the model does not know {len(missing)} of {len(data)} classes: {names}",
             where=where,
-            remedy="evaluate on data with the classes that it was trained on",
+            remedy="evaluate on data with the classes of its training",
             code="K20",
         )
     return [known[category.name] for category in data]
@@ -69,7 +69,7 @@ _COCO_NAMES = (
     "toaster sink refrigerator - book clock vase scissors teddy_bear hair_drier toothbrush"
 )
 
-# The authors' detectors count classes by COCO's own ids, 0 to 90; eleven of them have no name and no objects.
+# Labels of the authors' detectors are COCO's ids, 0 to 90; eleven of them have no name and no objects.
 COCO: tuple[Category, ...] = tuple(
     Category(i, f"unused {i}" if name == "-" else name.replace("_", " "))
     for i, name in enumerate(["-", *_COCO_NAMES.split()])
@@ -87,7 +87,7 @@ _COCO_STUFF = {
     197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged", 200: "rug-merged",
 }  # fmt: skip
 
-# Those of their panoptic models, 0 to 249: things up to 90, then stuff; most of the latter have no name.
+# Labels of the authors' panoptic models, 0 to 249: things up to 90, then stuff, most of it without a name.
 COCO_PANOPTIC: tuple[Category, ...] = (
     *COCO,
     *(Category(i, _COCO_STUFF.get(i, f"unused {i}"), is_thing=False) for i in range(len(COCO), 250)),

@@ -1,4 +1,4 @@
-"""A batch of images of different sizes: pixels side by side, padded at the bottom and on the right."""
+"""A batch of images of different sizes, padded at the bottom and on the right."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# Mean and standard deviation of ImageNet's pixels in 0..1, RGB: what all models of the field are trained with.
+# Mean and standard deviation of ImageNet's pixels in 0..1, RGB, with which most models are trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -17,7 +17,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class ImageBatch:
     """Images of one batch.
 
-    pixels: (B, C, H, W), uint8 as decoded or float as normalised; padding is 0 in either.
+    pixels: (B, C, H, W), decoded uint8 or normalised float; padding is 0 in both.
     sizes: (height, width) in pixels of each image without its padding.
     """
 
@@ -30,7 +30,7 @@ class ImageBatch:
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
         height = -(-max(h for h, _ in sizes) // divisor) * divisor
         width = -(-max(w for _, w in sizes) // divisor) * divisor
-        # Decoders write the channels of a pixel together: keeping that order makes the copy three times as fast.
+        # Decoders store the channels of a pixel together; keeping that order makes the copy three times as fast.
         packed = all(image.stride(-3) == 1 for image in images)
         pixels = images[0].new_zeros(len(images), images[0].shape[0], height, width)
         if packed:
@@ -44,11 +44,11 @@ class ImageBatch:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any image has padding. Known on the host: asking costs no synchronisation."""
+        """Whether any image has padding. Needs no synchronisation with the device."""
         return any(size != tuple(self.pixels.shape[-2:]) for size in self.sizes)
 
     def padding_mask(self) -> Tensor | None:
-        """(B, H, W) bool, True where there is padding; None where no image is padded."""
+        """Return (B, H, W) bool, True at padding; None if no image is padded."""
         if not self.is_padded:
             return None
         height, width = self.pixels.shape[-2:]
@@ -58,7 +58,7 @@ class ImageBatch:
         return (rows[None, :, None] >= sizes[:, 0, None, None]) | (columns[None, None, :] >= sizes[:, 1, None, None])
 
     def normalized(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> ImageBatch:
-        """uint8 pixels 0..255 as normalised floats, padding 0 (the authors pad after they normalise)."""
+        """Convert uint8 pixels 0..255 to normalised floats with padding 0 (the authors pad after normalising)."""
         if self.pixels.is_floating_point():
             return self
         scale = torch.tensor(std, device=self.pixels.device)[:, None, None] * 255
@@ -70,9 +70,9 @@ class ImageBatch:
         return replace(self, pixels=pixels)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        """The batch on another device; asynchronous from pinned memory."""
+        """Return the batch on another device; the copy from pinned memory is asynchronous."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
     def pin_memory(self) -> ImageBatch:
-        """The batch in page-locked memory. The data loader calls this."""
+        """Return the batch in page-locked memory. The data loader calls this."""
         return replace(self, pixels=self.pixels.pin_memory())

@@ -1,4 +1,4 @@
-"""An image cut into segments, things and stuff: what panoptic models predict, and what they are judged against."""
+"""Panoptic segments of an image, things and stuff: predictions and ground truth."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from regard.structures.categories import Category
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PanopticSegments:
-    """The segments of one image; every pixel belongs to one of them or to none.
+    """The segments of one image. Every pixel belongs to at most one.
 
     Tensors are moved to the CPU.
 
     Args:
-        ids: (H, W) int64, 0 where no segment is (void), else 1..S: segment i stands in row i - 1 of what follows.
+        ids: (H, W) int64, 0 for void, else 1..S; segment i has row i - 1 of the tensors below.
         labels: (S,) int64, index into `categories`.
         scores: (S,) float32, 0..1; ones for ground truth.
         categories: all classes, things and stuff.
-        is_crowd: (S,) bool, for ground truth: segments that are regions of many objects; None where there are none.
+        is_crowd: (S,) bool, for ground truth: regions of many objects; None if there are none.
 
     Raises:
-        ConfigError: the tensors do not fit each other, a pixel has an id beyond S, or a label has no category.
+        ConfigError: shapes do not match, a pixel has an id above S, or a label has no category.
     """
 
     ids: Tensor
@@ -46,7 +46,7 @@ class PanopticSegments:
                 raise ConfigError(f"expected is_crowd {tuple(labels.shape)}, got {tuple(self.is_crowd.shape)}")
         if ids.ndim != 2 or labels.ndim != 1 or scores.shape != labels.shape:
             raise ConfigError("expected ids (H, W), labels (S,) and scores (S,), got {}, {} and {}".format(*shapes))
-        values = ids.numpy()  # which counts and compares int64 many times faster than torch
+        values = ids.numpy()  # numpy compares int64 many times faster than torch
         lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
         if lowest < 0 or highest > len(labels):
             wrong = lowest if lowest < 0 else highest
@@ -75,14 +75,15 @@ class PanopticSegments:
 
     @property
     def areas(self) -> Tensor:
-        """(S,) int64, pixels of each segment."""
+        """(S,) int64, number of pixels of each segment."""
         return torch.from_numpy(np.bincount(self.ids.numpy().ravel(), minlength=len(self) + 1)[1:])
 
     def translated(self, categories: Sequence[Category], label_of: Mapping[int, int]) -> PanopticSegments:
-        """The segments under other categories; those of a class that these do not have become void.
+        """Return the segments under other categories; classes that these do not have become void.
 
         Args:
-            label_of: a label of ours -> the index of its class in `categories`.
+            categories: the new categories.
+            label_of: label here -> index of its class in `categories`.
         """
         kept = [row for row, label in enumerate(self.labels.tolist()) if label in label_of]
         number = torch.zeros(len(self) + 1, dtype=torch.int64)

@@ -72,7 +72,7 @@ def _curve(run: Path, minutes: float) -> list[tuple[float, float, float]]:
 
 
 def _draw(curves: dict[str, list[tuple[float, float, float]]], minutes: float, path: Path) -> None:
-    from regard.metrics.charts.style import figure, legend, save, style
+    from regard.metrics.charts.style import apply, figure, legend, save
 
     picture = figure(9, 3.6)
     for place, (column, label) in enumerate(((1, "AP"), (2, "AP50")), start=1):
@@ -80,6 +80,6 @@ def _draw(curves: dict[str, list[tuple[float, float, float]]], minutes: float, p
         for name, points in curves.items():
             axes.plot([p[0] for p in points], [p[column] for p in points], marker=".", label=name)
         axes.set(xlabel="minutes of training", ylabel=label, ylim=(0, 1), xlim=(0, minutes))
-        style(axes)
+        apply(axes)
         legend(axes)
     save(picture, path)

@@ -96,7 +96,7 @@ def _train(run: Path, words: Sequence[str], at_once: int) -> int:
 
 
 def _draw(scores: Mapping[str, Sequence[float]], path: Path) -> None:
-    from regard.metrics.charts.style import BLUE, INK, figure, save, style
+    from regard.metrics.charts.style import BLUE, INK, apply, figure, save
 
     picture = figure(6.5, 0.6 + 0.4 * len(scores))
     axes = picture.add_subplot()
@@ -107,5 +107,5 @@ def _draw(scores: Mapping[str, Sequence[float]], path: Path) -> None:
         axes.plot([mean(values)], [place], "|", color=INK, markersize=16)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="top-1 in percent; a dot for each seed, a line at their mean")
-    style(axes)
+    apply(axes)
     save(picture, path)

@@ -1,1 +1,1 @@
-"""Charts of those numbers."""
+"""Charts of scores and data sets, drawn with matplotlib."""

@@ -1,4 +1,7 @@
-"""The picture of a confusion matrix, for detectors and classifiers, from 2 classes to 1000."""
+"""The chart of a confusion matrix, for detectors and classifiers, from 2 to 1000 classes.
+
+It is ours: hotcoco draws detections only, and at 1000 classes its single wrong cells cannot be seen.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from regard.metrics.charts import style as figures
+from regard.metrics.charts import style
 from regard.metrics.charts.style import GREY, INK, PALE
 
 if TYPE_CHECKING:
@@ -21,31 +24,33 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# More cannot be read: numbers in the cells, names beside the rows, lines between the cells.
-_MOST_COUNTS = 13
-_MOST_NAMES = 100
-_SMALLEST_DOT = 1 / 250  # of the side of the matrix: what a single cell is widened to, or it could not be seen
+# Maximum sizes that can be read: of matrices with numbers in the cells, and with names at the rows.
+_MAX_COUNTS = 13
+_MAX_NAMES = 100
+_SMALLEST_DOT = 1 / 250  # of the side of the matrix: smaller cells are widened to this so that they can be seen
 
 
-def draw_confusions(matrix: Ints, names: Sequence[str], title: str, *, background: bool = False) -> Figure:
-    """Fractions of each row in shades of blue; counts where there is room for them, names up to 100 classes.
+def draw_confusion_matrix(matrix: Ints, names: Sequence[str], title: str, *, background: bool = False) -> Figure:
+    """Draw the fraction of each row in shades of blue, with counts up to 13 classes and names up to 100.
 
     Args:
         matrix: (C, C) counts, rows truth, columns prediction; (C+1, C+1) with background last.
-        names: of the C classes.
+        names: names of the C classes.
+        title: title of the chart.
+        background: whether the last row and column are background.
     """
     size = len(matrix)
-    labels = [*(figures.shown(name) for name in names), *(["background"] if background else [])]
-    side = size * (0.8 if size <= _MOST_COUNTS else 0.17)
+    labels = [*(style.short_name(name) for name in names), *(["background"] if background else [])]
+    side = size * (0.8 if size <= _MAX_COUNTS else 0.17)
     side = min(max(side, 3.5), 16.0)
-    figure = figures.figure(side + 2.5, side + 1.5)
+    figure = style.figure(side + 2.5, side + 1.5)
     axes = figure.subplots()
     totals = matrix.sum(axis=1, keepdims=True)
     fractions = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
     if background:
-        fractions[-1, -1] = np.nan  # nothing is background in truth and prediction at once
+        fractions[-1, -1] = np.nan  # background in truth and prediction at once is not counted
     _draw_cells(figure, axes, fractions)
-    if size <= _MOST_COUNTS:
+    if size <= _MAX_COUNTS:
         _write_counts(axes, matrix, fractions)
     _style(axes, labels, background)
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
@@ -56,10 +61,10 @@ def _draw_cells(figure: Figure, axes: Axes, fractions: Floats) -> None:
     from matplotlib.colors import PowerNorm
 
     size = len(fractions)
-    few = size <= _MOST_COUNTS
-    norm = PowerNorm(0.5, 0, 1)  # most confusions are a few percent: the square root lifts them out of the white
+    few = size <= _MAX_COUNTS
+    norm = PowerNorm(0.5, 0, 1)  # most confusions are a few percent: the square root makes them visible
     cells: QuadMesh | AxesImage
-    if size <= _MOST_NAMES:
+    if size <= _MAX_NAMES:
         color, width = ("white", 2.0) if few else (PALE, 0.3)
         cells = axes.pcolormesh(fractions, cmap="Blues", norm=norm, edgecolors=color, linewidth=width)
     else:
@@ -73,7 +78,7 @@ def _draw_cells(figure: Figure, axes: Axes, fractions: Floats) -> None:
 
 
 def _widened(fractions: Floats) -> Floats:
-    """Every cell at least as large as can be seen: the largest value of its neighbourhood, rows without any kept."""
+    """Give each cell the maximum of its neighbourhood, so that single cells can be seen. NaN rows stay."""
     reach = math.ceil(len(fractions) * _SMALLEST_DOT) // 2
     if not reach:
         return fractions
@@ -94,9 +99,9 @@ def _write_counts(axes: Axes, matrix: Ints, fractions: Floats) -> None:
 def _style(axes: Axes, labels: Sequence[str], background: bool) -> None:
     size = len(labels)
     axes.set(xlim=(0, size), ylim=(size, 0), aspect="equal", facecolor=PALE)
-    named = size <= _MOST_NAMES
+    named = size <= _MAX_NAMES
     if named:
-        fontsize = 10 if size <= _MOST_COUNTS else 7
+        fontsize = 10 if size <= _MAX_COUNTS else 7
         upright = max(len(label) for label in labels) > 10 or size > 8
         axes.set_xticks(np.arange(size) + 0.5, labels, rotation=90 if upright else 0, fontsize=fontsize)
         axes.set_yticks(np.arange(size) + 0.5, labels, fontsize=fontsize)

@@ -1,6 +1,6 @@
-"""Pictures of a report: how good a detector is, what a data set holds, how a training went.
+"""Charts of a detector's scores, of a data set, and of a training.
 
-Their common look is in `figures`.
+`style` holds their common look.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regard.errors import DataError
-from regard.metrics.charts import style as figures
-from regard.metrics.charts.confusion_matrix import draw_confusions
+from regard.metrics.charts import style
+from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
 from regard.metrics.curves import DetectionCurves, confusion_matrix, detection_curves
 from regard.metrics.detection import Detections, Floats
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _IOU_THRESHOLD, _SCORE_THRESHOLD = 0.5, 0.25
 _CONFUSIONS = f"Confusions at IoU {_IOU_THRESHOLD} and score {_SCORE_THRESHOLD}"
-# More cannot be read: rows of names in a picture, points of a scatter plot.
-_MOST_BARS = 100
-_MOST_POINTS = 20_000
+# Maximum numbers that can be read: rows of names, points of a scatter plot.
+_MAX_BARS = 100
+_MAX_POINTS = 20_000
 
 
 def plot_detections(ground_truth: dict[str, Any], detections: Detections, folder: str | Path) -> list[Path]:
@@ -39,11 +39,11 @@ def plot_detections(ground_truth: dict[str, Any], detections: Detections, folder
     """
     curves = detection_curves(ground_truth, detections)
     matrix = confusion_matrix(ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD)
-    confusions = draw_confusions(matrix, curves.names, _CONFUSIONS, background=True)
+    matrix_figure = draw_confusion_matrix(matrix, curves.names, _CONFUSIONS, background=True)
     return [
-        figures.save(_draw_precision_recall(curves), Path(folder) / "precision_recall.png"),
-        figures.save(_draw_thresholds(curves), Path(folder) / "score_threshold.png"),
-        figures.save(confusions, Path(folder) / "confusion_matrix.png"),
+        style.save(_draw_precision_recall(curves), Path(folder) / "precision_recall.png"),
+        style.save(_draw_thresholds(curves), Path(folder) / "score_threshold.png"),
+        style.save(matrix_figure, Path(folder) / "confusion_matrix.png"),
     ]
 
 
@@ -53,7 +53,7 @@ def plot_dataset(ground_truth: dict[str, Any], folder: str | Path, *, of: int | 
     of: how many images the data have, if these are some of them.
     """
     objects = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
-    figure = figures.figure(11, min(max(6.0, 1.6 + 0.17 * len(ground_truth["categories"])), 16.0))
+    figure = style.figure(11, min(max(6.0, 1.6 + 0.17 * len(ground_truth["categories"])), 16.0))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1), height_ratios=(1.6, 1))
     _draw_classes(figure.add_subplot(grid[:, 0]), ground_truth["categories"], objects)
     _draw_box_sizes(figure.add_subplot(grid[0, 1]), objects)
@@ -62,7 +62,7 @@ def plot_dataset(ground_truth: dict[str, Any], folder: str | Path, *, of: int | 
     images = f"{count:,} images" if of in (None, count) else f"{count:,} of {of:,} images"
     heading = f"{images}, {len(objects):,} objects"
     figure.suptitle(heading, color=INK, fontsize=12, fontweight="bold")
-    return figures.save(figure, Path(folder) / "dataset.png")
+    return style.save(figure, Path(folder) / "dataset.png")
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -81,51 +81,51 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     losses = [key for key in keys if re.fullmatch(r"(\w+/)?loss(_[a-z]+)*", key)]
     scores = [key for key in keys if re.fullmatch(r"val/(AP|PQ|SQ|RQ|mask_AP|mIoU|acc|top)\w*", key)]
-    if any(re.search("PQ|mask_AP", key) for key in scores):  # too many to tell apart
+    if any(re.search("PQ|mask_AP", key) for key in scores):  # more could not be told apart
         scores = [key for key in scores if re.fullmatch(r"val/(PQ\w*|mask_AP|mask_AP50|AP|AP50)", key)]
     rates = [key for key in keys if re.fullmatch(r"(\w+/)?lr(_\w+)?", key)]
     panels = [(name, keys) for name, keys in (("loss", losses), ("score", scores), ("learning rate", rates)) if keys]
     if not panels:
         raise DataError("nothing to draw in the metrics", where=path, remedy="train for a step first")
-    figure = figures.figure(5.2 * len(panels), 4.2)
+    figure = style.figure(5.2 * len(panels), 4.2)
     for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_series(axes, name, {key: _series(rows, key) for key in keys})
         _mark_epochs(axes, rows)
-    return figures.save(figure, Path(path))
+    return style.save(figure, Path(path))
 
 
 def _draw_precision_recall(curves: DetectionCurves) -> Figure:
-    figure = figures.figure(11, 5.6)
+    figure = style.figure(11, 5.6)
     left, right = figure.subplots(1, 2, sharey=True)
     ap50 = curves.class_precision.mean(axis=1)
     known = np.flatnonzero(~np.isnan(ap50))
     ranking = known[np.argsort(-ap50[known], kind="stable")]
-    # A curve ends at the last recall that its class reaches; the fall from there to 0 would only hide others.
+    # A curve ends at the last recall that its class reaches; the drop from there to 0 would hide others.
     reached = np.where(curves.class_precision > 0, curves.class_precision, np.nan)
-    # More than these cannot be told apart: of many classes, those that need work are named.
+    # More curves cannot be told apart: of many classes, only the weakest are named.
     named = ranking if len(ranking) <= 7 else ranking[-3:]
     for k in ranking[: len(ranking) - len(named)]:
         left.plot(curves.recall, reached[k], color=GREY, linewidth=0.7, alpha=0.45)
     mean = curves.mean_precision
-    left.plot(curves.recall, mean["0.50"], color=INK, linewidth=3, label=f"mean  {figures.two(mean['0.50'].mean())}")
+    left.plot(curves.recall, mean["0.50"], color=INK, linewidth=3, label=f"mean  {style.two(mean['0.50'].mean())}")
     for color, k in zip(COLORS, named, strict=False):
-        label = f"{figures.shown(curves.names[k])}  {figures.two(ap50[k])}"
+        label = f"{style.short_name(curves.names[k])}  {style.two(ap50[k])}"
         left.plot(curves.recall, reached[k], color=color, linewidth=1.6, label=label)
     few = len(named) == len(ranking)
     left.set_title("Classes at IoU 0.50" if few else f"{len(ranking)} classes at IoU 0.50, the weakest named")
-    styles = {"0.50": (BLUE, "-"), "0.75": (ORANGE, "--"), "0.50:0.95": (GREEN, "-.")}
-    for name, (color, style) in styles.items():
-        label = f"IoU {name}  {figures.two(mean[name].mean())}"
-        right.plot(curves.recall, mean[name], color=color, linestyle=style, linewidth=2.5, label=label)
+    lines = {"0.50": (BLUE, "-"), "0.75": (ORANGE, "--"), "0.50:0.95": (GREEN, "-.")}
+    for name, (color, line) in lines.items():
+        label = f"IoU {name}  {style.two(mean[name].mean())}"
+        right.plot(curves.recall, mean[name], color=color, linestyle=line, linewidth=2.5, label=label)
     right.set_title("Mean over classes")
     for axes in (left, right):
-        figures.unit_square(axes, "recall", "precision" if axes is left else "")
-        figures.legend_below(axes, "average precision")
+        style.unit_square(axes, "recall", "precision" if axes is left else "")
+        style.legend_below(axes, "average precision")
     return figure
 
 
 def _draw_thresholds(curves: DetectionCurves) -> Figure:
-    figure = figures.figure(6.6, 5.2)
+    figure = style.figure(6.6, 5.2)
     axes = figure.subplots()
     precision, recall = curves.threshold_precision, curves.threshold_recall
     both = precision + recall
@@ -138,11 +138,11 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
         best = int(np.nanargmax(f1))
         threshold = curves.thresholds[best]
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle=":", zorder=1)
-        label = f"best F1 {figures.two(f1[best])} at score {threshold:.3g}"
+        label = f"best F1 {style.two(f1[best])} at score {threshold:.3g}"
         axes.plot(threshold, f1[best], "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
     axes.set_title("Detections above a score (IoU 0.50, all classes together)")
-    figures.unit_square(axes, "score threshold", "")
-    figures.legend_below(axes)
+    style.unit_square(axes, "score threshold", "")
+    style.legend_below(axes)
     return figure
 
 
@@ -151,11 +151,11 @@ def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: 
     for a in objects:
         counts[a["category_id"]] += 1
     names = {category["id"]: category["name"] for category in categories}
-    ranking = sorted(counts, key=lambda id: -counts[id])[:_MOST_BARS]
+    ranking = sorted(counts, key=lambda id: -counts[id])[:_MAX_BARS]
     values = [counts[id] for id in ranking]
     axes.barh(range(len(ranking)), values, color=BLUE, height=0.7)
     fontsize = 9 if len(ranking) <= 40 else 7
-    axes.set_yticks(range(len(ranking)), [figures.shown(names[id]) for id in ranking], fontsize=fontsize)
+    axes.set_yticks(range(len(ranking)), [style.short_name(names[id]) for id in ranking], fontsize=fontsize)
     for place, value in enumerate(values):
         axes.annotate(
             f"{value:,}",
@@ -168,12 +168,10 @@ def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: 
         )
     axes.set_ylim(len(ranking) - 0.4, -0.6)
     axes.set_xlim(0, max([*values, 1]) * 1.18)
-    shown = (
-        f"The {_MOST_BARS} most frequent of {len(categories)} classes" if len(categories) > _MOST_BARS else "Classes"
-    )
+    shown = f"The {_MAX_BARS} most frequent of {len(categories)} classes" if len(categories) > _MAX_BARS else "Classes"
     axes.set_title(shown)
     axes.set_xlabel("objects")
-    figures.style(axes)
+    style.apply(axes)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
 
@@ -181,8 +179,8 @@ def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: 
 def _draw_box_sizes(axes: Axes, objects: Sequence[Mapping[str, Any]]) -> None:
     sizes = np.array([a["bbox"][2:] for a in objects], np.float64).reshape(-1, 2)
     sizes = np.maximum(sizes, 0.5)
-    if len(sizes) > _MOST_POINTS:
-        sizes = np.random.default_rng(0).choice(sizes, _MOST_POINTS, replace=False)
+    if len(sizes) > _MAX_POINTS:
+        sizes = np.random.default_rng(0).choice(sizes, _MAX_POINTS, replace=False)
     alpha = min(max(0.06, 15 / math.sqrt(len(sizes) + 1)), 0.6)
     axes.scatter(sizes[:, 0], sizes[:, 1], s=9, color=BLUE, alpha=alpha, linewidths=0, rasterized=True)
     low, high = (0.8 * sizes.min(), 1.3 * sizes.max()) if len(sizes) else (1, 1000)
@@ -191,16 +189,16 @@ def _draw_box_sizes(axes: Axes, objects: Sequence[Mapping[str, Any]]) -> None:
         if low < side < high:
             axes.plot([low, high], [side**2 / low, side**2 / high], color=ORANGE, linewidth=1.2, linestyle="--")
             _write_along(axes, side, name)
-    axes.set_title("Boxes" if len(objects) <= _MOST_POINTS else f"{_MOST_POINTS:,} boxes drawn by chance")
+    axes.set_title("Boxes" if len(objects) <= _MAX_POINTS else f"{_MAX_POINTS:,} boxes, drawn at random")
     axes.set_xlabel("width in pixels")
     axes.set_ylabel("height in pixels")
-    figures.plain_log(axes.xaxis)
-    figures.plain_log(axes.yaxis)
-    figures.style(axes)
+    style.plain_log(axes.xaxis)
+    style.plain_log(axes.yaxis)
+    style.apply(axes)
 
 
 def _write_along(axes: Axes, side: float, text: str) -> None:
-    """`text` along the line of the boxes that have the area of a square of `side` pixels."""
+    """Write `text` along the line of boxes with the area of a square of `side` pixels."""
     from matplotlib.patheffects import withStroke
 
     written = axes.text(side, side, text, ha="center", va="bottom", fontsize=9, color=ORANGE)
@@ -225,7 +223,7 @@ def _draw_objects_per_image(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("objects")
     axes.set_ylabel("images")
-    figures.style(axes)
+    style.apply(axes)
 
 
 def _draw_series(axes: Axes, name: str, series: Mapping[str, tuple[Floats, Floats]]) -> None:
@@ -235,18 +233,18 @@ def _draw_series(axes: Axes, name: str, series: Mapping[str, tuple[Floats, Float
     for key, (steps, values) in series.items():
         term = key.split("/")[-1]
         color = COLORS[terms.index(term) % len(COLORS)]
-        style = "--" if key.startswith("val/") and name == "loss" else "-"
+        line = "--" if key.startswith("val/") and name == "loss" else "-"
         width = 2.6 if term in ("loss", "AP", "lr") else 1.5
         marker = "o" if len(steps) <= 30 else None
         if name == "loss" and len(steps) > 200:
             axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
             steps, values = _smooth(steps, values)
-        label = figures.shown(key.removeprefix("val/") if name == "score" else key)
+        label = style.short_name(key.removeprefix("val/") if name == "score" else key)
         axes.plot(
             steps,
             values,
             color=color,
-            linestyle=style,
+            linestyle=line,
             linewidth=width,
             marker=marker,
             markersize=4,
@@ -256,12 +254,12 @@ def _draw_series(axes: Axes, name: str, series: Mapping[str, tuple[Floats, Float
     everything = everything[np.isfinite(everything)]
     if name != "score" and len(everything) and everything.min() > 0 and everything.max() > 30 * everything.min():
         axes.set_yscale("log")
-        figures.plain_log(axes.yaxis)
+        style.plain_log(axes.yaxis)
     axes.set_title(name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
-    figures.style(axes)
-    figures.legend(axes)
+    style.apply(axes)
+    style.legend(axes)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
@@ -271,7 +269,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats
 
 
 def _smooth(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Means over windows of a fiftieth of the curve."""
+    """Average over windows of a fiftieth of the curve."""
     window = np.ones(len(values) // 50)
     known = np.isfinite(values)
     sums = np.convolve(np.where(known, values, 0), window, "valid")

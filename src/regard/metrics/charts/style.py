@@ -1,6 +1,6 @@
-"""The house style of pictures: size, colours, axes, legends, and how names may be written on them.
+"""The common look of charts: size, colours, axes, legends and names.
 
-matplotlib's objects alone, no pyplot: nothing here touches the caller's figures, and no display is needed.
+Only matplotlib's objects are used, not pyplot: the caller's figures stay untouched, and no display is needed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), which colour-blind people can tell apart; their yellow is too pale on white for a
-# line.
+# Okabe and Ito (2008): colour-blind people can tell them apart. Their yellow is too pale for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#000000")
 BLUE, ORANGE, GREEN = COLORS[:3]
 INK, GREY, PALE = "#222222", "#8A8A8A", "#E6E6E6"
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` by `height` inches."""
+    """Return an empty figure of `width` by `height` inches.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -35,20 +38,20 @@ def figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, making its folder; returns `path`."""
+    """Write a figure as PNG and return `path`. Its folder is created."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; that is no reason to speak up.
+        # A name in a script that the font lacks is drawn as boxes, without a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
     return path
 
 
-def style(axes: Axes) -> None:
-    """The look of axes. Call it when everything is drawn."""
+def apply(axes: Axes) -> None:
+    """Apply the common look to axes, after everything is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=INK, labelsize=9, color=GREY)
@@ -58,18 +61,18 @@ def style(axes: Axes) -> None:
 
 
 def unit_square(axes: Axes, x: str, y: str) -> None:
-    """Axes for fractions 0..1, with labels."""
+    """Set axes up for fractions 0..1, with labels."""
     axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel=x, ylabel=y)
-    style(axes)
+    apply(axes)
 
 
 def legend(axes: Axes) -> None:
-    """A legend where there is room."""
+    """Draw a legend where there is room."""
     axes.legend(loc="best", fontsize=9, labelcolor=INK, framealpha=0.9, edgecolor="none")
 
 
 def legend_below(axes: Axes, title: str | None = None) -> None:
-    """A legend under the axes, where it covers nothing."""
+    """Draw a legend below the axes."""
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),
@@ -84,7 +87,7 @@ def legend_below(axes: Axes, title: str | None = None) -> None:
 
 
 def plain_log(axis: Axis) -> None:
-    """Plain numbers, not powers of ten, at 1, 2 and 5 of every decade."""
+    """Label 1, 2 and 5 of every decade with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,13 +95,13 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def shown(name: str) -> str:
-    """A name as matplotlib may draw it: on one line, not too long, and `$` no formula."""
-    # Cut in the middle: names of a data set tell apart at the end as often as at the start.
+def short_name(name: str) -> str:
+    """Return a name for a chart: on one line, at most 26 characters, with `$` escaped."""
+    # Shorten the middle: names of a data set differ at the end as often as at the start.
     name = escape(name)
     return (name if len(name) <= 26 else f"{name[:15]}…{name[-10:]}").replace("$", r"\$")
 
 
 def two(value: float) -> str:
-    """A fraction with two digits."""
+    """Return a fraction with two decimals, or `n/a` for NaN."""
     return "n/a" if math.isnan(value) else f"{value:.2f}"
