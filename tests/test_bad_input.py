@@ -360,7 +360,7 @@ def test_scores_are_told_before_anything_is_written(capsys, shapes, tmp_path, mo
     finished = run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", "0")
     finished.refused(6, None, "No space left on device")
     assert "AP50" in finished.out and "triangle" in finished.out
-    worked = "regard.runs.detection.evaluate_detector"
+    worked = "regard.evaluation.detection.evaluate_detector"
     monkeypatch.setattr(worked, lambda *_, **__: pytest.fail("worked before it looked"))
     (tmp_path / "file").write_text("")
     words = ["evaluate", tmp_path / "run", "--data", shapes, "--output", tmp_path / "file"]

@@ -6,21 +6,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.errors import RegardError as RegardError
+    from regard.evaluation import evaluate as evaluate
     from regard.explanations.explain import explain as explain
     from regard.models.augment import augment as augment
     from regard.models.build import create as create
     from regard.models.catalog import list_models as list_models
     from regard.prediction.predict import predict as predict
+    from regard.results.classification import Classification as Classification
+    from regard.results.detections import Detections as Detections
+    from regard.results.segmentation import Segmentation as Segmentation
     from regard.runs import train as train
-    from regard.runs.run import evaluate as evaluate
     from regard.weights.load import load as load
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Classification": "regard.results.classification",
+    "Detections": "regard.results.detections",
+    "RegardError": "regard.errors",
+    "Segmentation": "regard.results.segmentation",
     "augment": "regard.models.augment",
     "create": "regard.models.build",
-    "evaluate": "regard.runs.run",
+    "evaluate": "regard.evaluation",
     "explain": "regard.explanations.explain",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",

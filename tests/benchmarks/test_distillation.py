@@ -1,4 +1,4 @@
-"""The benchmark of stored answers trains on the same answers in both ways, and measures what it says."""
+"""The benchmark of stored logits trains on the same logits in both ways, and measures what it says."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from rich.console import Console
 from command_line import run as command
 from regard.benchmarks import distillation
 from regard.benchmarks.distillation import run, table
-from regard.distillation.stored_logits import StoredAnswers
+from regard.distillation.stored_logits import StoredLogits
 
 NANO = "deit_nano_distilled_patch4_32"
 
@@ -29,9 +29,9 @@ def test_run_and_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{row.ratio:.2f}x" in text.getvalue() and "resnet20" in text.getvalue()
 
 
-def test_other_answers_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = StoredAnswers.__getitem__
-    monkeypatch.setattr(StoredAnswers, "__getitem__", lambda self, place: torch.flip(answer(self, place), (0,)))
+def test_other_logits_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = StoredLogits.__getitem__
+    monkeypatch.setattr(StoredLogits, "__getitem__", lambda self, place: torch.flip(stored(self, place), (0,)))
     with pytest.raises(AssertionError, match="the losses differ"):
         run(1, student=NANO, teacher="resnet20", batch_size=2)
 

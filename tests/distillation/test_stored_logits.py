@@ -1,4 +1,4 @@
-"""Stored answers are the teacher's own, for the views that training then sees, whatever interrupts the storing."""
+"""Stored logits equal the teacher's for the views that training sees, even if storing them was interrupted."""
 
 import io
 import json
@@ -15,10 +15,10 @@ from color_data import write_colors
 from command_line import digest
 from command_line import run as command
 from regard.config import apply_overrides
-from regard.distillation.stored_logits import StoredAnswers
+from regard.distillation.stored_logits import StorageOptions, StoredLogits
 from regard.errors import CheckpointError, ConfigError
 from regard.recipes import recipe_for
-from regard.runs.classification import ClassificationJob, augmentation_of, cache_answers
+from regard.runs.classification import ClassificationJob, augmentation_of, cache_logits
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes
 from regard.training.reports import read_rows
@@ -50,13 +50,16 @@ def student(data, teacher, *words):
     return apply_overrides(recipe_for(NAME), values)
 
 
-def store(settings, folder, views=3, dtype="float32", batch_size=10):
-    return list(cache_answers(settings, folder, views=views, dtype=dtype, batch_size=batch_size))
+OPTIONS = StorageOptions(views=3, dtype="float32", batch_size=10)
+
+
+def store(settings, folder, **changes):
+    return list(cache_logits(settings, folder, replace(OPTIONS, **changes)))
 
 
 @pytest.fixture(scope="module")
 def stored(data, teacher, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("answers") / "a"
+    folder = tmp_path_factory.mktemp("logits") / "a"
     shares = store(student(data, teacher), folder)
     assert shares[-1] == 1.0 and shares == sorted(shares)
     return folder
@@ -66,13 +69,13 @@ def test_they_are_the_teachers_for_each_view(data, teacher, stored):
     settings = student(data, teacher)
     job = ClassificationJob(settings)
     views = Augmented(job.train_data, augmentation_of(settings), settings.seed)
-    answers = StoredAnswers(stored)
-    assert answers.views == 3
+    logits = StoredLogits(stored)
+    assert logits.views == 3
     for place in ((0, 0), (1, 5), (2, 35)):
         pixels = regard.structures.image_batch.ImageBatch.from_images([views[place].image]).normalized().pixels
-        torch.testing.assert_close(answers[place], job.teacher(pixels)[0], rtol=1e-4, atol=1e-5)
-    assert not torch.equal(answers[0, 0], answers[1, 0])
-    assert torch.equal(pickle.loads(pickle.dumps(answers))[1, 5], answers[1, 5])
+        torch.testing.assert_close(logits[place], job.teacher(pixels)[0], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(logits[0, 0], logits[1, 0])
+    assert torch.equal(pickle.loads(pickle.dumps(logits))[1, 5], logits[1, 5])
 
 
 def losses(run):
@@ -110,8 +113,8 @@ def test_the_likeliest_classes_keep_their_probabilities(data, teacher, stored, t
     """The others share what is left; the choice is the teacher's, and a student trains on it."""
     settings = student(data, teacher)
     folder = tmp_path / "top"
-    list(cache_answers(settings, folder, views=3, top=1, dtype="float32", batch_size=10))
-    some, all_of_them = StoredAnswers(folder), StoredAnswers(stored)
+    store(settings, folder, top=1)
+    some, all_of_them = StoredLogits(folder), StoredLogits(stored)
     for place in ((0, 0), (1, 5), (2, 35)):
         ours, full = some[place].double().softmax(0), all_of_them[place].double().softmax(0)
         best = int(full.argmax())
@@ -119,24 +122,27 @@ def test_the_likeliest_classes_keep_their_probabilities(data, teacher, stored, t
         assert ours.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     run = regard.train(NAME, data, epochs=1, teacher=folder, output=tmp_path / "s", overrides=STUDENT, quiet=True)
     assert len(losses(run)) == 6
-    with pytest.raises(ConfigError, match="top=3, expected 1 to 2"):
-        list(cache_answers(settings, tmp_path / "c", views=1, top=3, dtype="float32", batch_size=10))
-    with pytest.raises(ConfigError, match="answers with another top"):
+    with pytest.raises(ConfigError, match="top=3") as caught:
+        store(settings, tmp_path / "c", views=1, top=3)
+    assert caught.value.code == "C03"
+    with pytest.raises(ConfigError, match="another top") as caught:
         store(settings, folder)
+    assert caught.value.code == "C11"
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_storing_goes_on_where_it_was_stopped(data, teacher, stored, tmp_path, monkeypatch, stop_after):
     monkeypatch.setattr("regard.distillation.stored_logits.FLUSH_EVERY", 2)
     settings, folder = student(data, teacher), tmp_path / "b"
-    shares = cache_answers(settings, folder, views=3, dtype="float32", batch_size=10)
+    shares = cache_logits(settings, folder, OPTIONS)
     for _ in range(stop_after):
         next(shares)
     shares.close()
     about = json.loads((folder / "answers.json").read_text())
     assert about["done"] == {1: 0, 3: 20}[stop_after]
-    with pytest.raises(CheckpointError, match="of 108 answers are there"):
-        StoredAnswers(folder)
+    with pytest.raises(CheckpointError, match=f"{about['done']} of 108") as caught:
+        StoredLogits(folder)
+    assert caught.value.code == "K02"
     store(settings, folder)
     assert digest(folder) == digest(stored)
 
@@ -145,35 +151,39 @@ def test_storing_goes_on_where_it_was_stopped(data, teacher, stored, tmp_path, m
     "word",
     ["seed=3", "magnitude=5", "augmentation=shift", "model.image_size=40"],
 )
-def test_other_settings_have_other_answers(data, teacher, stored, word):
+def test_other_settings_have_other_logits(data, teacher, stored, word):
     with pytest.raises(ConfigError, match=word.split("=")[0].removeprefix("model.")) as caught:
         ClassificationJob(student(data, stored, word))
     assert caught.value.code == "C07"
     before = digest(stored)
-    with pytest.raises(ConfigError, match="name another folder"):
+    with pytest.raises(ConfigError) as caught:
         store(student(data, teacher, word), stored)
+    assert caught.value.code == "C11"
     assert digest(stored) == before
 
 
-def test_a_teacher_that_has_learned_more_has_other_answers(data, teacher, stored, monkeypatch):
-    """Under the same name: nothing is gone on with, and nothing said to be done."""
+def test_a_teacher_that_was_trained_on_has_other_logits(data, teacher, stored, monkeypatch):
+    """Under the same name: nothing is resumed, and nothing reported as done."""
     before = digest(stored)
     store(student(data, teacher), stored)
     monkeypatch.setattr("regard.distillation.teachers.Teacher.fingerprint", lambda self: "other weights")
-    with pytest.raises(ConfigError, match="answers with another teacher_weights are here"):
+    with pytest.raises(ConfigError, match="teacher_weights") as caught:
         store(student(data, teacher), stored)
+    assert caught.value.code == "C11"
     assert digest(stored) == before
 
 
-def test_other_data_have_other_answers(stored, tmp_path):
+def test_other_data_have_other_logits(stored, tmp_path):
     other = write_colors(tmp_path / "other", train=11)
-    with pytest.raises(ConfigError, match="answers for something else: data"):
+    with pytest.raises(ConfigError, match="data ") as caught:
         ClassificationJob(student(other, stored))
+    assert caught.value.code == "C07"
 
 
-def test_mixed_images_have_no_stored_answers(data, stored):
-    with pytest.raises(ConfigError, match="mixup=0 cutmix=0"):
+def test_mixed_images_have_no_stored_logits(data, stored):
+    with pytest.raises(ConfigError, match="mixup=0 cutmix=0") as caught:
         ClassificationJob(student(data, stored, "mixup=0.8"))
+    assert caught.value.code == "C09"
 
 
 def test_on_the_command_line(capsys, data, teacher, stored, tmp_path):
@@ -196,8 +206,9 @@ def test_a_damaged_folder(stored, data, teacher, tmp_path):
     settings = student(data, stored)
     for text in ("{", "{}", json.dumps({"views": 3, "images": 36, "done": 108})):
         (tmp_path / "answers.json").write_text(text)
-        with pytest.raises(CheckpointError, match="no stored answers"):
+        with pytest.raises(CheckpointError) as caught:
             ClassificationJob(replace(settings, teacher=str(tmp_path)))
+        assert caught.value.code == "K02"
     whole, about = (stored / "answers.npy").read_bytes(), json.loads((stored / "answers.json").read_text())
     other = io.BytesIO()
     np.save(other, np.zeros((3, 35, 3), np.float32))
@@ -207,10 +218,10 @@ def test_a_damaged_folder(stored, data, teacher, tmp_path):
         (folder / "answers.npy").unlink(missing_ok=True)
         if content is not None:
             (folder / "answers.npy").write_bytes(content)
-        for done in (108, 20):  # to train on, and to go on with
+        for done in (108, 20):  # to train on, and to resume
             (folder / "answers.json").write_text(json.dumps({**about, "done": done}))
-            with pytest.raises(CheckpointError, match="no longer what was stored") as caught:
+            with pytest.raises(CheckpointError) as caught:
                 if done == 108:
                     ClassificationJob(replace(settings, teacher=str(folder)))
                 store(student(data, teacher), folder)
-            assert "answers.npy" in caught.value.line
+            assert caught.value.code == "K02" and "answers.npy" in caught.value.line

@@ -1,4 +1,4 @@
-"""Judging with all that can be asked, from the command line and from Python; generated folders in place of ImageNet."""
+"""Evaluating a classifier with all options, from the command line and Python; generated folders replace ImageNet."""
 
 import json
 
@@ -11,8 +11,10 @@ import regard
 from class_data import write_tree
 from color_data import COLORS, color_image, write_colors
 from command_line import run as command
+from regard.data.class_images.dataset import open_classification
 from regard.data.class_images.imagenet import wordnet_ids
 from regard.errors import ConfigError, DataError
+from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.models.build import build
 from regard.models.configs.vit import ViTConfig
 from regard.structures.categories import Category, ModelCard
@@ -24,12 +26,12 @@ NUMBERS = (1, 30, 400)  # ImageNet's classes that stand for the colours
 TISSUE = 999
 
 
-class Judge(nn.Module):
+class Model(nn.Module):
     """1000 classes: those of `NUMBERS` by the brightest channel. It takes most things for a tissue, number 999."""
 
     def __init__(self, categories=None) -> None:
         super().__init__()
-        self.card = ModelCard("judge", tuple(categories or imagenet_categories()), 16, 16)
+        self.card = ModelCard("colors", tuple(categories or imagenet_categories()), 16, 16)
         self.fc = nn.Linear(3, 1000)
         with torch.no_grad():
             self.fc.weight.zero_()
@@ -68,8 +70,8 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def judged(source, data, **options):
-    return regard.evaluate(source, data, workers=0, **options)
+def evaluated(source, data, output=None, **options):
+    return regard.evaluate(source, data, output=output, workers=0, options=ClassificationEvaluationOptions(**options))
 
 
 # On the command line
@@ -105,9 +107,9 @@ def test_labels_of_real(capsys, tmp_path, monkeypatch):
         path.rename(path.with_name(f"ILSVRC2012_val_{number:08}.png"))
     labels = [[30], [30], [], [7, 30], [30, 1]] + [[30]] * 5 + [[400, 2]] * 5
     (tmp_path / "real.json").write_text(json.dumps(labels))
-    net = Judge()
+    net = Model()
     net.fc.bias.data.zero_()
-    monkeypatch.setattr("regard.runs.run.load", lambda _: net)
+    monkeypatch.setattr("regard.weights.load.load", lambda _: net)
     told = command(
         capsys, "evaluate", "resnet18", "--data", folder, "--real", tmp_path / "real.json", "--device", "cpu",
         "--workers", "0", "--output", tmp_path / "out",
@@ -118,6 +120,16 @@ def test_labels_of_real(capsys, tmp_path, monkeypatch):
     command(
         capsys, "evaluate", "resnet18", "--data", folder, "--real", tmp_path / "no.json", "--device", "cpu"
     ).refused(3, None, "no such file", "no.json")  # fmt: skip
+
+
+def test_a_probe_lists_each_split_once(checkpoint, data, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "regard.evaluation.classification.open_classification",
+        lambda data, split, **options: opened.append(split) or open_classification(data, split, **options),
+    )
+    assert evaluated(checkpoint, data, probe=True).stats["knn_top1"] > 0.9
+    assert sorted(opened) == ["train", "val"]
 
 
 # Classes
@@ -133,11 +145,11 @@ def test_folders_of_imagenet_subsets(ours, tmp_path):
         "numbers": [Category(i, str(i)) for i in range(1000)],
     }[ours]
     write_as(tmp_path, [ids[number] for number in NUMBERS])
-    scores = judged(Judge(categories), tmp_path, all_images=True)
+    scores = evaluated(Model(categories), tmp_path, all_images=True)
     assert scores.stats["top1"] == 1.0 and scores.images == 15
     assert [score.name for score in scores.per_class] == [categories[number].name for number in NUMBERS]
     assert scores.notes == ("the best of the data's 3 classes counts, of 1,000 known",)
-    fifth = judged(Judge(categories), tmp_path)
+    fifth = evaluated(Model(categories), tmp_path)
     assert fifth.images == 3 and "20% of each class" in fifth.notes[0]
 
 
@@ -151,10 +163,10 @@ def test_folders_by_number(tmp_path):
         for i in range(2):
             image = Image.fromarray(color_image(NUMBERS.index(number), i))
             image.save(tmp_path / "val" / str(number) / f"{i}.png")
-    net = Judge()
-    assert judged(net, tmp_path).stats["top1"] == 0.0  # all are taken for a tissue
+    net = Model()
+    assert evaluated(net, tmp_path).stats["top1"] == 0.0  # all are taken for a tissue
     net.fc.bias.data.zero_()
-    scores = judged(net, tmp_path)
+    scores = evaluated(net, tmp_path)
     assert scores.stats["top1"] == 1.0 and not scores.notes and len(scores.per_class) == 1000
     assert [score.category_id for score in scores.per_class if score.images] == [int(name) for name in names]
 
@@ -162,7 +174,7 @@ def test_folders_by_number(tmp_path):
 def test_a_few_numbers_are_not_imagenets(tmp_path):
     write_as(tmp_path, ["0", "1", "2"])
     with pytest.raises(DataError, match="does not know 3 of 3 classes: 0, 1, 2") as caught:
-        judged(Judge(), tmp_path)
+        evaluated(Model(), tmp_path)
     assert caught.value.code == "K20"
 
 
@@ -171,26 +183,34 @@ def test_a_few_numbers_are_not_imagenets(tmp_path):
 
 def test_what_is_refused(capsys, data, tmp_path, checkpoint):
     flat = write_as(tmp_path / "flat", COLORS)
-    with pytest.raises(ConfigError, match="learns from training images"):
-        judged(checkpoint, flat, all_images=True, probe=True, output=tmp_path / "o")
+    with pytest.raises(ConfigError, match="probe") as caught:
+        evaluated(checkpoint, flat, all_images=True, probe=True, output=tmp_path / "o")
+    assert caught.value.code == "C09"
     with pytest.raises(ConfigError, match="splits, found train, val"):
-        judged(checkpoint, data, all_images=True, output=tmp_path / "o")
+        evaluated(checkpoint, data, all_images=True, output=tmp_path / "o")
     real = tmp_path / "real.json"
     real.write_text("[[1]]")
-    with pytest.raises(ConfigError, match="ImageNet's 1000 classes, the model has 5 others"):
-        judged(checkpoint, data, real=real, output=tmp_path / "o")
+    with pytest.raises(ConfigError, match=r"1000 classes, .* 5 "):
+        evaluated(checkpoint, data, real=real, output=tmp_path / "o")
     write_as(tmp_path / "imagenet" / "val", [wordnet_ids()[number] for number in NUMBERS])
     with pytest.raises(DataError, match="not called ILSVRC2012_val_"):
-        judged(Judge(), tmp_path / "imagenet", real=real)
+        evaluated(Model(), tmp_path / "imagenet", real=real)
     with pytest.raises(DataError, match="no split train"):
-        judged(Judge(), tmp_path / "imagenet", probe=True)
-    with pytest.raises(ConfigError, match="are for classifiers"):
-        judged(regard.create("detr_tiny"), "shapes", throughput=True)
+        evaluated(Model(), tmp_path / "imagenet", probe=True)
+    with pytest.raises(ConfigError, match="throughput") as caught:
+        evaluated(regard.create("detr_tiny"), "shapes", throughput=True)
+    assert caught.value.code == "C09"
+    with pytest.raises(ConfigError, match="submission") as caught:
+        submission = DetectionEvaluationOptions(submission=tmp_path / "o" / "s.json")
+        regard.evaluate(checkpoint, data, options=submission)
+    assert caught.value.code == "C09"
+    words = ("evaluate", checkpoint, "--data", data, "--probe", "--submission", tmp_path / "o" / "s.json")
+    command(capsys, *words).refused(2, "C09", "--probe", "--submission")
     assert not list((tmp_path / "o").rglob("*"))
 
 
 def test_an_empty_class_of_a_test_set_is_no_error(tmp_path, checkpoint):
     folder = write_tree(tmp_path / "data", {"red/0.png": 0, "green/0.png": 1, "green/1.png": 2})
     (folder / "blue").mkdir()
-    scores = judged(checkpoint, folder, all_images=True, output=tmp_path / "o")
+    scores = evaluated(checkpoint, folder, all_images=True, output=tmp_path / "o")
     assert {score.name: score.images for score in scores.per_class} == {"blue": 0, "green": 2, "red": 1}

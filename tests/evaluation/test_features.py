@@ -1,16 +1,16 @@
-"""Features are what the classifying layer gets, whatever the network; probes of them learn from the training images."""
+"""Features are the inputs of the classification layer in every network; probes learn from the training images."""
 
 import pytest
 import torch
 
-from color_data import ColorJudge, write_colors
+from color_data import ColorClassifier, write_colors
+from regard.data.batches.classification import collate
 from regard.data.class_images.dataset import open_classification
 from regard.data.transforms.classification import Evaluation
-from regard.errors import ConfigError, DataError
+from regard.errors import ConfigError
 from regard.evaluation.batches import evaluation_batches
-from regard.evaluation.features import classifying_layers, image_features, images_per_second, probe
+from regard.evaluation.features import classification_layers, image_features, images_per_second, probe
 from regard.models.build import build
-from regard.models.configs.detr import DETR_PRESETS
 from regard.models.configs.mnasnet import MnasNetConfig
 from regard.models.configs.resnet import RESNET_PRESETS
 from regard.models.configs.san import SAN_PRESETS
@@ -30,29 +30,30 @@ def dataset(folder):
     return open_classification(folder, "val")
 
 
-def pixels_of(dataset, side):
-    return next(evaluation_batches(dataset, Evaluation(side, None), 99, 0)).images.normalized().pixels
+def pixels_of(dataset, model):
+    transform = Evaluation(model.card.short_side, model.card.crop_pct)
+    return next(evaluation_batches(dataset, transform, collate, batch_size=99, workers=0)).images.normalized().pixels
 
 
-def features_of(model, dataset, side=16, batch_size=5):
-    return image_features(model, dataset, Evaluation(side, None), device=CPU, batch_size=batch_size, workers=0)
+def features_of(model, dataset, batch_size=5):
+    return image_features(model, dataset, device=CPU, batch_size=batch_size, workers=0)
 
 
 @pytest.mark.parametrize(
-    ("config", "name", "head", "side"),
+    ("config", "name", "head"),
     [
-        (RESNET_PRESETS["resnet20"], "resnet20", "fc", 32), (TINY, "vit", "head", 16),
-        (MnasNetConfig(num_classes=7), "mnasnet1_0", "classifier", 64),
+        (RESNET_PRESETS["resnet20"], "resnet20", "fc"), (TINY, "vit", "head"),
+        (MnasNetConfig(num_classes=7, image_size=64), "mnasnet1_0", "classifier"),
     ],
 )  # fmt: skip
-def test_the_classifying_layer_makes_the_answers_of_them(config, name, head, side, dataset):
+def test_the_classification_layer_makes_logits_of_them(config, name, head, dataset):
     torch.manual_seed(0)
     model = build(config, name).eval()
-    features = features_of(model, dataset, side)
+    features = features_of(model, dataset)
     assert features.shape[0] == len(dataset) == 12 and features.dtype == torch.float32
     with torch.inference_mode():
         torch.testing.assert_close(
-            getattr(model, head)(features), model(pixels_of(dataset, side)), rtol=1e-4, atol=1e-5
+            getattr(model, head)(features), model(pixels_of(dataset, model)), rtol=1e-4, atol=1e-5
         )
 
 
@@ -60,7 +61,7 @@ def test_every_family_has_them(dataset):
     config = next(iter(SAN_PRESETS.values()))
     with torch.device("meta"):
         model = build(config, "san")
-    assert [layer.out_features for layer in classifying_layers(model)] == [config.num_classes]
+    assert [layer.out_features for layer in classification_layers(model)] == [config.num_classes]
 
 
 def test_both_tokens_of_a_distilled_model_count_the_same(dataset):
@@ -69,41 +70,36 @@ def test_both_tokens_of_a_distilled_model_count_the_same(dataset):
     features = features_of(model, dataset)
     assert model.training and not model.head._forward_pre_hooks  # as it was
     with torch.inference_mode():
-        tokens = model.eval().norm(model.tokens(pixels_of(dataset, 16))[-1])
+        tokens = model.eval().norm(model.tokens(pixels_of(dataset, model))[-1])
     torch.testing.assert_close(features, (tokens[:, 0] + tokens[:, 1]) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_a_probe_of_colours(folder):
-    """Even random patches tell colours apart; the answer depends on neither the head nor its classes."""
+def test_a_probe_of_colours(folder, dataset):
+    """Even random patches separate colours; the result depends on neither the head nor its classes."""
     torch.manual_seed(0)
     model = build(ViTConfig(**{**TINY.__dict__, "num_classes": 11}), "vit")
-    options = {"device": CPU, "batch_size": 7, "workers": 0}
-    found = probe(model, folder, **options)
+    splits, options = (open_classification(folder, "train"), dataset), {"device": CPU, "batch_size": 7, "workers": 0}
+    found = probe(model, *splits, **options)
     assert found["knn_top1"] >= 0.9 and found["linear_top1"] >= 0.9
-    assert (found["train_images"], found["val_images"]) == (24, 12)
     torch.nn.init.normal_(model.head.weight)
-    assert probe(model, folder, **options) == found
+    assert probe(model, *splits, **options) == found
     with torch.no_grad():
         model.norm.weight.zero_()  # the same features for all
-    found = probe(model, folder, **options)
+    found = probe(model, *splits, **options)
     assert found["knn_top1"] == pytest.approx(1 / 3) and found["linear_top1"] == pytest.approx(1 / 3)
 
 
-def test_what_has_no_features(folder, dataset, tmp_path):
-    with pytest.raises(ConfigError, match="ColorJudge has no linear layer fc, classifier, head or head_dist"):
-        features_of(ColorJudge(), dataset)
-    with pytest.raises(ConfigError, match="a detector has no features"):
-        probe(build(DETR_PRESETS["detr_tiny"], "detr_tiny"), folder, device=CPU)
-    write_colors(tmp_path, train=0)
-    with pytest.raises(DataError):
-        probe(build(TINY, "vit"), tmp_path, device=CPU, workers=0)
+def test_what_has_no_features(dataset):
+    with pytest.raises(ConfigError, match="ColorClassifier") as caught:
+        features_of(ColorClassifier(), dataset)
+    assert caught.value.code == "C09"
 
 
 def test_speed_is_images_over_seconds(monkeypatch):
     """The median of the rounds, without the first two."""
     clock = iter([time for seconds in (9, 9, 1, 8, 2, 4, 0.1) for time in (0.0, seconds)])
     monkeypatch.setattr("regard.evaluation.features.time.perf_counter", lambda: next(clock))
-    model = ColorJudge().train()
+    model = ColorClassifier().train()
     assert images_per_second(model, 16, device=CPU, batch_size=6, rounds=5) == 6 / 2
     assert model.training and {tuple(batch.shape) for batch in model.batches} == {(6, 3, 16, 16)}
     assert len(model.batches) == 7

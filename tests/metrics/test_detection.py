@@ -18,7 +18,7 @@ from rich.console import Console
 from regard.errors import DataError, MachineError
 from regard.metrics.charts.detection import plot_curves, plot_dataset, plot_detections
 from regard.metrics.curves import confusion_matrix, detection_curves
-from regard.metrics.detection import Detections, DetectionScores, evaluate_detections, warn_of_surplus
+from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 
 
 def random_problem(
@@ -29,7 +29,7 @@ def random_problem(
     num_classes: int = 5,
     per_image: int = 25,
     area: str = "all",
-) -> tuple[dict[str, Any], Detections]:
+) -> tuple[dict[str, Any], CocoDetections]:
     """Objects, crowds, images with neither objects nor detections, and detections with many equal scores."""
     rng = np.random.default_rng(seed)
     category_ids = np.sort(rng.choice(np.arange(0, 91), num_classes, replace=False)).tolist()
@@ -67,10 +67,10 @@ def random_problem(
         "annotations": annotations,
     }
     ids = table[:, :2].astype(np.int64)
-    return truth, Detections(ids[:, 0], ids[:, 1], table[:, 2:6], table[:, 6])
+    return truth, CocoDetections(ids[:, 0], ids[:, 1], table[:, 2:6], table[:, 6])
 
 
-def reference(truth: dict[str, Any], found: Detections) -> Any:
+def reference(truth: dict[str, Any], found: CocoDetections) -> Any:
     """pycocotools' evaluator after its work. It takes id 0 for "not matched": annotations start at 1."""
     coco_module = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
@@ -103,7 +103,7 @@ def assert_equal(value: float | None, expected: float) -> None:
         assert value == pytest.approx(expected, abs=1e-9)
 
 
-def simple_problem() -> tuple[dict[str, Any], Detections]:
+def simple_problem() -> tuple[dict[str, Any], CocoDetections]:
     """Three images, the classes cat, dog and cow, and detections for `test_confusion_matrix_by_hand`."""
     objects = [
         (1, 3, [0, 0, 100, 100], 0),
@@ -137,7 +137,7 @@ def simple_problem() -> tuple[dict[str, Any], Detections]:
         (3, 3, [300, 300, 50, 50], 0.5),  # made up; the cow is missed
     ]
     images, categories, boxes, scores = zip(*rows, strict=True)
-    return truth, Detections(np.array(images), np.array(categories), np.array(boxes), np.array(scores))
+    return truth, CocoDetections(np.array(images), np.array(categories), np.array(boxes), np.array(scores))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_boxes_keep_their_bits() -> None:
     truth["annotations"] = [{**truth["annotations"][0], "bbox": box, "area": box[2] * box[3]}]
     for width in [33.3 / 2, *np.nextafter(33.3 / 2, [0, 100]).tolist()]:
         boxes = np.array([[0.1, 0.2, width, 77.7]])
-        found = Detections(np.array([1]), np.array([3]), boxes, np.array([0.3]))
+        found = CocoDetections(np.array([1]), np.array([3]), boxes, np.array([0.3]))
         assert_equal(evaluate_detections(truth, found).stats["AP50"], reference(truth, found).stats[1])
 
 
@@ -196,13 +196,13 @@ def test_ids_do_not_matter() -> None:
         ],
     }
     image_ids = np.array([moved(id) for id in found.image_ids])
-    renamed_found = Detections(image_ids, found.category_ids - 50, found.boxes_xywh, found.scores)
+    renamed_found = CocoDetections(image_ids, found.category_ids - 50, found.boxes_xywh, found.scores)
     assert evaluate_detections(renamed, renamed_found).stats == expected.stats
 
 
 def test_no_detections_score_zero_and_no_objects_score_none() -> None:
     truth, found = simple_problem()
-    none = Detections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))
+    none = CocoDetections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))
     scores = evaluate_detections(truth, none)
     assert scores.stats["AP"] == scores.stats["AR100"] == scores.per_class[0].ap == 0
     assert scores.stats["APs"] is None and scores.detections == 0 and scores.objects == 5
@@ -240,9 +240,9 @@ def test_wrong_detections_are_refused(change: dict[str, Any], message: str) -> N
         "boxes_xywh": np.ones((2, 4)),
         "scores": np.array([0.5, 0.4]),
     }
-    evaluate_detections(truth, Detections(**columns))
+    evaluate_detections(truth, CocoDetections(**columns))
     with pytest.raises(DataError, match=message) as raised:
-        evaluate_detections(truth, Detections(**{**columns, **change}))
+        evaluate_detections(truth, CocoDetections(**{**columns, **change}))
     assert raised.value.code == "A47"
 
 
@@ -250,16 +250,16 @@ def test_too_many_detections_warn() -> None:
     truth, _ = simple_problem()
     n = 130
     categories = np.where(np.arange(n) < 105, 3, 7)
-    found = Detections(np.full(n, 2), categories, np.ones((n, 4)), np.linspace(0, 1, n))
+    found = CocoDetections(np.full(n, 2), categories, np.ones((n, 4)), np.linspace(0, 1, n))
     with pytest.warns(UserWarning, match=r"1 images have .* \(image 2 has 130\).* leaves 5 detections out"):
         warn_of_surplus(truth, found)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate_detections(truth, found)  # which training does again and again
         half = np.where(np.arange(n) < 65, 3, 7)  # more than 100 in the image, but all count
-        warn_of_surplus(truth, Detections(np.full(n, 2), half, np.ones((n, 4)), np.linspace(0, 1, n)))
+        warn_of_surplus(truth, CocoDetections(np.full(n, 2), half, np.ones((n, 4)), np.linspace(0, 1, n)))
         none = np.zeros(0, np.int64)
-        warn_of_surplus(truth, Detections(none, none, np.zeros((0, 4)), np.zeros(0)))
+        warn_of_surplus(truth, CocoDetections(none, none, np.zeros((0, 4)), np.zeros(0)))
 
 
 def test_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +337,7 @@ def test_pictures_of_detections(tmp_path: Path) -> None:
         "confusion_matrix.png",
     ]
     assert all(looks_drawn(path) for path in paths)
-    empty = Detections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))
+    empty = CocoDetections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))
     assert all(looks_drawn(path) for path in plot_detections(truth, empty, tmp_path))
     assert all(looks_drawn(path) for path in plot_detections({**truth, "annotations": []}, found, tmp_path))
 

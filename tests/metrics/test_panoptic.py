@@ -24,7 +24,7 @@ from regard.data.coco.tables import ImageRecord
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.samples import Sample
 from regard.errors import DataError
-from regard.metrics.detection import Detections, evaluate_detections
+from regard.metrics.detection import CocoDetections, evaluate_detections
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts, PanopticScores
 from regard.structures.categories import Category
@@ -340,7 +340,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def detections_of(data: Any, seed: int) -> tuple[Detections, list[dict[str, Any]]]:
+def detections_of(data: Any, seed: int) -> tuple[CocoDetections, list[dict[str, Any]]]:
     """Masks near the true ones, a few empty or of another class, with many equal scores."""
     rng = np.random.default_rng(seed)
     rows, masks = [], []
@@ -355,7 +355,7 @@ def detections_of(data: Any, seed: int) -> tuple[Detections, list[dict[str, Any]
                 rows.append((sample.image_id, category.id, 0, 0, 1, 1, rng.integers(0, 10) / 10))
     table = np.array(rows)
     ids = table[:, :2].astype(np.int64)
-    return Detections(ids[:, 0], ids[:, 1], table[:, 2:6], table[:, 6]), encode_masks(torch.stack(masks))
+    return CocoDetections(ids[:, 0], ids[:, 1], table[:, 2:6], table[:, 6]), encode_masks(torch.stack(masks))
 
 
 def with_crowds(truth: dict[str, Any]) -> dict[str, Any]:
@@ -409,7 +409,7 @@ def test_true_masks_give_1(shapes: Path) -> None:
         category_ids = np.array([data.categories[label].id for label in labels])
         boxes = torch.cat([s.boxes for s in samples]).double().numpy()
         boxes[:, 2:] -= boxes[:, :2]
-        found = Detections(image_ids, category_ids, boxes, np.ones(len(labels)))
+        found = CocoDetections(image_ids, category_ids, boxes, np.ones(len(labels)))
         masks = encode_masks(torch.cat([s.masks for s in samples]))
         scores = evaluate_masks(truth, found, masks)
         assert scores.stats["AP"] == evaluate_detections(truth, found).stats["AP"] == pytest.approx(1.0, abs=1e-12)

@@ -16,15 +16,18 @@ from torch import Tensor
 
 import regard
 from image_files import encode, exif, turned
+from regard.data import images
 from regard.errors import ConfigError, DataError, MachineError
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import picture_names, predict_files
-from regard.prediction.predict import device_for, predict, predict_each
+from regard.prediction.predict import predict, predict_each
 from regard.results.detections import Detections
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
 from regard.structures.outputs import DetectionOutput
+from regard.weights import load
+from regard.weights.load import load_on
 from run_files import PETS, small_detector, write_run
 
 # Ids that are neither contiguous nor in step with the labels.
@@ -343,6 +346,20 @@ def test_one_broken_image(finder, photos, tmp_path, batch_size):
     assert digest(photos) == before
 
 
+def test_files_are_decoded_once_and_the_model_is_prepared_once(finder, photos, tmp_path, monkeypatch):
+    """Also with pictures, and in batches with an image that cannot be read."""
+    (photos / "b" / "broken.png").write_bytes(b"no image")
+    decoded, prepared = [], []
+    read, place = images.read_image, load.load_on
+    monkeypatch.setattr(images, "read_image", lambda path, **options: decoded.append(path) or read(path, **options))
+    monkeypatch.setattr("regard.results.result.read_image", lambda path: pytest.fail(f"decoded again: {path}"))
+    monkeypatch.setattr("regard.prediction.predict.load_on", lambda *args: prepared.append(args) or place(*args))
+    with pytest.raises(DataError):
+        list(predict_files(finder, [photos], output=tmp_path / "out", batch_size=3))
+    assert len(decoded) == len(set(decoded)) == 5 and len(prepared) == 1
+    assert [len(batch) for batch in finder.batches] == [2, 2]
+
+
 def test_several_broken_images(finder, photos):
     for name in ("x.png", "y.png"):
         (photos / name).write_bytes(b"")
@@ -401,10 +418,13 @@ def test_only_an_earlier_result_is_replaced(finder, tmp_path):
 def test_auto_leaves_a_model_where_it_is(finder, tmp_path, monkeypatch):
     net = small_detector()
     monkeypatch.setattr(
-        "regard.prediction.predict.choose_device", lambda name: torch.device(name if name != "auto" else "meta")
+        "regard.weights.load.choose_device", lambda name: torch.device(name if name != "auto" else "meta")
     )
-    assert device_for(net, "auto") == torch.device("cpu") and device_for(net, "cuda:1") == torch.device("cuda:1")
-    assert device_for(tmp_path, "auto") == torch.device("meta")
+    monkeypatch.setattr("regard.weights.load.load", lambda _: small_detector())
+    assert load_on(net) == (net, torch.device("cpu"))
+    loaded, place = load_on(tmp_path)
+    assert place == torch.device("meta") == next(loaded.parameters()).device
+    assert load_on(net, "meta")[1] == torch.device("meta") == next(net.parameters()).device
 
 
 def test_a_file_that_is_named_twice(finder, photos, tmp_path):

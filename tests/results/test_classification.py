@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
-from regard.results.classification import Classification, classify
+from regard.results.classification import Classification, class_probabilities
 from regard.structures.categories import Category
 
 CATEGORIES = (Category(7, "cat"), Category(3, "dog"), Category(90, "Waschbär"), Category(1, "owl"))
@@ -30,24 +30,27 @@ def classification(**changes: object) -> Classification:
 
 def test_best_first_and_equal_ones_by_label():
     result = classification()
-    assert [tuple(found) for found in result.top(9)] == [
+    assert [tuple(row.values()) for row in result] == [
         ("dog", 1, 0.5), ("owl", 3, 0.25), ("cat", 0, 0.125), ("Waschbär", 2, 0.125),
     ]  # fmt: skip
-    assert (result.name, result.label, result.probability) == ("dog", 1, 0.5)
-    assert result.top(1) == result.top()[:1] and len(result.top(3)) == 3
+    assert (result.name, result.label, result.score) == ("dog", 1, 0.5)
+    assert [result[i] for i in range(len(result))] == list(result) == result.to_dicts() == result.to_dicts(9)
+    assert result[-1]["label"] == "Waschbär" and len(result.to_dicts(3)) == 3
+    with pytest.raises(IndexError):
+        result[4]
     for k in (0, -1):
-        with pytest.raises(ConfigError, match="expected at least 1"):
-            result.top(k)
+        with pytest.raises(ConfigError, match=f"k={k}"):
+            result.to_dicts(k)
 
 
 def test_conversions():
     result = classification(path="a/b.jpg")
-    rows = [{"name": "dog", "label": 1, "score": 0.5}, {"name": "owl", "label": 3, "score": 0.25}]
-    assert result.to_dicts(2) == rows and json.loads(result.to_json(2)) == rows
-    assert "Waschbär" in result.to_json() and len(result.to_dicts()) == 4
+    rows = [{"label": "dog", "label_id": 1, "score": 0.5}, {"label": "owl", "label_id": 3, "score": 0.25}]
+    assert result.to_dicts(2) == rows and json.loads(result.to_json()) == result.to_dicts()
+    assert "Waschbär" in result.to_json()
     table = result.to_pandas()
-    assert list(table.columns) == ["path", "name", "label", "score"] and table["score"].tolist() == sorted(VALUES)[::-1]
-    assert set(table["path"]) == {"a/b.jpg"} and len(result.to_pandas(2)) == 2
+    assert list(table.columns) == ["path", "label", "label_id", "score"]
+    assert table["score"].tolist() == sorted(VALUES)[::-1] and set(table["path"]) == {"a/b.jpg"}
     assert result.summary() == "dog 0.50" and result.summary(2) == "dog 0.50, owl 0.25"
 
 
@@ -57,12 +60,14 @@ def test_repr_is_one_line():
     assert repr(result) == "Classification(a\\nb 0.90; x\\n.jpg, 80x100)"
 
 
-def test_classify_is_softmax_in_float32():
+def test_probabilities_are_softmax_in_float32():
     logits = torch.tensor([[1.0, 2.0, 0.5], [300, 0, -300]])
     total = sum(math.exp(v) for v in (1, 2, 0.5))
     expected = [math.exp(v) / total for v in (1, 2, 0.5)]
-    assert classify(logits)[0].tolist() == pytest.approx(expected) and classify(logits)[1].tolist() == [1, 0, 0]
-    assert classify(logits.bfloat16()).dtype == torch.float32
+    assert class_probabilities(logits)[0].tolist() == pytest.approx(expected) and class_probabilities(logits)[
+        1
+    ].tolist() == [1, 0, 0]
+    assert class_probabilities(logits.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("probabilities", [torch.ones(3), torch.ones(1, 4), torch.tensor(1.0)])

@@ -1,4 +1,4 @@
-"""Detections and post-processing against the authors' numbers, transformers, supervision and plain loops."""
+"""`Detections`: order, selection, conversions, pictures, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from regard.drawing.boxes import class_color
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
-from regard.results.detections import Detections, postprocess
+from regard.results.detections import Detections
 from regard.structures.categories import Category
-from regard.structures.outputs import DetectionOutput
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 CATEGORIES = (Category(7, "raccoon"), Category(3, "dog"), Category(90, "Waschbär"))
 
 
@@ -32,87 +29,6 @@ def detections(**changes: object) -> Detections:
         "image": torch.full((3, 80, 100), 200, dtype=torch.uint8),
     }
     return Detections(**{**values, **changes})
-
-
-def random_output(batch: int, queries: int, classes: int, seed: int = 0) -> DetectionOutput:
-    g = torch.Generator().manual_seed(seed)
-    return DetectionOutput(
-        3 * torch.randn(batch, queries, classes, generator=g), torch.rand(batch, queries, 4, generator=g)
-    )
-
-
-class TestPostprocess:
-    def test_equals_the_authors(self) -> None:
-        raw = load_file(GOLDEN / "detr_resnet50.outputs.safetensors")
-        expected = load_file(GOLDEN / "detr_resnet50.detections.safetensors")
-        output = DetectionOutput(raw["pred_logits"], raw["pred_boxes"])
-        found = postprocess(output, [(480, 640), (600, 536)], softmax=True)
-        assert len(found) == 2
-        for i, (scores, labels, boxes) in enumerate(found):
-            torch.testing.assert_close(scores, expected[f"{i}.scores"], atol=1e-6, rtol=0)
-            assert torch.equal(labels, expected[f"{i}.labels"])
-            torch.testing.assert_close(boxes, expected[f"{i}.boxes"], atol=1e-4, rtol=0)
-
-    @pytest.mark.parametrize("classes", [1, 4])
-    def test_sigmoid_takes_the_best_pairs(self, classes: int) -> None:
-        output = random_output(2, 6, classes)
-        sizes = [(50, 200), (33, 77)]
-        for i, (scores, labels, boxes) in enumerate(postprocess(output, sizes, softmax=False)):
-            height, width = sizes[i]
-            pairs = []
-            for query in range(6):
-                cx, cy, w, h = output.boxes[i, query].tolist()
-                box = [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
-                probabilities = output.logits[i, query].sigmoid().tolist()
-                pairs += [(probability, label, box) for label, probability in enumerate(probabilities)]
-            pairs.sort(key=lambda pair: -pair[0])
-            pairs = pairs[:6]
-            torch.testing.assert_close(scores, torch.tensor([pair[0] for pair in pairs]))
-            assert labels.tolist() == [pair[1] for pair in pairs]
-            torch.testing.assert_close(boxes, torch.tensor([pair[2] for pair in pairs]), atol=1e-4, rtol=1e-5)
-
-    @pytest.mark.slow  # importing transformers takes most of it
-    def test_sigmoid_equals_transformers(self) -> None:
-        transformers = pytest.importorskip("transformers")
-        from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrObjectDetectionOutput
-
-        output = random_output(2, 30, 9, seed=1)
-        sizes = [(480, 640), (600, 536)]
-        peer = transformers.DeformableDetrImageProcessor().post_process_object_detection(
-            DeformableDetrObjectDetectionOutput(logits=output.logits, pred_boxes=output.boxes),
-            threshold=0.0, target_sizes=sizes, top_k=30,
-        )  # fmt: skip
-        for (scores, labels, boxes), expected in zip(postprocess(output, sizes, softmax=False), peer, strict=True):
-            torch.testing.assert_close(scores, expected["scores"])
-            assert torch.equal(labels, expected["labels"])
-            torch.testing.assert_close(boxes, expected["boxes"])
-
-    def test_no_object_is_never_returned(self) -> None:
-        logits = torch.tensor([[[0.0, 1.0, 50.0]]])
-        [(scores, labels, _)] = postprocess(DetectionOutput(logits, torch.rand(1, 1, 4)), [(9, 9)], softmax=True)
-        assert labels.tolist() == [1]
-        assert scores.item() < 1e-20
-
-    def test_boxes_are_not_cut(self) -> None:
-        output = DetectionOutput(torch.zeros(1, 1, 3), torch.tensor([[[0.0, 0.5, 1.0, 2.0]]]))
-        for softmax in (True, False):
-            [(_, _, boxes)] = postprocess(output, [(10, 20)], softmax=softmax)
-            assert boxes.tolist() == [[-10.0, -5.0, 10.0, 15.0]]
-
-    @pytest.mark.parametrize("softmax", [True, False])
-    def test_half_precision_costs_no_more_than_its_own_rounding(self, softmax: bool) -> None:
-        exact = random_output(1, 20, 5)
-        half = DetectionOutput(exact.logits.bfloat16(), exact.boxes.bfloat16())
-        rounded = DetectionOutput(half.logits.float(), half.boxes.float())
-        found, expected = (postprocess(o, [(1000, 1500)], softmax=softmax)[0] for o in (half, rounded))
-        assert found[0].dtype == found[2].dtype == torch.float32
-        for a, b in zip(found, expected, strict=True):
-            assert torch.equal(a, b)
-
-    @pytest.mark.parametrize("sizes", [[(10, 10)], [(10, 10)] * 3])
-    def test_one_size_for_each_image(self, sizes: list[tuple[int, int]]) -> None:
-        with pytest.raises(ConfigError, match="sizes for predictions of 2 images"):
-            postprocess(random_output(2, 3, 4), sizes, softmax=True)
 
 
 class TestDetections:
@@ -135,19 +51,22 @@ class TestDetections:
         for part in kept:
             assert part.boxes.tolist() == [[-5, 0, 5, 8], [1, 1, 2, 4]]
             assert part.names == ["raccoon", "Waschbär"]
-        assert found[-1].names == ["dog"]
-        for position in (np.int64(2), np.array(2), torch.tensor(2), -2, [2], torch.tensor([2])):
+        for position in ([2], torch.tensor([2])):
             assert found[position].names == ["Waschbär"]
         assert found[::-1].scores.tolist() == found.scores.tolist() and found[::-2].names == ["raccoon", "dog"]
         assert len(found[:1][torch.tensor([False])]) == len(found[:1][[False]]) == 0
-        assert [one.names[0] for one in (found[i] for i in range(len(found)))] == found.names
-        assert [one.scores.item() for one in found] == found.scores.tolist()  # type: ignore[attr-defined]
         assert len(found[[]]) == len(found[:0][[]]) == len(found[:0][torch.zeros(0, dtype=torch.bool)]) == 0
+        with pytest.raises(IndexError):
+            found[torch.tensor([True, False])]
+
+    def test_is_a_sequence_of_rows(self) -> None:
+        found = detections()
+        assert [found[i] for i in range(len(found))] == list(found) == found.to_dicts()
+        for position in (np.int64(2), np.array(2), torch.tensor(2), -2):
+            assert found[position]["label"] == "Waschbär"  # type: ignore[index]
         for position in (4, np.int64(4), torch.tensor(-5)):
             with pytest.raises(IndexError):
                 found[position]
-        with pytest.raises(IndexError):
-            found[torch.tensor([True, False])]
 
     def test_above_leaves_out_the_threshold_itself(self) -> None:
         assert len(detections().above(0.5)) == 1
@@ -158,14 +77,17 @@ class TestDetections:
         first = detections().to_dicts()[0]
         assert first == {
             "label": "raccoon",
+            "label_id": 0,
             "score": 0.75,
             "box": {"xmin": 10.25, "ymin": 20.5, "xmax": 40, "ymax": 60},
         }
-        assert json.loads(json.dumps(detections().to_dicts())) == detections().to_dicts()
+        assert json.loads(detections().to_json()) == detections().to_dicts()
+        assert "Waschbär" in detections().to_json()
 
     def test_coco_rows_are_what_pycocotools_loads(self) -> None:
         coco_module = pytest.importorskip("pycocotools.coco")
         rows = detections().to_coco(image_id=42)
+        assert rows[0] == {**detections().to_coco()[0], "image_id": 42}
         assert rows[0] == {"image_id": 42, "category_id": 7, "bbox": [10.25, 20.5, 29.75, 39.5], "score": 0.75}
         truth = coco_module.COCO()
         truth.dataset = {
@@ -178,8 +100,10 @@ class TestDetections:
     def test_pandas(self) -> None:
         pytest.importorskip("pandas")
         table = detections(path="a.png").to_pandas()
-        assert list(table.columns) == ["path", "label", "category_id", "score", "xmin", "ymin", "xmax", "ymax"]
-        assert table.iloc[0].tolist() == ["a.png", "raccoon", 7, 0.75, 10.25, 20.5, 40, 60]
+        assert list(table.columns) == [
+            "path", "label", "label_id", "category_id", "score", "xmin", "ymin", "xmax", "ymax"
+        ]  # fmt: skip
+        assert table.iloc[0].tolist() == ["a.png", "raccoon", 0, 7, 0.75, 10.25, 20.5, 40, 60]
         empty = detections()[:0].to_pandas()
         assert len(empty) == 0
         assert empty.dtypes[["category_id", "score", "xmin"]].tolist() == ["int64", "float32", "float32"]

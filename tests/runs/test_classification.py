@@ -78,7 +78,7 @@ def test_the_same_verbs_on_the_command_line(capsys, run, data, tmp_path):
     ).worked()  # fmt: skip
     rows = json.loads((tmp_path / "p.json").read_text())
     assert len(rows) == 12 == len(told.splitlines()) and all(len(row["classes"]) == 2 for row in rows)
-    right = sum(row["classes"][0]["name"] in row["file_name"].split("/") for row in rows)
+    right = sum(row["classes"][0]["label"] in row["file_name"].split("/") for row in rows)
     assert right / 12 == run.scores["top1"]
     for row in rows:
         first, second = (entry["score"] for entry in row["classes"])

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from color_data import COLORS, ColorJudge, write_colors
+from color_data import COLORS, ColorClassifier, write_colors
 from regard.data.class_images.dataset import open_classification
-from regard.data.transforms.classification import Evaluation, cifar_training
 from regard.data.transforms.mixing import Mixing
 from regard.errors import DataError
 from regard.evaluation.classification import ClassifierEvaluation, evaluate_classifier
 from regard.evaluation.classification_pictures import draw_class_batch, draw_class_predictions
+from regard.models.configs.vit import ViTConfig
+from regard.recipes.classification import ClassificationRecipe
 from regard.runs.classification_task import ClassificationTask
 from regard.structures.categories import Category
 from regard.training.distributed import Processes
@@ -30,21 +31,17 @@ def folder(tmp_path_factory):
     return write_colors(tmp_path_factory.mktemp("data") / "colors")
 
 
-def task_of(folder: Path, **changes) -> ClassificationTask:
-    options = {
-        "augmentation": cifar_training(16), "resize": Evaluation(16, None), "mixing": None, "label_smoothing": 0.0,
-        "batch_size": 5, "workers": 0, "seed": 3, "processes": ALONE,
-    }  # fmt: skip
+def task_of(folder: Path, pictures: Path | None = None, **changes) -> ClassificationTask:
+    settings = ClassificationRecipe(
+        name="mine", model=ViTConfig(image_size=16, patch_size=8, num_classes=3), augmentation="cifar", batch_size=5,
+        workers=0, seed=3,
+    )  # fmt: skip
     train, val = (open_classification(folder, split) for split in ("train", "val"))
-    return ClassificationTask(train, val, **{**options, **changes})
+    return ClassificationTask(replace(settings, **changes), train, val, ALONE, pictures)
 
 
-def judged(model, dataset, **changes) -> ClassifierEvaluation:
-    options = {
-        "resize": Evaluation(16, None), "categories": model.card.categories, "batch_size": 5, "workers": 0,
-        "processes": ALONE,
-    }  # fmt: skip
-    return evaluate_classifier(model, dataset, **{**options, **changes})
+def evaluated(model, dataset, **changes) -> ClassifierEvaluation:
+    return evaluate_classifier(model, dataset, **{"batch_size": 5, "workers": 0, "processes": ALONE, **changes})
 
 
 # Training
@@ -70,7 +67,7 @@ def labels(batches):
 
 
 def test_loss_is_cross_entropy(folder):
-    model, task = ColorJudge(), task_of(folder)
+    model, task = ColorClassifier(), task_of(folder)
     batch = next(task.batches(0))
     loss, logs = task.loss(model, batch)
     probabilities = model(model.batches[0]).double().softmax(1)
@@ -82,7 +79,7 @@ def test_loss_is_cross_entropy(folder):
 
 
 def test_label_smoothing(folder):
-    model = ColorJudge()
+    model = ColorClassifier()
     plain, smoothed = (task_of(folder, label_smoothing=value) for value in (0.0, 0.3))
     batch = next(plain.batches(0))
     log_probabilities = model(batch.images.normalized().pixels).log_softmax(1)
@@ -95,8 +92,8 @@ def test_label_smoothing(folder):
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_yes_or_no_for_every_class(folder, mixed):
     """The mean over images and classes; both classes of a mixed image are there in full (DeiT III)."""
-    mixing = Mixing(num_classes=3, label_smoothing=0.0, seed=3) if mixed else None
-    model, task = ColorJudge(), task_of(folder, mixing=mixing, sigmoid=True)
+    mixing = {"mixup": 0.8, "cutmix": 1.0} if mixed else {}
+    model, task = ColorClassifier(), task_of(folder, loss="sigmoid", **mixing)
     batch = next(task.batches(0))
     loss, _ = task.loss(model, batch)
     probabilities = model(model.batches[0]).double().sigmoid().tolist()
@@ -108,11 +105,11 @@ def test_a_yes_or_no_for_every_class(folder, mixed):
     assert loss.item() == pytest.approx(total / (3 * len(others)), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mixup_alpha", "cutmix_alpha"])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_batches(folder, kind):
-    alphas = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, kind: 1.0}
+    alphas = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, f"{kind}_alpha": 1.0}
     mixing = Mixing(num_classes=3, label_smoothing=0.0, seed=3, **alphas)
-    model, task = ColorJudge(), task_of(folder, mixing=mixing)
+    model, task = ColorClassifier(), task_of(folder, **{kind: 1.0})
     batches = task.batches(0)
     batch = next(batch for batch in batches if mixing.draw(batch.number, 16, 16).share < 0.9)
     loss, logs = task.loss(model, batch)
@@ -127,8 +124,8 @@ def test_mixed_batches(folder, kind):
 
 
 def test_first_batch_is_drawn(folder, tmp_path):
-    for mixing in (None, Mixing(num_classes=3)):
-        task = task_of(folder, pictures=tmp_path, mixing=mixing)
+    for mixup in (0.0, 0.8):
+        task = task_of(folder, tmp_path, mixup=mixup)
         batches = task.batches(0)
         drawn = np.asarray(Image.open(tmp_path / "train_batch.jpg"))
         (tmp_path / "train_batch.jpg").unlink()
@@ -158,7 +155,7 @@ def test_an_unreadable_image_is_named(folder, tmp_path):
         next(task.batches(0))
     dataset = open_classification(broken, "train")
     with pytest.raises(DataError, match=r"red/0\.png"):
-        judged(ColorJudge(tuple(dataset.categories)), dataset)
+        evaluated(ColorClassifier(tuple(dataset.categories)), dataset)
 
 
 # Evaluation
@@ -166,36 +163,36 @@ def test_an_unreadable_image_is_named(folder, tmp_path):
 
 def test_evaluation_finds_classes_by_name(folder):
     dataset = open_classification(folder, "val")
-    assert [c.name for c in dataset.categories] == sorted(COLORS)  # another order than the judge's
-    evaluation_ = judged(ColorJudge(), dataset)
-    assert evaluation_.scores.stats["top1"] == 1.0 and evaluation_.scores.images == 12
-    assert [score.name for score in evaluation_.scores.per_class] == list(COLORS)
-    assert evaluation_.losses == {"loss": evaluation_.scores.stats["nll"]}
+    assert [c.name for c in dataset.categories] == sorted(COLORS)  # another order than the model's
+    evaluation = evaluated(ColorClassifier(), dataset)
+    assert evaluation.scores.stats["top1"] == 1.0 and evaluation.scores.images == 12
+    assert [score.name for score in evaluation.scores.per_class] == list(COLORS)
+    assert evaluation.losses == {"loss": evaluation.scores.stats["nll"]}
     wrong = tuple(Category(i, name) for i, name in enumerate(sorted(COLORS)))
-    assert judged(ColorJudge(wrong), dataset).scores.stats["top1"] == 1 / 3  # only green is where it was
+    assert evaluated(ColorClassifier(wrong), dataset).scores.stats["top1"] == 1 / 3  # only green is where it was
 
 
 def test_classes_that_the_model_does_not_know(folder, tmp_path):
     other = write_colors(tmp_path / "other", 2, 2, ("red", "green", "violet"))
-    with pytest.raises(DataError, match="does not know 1 of 3 classes: violet") as caught:
-        judged(ColorJudge(), open_classification(other, "val"))
+    with pytest.raises(DataError, match=r"1 of 3 .*violet") as caught:
+        evaluated(ColorClassifier(), open_classification(other, "val"))
     assert caught.value.code == "K20"
 
 
 def test_batches_and_processes_do_not_change_scores(folder):
-    model, dataset = ColorJudge(), open_classification(folder, "val")
-    whole = judged(model, dataset).scores.to_dict()
-    assert judged(model, dataset, batch_size=12).scores.to_dict() == whole
+    model, dataset = ColorClassifier(), open_classification(folder, "val")
+    whole = evaluated(model, dataset).scores.to_dict()
+    assert evaluated(model, dataset, batch_size=12).scores.to_dict() == whole
 
     found = {}
     for rank in range(5):
         seen: list[torch.Tensor] = []
         processes = Collected(rank, 5, torch.device("cpu"), seen)
         with pytest.raises(StopIteration):
-            judged(model, dataset, processes=processes)
+            evaluated(model, dataset, processes=processes)
         found[rank] = seen[0]
     together = Collected(0, 5, torch.device("cpu"), [], [found[rank] for rank in range(5)])
-    assert judged(model, dataset, processes=together).scores.to_dict() == whole
+    assert evaluated(model, dataset, processes=together).scores.to_dict() == whole
 
 
 class Collected(Processes):
@@ -217,21 +214,20 @@ def test_more_processes_than_images(folder, tmp_path):
     few = open_classification(write_colors(tmp_path / "few", 2, 1), "val")
     seen: list[torch.Tensor] = []
     with pytest.raises(StopIteration):
-        judged(ColorJudge(), few, processes=Collected(4, 5, torch.device("cpu"), seen))
+        evaluated(ColorClassifier(), few, processes=Collected(4, 5, torch.device("cpu"), seen))
     assert seen[0].shape == (0, 3)
 
 
 def test_evaluation_leaves_the_model_as_it_was(folder, tmp_path):
-    model = ColorJudge().train()
-    judged(model, open_classification(folder, "val"), picture=tmp_path / "p.jpg")
+    model = ColorClassifier().train()
+    evaluated(model, open_classification(folder, "val"), picture=tmp_path / "p.jpg")
     assert model.training and Image.open(tmp_path / "p.jpg").width > 300
     assert not model(torch.zeros(1, 3, 4, 4)).is_inference()
 
 
 def test_task_keeps_its_best_evaluation(folder, tmp_path):
-    task = task_of(folder, pictures=tmp_path)
-    model = ColorJudge()
-    task.categories = model.card.categories
+    task = task_of(folder, tmp_path)
+    model = ColorClassifier()
     for step, scale, best in ((5, -8.0, 0.0), (6, 8.0, 1.0), (7, -8.0, 1.0)):
         model.scale.data.fill_(scale)
         numbers = task.evaluate(model, step)

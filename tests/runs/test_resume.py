@@ -93,8 +93,8 @@ def test_a_start_that_failed_can_be_repeated(capsys, shapes, finished_run, tmp_p
     run(capsys, *words).refused(2, "C11", "the output folder is not empty")
 
 
-@pytest.mark.parametrize(("last_score", "judged_again"), [(0.3, False), (0.1, True), (None, True)])
-def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_score, judged_again):
+@pytest.mark.parametrize(("last_score", "evaluated_again"), [(0.3, False), (0.1, True), (None, True)])
+def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_score, evaluated_again):
     """After a restart the best evaluation may be one of the first half, whose numbers are gone."""
     categories = [Category(i + 1, name) for i, name in enumerate(SHAPES[:3])]
     settings = resolve("detr_tiny", "DATA", None, None, False, None, None, ["model.num_classes=3"])
@@ -109,7 +109,7 @@ def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_sc
     task = SimpleNamespace(best_evaluation=kept, score="AP")
     scores = regard.runs.run._finish(settings, tmp_path, Processes(0, 1, torch.device("cpu")), task)
     assert scores == {"AP": 0.3}
-    assert done == [("again" if judged_again else "kept", tmp_path, "DATA")]
+    assert done == [("again" if evaluated_again else "kept", tmp_path, "DATA")]
 
 
 def test_what_resume_needs(capsys, tmp_path):

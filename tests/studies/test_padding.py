@@ -6,7 +6,7 @@ from command_line import run
 from regard.data.coco.panoptic import open_panoptic
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.transforms.detection import resize
-from regard.studies.padding import judge
+from regard.studies.padding import evaluate_padding
 
 
 def mixed(sample):
@@ -17,9 +17,9 @@ def mixed(sample):
 def test_padding(tmp_path, capsys):
     write_shapes(ShapesConfig(train=1, val=6, size=64), tmp_path / "data")
     dataset = open_panoptic(tmp_path / "data", "val")
-    alone = judge(dataset, 1, mixed)
+    alone = evaluate_padding(dataset, 1, mixed)
     assert alone[0].stats == alone[1].stats and alone[0].stats["PQ"] > 0.8
-    cut, squeezed = judge(dataset, 2, mixed)
+    cut, squeezed = evaluate_padding(dataset, 2, mixed)
     assert cut.stats["PQ"] == pytest.approx(alone[0].stats["PQ"], abs=0.02)
     assert squeezed.stats["PQ"] < cut.stats["PQ"] - 0.2
     text = run(capsys, "study", "padding", "--data", tmp_path / "data", "--batch-sizes", "2").worked()

@@ -36,14 +36,14 @@ def write_colors(root: Path, train: int = 8, val: int = 4, names: tuple[str, ...
     return root
 
 
-class ColorJudge(nn.Module):
+class ColorClassifier(nn.Module):
     """Logits for red, green and blue: the channels' means, times a learnt number. It keeps the batches it is given."""
 
     def __init__(self, categories: tuple[Category, ...] | None = None, side: int = 16) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(8.0))
         categories = categories or tuple(Category(i, name) for i, name in enumerate(COLORS))
-        self.card = ModelCard("judge", categories, side, side)
+        self.card = ModelCard("colors", categories, side, side)
         self.batches: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ import regard
 from process_group import together
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import ShapesConfig, write_shapes
-from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
-from regard.evaluation import detection as detection_judging
 from regard.evaluation.detection import evaluate_detector
 from regard.losses import SetCriterion
 from regard.losses.detection import average_over_processes
@@ -272,13 +270,12 @@ def test_an_evaluation_is_shared(tmp_path, monkeypatch, count):
     write_shapes(ShapesConfig(size=32, train=1, val=5), tmp_path / "data")
     dataset = open_detection(tmp_path / "data", "val")
     # Scoring has threads, which would not survive a fork.
-    monkeypatch.setattr(detection_judging, "evaluate_detections", lambda truth, found: len(truth["images"]))
+    monkeypatch.setattr("regard.evaluation.detection.evaluate_detections", lambda truth, found: len(truth["images"]))
 
     def evaluation(group: Processes, _: Path) -> tuple:
-        found = evaluate_detector(
-            small_detector(), dataset, resize=EvaluationResize(32, 32), softmax=True, criterion=SetCriterion(3),
-            categories=dataset.categories, batch_size=2, workers=0, processes=group,
-        )  # fmt: skip
+        net = small_detector()
+        net.card = replace(net.card, categories=dataset.categories, short_side=32, max_size=32)
+        found = evaluate_detector(net, dataset, SetCriterion(3), batch_size=2, workers=0, processes=group)
         rows = zip(*(column.tolist() for column in vars(found.detections).values()), strict=True)
         return (
             found.scores,

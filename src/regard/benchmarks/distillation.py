@@ -1,8 +1,8 @@
-"""Training images per second and core with a teacher that answers in every step, next to stored answers.
+"""Training images per second and core with a teacher that runs in every step, next to its stored logits.
 
-Both do all that a step of training does: augment the images, put them side by side, train a student of ImageNet's size
-with hard distillation and AdamW. Only where the answers come from differs; they are the same, and so are the losses,
-which is checked. The teacher is the one of the DeiT paper; its weights are random, as it does not matter what it says.
+Both run whole training steps: augmentation, batching, and a student of ImageNet's size with hard distillation and
+AdamW. Only the source of the teacher's logits differs; the logits are the same, and so are the losses, which is
+checked. The teacher is that of the DeiT paper with random weights, since their values do not matter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from regard.benchmarks.timing import medians
 from regard.data.batches.classification import collate
 from regard.data.samples import ClassSample
 from regard.data.transforms.classification import imagenet_training
-from regard.distillation.stored_logits import Answered, StoredAnswers, store_answers
+from regard.distillation.stored_logits import AugmentedWithLogits, StorageOptions, StoredLogits, store_logits
 from regard.distillation.teachers import Teacher
 from regard.losses import DistillationLoss
 from regard.models import VisionTransformer
@@ -48,7 +48,7 @@ class DistillationRow:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast training on stored answers is."""
+        """How many times as fast training on stored logits is."""
         return self.stored / self.live
 
 
@@ -88,12 +88,11 @@ def run(
     losses: tuple[list[float], list[float]] = ([], [])
     with tempfile.TemporaryDirectory() as folder:
         about = {"classes": [str(number) for number in range(classes)]}
-        for _ in store_answers(
-            data, teaching, Path(folder), about, views=VIEWS, device=torch.device("cpu"), batch_size=batch_size,
-            workers=0, dtype="float32",
-        ):  # fmt: skip
+        options = StorageOptions(views=VIEWS, batch_size=batch_size, dtype="float32")
+        for _ in store_logits(data, teaching, Path(folder), about, options, device=torch.device("cpu"), workers=0):
             pass
-        stored = Answered(images, augmentation, 0, StoredAnswers(folder))  # type: ignore[arg-type]  # any images do
+        logits = StoredLogits(folder)
+        stored = AugmentedWithLogits(images, augmentation, 0, logits)  # type: ignore[arg-type]  # any images do
         ways = [_step(first, data, teaching, losses[0]), _step(second, stored, None, losses[1])]
         live, replayed = (batch_size / seconds for seconds in medians(ways, rounds))
     for a, b in zip(*losses, strict=True):

@@ -104,7 +104,20 @@ def evaluate(
     check_data(data)
     from rich.console import Console
 
-    from regard.runs.run import evaluate
+    from regard.evaluation import evaluate
+    from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
+
+    of_classifiers = ClassificationEvaluationOptions(
+        probe=probe, throughput=throughput, real=real, all_images=all_images
+    )
+    options: ClassificationEvaluationOptions | DetectionEvaluationOptions | None = None
+    if of_classifiers != ClassificationEvaluationOptions():
+        options = of_classifiers
+    if submission is not None:
+        if options is not None:
+            what = "--submission is for detectors, --probe, --throughput, --real and --all-images are for classifiers"
+            raise ConfigError(what, remedy="leave one kind out", code="C09")
+        options = DetectionEvaluationOptions(submission=submission)
 
     evaluate(
         checkpoint,
@@ -113,11 +126,7 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         workers=workers,
-        probe=probe,
-        throughput=throughput,
-        real=real,
-        all_images=all_images,
-        submission=submission,
+        options=options,
         tell=lambda scores: Console().print(scores.table()),
     )
 
@@ -296,9 +305,11 @@ def cache(
     check_paths(student)
     if not isinstance(student, ClassificationRecipe):
         raise ConfigError(f"{model} is not a classifier", code="C09")
-    from regard.runs.classification import cache_answers
+    from regard.distillation.stored_logits import StorageOptions
+    from regard.runs.classification import cache_logits
 
-    shares = cache_answers(student, output, views=views, top=top, dtype=dtype, batch_size=batch_size)
+    options = StorageOptions(views=views, top=top, dtype=dtype, batch_size=batch_size)
+    shares = cache_logits(student, output, options)
     done = 0.0
     for share in shares:
         if share == 1.0 or share >= done + 0.05:

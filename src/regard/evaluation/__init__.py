@@ -1,1 +1,94 @@
-"""A model over a data set."""
+"""A model over a data set: `regard.evaluate`. Torch is imported when numbers and paths are known to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regard.data.paths import check_data, data_text
+from regard.errors import ConfigError
+from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
+
+if TYPE_CHECKING:
+    from regard.evaluation.classification import ClassifierEvaluation
+    from regard.evaluation.detection import DetectorEvaluation
+    from regard.metrics.classification import ClassificationScores
+    from regard.metrics.detection import DetectionScores
+    from regard.metrics.segmentation import SegmentationScores
+    from regard.models.build import Model
+
+    Scores = DetectionScores | SegmentationScores | ClassificationScores
+
+
+def evaluate(
+    source: str | Path | Model,
+    data: str | Path,
+    *,
+    output: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int = 2,
+    options: DetectionEvaluationOptions | ClassificationEvaluationOptions | None = None,
+    tell: Callable[[Scores], None] | None = None,
+) -> Scores:
+    """Score a model on the validation images of a data set: COCO's AP for a detector, accuracy for a classifier.
+
+    A classifier may know more classes than the data set has; then only the scores of the data set's classes compete.
+
+    Args:
+        source: a model, or what `regard.load` takes.
+        data: as for `regard.train`.
+        output: folder for `metrics.json` and pictures; if None the run when `source` is one, else nothing is written.
+        device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is loaded.
+        batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Padding changes a
+            detector's numbers and a batch of 1 has none: models with a dilated last stage (DC5) were published with 1.
+        workers: processes that load images.
+        options: `DetectionEvaluationOptions` or `ClassificationEvaluationOptions`.
+        tell: called with the scores as soon as they are known, before files are written.
+
+    Raises:
+        ConfigError: a number is out of range (C03), or the options belong to the other family of models (C09).
+        CheckpointError, DataError, MachineError: the model or the data set cannot be used.
+    """
+    if (batch_size is not None and batch_size < 1) or workers < 0:
+        what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
+        raise ConfigError(what, code="C03")
+
+    text = data_text(data)
+    check_data(text)
+
+    from regard.models.build import Detector
+    from regard.safe_files import make_writable
+    from regard.weights.load import load_on
+
+    run = Path(source) if isinstance(source, (str, Path)) and (Path(source) / "checkpoints").is_dir() else None
+    output = run if output is None else Path(output)
+    net, place = load_on(source, device)
+    if output is not None:  # before the work, which may take an hour
+        make_writable(output)
+    evaluation: DetectorEvaluation | ClassifierEvaluation
+    if isinstance(net, Detector):
+        from regard.evaluation import detection
+
+        if isinstance(options, ClassificationEvaluationOptions):
+            what = "probe, throughput, real and all_images are for classifiers"
+            raise ConfigError(what, where=net.card.name, remedy="leave them out", code="C09")
+        options = options or DetectionEvaluationOptions()
+        evaluation = detection.evaluate_on(
+            net, text, options, run=run, device=place, batch_size=batch_size or 1, workers=workers
+        )
+    else:
+        from regard.evaluation import classification
+
+        if isinstance(options, DetectionEvaluationOptions):
+            raise ConfigError("submission is for detectors", where=net.card.name, remedy="leave it out", code="C09")
+        options = options or ClassificationEvaluationOptions()
+        evaluation = classification.evaluate_on(
+            net, text, options, device=place, batch_size=batch_size or 64, workers=workers
+        )
+    if tell is not None:
+        tell(evaluation.scores)
+    if output is not None:
+        evaluation.write(output, text)
+    return evaluation.scores

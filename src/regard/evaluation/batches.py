@@ -1,26 +1,34 @@
-"""Batches of a data set at the size for evaluation, in order."""
+"""Batches of a data set for evaluation: in order, without augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from regard.data.batches.classification import ClassificationBatch, collate
-from regard.data.class_images.dataset import ClassificationDataset
-from regard.data.samples import ClassSample
-from regard.data.transforms.classification import Evaluation
-from regard.training.data_loader import Caught, collate_caught, outlive_signals, raising, worker_count
+from regard.training.data_loader import Caught, MapDataset, collate_caught, outlive_signals, raising, worker_count
 
 
 def evaluation_batches(
-    dataset: ClassificationDataset, resize: Evaluation, batch_size: int, workers: int, indices: range | None = None
-) -> Iterator[ClassificationBatch]:
-    """Images at the size for evaluation, in order; all, or those of `indices`."""
-    chosen = range(len(dataset)) if indices is None else indices
+    dataset: MapDataset,
+    transform: Callable[[Any], Any],
+    collate: Callable,
+    *,
+    batch_size: int,
+    workers: int,
+    indices: range | None = None,
+) -> Iterator[Any]:
+    """Yield batches of transformed samples in order.
+
+    Args:
+        transform: sample -> sample at the size for evaluation.
+        collate: list of samples -> batch.
+        indices: the samples to use; all if None.
+    """
     loader = DataLoader(
-        Caught(_Resized(dataset, resize, chosen)),
+        Caught(_Transformed(dataset, transform, range(len(dataset)) if indices is None else indices)),
         batch_size,
         collate_fn=partial(collate_caught, collate),
         num_workers=worker_count(workers),
@@ -29,16 +37,16 @@ def evaluation_batches(
     return raising(loader)
 
 
-class _Resized(Dataset):
-    """Some of a data set's images at the size for evaluation."""
+class _Transformed(Dataset):
+    """Some samples of a data set, transformed."""
 
-    def __init__(self, dataset: ClassificationDataset, resize: Evaluation, indices: range) -> None:
+    def __init__(self, dataset: MapDataset, transform: Callable[[Any], Any], indices: range) -> None:
         self.dataset = dataset
-        self.resize = resize
+        self.transform = transform
         self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, i: int) -> ClassSample:
-        return self.resize(self.dataset[self.indices[i]])
+    def __getitem__(self, i: int) -> Any:
+        return self.transform(self.dataset[self.indices[i]])

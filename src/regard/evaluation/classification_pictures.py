@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from regard.drawing.boxes import grid
 from regard.structures.categories import Category
 
-MOST_IMAGES = 16  # of a batch
+MAX_IMAGES = 16  # of a batch
 SIDE = 192  # pixels to which small images are enlarged
 _RIGHT, _WRONG = (0, 114, 178), (213, 94, 0)  # blue and orange: colour-blind people can tell them apart
 
@@ -24,7 +24,7 @@ def draw_class_batch(pixels: Tensor, targets: Tensor, categories: Sequence[Categ
         pixels: (B, 3, H, W) uint8.
         targets: (B,) labels, or (B, C) shares of classes.
     """
-    pixels, targets = pixels[:MOST_IMAGES].cpu(), targets[:MOST_IMAGES].cpu()
+    pixels, targets = pixels[:MAX_IMAGES].cpu(), targets[:MAX_IMAGES].cpu()
     names = [categories[t].name for t in targets.tolist()] if targets.ndim == 1 else _shares(targets, categories)
     return _sheet([_enlarged(image) for image in pixels], names)
 

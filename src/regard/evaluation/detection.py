@@ -1,4 +1,4 @@
-"""A detector over a data set: what it finds there, and how good that is."""
+"""A detector over a data set: detections, losses and scores. `evaluate_on` is the entry of `regard.evaluate`."""
 
 from __future__ import annotations
 
@@ -11,33 +11,47 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from regard.data.batches.detection import DetectionBatch, collate
-from regard.data.coco.dataset import CocoDataset
-from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, png_names
+from regard.data.check import advise
+from regard.data.coco.dataset import CocoDataset, Split, open_detection
+from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic, png_names
+from regard.data.generated.shapes import data_folder
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
-from regard.errors import DataError
-from regard.evaluation.detection_pictures import draw_comparison, draw_segment_comparison
+from regard.errors import ConfigError, DataError
+from regard.evaluation.batches import evaluation_batches
+from regard.evaluation.detection_pictures import MAX_COMPARISONS, draw_comparison, draw_segment_comparison
+from regard.evaluation.options import DetectionEvaluationOptions
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_detections
-from regard.metrics.detection import Detections, DetectionScores, evaluate_detections
+from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts
 from regard.metrics.segmentation import SegmentationScores
+from regard.models.build import Detector
 from regard.models.detr import DETR
-from regard.results.detections import postprocess
-from regard.results.postprocess import Sizes, choose_queries, instance_masks, panoptic_segments, score_queries
-from regard.safe_files import replace_text
+from regard.models.evaluation_mode import evaluation_mode
+from regard.recipes import recipe_from_file
+from regard.recipes.detection import DetectionRecipe
+from regard.results.postprocess import (
+    ImageSizes,
+    ScoredQueries,
+    boxes_in_pixels,
+    instance_masks,
+    panoptic_segments,
+    score_queries,
+    segment_queries,
+    segment_threshold,
+)
+from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
-from regard.training.data_loader import Caught, collate_caught, outlive_signals, raising, worker_count
+from regard.training.data_loader import MapDataset
 from regard.training.distributed import Processes
 
-PICTURES = 6  # of an evaluation
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 ObjectDataset = CocoDataset | PanopticDataset
@@ -45,248 +59,332 @@ ObjectDataset = CocoDataset | PanopticDataset
 
 @dataclass(frozen=True)
 class DetectorEvaluation:
-    """Scores, mean losses (per image, without those of single layers), and the detections they come from."""
+    """The result of an evaluation.
+
+    losses: mean over images, of the last decoder layer.
+    masks: run lengths of the mask of each detection; None if masks were not evaluated.
+    """
 
     scores: DetectionScores | SegmentationScores
     losses: dict[str, float]
-    detections: Detections
+    detections: CocoDetections
     ground_truth: dict[str, Any]
-    masked: tuple[Detections, list[dict[str, Any]]] | None = None  # detections that have a mask, and their masks
+    masks: list[dict[str, Any]] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of a COCO results file: boxes, or masks where there are any."""
-        detections, masks = (self.detections, None) if self.masked is None else self.masked
-        columns = (detections.image_ids, detections.category_ids, detections.boxes_xywh, detections.scores)
-        rows = [
-            {"image_id": image, "category_id": category, "score": score, "bbox": box}
-            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-        if masks is None:
-            return rows
+        """Return rows of a COCO results file: with masks if there are any, else with boxes."""
+        found = self.detections
+        key, shapes = ("bbox", found.boxes_xywh.tolist()) if self.masks is None else ("segmentation", self.masks)
+        columns = (found.image_ids.tolist(), found.category_ids.tolist(), found.scores.tolist(), shapes)
         return [
-            {**{key: row[key] for key in ("image_id", "category_id", "score")}, "segmentation": mask}
-            for row, mask in zip(rows, masks, strict=True)
+            {"image_id": image, "category_id": category, "score": score, key: shape}
+            for image, category, score, shape in zip(*columns, strict=True)
         ]
 
     def write(self, folder: Path, data: str) -> None:
-        """`metrics.json` and pictures. `data`: what was judged on."""
+        """Write `metrics.json` and pictures. `data`: the data set, as the user named it."""
         content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
         plot_detections(self.ground_truth, self.detections, folder / "pictures")
 
 
+def evaluate_on(
+    net: Detector,
+    data: str,
+    options: DetectionEvaluationOptions,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    run: Path | None = None,
+) -> DetectorEvaluation:
+    """Evaluate a detector, which is on `device`, on the validation images of a data set.
+
+    Args:
+        run: the run that the detector comes from, whose loss weights are used; None for the default weights.
+
+    Raises:
+        ConfigError: the submission file or the folder of its PNG files exists (C11).
+    """
+    folder = data_folder(data)
+    with_masks = isinstance(net, DETR) and net.config.masks
+    panoptic = net.card.panoptic and has_panoptic(folder)
+    dataset = open_objects(folder, "val", panoptic=panoptic, masks=with_masks)
+    submission = None if options.submission is None else Path(options.submission)
+    writer = None
+    if submission is not None:
+        writer = PanopticWriter(submission, categories=dataset.categories) if panoptic and with_masks else None
+        existing = [submission] if submission.exists() else []
+        existing += [writer.folder] if writer is not None and is_used(writer.folder) else []
+        if existing:
+            remedy = "name another file, or remove what an earlier evaluation left"
+            raise ConfigError("the submission exists already", where=existing[0], remedy=remedy, code="C11")
+        make_writable(submission.parent)
+    with advise(folder):
+        evaluation = evaluate_detector(
+            net, dataset, _criterion_for(run, net), batch_size=batch_size, workers=workers,
+            processes=Processes(0, 1, device), writer=writer,
+        )  # fmt: skip
+    if writer is not None:
+        writer.close()
+    elif submission is not None:
+        replace_text(submission, json.dumps(evaluation.rows()))
+    warn_of_surplus(evaluation.ground_truth, evaluation.detections)
+    return evaluation
+
+
 @torch.inference_mode()
 def evaluate_detector(
-    model: nn.Module,
+    net: Detector,
     dataset: ObjectDataset,
-    *,
-    resize: EvaluationResize,
-    softmax: bool,
     criterion: SetCriterion,
-    categories: Sequence[Category],
+    *,
     batch_size: int,
     workers: int,
     processes: Processes,
     picture: Path | None = None,
     writer: PanopticWriter | None = None,
 ) -> DetectorEvaluation:
-    """Run a detector over a data set and score it. Several processes share the images; all get the result.
+    """Run a detector over a data set and score it. Several processes share the images; all return the same result.
 
-    A data set that gives masks is for a model that has them: masks are scored too, and segments where the data are
-    panoptic.
+    If the data set gives masks, the model must have them: masks are scored too, and segments if the data are panoptic.
+    Classes of the data set are matched to those of the model by name.
 
     Args:
-        categories: the model's; those of the data set are found among them by their names.
-        picture: where to draw truth beside prediction for the first images.
-        writer: takes the segments that were found, where the data are panoptic; for one process.
+        net: on the device of `processes`; its card gives categories and image size.
+        picture: file for ground truth and predictions of the first images, side by side.
+        writer: takes the predicted segments if the data are panoptic; needs a single process.
     """
-    label_of = labels_by_name(categories, dataset.categories, str(dataset.annotations.path))
-    was_training = model.training
-    model.eval()
+    label_of = labels_by_name(net.card.categories, dataset.categories, str(dataset.annotations.path))
+    collector = _Collector(net, dataset, label_of, writer)
     mine = range(processes.rank, len(dataset), processes.world_size)
-    samples = Caught(_Resized(dataset, resize, mine, label_of))
-    loader = DataLoader(
-        samples,
-        batch_size,
-        collate_fn=partial(collate_caught, collate),
-        num_workers=worker_count(workers),
-        worker_init_fn=outlive_signals,
+    resize = EvaluationResize(net.card.short_side, net.card.max_size)
+    batches = evaluation_batches(
+        _WithLabels(dataset, label_of), resize, collate, batch_size=batch_size, workers=workers, indices=mine
     )
-    category_of = _judged_categories(dataset, categories, label_of)
-    columns: list[_Columns] = []
     sums: dict[str, float] = {}
-    shown: list[tuple[Tensor, Tensor, Tensor]] = []
-    tally = None
-    if dataset.masks:
-        assert isinstance(model, DETR)
-        tally = MaskTally(model, dataset, categories, label_of, softmax=softmax, writer=writer)
-    for batch in raising(loader):
-        images = batch.images.to(processes.device).normalized()
-        output = model(images) if tally is None else tally.model(images, masks=False)
-        masks = None if tally is None else partial(tally.model.masks, output)
-        # Processes may have different numbers of batches.
-        for name, value in criterion(output, batch.targets, together=False, masks=masks).items():
-            if name in LOSSES:
-                sums[name] = sums.get(name, 0.0) + value.item() * len(batch.samples)
-        found = postprocess(output, [s.original_size for s in batch.samples], softmax=softmax)
-        for sample, (scores, labels, boxes) in zip(batch.samples, found, strict=True):
-            columns.append(_columns(sample.image_id, scores, labels, boxes, category_of))
-            if picture is not None and len(shown) < PICTURES:
-                shown.append((scores.cpu(), labels.cpu(), boxes.cpu()))
-        if tally is not None:
-            tally.add(output, batch)
-    model.train(was_training)
-    everything = processes.gather((columns, sums))
-    detections = _join([c for part, _ in everything for c in part])
-    names = dict.fromkeys(name for _, part in everything for name in part)
-    total = {name: sum(part.get(name, 0.0) for _, part in everything) / len(dataset) for name in names}
-    losses = {"loss": sum(criterion.weights[name] * value for name, value in total.items()), **total}
-    ground_truth = dataset.to_coco(masks=tally is not None)
-    of_boxes = evaluate_detections(ground_truth, detections)
-    judged, masked = (of_boxes, None) if tally is None else tally.scores(of_boxes, ground_truth, processes)
+    with evaluation_mode(net):
+        for batch in batches:
+            images = batch.images.to(processes.device).normalized()
+            output = net(images) if collector.masked is None else collector.masked(images, masks=False)
+            masks = None if collector.masked is None else partial(collector.masked.masks, output)
+            for name, value in criterion(output, batch.targets, together=False, masks=masks).items():
+                if name in LOSSES:
+                    sums[name] = sums.get(name, 0.0) + value.item() * len(batch.samples)
+            collector.add(output, batch)
+    evaluation = collector.scores(processes, _mean_losses(criterion, processes.gather(sums), len(dataset)))
     if picture is not None:
-        truth = [replace(dataset[i], labels=torch.tensor(label_of)[dataset[i].labels]) for i in mine[: len(shown)]]
-        if tally is not None and tally.shown:
-            drawn = draw_segment_comparison(truth, tally.shown)
-        else:
-            drawn = draw_comparison(truth, shown, categories)
-        drawn.save(picture, quality=90)
-    return DetectorEvaluation(judged, losses, detections, ground_truth, masked)
+        collector.draw(mine).save(picture, quality=90)
+    return evaluation
 
 
-class MaskTally:
-    """What is counted of masks and segments, batch by batch.
+def _mean_losses(criterion: SetCriterion, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
+    """Return the mean of each loss and their weighted sum `loss`, from the sums of all processes.
 
-    shown: segments of the first images, truth and prediction; empty where the data are not panoptic.
+    Processes may have different numbers of batches, so means of means would not do.
+    """
+    names = dict.fromkeys(name for part in sums for name in part)
+    means = {name: sum(part.get(name, 0.0) for part in sums) / images for name in names}
+    return {"loss": sum(criterion.weights[name] * value for name, value in means.items()), **means}
+
+
+_Columns = tuple[np.ndarray, ...]  # image ids, category ids, boxes, scores
+
+
+class _Collector:
+    """Collects the detections of one process batch by batch, and masks and segments if the data set has masks.
+
+    masked: the model if masks are evaluated, else None.
     """
 
     def __init__(
-        self,
-        model: DETR,
-        dataset: ObjectDataset,
-        categories: Sequence[Category],
-        label_of: Sequence[int],
-        *,
-        softmax: bool,
-        writer: PanopticWriter | None = None,
+        self, net: Detector, dataset: ObjectDataset, label_of: Sequence[int], writer: PanopticWriter | None
     ) -> None:
-        self.model = model
-        self.writer = writer
+        self.masked: DETR | None = None
+        if dataset.masks:
+            assert isinstance(net, DETR)
+            self.masked = net
         self.dataset = dataset
-        self.categories = tuple(categories)
+        self.softmax = not net.config.sigmoid
+        self.categories = net.card.categories
         self.label_of = label_of
-        self.own_label = {label: own for own, label in enumerate(label_of)}
-        self.category_of = _judged_categories(dataset, categories, label_of)
-        self.softmax = softmax
+        self.category_of = _evaluated_categories(dataset, self.categories, label_of)
         self.columns: list[_Columns] = []
         self.masks: list[dict[str, Any]] = []
-        self.counts = PanopticCounts(dataset.categories) if isinstance(dataset, PanopticDataset) else None
-        self.shown: list[tuple[PanopticSegments, PanopticSegments]] = []
+        self.drawn: list[tuple[Tensor, Tensor, Tensor]] = []  # scores, labels and boxes of the first images
+        self.segments: _SegmentCollector | None = None
+        if self.masked is not None and isinstance(dataset, PanopticDataset):
+            self.segments = _SegmentCollector(self.masked, dataset, label_of, writer)
+
+    def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
+        """Take the predictions for a batch."""
+        queries = score_queries(output, softmax=self.softmax)
+        boxes = boxes_in_pixels(output, queries, [sample.original_size for sample in batch.samples])
+        for number, sample in enumerate(batch.samples):
+            rows = queries.rows(number)
+            found = queries.scores[rows].cpu(), queries.labels[rows].cpu(), boxes[rows].cpu()
+            self.columns.append(_columns(sample.image_id, *found, self.category_of))
+            if len(self.drawn) < MAX_COMPARISONS:
+                self.drawn.append(found)
+        if self.masked is not None:
+            self._add_masks(self.masked, output, batch, queries)
+        if self.segments is not None:
+            self.segments.add(output, batch)
+
+    def _add_masks(self, net: DETR, output: DetectionOutput, batch: DetectionBatch, queries: ScoredQueries) -> None:
+        """Take the masks of the detections that `columns` holds, in their order."""
+        evaluated = torch.tensor([label in self.category_of for label in range(len(self.categories))])
+        queries = queries.where(evaluated.to(queries.labels.device)[queries.labels])
+        logits = net.masks(output, queries.image, queries.query)
+        for number, sizes in enumerate(_sizes_of(batch)):
+            self.masks += encode_masks(instance_masks(logits[queries.rows(number)], sizes))
+
+    def scores(self, processes: Processes, losses: dict[str, float]) -> DetectorEvaluation:
+        """Score the detections of all processes together."""
+        everything = processes.gather((self.columns, self.masks, self.segments and self.segments.counts))
+        columns = [column for part, _, _ in everything for column in part]
+        detections = CocoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        truth = self.dataset.to_coco(masks=self.masked is not None)
+        boxes = evaluate_detections(truth, detections)
+        if self.masked is None:
+            return DetectorEvaluation(boxes, losses, detections, truth)
+        masks = [mask for _, part, _ in everything for mask in part]
+        panoptic = None
+        if self.segments is not None:
+            total = PanopticCounts(self.dataset.categories)
+            for _, _, counts in everything:
+                total.merge(counts)
+            panoptic = total.scores()
+        scores = SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic)
+        return DetectorEvaluation(scores, losses, detections, truth, masks)
+
+    def draw(self, indices: range) -> Any:
+        """Draw ground truth and predictions of the first images; `indices`: the images that were added."""
+        samples = [_WithLabels(self.dataset, self.label_of)[index] for index in indices[: len(self.drawn)]]
+        if self.segments is not None and self.segments.drawn:
+            return draw_segment_comparison(samples, self.segments.drawn)
+        return draw_comparison(samples, self.drawn, self.categories)
+
+
+class _SegmentCollector:
+    """Counts panoptic segments of one process against the ground truth, batch by batch.
+
+    drawn: ground truth and predicted segments of the first images, with labels of the model.
+    """
+
+    def __init__(
+        self, net: DETR, dataset: PanopticDataset, label_of: Sequence[int], writer: PanopticWriter | None
+    ) -> None:
+        self.net = net
+        self.dataset = dataset
+        self.categories = net.card.categories
+        self.softmax = not net.config.sigmoid
+        self.label_of = label_of
+        self.data_label_of = {label: own for own, label in enumerate(label_of)}
+        self.writer = writer
+        self.counts = PanopticCounts(dataset.categories)
+        self.drawn: list[tuple[PanopticSegments, PanopticSegments]] = []
         self.names = png_names(dataset.annotations.images)
         self.index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
 
     def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
-        """Count the images of a batch."""
-        padded = batch.images.pixels.shape[-2], batch.images.pixels.shape[-1]
-        sizes = [
-            Sizes(padded, resized, sample.original_size)
-            for resized, sample in zip(batch.images.sizes, batch.samples, strict=True)
-        ]
-        self._add_things(output, batch.samples, sizes)
-        if self.counts is not None:
-            self._add_segments(output, batch.samples, sizes)
-
-    def _add_things(self, output: DetectionOutput, samples: Sequence[Sample], sizes: Sequence[Sizes]) -> None:
-        found = score_queries(output, softmax=self.softmax)
-        judged = torch.tensor([label in self.category_of for label in range(len(self.categories))])
-        found = found.where(judged.to(found.labels.device)[found.labels])
-        logits = self.model.masks(output, found.image, found.query)
-        for number, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
-            rows, labels, scores = found.of(number)
-            self.masks += encode_masks(instance_masks(logits[rows], size))
-            nowhere = torch.zeros(len(rows), 4)
-            self.columns.append(_columns(sample.image_id, scores, labels, nowhere, self.category_of))
-
-    def _add_segments(self, output: DetectionOutput, samples: Sequence[Sample], sizes: Sequence[Sizes]) -> None:
-        assert self.counts is not None and isinstance(self.dataset, PanopticDataset)
-        chosen = choose_queries(output, softmax=self.softmax)
-        logits = self.model.masks(output, chosen.image, chosen.query)
-        for number, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
-            rows, labels, scores = chosen.of(number)
-            found = panoptic_segments(scores, labels, logits[rows], size, self.categories)
+        """Take the predictions for a batch."""
+        queries = segment_queries(output, softmax=self.softmax, threshold=segment_threshold(softmax=self.softmax))
+        logits = self.net.masks(output, queries.image, queries.query)
+        for number, (sample, sizes) in enumerate(zip(batch.samples, _sizes_of(batch), strict=True)):
+            rows = queries.rows(number)
+            scores, labels = queries.scores[rows], queries.labels[rows]
+            found = panoptic_segments(scores, labels, logits[rows], sizes, self.categories)
             index = self.index_of[sample.image_id]
             truth = self.dataset.segments(index)
             self.counts.add(truth, found)
             if self.writer is not None:
-                own = found.translated(self.dataset.categories, self.own_label)
-                self.writer.add(self.dataset.annotations.images[index], own, self.names[index])
-            if len(self.shown) < PICTURES:
+                translated = found.translated(self.dataset.categories, self.data_label_of)
+                self.writer.add(self.dataset.annotations.images[index], translated, self.names[index])
+            if len(self.drawn) < MAX_COMPARISONS:
                 labels = torch.tensor([self.label_of[label] for label in truth.labels.tolist()], dtype=torch.int64)
-                self.shown.append((replace(truth, labels=labels, categories=self.categories), found))
-
-    def scores(
-        self, boxes: DetectionScores, truth: dict[str, Any], processes: Processes
-    ) -> tuple[SegmentationScores, tuple[Detections, list[dict[str, Any]]]]:
-        """The scores over the images of all processes, and the detections with their masks that they come from."""
-        everything = processes.gather((self.columns, self.masks, self.counts))
-        detections = _join([column for columns, _, _ in everything for column in columns])
-        masks = [mask for _, part, _ in everything for mask in part]
-        if self.counts is not None:
-            counts = PanopticCounts(self.dataset.categories)
-            for _, _, part in everything:
-                counts.merge(part)
-        panoptic = None if self.counts is None else counts.scores()
-        return SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic), (detections, masks)
+                self.drawn.append((replace(truth, labels=labels, categories=self.categories), found))
 
 
-class _Resized(Dataset):
-    """Some of a data set's images at the size for evaluation, with the model's labels."""
+class _WithLabels:
+    """A data set whose samples have the model's labels."""
 
-    def __init__(
-        self, dataset: ObjectDataset, resize: EvaluationResize, indices: range, label_of: Sequence[int]
-    ) -> None:
-        self.dataset = dataset
-        self.resize = resize
-        self.indices = indices
+    def __init__(self, dataset: ObjectDataset, label_of: Sequence[int]) -> None:
+        self.dataset: MapDataset = dataset
         self.label_of = torch.tensor(list(label_of))
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
-    def __getitem__(self, i: int) -> Sample:
-        sample = self.resize(self.dataset[self.indices[i]])
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
         return replace(sample, labels=self.label_of[sample.labels])
 
 
-def _judged_categories(
+def open_objects(
+    folder: str | Path, split: Split, *, panoptic: bool, masks: bool, like: Sequence[Category] | None = None
+) -> ObjectDataset:
+    """Open one split: things and stuff if `panoptic`, else objects; with masks, or with boxes alone.
+
+    Args:
+        like: the categories that the split must have, in their order; its own if None.
+    """
+    if panoptic:
+        return open_panoptic(folder, split, categories=like, masks=masks)
+    return open_detection(folder, split, categories=like, masks=masks)
+
+
+def criterion_of(settings: DetectionRecipe) -> SetCriterion:
+    """Build the loss of a recipe."""
+    return SetCriterion(
+        settings.model.num_classes,
+        classification="focal" if settings.model.sigmoid else "softmax",
+        no_object_weight=settings.no_object_weight,
+        class_weight=settings.class_weight,
+        bbox_weight=settings.bbox_weight,
+        giou_weight=settings.giou_weight,
+        mask_weight=settings.mask_weight,
+        dice_weight=settings.dice_weight,
+    )
+
+
+def _criterion_for(run: Path | None, net: Detector) -> SetCriterion:
+    """Build the loss of a run, so that losses compare to those in training; the default loss if there is no run."""
+    settings = None if run is None else run / "config.yaml"
+    recipe = recipe_from_file(settings) if settings is not None and settings.is_file() else None
+    if isinstance(recipe, DetectionRecipe):
+        return criterion_of(replace(recipe, model=replace(recipe.model, num_classes=net.config.num_classes)))
+    return SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
+
+
+def _evaluated_categories(
     dataset: ObjectDataset, categories: Sequence[Category], label_of: Sequence[int]
 ) -> dict[int, int]:
-    """The model's labels of which AP is taken -> the category ids of the data: of things, as COCO's AP is.
+    """Map the model's labels that count for AP to category ids of the data set: all, or the things if panoptic.
 
     Raises:
-        DataError: a class is a thing in one and stuff in the other (A42).
+        DataError: a class is a thing in the model and stuff in the data set, or the reverse (A42).
     """
     pairs = list(zip(label_of, dataset.categories, strict=True))
     if not isinstance(dataset, PanopticDataset):
         return {label: category.id for label, category in pairs}
     changed = [category.name for label, category in pairs if categories[label].is_thing != category.is_thing]
     if changed:
-        what = f"{changed[0]!r:.40} is a thing in one and stuff in the other, the model or the data"
+        what = f"{changed[0]!r:.40} is a thing in one of model and data set, and stuff in the other"
         raise DataError(what, where=dataset.annotations.path, remedy="give both the same isthing", code="A42")
     return {label: category.id for label, category in pairs if category.is_thing}
 
 
-_Columns = tuple[np.ndarray, ...]  # image ids, category ids, boxes, scores
-
-
 def _columns(image_id: int, scores: Tensor, labels: Tensor, boxes: Tensor, category_of: Mapping[int, int]) -> _Columns:
-    """One image's detections as columns, those of classes that the data set does not have left out."""
+    """Return one image's detections as columns, without those of classes that are not evaluated."""
     categories = np.array([category_of.get(label, -1) for label in labels.tolist()], dtype=np.int64)
     kept = categories >= 0
-    boxes_xyxy = boxes.cpu().double().numpy()[kept]  # before sizes are taken: see Detections
+    boxes_xyxy = boxes.double().numpy()[kept]  # float64 before corners become sizes: see CocoDetections
     boxes_xywh = np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
-    return np.full(kept.sum(), image_id), categories[kept], boxes_xywh, scores.cpu().double().numpy()[kept]
+    return np.full(kept.sum(), image_id), categories[kept], boxes_xywh, scores.double().numpy()[kept]
 
 
-def _join(columns: Sequence[_Columns]) -> Detections:
-    return Detections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+def _sizes_of(batch: DetectionBatch) -> list[ImageSizes]:
+    padded = batch.images.pixels.shape[-2], batch.images.pixels.shape[-1]
+    pairs = zip(batch.images.sizes, batch.samples, strict=True)
+    return [ImageSizes(padded, resized, sample.original_size) for resized, sample in pairs]

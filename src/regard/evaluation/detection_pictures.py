@@ -16,14 +16,15 @@ from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch
 from regard.structures.segments import PanopticSegments
 
-MOST_IMAGES = 16  # of a batch
-LEAST_SCORE = 0.3  # of predictions that are drawn
+MAX_IMAGES = 16  # of a batch
+MAX_COMPARISONS = 6  # images of an evaluation
+MIN_SCORE = 0.3  # of predictions that are drawn
 
 
 def draw_batch(images: ImageBatch, targets: Sequence[dict[str, Tensor]], categories: Sequence[Category]) -> Image.Image:
     """A batch as the model gets it, augmented, with its targets. Pixels are uint8, boxes fractions 0..1."""
     drawn = []
-    for pixels, (height, width), target in list(zip(images.pixels, images.sizes, targets, strict=True))[:MOST_IMAGES]:
+    for pixels, (height, width), target in list(zip(images.pixels, images.sizes, targets, strict=True))[:MAX_IMAGES]:
         boxes = cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
         drawn.append(_draw(pixels[:, :height, :width], boxes, target["labels"], categories))
     return grid(drawn, columns=min(4, len(drawn)))
@@ -38,7 +39,7 @@ def draw_comparison(
     pairs = []
     for sample, (scores, labels, boxes) in zip(samples, found, strict=True):
         image = sample.image  # not read again: boxes may be those of the pixels before an EXIF rotation
-        sure = scores >= LEAST_SCORE
+        sure = scores >= MIN_SCORE
         truth = _draw(image, sample.boxes, sample.labels, categories)
         pairs.append(compare(truth, _draw(image, boxes[sure], labels[sure], categories, scores[sure])))
     return grid(pairs, columns=min(2, len(pairs)), longest=960)

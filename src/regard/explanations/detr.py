@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from regard.errors import ConfigError
-from regard.explanations.choices import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
+from regard.explanations.options import cell_of, check_kind, chosen
 from regard.explanations.recording import Attended, AttentionRecorder, gradients
 from regard.models.detr import DETR
-from regard.results.postprocess import Chosen, score_queries
+from regard.results.postprocess import ScoredQueries, score_queries
 from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
@@ -143,7 +143,7 @@ def _detections(net: DETR, output: DetectionOutput, size: tuple[int, int], thres
     return Found(best.query, best.labels.tolist(), _titles(net, best), _in_pixels(output.boxes[0, best.query], size))
 
 
-def _titles(net: DETR, best: Chosen) -> list[str]:
+def _titles(net: DETR, best: ScoredQueries) -> list[str]:
     pairs = zip(best.labels.tolist(), best.scores.tolist(), strict=True)
     return [f"{net.card.categories[label].name} {score:.2f}" for label, score in pairs]
 

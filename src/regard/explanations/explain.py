@@ -29,11 +29,10 @@ from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.vit import VisionTransformer
-from regard.prediction.predict import LEAST_SCORE, device_for
-from regard.results.postprocess import SIGMOID_THRESHOLD, THRESHOLD
+from regard.prediction.predict import default_threshold
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
-from regard.weights.load import load
+from regard.weights.load import load_on
 
 
 @torch.inference_mode(False)  # relevance needs gradients, wherever it is asked for
@@ -79,16 +78,14 @@ def explain(
         raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
     if image_size < 1:
         raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
-    net = load(model) if isinstance(model, (str, Path)) else getattr(model, "_orig_mod", model)  # not the compiled one
-    where = device_for(model, device)
-    net = net.to(where)
+    net, where = load_on(getattr(model, "_orig_mod", model), device)  # not the compiled model, which hides its parts
     pixels = to_image(image)
     if threshold is not None and not isinstance(net, DETR):
         raise ConfigError("threshold is for detectors", remedy="leave it out", code="C09")
     # Under the autocast of a caller, rows of attention would sum to 1 within 1e-3 only.
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):
-            least = _least_score(net) if threshold is None else threshold
+            least = default_threshold(net) if threshold is None else threshold
             resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
             batch = ImageBatch.from_images([resized]).to(where).normalized()
             size = pixels.shape[-2], pixels.shape[-1]
@@ -118,19 +115,12 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
         ConfigError: the model has no queries (C09), or the folder no images.
         DataError: an image that cannot be read.
     """
-    net = load(model) if isinstance(model, (str, Path)) else model
+    net, _ = load_on(model, device)
     if not isinstance(net, Detector):
         remedy = "take a detector, or name one image"
         name = net.card.name if hasattr(net, "card") else type(net).__name__
         raise ConfigError(f"{name} has no queries to show over a folder", remedy=remedy, code="C09")
-    return query_places(net.to(device_for(model, device)), list_images(folder))
-
-
-def _least_score(net: DETR) -> float:
-    """Of what `regard.predict` finds by itself: of detections, or of segments."""
-    if not (net.config.masks and net.card.panoptic):
-        return LEAST_SCORE
-    return SIGMOID_THRESHOLD if net.config.sigmoid else THRESHOLD
+    return query_places(net, list_images(folder))
 
 
 def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:

@@ -17,8 +17,8 @@ from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.models.build import Detector
 from regard.models.evaluation_mode import evaluation_mode
-from regard.prediction.predict import device_for
 from regard.structures.image_batch import ImageBatch
+from regard.weights.load import load_on
 
 SMALL = 0.02  # share of the image below which a box counts as small
 COLUMNS, ROWS = 5, 4  # of the picture
@@ -63,10 +63,10 @@ def query_places(model: Detector, images: Iterable[Any], *, device: str = "auto"
         ConfigError: there are no images (C09).
         DataError: an image that cannot be read.
     """
-    where = device_for(model, device)
+    _, where = load_on(model, device)
     resize = EvaluationResize(model.card.short_side, model.card.max_size)
     found = []
-    with evaluation_mode(model.to(where)):
+    with evaluation_mode(model):
         for source in images:
             batch = ImageBatch.from_images([resize(Sample(to_image(source))).image])
             found.append(model(batch.to(where).normalized()).boxes.cpu())

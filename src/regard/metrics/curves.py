@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regard.metrics.detection import Bools, CocoColumns, Detections, Floats, Ints, import_hotcoco
+from regard.metrics.detection import Bools, CocoColumns, CocoDetections, Floats, Ints, import_hotcoco
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DetectionCurves:
     threshold_recall: Floats
 
 
-def detection_curves(ground_truth: dict[str, Any], detections: Detections) -> DetectionCurves:
+def detection_curves(ground_truth: dict[str, Any], detections: CocoDetections) -> DetectionCurves:
     """Compute precision against recall, and both against the score.
 
     Arguments and errors as for `evaluate_detections`.
@@ -79,7 +79,7 @@ def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Fl
 
 def confusion_matrix(
     ground_truth: dict[str, Any],
-    detections: Detections,
+    detections: CocoDetections,
     *,
     iou_threshold: float = 0.5,
     score_threshold: float = 0.25,

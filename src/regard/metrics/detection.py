@@ -30,8 +30,8 @@ AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96
 
 
 @dataclass(frozen=True)
-class Detections:
-    """Detections of a whole data set, in columns as COCO's result files have them; row i is one detection.
+class CocoDetections:
+    """CocoDetections of a whole data set, in columns as COCO's result files have them; row i is one detection.
 
     image_ids, category_ids: (N,) integers, the data set's own ids.
     boxes_xywh: (N, 4) left, top, width, height in pixels of the file. Convert boxes to float64 before corners become
@@ -126,7 +126,7 @@ class DetectionScores:
         return cls(**{**values, "per_class": tuple(ClassScore(**score) for score in values["per_class"])})
 
 
-def evaluate_detections(ground_truth: dict[str, Any], detections: Detections) -> DetectionScores:
+def evaluate_detections(ground_truth: dict[str, Any], detections: CocoDetections) -> DetectionScores:
     """Compute COCO box AP and AR.
 
     Args:
@@ -166,7 +166,7 @@ class CocoColumns:
     scores: Floats
 
     @classmethod
-    def build(cls, ground_truth: dict[str, Any], detections: Detections) -> CocoColumns:
+    def build(cls, ground_truth: dict[str, Any], detections: CocoDetections) -> CocoColumns:
         """Validate and renumber. Raises the errors of `evaluate_detections`."""
         objects = ground_truth["annotations"]
         names = {category["id"]: category["name"] for category in ground_truth["categories"]}
@@ -234,7 +234,7 @@ def evaluated(evaluator: Any) -> Any:
     return evaluator
 
 
-def warn_of_surplus(ground_truth: dict[str, Any], detections: Detections) -> None:
+def warn_of_surplus(ground_truth: dict[str, Any], detections: CocoDetections) -> None:
     """Warn about detections that are ignored because COCO counts at most 100 per class and image."""
     columns = CocoColumns.build(ground_truth, detections)
     groups = columns.images * len(columns.names) + columns.classes
@@ -269,7 +269,7 @@ def _column(rows: list[dict[str, Any]], key: str, dtype: type[Any]) -> npt.NDArr
     return np.array([row[key] for row in rows], dtype)
 
 
-def _checked_boxes(detections: Detections) -> tuple[Floats, Floats]:
+def _checked_boxes(detections: CocoDetections) -> tuple[Floats, Floats]:
     boxes = np.asarray(detections.boxes_xywh, np.float64)
     scores = np.asarray(detections.scores, np.float64)
     boxes = boxes if boxes.size else boxes.reshape(-1, 4)
@@ -286,7 +286,7 @@ def _checked_boxes(detections: Detections) -> tuple[Floats, Floats]:
     return boxes, scores
 
 
-def _refuse(wrong: Bools, detections: Detections, values: Floats, kind: str, remedy: str) -> None:
+def _refuse(wrong: Bools, detections: CocoDetections, values: Floats, kind: str, remedy: str) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         what = f"{wrong.sum()} of {len(wrong)} detections have {kind}: {values[row].tolist()}"

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from regard.errors import DataError
-from regard.metrics.detection import CocoColumns, Detections, DetectionScores, evaluated, import_hotcoco
+from regard.metrics.detection import CocoColumns, CocoDetections, DetectionScores, evaluated, import_hotcoco
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def evaluate_masks(
-    ground_truth: dict[str, Any], detections: Detections, masks: Sequence[dict[str, Any]]
+    ground_truth: dict[str, Any], detections: CocoDetections, masks: Sequence[dict[str, Any]]
 ) -> DetectionScores:
     """Compute COCO mask AP and AR.
 
@@ -80,7 +80,7 @@ def check_outlines(ground_truth: dict[str, Any]) -> list[Any]:
     return outlines
 
 
-def _check_masks(detections: Detections, masks: Sequence[dict[str, Any]], sizes: dict[int, list[int]]) -> None:
+def _check_masks(detections: CocoDetections, masks: Sequence[dict[str, Any]], sizes: dict[int, list[int]]) -> None:
     if len(masks) != len(detections):
         raise DataError(f"{len(masks)} masks for {len(detections)} detections", remedy="pass one for each", code="A47")
     for row, (image_id, mask) in enumerate(zip(detections.image_ids.tolist(), masks, strict=True)):

@@ -1,4 +1,4 @@
-"""`regard predict`: image files and folders in, pictures and a file of results out."""
+"""`regard predict`: image files and folders in; pictures and a file of results out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from regard.data.coco.tables import ImageRecord
 from regard.data.image_folders import list_images
 from regard.errors import ConfigError, DataError, escape
 from regard.models.build import Model
-from regard.models.detr import DETR
-from regard.prediction.predict import Result, check_options, predict_each
+from regard.prediction.predict import Prediction, check_options, makes_segments, predict_each
 from regard.results.classification import TOP, Classification
 from regard.results.detections import Detections
-from regard.results.postprocess import Method
+from regard.results.postprocess import SegmentMethod
 from regard.results.segmentation import Segmentation
 from regard.safe_files import is_used, make_writable, replace_text
-from regard.weights.load import load
+from regard.weights.load import load_on
 
-DESCRIPTION = "segments predicted with regard predict"  # by which an earlier result is told from anything else
+DESCRIPTION = "segments predicted with regard predict"  # marks our results, which may be replaced
 
 
 def predict_files(
@@ -32,25 +31,25 @@ def predict_files(
     output: Path | None = None,
     json_file: Path | None = None,
     threshold: float | None = None,
-    segments: Method = "published",
+    segments: SegmentMethod = "published",
     top: int = TOP,
     batch_size: int = 1,
     device: str = "auto",
 ) -> Iterator[str]:
-    """Predict for image files and folders of them; gives a line of text for each.
+    """Predict for image files and folders of them; yield a line of text for each.
 
-    An unreadable image does not stop the others: it is reported, and raised once all others are done.
+    An unreadable image does not stop the others: its error is raised after all others are done.
 
     Args:
-        output: folder for pictures with what was found drawn, named like the images, `.jpg`.
-        json_file: file for all results. Detections are in COCO's result format; `image_id` counts the images from 1,
-            and `file_name` stands beside it. Classes are rows `{"file_name", "classes": [{"name", "label", "score"}]}`.
-            Segments are in COCO's panoptic format, with a folder of PNG files beside the file, and `file_name` is
-            below the folder that holds all images.
-        top: how many classes of a classifier are given.
+        output: folder for the images with their results drawn, named like the images, `.jpg`.
+        json_file: file for all results. Detections are rows of COCO's result format with `image_id` counting the
+            images from 1 and a `file_name`. Classes are rows `{"file_name", "classes": [{"label", "label_id",
+            "score"}]}`. Segments are in COCO's panoptic format with a folder of PNG files next to the file; their
+            `file_name` is relative to the folder that holds all images.
+        top: number of classes to report for a classifier.
 
     Raises:
-        ConfigError: what is to be written would replace an image or what is no earlier result (C11), a panoptic model's
+        ConfigError: an output would replace an image or a file that is no earlier result (C11), a panoptic model's
             file has no suffix (C09), a number is out of range (C03), or `segments` is unknown (C02).
         DataError: images cannot be read.
     """
@@ -62,39 +61,46 @@ def predict_files(
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
     names = picture_names(files)
     _check_targets(files, [output / name for name in names.values()] if output else [], json_file)
-    net = load(model) if isinstance(model, (str, Path)) else model
-    written: _Rows | _Segments | None = None
+    net, _ = load_on(model, device)
+    writer: _Rows | _Segments | None = None
     if json_file is not None:
-        panoptic = isinstance(net, DETR) and net.config.masks and net.card.panoptic
-        written = _Segments(json_file, net, files, list(names.values())) if panoptic else _Rows(json_file)
+        writer = _Segments(json_file, net, files, list(names.values())) if makes_segments(net) else _Rows(json_file)
     for folder in (output, json_file.parent if json_file else None):
         if folder is not None:
             make_writable(folder)
-    bad: list[DataError] = []
+    unreadable: list[DataError] = []
     numbers = {file: number for number, file in enumerate(files, start=1)}
-    for first in range(0, len(files), batch_size):
-        group = files[first : first + batch_size]
-        for result in _readable(net, group, bad, threshold, segments, batch_size, device):
-            file = Path(result.path or "")
-            if output is not None:
-                picture = output / names[file]
-                result.save(picture, top) if isinstance(result, Classification) else result.save(picture)
-            if written is not None:
-                written.add(result, numbers[file], names[file], top)
-            summary = result.summary(top) if isinstance(result, Classification) else result.summary()
-            yield escape(f"{result.path}: {summary}")
-    if written is not None:
-        written.close()
-    if len(bad) == 1:
-        raise bad[0]
-    if bad:
-        yield from (error.line for error in bad)
-        what = f"{len(bad)} of {len(files)} images cannot be used, the first: {bad[0].what}"
-        raise DataError(what, where=bad[0].where, remedy=bad[0].remedy, code=bad[0].code)
+    for result in predict_each(
+        net, files, threshold=threshold, segments=segments, batch_size=batch_size, keep_pixels=output is not None,
+        on_error=unreadable.append,
+    ):  # fmt: skip
+        file = Path(result.path or "")
+        if output is not None:
+            picture = output / names[file]
+            result.save(picture, top) if isinstance(result, Classification) else result.save(picture)
+        if writer is not None:
+            writer.add(result, numbers[file], names[file], top)
+        summary = result.summary(top) if isinstance(result, Classification) else result.summary()
+        yield escape(f"{result.path}: {summary}")
+    if writer is not None:
+        writer.close()
+    yield from _report(unreadable, len(files))
+
+
+def _report(unreadable: Sequence[DataError], total: int) -> Iterator[str]:
+    """Yield a line for each of several errors, and raise one error for all."""
+    if not unreadable:
+        return
+    first = unreadable[0]
+    if len(unreadable) == 1:
+        raise first
+    yield from (error.line for error in unreadable)
+    what = f"{len(unreadable)} of {total} images cannot be used, the first: {first.what}"
+    raise DataError(what, where=first.where, remedy=first.remedy, code=first.code)
 
 
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A name of its own for the picture of each file: `cat.jpg`, and `cat-2.jpg` for the next one of that name."""
+    """Return a unique picture name for each file: `cat.jpg`, and `cat-2.jpg` for the next file of that name."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for file in files:
@@ -109,13 +115,13 @@ def picture_names(files: Sequence[Path]) -> dict[Path, str]:
 
 
 class _Rows:
-    """A file with a list: detections in COCO's result format, or the classes of each image."""
+    """Writes a JSON list: detections in COCO's result format, or the classes of each image."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, result: Result, number: int, name: str, top: int) -> None:
+    def add(self, result: Prediction, number: int, name: str, top: int) -> None:
         if isinstance(result, Detections):
             self.rows += [{**row, "file_name": result.path} for row in result.to_coco(number)]
         elif isinstance(result, Classification):
@@ -126,11 +132,11 @@ class _Rows:
 
 
 class _Segments:
-    """A file and a folder in COCO's panoptic format.
+    """Writes a file and a folder of PNG files in COCO's panoptic format.
 
-    The file is there before the first PNG file, with the names of all that are to come: what was interrupted can be
-    done again, and what an earlier result had and this one has not is taken away in the end. No other file is touched,
-    and an earlier result stays as it is until there is an image of the new one.
+    The file is written before the first PNG file and lists all PNG files to come, so an interrupted run can be
+    repeated. In the end PNG files of an earlier result that this one lacks are deleted. Other files are not touched,
+    and an earlier result stays as it is until the first new image is ready.
     """
 
     def __init__(self, path: Path, net: Model, files: Sequence[Path], names: Sequence[str]) -> None:
@@ -141,11 +147,11 @@ class _Segments:
         folder = self.writer.folder
         new = self.planned - self.earlier
         if is_used(folder) and (not path.exists() or any((folder / name).exists() for name in new)):
-            what = "there are files already where the PNG files would be written"
+            what = "the folder for the PNG files holds other files"
             remedy = "name another file, or move them away"
             raise ConfigError(what, where=folder, remedy=remedy, code="C11")
 
-    def add(self, result: Result, number: int, name: str, top: int) -> None:
+    def add(self, result: Prediction, number: int, name: str, top: int) -> None:
         assert isinstance(result, Segmentation)
         if not self.writer.rows:
             self._announce()
@@ -156,7 +162,7 @@ class _Segments:
     def close(self) -> None:
         for name in self.earlier - {row["file_name"] for row in self.writer.rows}:
             (self.writer.folder / name).unlink(missing_ok=True)
-        self.writer.close()  # last: until then the file names all that may be there
+        self.writer.close()  # last: until then the file lists every PNG file that may exist
 
     def _announce(self) -> None:
         rows = [{"file_name": name} for name in sorted(self.planned | self.earlier)]
@@ -165,36 +171,17 @@ class _Segments:
 
 
 def _png_files_of(path: Path) -> set[str]:
-    """The PNG files of an earlier result, which are in its folder itself."""
+    """Return the names of an earlier result's PNG files; names that point outside its folder are ignored."""
     if not path.is_file() or not isinstance(rows := json.loads(path.read_text()), dict):
         return set()
     names = {row.get("file_name") for row in rows.get("annotations", []) if isinstance(row, dict)}
     return {name for name in names if isinstance(name, str) and name.endswith(".png") and Path(name).name == name}
 
 
-def _readable(
-    net: Model,
-    group: Sequence[Path],
-    bad: list[DataError],
-    threshold: float | None,
-    segments: Method,
-    batch_size: int,
-    device: str,
-) -> list[Result]:
-    """Results of those files of a batch that can be read; the errors of the others are added to `bad`."""
-    try:
-        found = predict_each(net, group, threshold=threshold, segments=segments, batch_size=batch_size, device=device)
-        return list(found)
-    except DataError as error:
-        if len(group) == 1:
-            bad.append(error)
-            return []
-    return [r for file in group for r in _readable(net, [file], bad, threshold, segments, 1, device)]
-
-
 def _is_result(path: Path) -> bool:
+    """Return whether a file was written by `predict_files`."""
     try:
-        rows = json.loads(path.read_text()) if path.is_file() else None  # a pipe would be waited for
+        rows = json.loads(path.read_text()) if path.is_file() else None  # reading a pipe would block
     except (OSError, ValueError, RecursionError):
         return False
     if isinstance(rows, dict):
@@ -203,7 +190,7 @@ def _is_result(path: Path) -> bool:
 
 
 def _check_targets(files: Sequence[Path], pictures: Sequence[Path], json_file: Path | None) -> None:
-    """Nothing of the user's is written over: no image, no neighbour of one, no JSON but an earlier result."""
+    """Check that no file of the user is overwritten: no image, no file next to one, no JSON but an earlier result."""
     images = {file.resolve() for file in files}
     folders = {file.parent for file in images} | {file.parent.resolve() for file in files}
     for target in (*pictures, *([json_file] if json_file else [])):

@@ -1,4 +1,8 @@
-"""From mask logits to segments and masks of the original image, as the authors' models/segmentation.py does it."""
+"""From a detector's raw output to detections, segments and masks of the original image.
+
+The steps follow the authors' `PostProcess` (models/detr.py), `PostProcessSegm` and `PostProcessPanoptic`
+(models/segmentation.py).
+"""
 
 from __future__ import annotations
 
@@ -11,59 +15,53 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from regard.errors import ConfigError
+from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.categories import Category
 from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
 
-# Least score of a segment. Sigmoid scores of a focal loss seldom come near 1: 0.3 gives detr_tiny_panoptic the best PQ.
-THRESHOLD, SIGMOID_THRESHOLD = 0.85, 0.3  # the first as published
-LEAST_AREA = 4  # pixels; segments of no more are dropped
+MAX_DROPPED_AREA = 4  # pixels; segments of this area and below are dropped
 
-Method = Literal["published", "clean"]
+SegmentMethod = Literal["published", "clean"]
 
 
-class Sizes(NamedTuple):
-    """(height, width) in pixels on the way of one image: all of the batch, its own part of that, the file."""
+class ImageSizes(NamedTuple):
+    """Sizes (height, width) of one image in pixels: of its padded batch, of its resized pixels, of its file."""
 
     padded: tuple[int, int]
     resized: tuple[int, int]
     original: tuple[int, int]
 
 
-class Chosen(NamedTuple):
-    """M queries of a batch: image, query and class (M,) int64, score (M,) 0..1; image after image."""
+class ScoredQueries(NamedTuple):
+    """Queries of a batch that were chosen as detections or segments, image after image.
+
+    image, query, labels: (N,) int64. scores: (N,) float32, 0..1.
+    """
 
     image: Tensor
     query: Tensor
     labels: Tensor
     scores: Tensor
 
-    def of(self, image: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Which rows an image has, with their labels and scores."""
-        rows = (self.image == image).nonzero()[:, 0]
-        return rows, self.labels[rows], self.scores[rows]
+    def where(self, kept: Tensor) -> ScoredQueries:
+        """Return the rows for which `kept` (N,) is True, or whose positions it holds."""
+        return ScoredQueries(*(column[kept] for column in self))
 
-    def where(self, wanted: Tensor) -> Chosen:
-        """Those of the rows for which `wanted` (M,) is True."""
-        return Chosen(*(column[wanted] for column in self))
-
-
-def choose_queries(output: DetectionOutput, *, softmax: bool, threshold: float | None = None) -> Chosen:
-    """Queries whose best class is an object with a score above `threshold`; if None 0.85, for sigmoid scores 0.3."""
-    if threshold is None:
-        threshold = THRESHOLD if softmax else SIGMOID_THRESHOLD
-    logits = output.logits.float()
-    probabilities = logits.softmax(-1) if softmax else logits.sigmoid()
-    scores, labels = probabilities.max(-1)
-    kept = scores > threshold
-    if softmax:
-        kept &= labels != logits.shape[-1] - 1
-    image, query = kept.nonzero(as_tuple=True)
-    return Chosen(image, query, labels[kept], scores[kept])
+    def rows(self, image: int) -> Tensor:
+        """Return the positions (M,) of the rows that belong to an image of the batch."""
+        return (self.image == image).nonzero()[:, 0]
 
 
-def score_queries(output: DetectionOutput, *, softmax: bool) -> Chosen:
-    """All queries, Q for each image, with the class and score by which they count as detections: see `postprocess`."""
+def score_queries(output: DetectionOutput, *, softmax: bool) -> ScoredQueries:
+    """Choose the Q detections of each image. Scores are float32 under mixed precision too.
+
+    Args:
+        softmax: True if classes exclude each other and the last one is no-object, as in DETR: each query is one
+            detection, in query order. False for sigmoid scores: the best Q of all (query, class) pairs, best first
+            (Deformable DETR).
+    """
     logits = output.logits.float()
     num_images, num_queries, num_classes = logits.shape
     image = torch.arange(num_images, device=logits.device).repeat_interleave(num_queries)
@@ -71,42 +69,93 @@ def score_queries(output: DetectionOutput, *, softmax: bool) -> Chosen:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
         query = torch.arange(num_queries, device=logits.device).repeat(num_images)
     else:
-        best, places = logits.flatten(1).topk(num_queries)
-        scores, labels, query = best.sigmoid(), places % num_classes, (places // num_classes).flatten()
-    return Chosen(image, query, labels.flatten(), scores.flatten())
+        best, pairs = logits.flatten(1).topk(num_queries)
+        scores, labels, query = best.sigmoid(), pairs % num_classes, (pairs // num_classes).flatten()
+    return ScoredQueries(image, query, labels.flatten(), scores.flatten())
+
+
+def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float) -> ScoredQueries:
+    """Choose the queries that become segments: those whose best class is an object with a score above `threshold`."""
+    logits = output.logits.float()
+    probabilities = logits.softmax(-1) if softmax else logits.sigmoid()
+    scores, labels = probabilities.max(-1)
+    kept = scores > threshold
+    if softmax:
+        kept &= labels != logits.shape[-1] - 1
+    image, query = kept.nonzero(as_tuple=True)
+    return ScoredQueries(image, query, labels[kept], scores[kept])
+
+
+def segment_threshold(*, softmax: bool) -> float:
+    """Return the default minimum score of a segment.
+
+    0.85 as published. Sigmoid scores of a focal loss rarely come near 1: 0.3 gives detr_tiny_panoptic its best PQ.
+    """
+    return 0.85 if softmax else 0.3
+
+
+def boxes_in_pixels(output: DetectionOutput, queries: ScoredQueries, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the boxes (N, 4) of chosen queries, xyxy in pixels, float32, not clipped to the image.
+
+    Args:
+        sizes: (height, width) of each image of the batch in pixels.
+    """
+    boxes = cxcywh_to_xyxy(output.boxes[queries.image, queries.query].float())
+    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype).to(boxes.device)
+    return boxes * scale[queries.image]
+
+
+def postprocess(
+    output: DetectionOutput, sizes: Sequence[tuple[int, int]], *, softmax: bool
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the detections of each image: scores (Q,) 0..1, labels (Q,) int64, boxes (Q, 4) xyxy in pixels.
+
+    Args:
+        sizes: (height, width) in pixels of each original image.
+        softmax: as in `score_queries`, which chooses and orders the detections.
+
+    Raises:
+        ConfigError: the number of sizes is not the number of images.
+    """
+    if len(sizes) != len(output.logits):
+        raise ConfigError(f"{len(sizes)} sizes for predictions of {len(output.logits)} images")
+    queries = score_queries(output, softmax=softmax)
+    columns = (queries.scores, queries.labels, boxes_in_pixels(output, queries, sizes))
+    return list(zip(*(column.chunk(len(sizes)) for column in columns), strict=True))
 
 
 def panoptic_segments(
     scores: Tensor,
     labels: Tensor,
     masks: Tensor,
-    sizes: Sizes,
+    sizes: ImageSizes,
     categories: Sequence[Category],
-    method: Method = "published",
+    method: SegmentMethod = "published",
 ) -> PanopticSegments:
-    """Cut an image into segments: each pixel goes to the query with the greatest mask logit.
+    """Cut an image into segments: each pixel goes to the query with the highest mask logit.
 
-    `published` is PostProcessPanoptic. Segments of one stuff class are merged into their first; the result is resized
-    by nearest neighbours, as Pillow does. While there are segments of at most 4 pixels, they are left out and the
-    pixels given anew. That is done without merging: queries that were merged into another count as empty and lose
-    their pixels to the next best mask, of whatever class.
+    `published` follows `PostProcessPanoptic`: segments of one stuff class are merged into the first of them, and the
+    result is resized by nearest neighbour as Pillow does. Segments of at most 4 pixels are then dropped and their
+    pixels reassigned until none is left. Reassignment does not merge stuff: a query that was merged into another
+    counts as empty and loses its pixels to the next best mask, of whatever class.
 
-    In a batch, the authors squeeze the padding into the image with the mask. Here the mask is enlarged to the padded
-    size and then cut, which is the same for a single image.
+    The authors squeeze a padded mask into the image. Here the mask is enlarged to the padded size and then cropped,
+    which is the same for a single image.
 
-    `clean` enlarges the logits right to the original size, and segments of stuff stay merged.
+    `clean` enlarges the logits directly to the original size, and merged stuff stays merged.
 
     Args:
-        scores, labels: (M,), of M queries of one image.
+        scores: (M,), 0..1, of the M queries of one image.
+        labels: (M,) int64.
         masks: (M, h, w) logits.
-        categories: of the model.
+        categories: the model's.
     """
     rows, owner = torch.arange(len(labels), device=labels.device), _first_of_stuff(labels, categories)
     logits = _enlarged(masks, sizes, to_original=method == "clean")
     while True:
         ids = _nearest(_owners(logits, owner), sizes.original)
         areas = torch.bincount(ids.flatten(), minlength=len(labels) + 1)[1:]
-        kept = areas[owner if method == "clean" else rows] > LEAST_AREA
+        kept = areas[owner if method == "clean" else rows] > MAX_DROPPED_AREA
         if kept.all():
             break
         rows, logits, owner = rows[kept], logits[kept], owner[kept]
@@ -118,10 +167,10 @@ def panoptic_segments(
     return PanopticSegments(numbers[ids], labels[left], scores[left], tuple(categories))
 
 
-def instance_masks(masks: Tensor, sizes: Sizes) -> Tensor:
-    """Mask logits (M, h, w) -> masks (M, H, W) bool of the original image, where the logit is above 0 (0.5).
+def instance_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:
+    """Return masks (M, H, W) bool of the original image for logits (M, h, w): True where the logit is above 0.
 
-    PostProcessSegm of the authors: enlarged to the size of the batch, cut, and resized by nearest neighbours.
+    As in `PostProcessSegm`: enlarge to the padded size, crop, resize by nearest neighbour.
     """
     if not len(masks):
         return torch.zeros(0, *sizes.original, dtype=torch.bool, device=masks.device)
@@ -129,8 +178,8 @@ def instance_masks(masks: Tensor, sizes: Sizes) -> Tensor:
     return F.interpolate(inside[:, None].to(torch.uint8), sizes.original, mode="nearest")[:, 0].bool()
 
 
-def _enlarged(masks: Tensor, sizes: Sizes, *, to_original: bool = False) -> Tensor:
-    """Logits (M, H, W) of the image without its padding, bilinear."""
+def _enlarged(masks: Tensor, sizes: ImageSizes, *, to_original: bool = False) -> Tensor:
+    """Resize logits bilinearly and crop the padding away: (M, H, W) at the resized or the original size."""
     height, width = sizes.resized
     if not len(masks):
         return masks.new_zeros(0, *(sizes.original if to_original else sizes.resized))
@@ -142,7 +191,7 @@ def _enlarged(masks: Tensor, sizes: Sizes, *, to_original: bool = False) -> Tens
 
 
 def _first_of_stuff(labels: Tensor, categories: Sequence[Category]) -> Tensor:
-    """(M,) for each query the first one of its class, if that is stuff, and else itself."""
+    """Return (M,): for a query of a stuff class the first query of that class, else the query itself."""
     places = torch.arange(len(labels), device=labels.device)
     if not len(labels):
         return places
@@ -152,14 +201,14 @@ def _first_of_stuff(labels: Tensor, categories: Sequence[Category]) -> Tensor:
 
 
 def _owners(logits: Tensor, owner: Tensor) -> Tensor:
-    """(M, H, W) -> (H, W): 1 + the owner of the greatest logit; 0 where there is none at all."""
+    """Return ids (H, W) for logits (M, H, W): 1 + the owner of the highest logit; 0 everywhere if M is 0."""
     if not len(logits):
         return torch.zeros(logits.shape[-2:], dtype=torch.long, device=logits.device)
     return owner[logits.argmax(0)] + 1
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> Tensor:
-    """(h, w) -> (H, W) by Pillow itself: it adds up positions in floating point, which decides ties."""
+    """Resize ids (h, w) to `size` with Pillow: its floating-point positions decide ties as in the authors' code."""
     if tuple(ids.shape) == tuple(size):
         return ids
     picture = Image.fromarray(ids.cpu().numpy().astype(np.int32))

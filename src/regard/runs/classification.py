@@ -1,4 +1,4 @@
-"""Runs of classifiers: what a recipe, data and a model become for `regard.train`."""
+"""The job of a classifier: how a recipe, data and starting weights become a run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ import torch
 
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
-from regard.data.transforms.classification import Evaluation, cifar_training, imagenet_training, three_augment
-from regard.data.transforms.image import ImagePipeline, RandomFlip
-from regard.data.transforms.mixing import Mixing
-from regard.distillation.stored_logits import StoredAnswers, has_answers, store_answers
-from regard.distillation.teachers import load_teacher
+from regard.distillation.stored_logits import StorageOptions, StoredLogits, has_logits, store_logits
+from regard.distillation.teachers import Teacher, load_teacher
 from regard.errors import CheckpointError, ConfigError, MachineError
-from regard.losses import DistillationLoss
 from regard.metrics.charts.classification import plot_class_counts
 from regard.models.build import Detector, Model, build
 from regard.models.catalog import WEIGHTS
@@ -26,7 +22,7 @@ from regard.models.configs import CONFIGS
 from regard.models.configs.vit import ViTConfig
 from regard.models.vit import VisionTransformer
 from regard.recipes.classification import ClassificationRecipe
-from regard.runs.classification_task import ClassificationTask
+from regard.runs.classification_task import ClassificationTask, augmentation_of, mixing_of
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP
@@ -38,12 +34,17 @@ from regard.weights.vit import is_vit
 
 
 class ClassificationJob:
-    """The run of a classifier.
+    """Prepares the run of a classifier. `DetectionJob` has the same steps.
 
     Attributes:
         settings: the recipe, with the number of classes of the data.
         train_data, val_data: both splits.
-        teacher, answers: what the model learns from beside the labels, or None.
+        teacher: the teacher or its stored logits; None if the recipe has none.
+
+    Raises:
+        ConfigError: settings that exclude each other (C09), or a teacher of other classes (C07).
+        CheckpointError, MachineError: the teacher cannot be loaded.
+        DataError: the data set cannot be used.
     """
 
     def __init__(self, settings: ClassificationRecipe) -> None:
@@ -52,34 +53,36 @@ class ClassificationJob:
         self.val_data = open_classification(settings.data, "val")
         self.settings = replace(settings, model=replace(settings.model, num_classes=len(self.train_data.categories)))
         self.source: Classifier | None = None
-        # Not with the weights to start from: a run that goes on needs its teacher as well.
-        self.answers = self._open_answers() if has_answers(settings.teacher) else None
-        self.teacher = None
-        if settings.teacher != "none" and self.answers is None:
-            self.teacher = load_teacher(settings.teacher, self.train_data.categories, settings.model.image_size)
+        # Loaded here, not in `fetch_weights`: a resumed run needs its teacher as well.
+        self.teacher = self._load_teacher()
 
-    def _open_answers(self) -> StoredAnswers:
-        _check_unmixed(self.settings)
-        answers = StoredAnswers(self.settings.teacher)
-        answers.check(about_answers(self.settings, self.train_data))
-        return answers
+    def _load_teacher(self) -> Teacher | StoredLogits | None:
+        settings = self.settings
+        if settings.teacher == "none":
+            return None
+        if not has_logits(settings.teacher):
+            return load_teacher(settings.teacher, self.train_data.categories, settings.model.image_size)
+        _check_unmixed(settings)
+        logits = StoredLogits(settings.teacher)
+        logits.check(logits_settings(settings, self.train_data))
+        return logits
 
     @property
     def findings(self) -> list[str]:
-        """What is worth a line of the data."""
+        """Warnings about the data set, one line each."""
         found = [str(issue) for data in (self.train_data, self.val_data) for issue in data.report.issues]
-        return list(dict.fromkeys(found))  # how the data were split is a finding of both
+        return list(dict.fromkeys(found))  # both splits report how the data were split
 
     def fetch_weights(self) -> list[str]:
-        """Get what the training starts from; gives what the user has to know of it.
+        """Load the weights to start from. Returns notes for the user.
 
-        Released weights of the model itself are left out where they cannot be had.
+        If the model's own released weights cannot be had, the training starts from random weights.
         """
         start = self.settings.start_from
         if start == "none":
             return []
         if start in CONFIGS and start not in WEIGHTS:
-            what = f"there are no released weights of {start} to start from"
+            what = f"no released weights of {start} to start from"
             raise ConfigError(what, remedy="set start_from=RUN, or a file of its weights", code="K01")
         try:
             source = _load_start(start, self.settings.name)
@@ -87,8 +90,9 @@ class ClassificationJob:
             if start != self.settings.name:
                 raise
             self.settings = replace(self.settings, start_from="none")
-            fewer = "; from nothing it needs more: epochs=100 lr=1e-3" if self.settings.epochs < 100 else ""
-            return [f"warning: no weights of {start} ({error}). It starts from nothing: expect far lower scores{fewer}"]
+            advice = "; without them set epochs=100 lr=1e-3" if self.settings.epochs < 100 else ""
+            what = f"warning: no weights of {start} ({error})"
+            return [f"{what}. Training starts from random weights: expect far lower scores{advice}"]
         if isinstance(source, Detector):
             remedy = f"start from a {self.settings.name}"
             raise CheckpointError("a detector, not a classifier", where=start, remedy=remedy, code="K07")
@@ -97,7 +101,7 @@ class ClassificationJob:
         return []
 
     def starting_model(self) -> tuple[Classifier, list[str]]:
-        """The model before the first step, and what the user has to know of it."""
+        """Build the model as it is before the first step. Returns it with notes for the user."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         net = build(settings.model, settings.name, self.train_data.categories)
@@ -105,8 +109,8 @@ class ClassificationJob:
         notes = [] if self.source is None else [transfer_classifier(self.source, net)]
         if isinstance(settings.model, ViTConfig) and settings.model.distilled and settings.teacher == "none":
             alike = isinstance(self.source, VisionTransformer) and not self.source.config.distilled
-            does = "begins as the first and stays it: train the plain model" if alike else "learns the labels too"
-            notes.append(f"warning: a distilled model without a teacher: its second head {does}")
+            effect = "stays a copy of the first: train the plain model" if alike else "learns the labels too"
+            notes.append(f"warning: a distilled model without a teacher: its second head {effect}")
         if settings.schedule.startswith("deit") and settings.epochs <= DEIT_WARMUP:
             what = f"schedule={settings.schedule} warms up for {DEIT_WARMUP} epochs and there are {settings.epochs}"
             notes.append(f"warning: {what}: it will hardly learn. Set schedule=cosine")
@@ -117,83 +121,30 @@ class ClassificationJob:
         return net, notes
 
     def task(self, processes: Processes, pictures: Path | None) -> ClassificationTask:
-        """What the training loop is told. `pictures`: folder for them."""
-        settings = self.settings
-        return ClassificationTask(
-            self.train_data,
-            self.val_data,
-            augmentation=augmentation_of(settings),
-            resize=Evaluation(settings.model.image_size, settings.crop_pct),
-            mixing=mixing_of(settings),
-            label_smoothing=settings.label_smoothing,
-            sigmoid=settings.loss == "sigmoid",
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            seed=settings.seed,
-            processes=processes,
-            repeats=settings.repeated_augmentation,
-            distillation=distillation_of(settings),
-            teacher=None if self.teacher is None else self.teacher.to(processes.device),
-            answers=self.answers,
-            pictures=pictures,
-        )
+        """Build the task for the training loop. `pictures`: folder for pictures, or None."""
+        teacher = self.teacher.to(processes.device) if isinstance(self.teacher, Teacher) else self.teacher
+        return ClassificationTask(self.settings, self.train_data, self.val_data, processes, pictures, teacher)
 
     def draw_data(self, folder: Path) -> None:
-        """A picture of what the data hold."""
+        """Draw an overview of the data set to `folder`."""
         names = [category.name for category in self.train_data.categories]
         plot_class_counts(self.train_data.counts(), self.val_data.counts(), names, folder)
 
     def advice(self) -> AbstractContextManager[None]:
-        """Errors of images say how to find all of them."""
+        """Add to errors about images how to find all bad images of the data set."""
         return advise(self.settings.data)
 
 
 def _load_start(start: str, model: str) -> Model:
-    """What a training starts from. Files of convolutional networks do not tell what they are: they are the model's."""
+    """Load starting weights. A file of a convolutional network does not name its model: take `model` for it."""
     path = Path(start)
     if not path.is_file() or isinstance(CONFIGS.get(model), ViTConfig) or is_vit(read_weights(path).tensors):
         return load(start)
     return load(path, model=model)
 
 
-def augmentation_of(settings: ClassificationRecipe) -> ImagePipeline:
-    """The training augmentation of a recipe."""
-    make = {"imagenet": imagenet_training, "three": three_augment}.get(settings.augmentation, cifar_training)
-    pipeline = make(
-        settings.model.image_size,
-        magnitude=settings.magnitude,
-        erasing=settings.erasing,
-        color_jitter=settings.color_jitter,
-    )
-    if settings.augmentation == "shift":
-        return ImagePipeline(tuple(step for step in pipeline.steps if not isinstance(step, RandomFlip)))
-    return pipeline
-
-
-def distillation_of(settings: ClassificationRecipe) -> DistillationLoss | None:
-    """The loss of a recipe with a teacher; None without."""
-    if settings.teacher == "none":
-        return None
-    return DistillationLoss(
-        settings.distillation, settings.alpha, settings.tau, settings.reduction, settings.label_smoothing
-    )
-
-
-def mixing_of(settings: ClassificationRecipe) -> Mixing | None:
-    """Mixup and CutMix of a recipe; None without."""
-    if not settings.mixup and not settings.cutmix:
-        return None
-    return Mixing(
-        num_classes=settings.model.num_classes,
-        mixup_alpha=settings.mixup,
-        cutmix_alpha=settings.cutmix,
-        label_smoothing=settings.label_smoothing,
-        seed=settings.seed,
-    )
-
-
-def about_answers(settings: ClassificationRecipe, data: ClassificationDataset) -> dict[str, object]:
-    """What a teacher's answers depend on, beside the teacher."""
+def logits_settings(settings: ClassificationRecipe, data: ClassificationDataset) -> dict[str, object]:
+    """Return what a teacher's logits depend on, except the teacher."""
     return {
         "data": data.fingerprint(),
         "classes": [category.name for category in data.categories],
@@ -207,40 +158,33 @@ def about_answers(settings: ClassificationRecipe, data: ClassificationDataset) -
 
 
 def _check_unmixed(settings: ClassificationRecipe) -> None:
+    """Check that a recipe does not mix images, as stored logits require. Raises ConfigError (C09)."""
     if mixing_of(settings) is not None:
-        what = "stored answers are for whole images, and Mixup or CutMix mixes them"
+        what = "stored logits are for whole images, Mixup and CutMix mix images"
         remedy = "set mixup=0 cutmix=0, or train with the teacher itself"
         raise ConfigError(what, where=settings.teacher, remedy=remedy, code="C09")
 
 
-def cache_answers(
-    settings: ClassificationRecipe, output: Path, *, views: int, top: int | None = None, dtype: str, batch_size: int
-) -> Iterator[float]:
-    """Store what the teacher of a recipe says of `views` views of the training images; gives the share that is done.
+def cache_logits(settings: ClassificationRecipe, output: Path, options: StorageOptions) -> Iterator[float]:
+    """Store the logits of a recipe's teacher for views of the training images; yield the finished share, 0..1.
 
     Raises:
-        ConfigError: the recipe has no teacher, a number is out of range, or the folder has something else in it.
+        ConfigError: the recipe has no teacher or mixes images (C09), a number is out of range (C03), or the folder
+            holds something else (C11).
     """
-    if settings.teacher == "none" or has_answers(settings.teacher):
+    if settings.teacher == "none" or has_logits(settings.teacher):
         raise ConfigError("which teacher?", remedy="add --teacher NAME", code="C09")
-    _check_unmixed(settings)  # before hours of storing what training would refuse
+    _check_unmixed(settings)  # not after hours of storing what training would refuse
     job = ClassificationJob(settings)
-    assert job.teacher is not None
+    assert isinstance(job.teacher, Teacher)
     device = choose_device(settings.device)
+    about = {
+        "teacher": settings.teacher,
+        "teacher_weights": job.teacher.fingerprint(),
+        **logits_settings(settings, job.train_data),
+    }
+    images = Augmented(job.train_data, augmentation_of(settings), settings.seed)
     with advise(settings.data):
-        yield from store_answers(
-            Augmented(job.train_data, augmentation_of(settings), settings.seed),
-            job.teacher.to(device),
-            output,
-            {
-                "teacher": settings.teacher,
-                "teacher_weights": job.teacher.fingerprint(),
-                **about_answers(settings, job.train_data),
-            },
-            views=views,
-            top=top,
-            device=device,
-            batch_size=batch_size,
-            workers=settings.workers,
-            dtype=dtype,
+        yield from store_logits(
+            images, job.teacher.to(device), output, about, options, device=device, workers=settings.workers
         )

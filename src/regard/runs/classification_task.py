@@ -1,4 +1,4 @@
-"""A classification job: data, model, loss and score joined for the training loop and for evaluation."""
+"""The task of a classifier: what the training loop needs of data, loss and score."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,95 +14,70 @@ from torch import Tensor, nn
 
 from regard.data.batches.classification import ClassificationBatch, collate
 from regard.data.class_images.dataset import ClassificationDataset
-from regard.data.transforms.classification import Evaluation
-from regard.data.transforms.image import ImagePipeline
+from regard.data.transforms.classification import cifar_training, imagenet_training, three_augment
+from regard.data.transforms.image import ImagePipeline, RandomFlip
 from regard.data.transforms.mixing import Mixing
-from regard.distillation.stored_logits import Answered, StoredAnswers
+from regard.distillation.stored_logits import AugmentedWithLogits, StoredLogits
 from regard.evaluation.classification import ClassifierEvaluation, evaluate_classifier
 from regard.evaluation.classification_pictures import draw_class_batch
 from regard.losses import DistillationLoss
+from regard.models.classifiers import Classifier
+from regard.recipes.classification import ClassificationRecipe
 from regard.structures.outputs import DistilledLogits
-from regard.training.data_loader import (
-    Augmented,
-    EndlessBatches,
-    raising,
-    training_loader,
-)
+from regard.training.data_loader import Augmented, EndlessBatches, raising, training_loader
 from regard.training.distributed import Processes
 
 
 class ClassificationTask:
-    """What the training loop is told about learning to classify.
+    """Data, loss and evaluation of a classifier for the training loop (`regard.training.loop.Task`).
 
-    The loss is cross-entropy: with smoothed labels, or with the soft labels of `mixing`, which smooths them itself.
-    With a teacher it is that of `distillation`, for which a model without a distillation token uses its one head twice.
-    Without one, both heads of a distilled model learn the labels.
+    The loss is cross-entropy, of smoothed labels or of the soft labels that Mixup and CutMix make; or, with
+    `loss=sigmoid`, binary cross-entropy for each class, where both classes of a mixed image count as present (DeiT
+    III). With a teacher it is `DistillationLoss`, for which a model without a distillation token uses its one head
+    twice. Without a teacher both heads of a distilled model learn the labels.
 
     Args:
-        train: data to learn from.
-        val: data to judge by, with the categories of `train`.
-        augmentation: of the training images; all of one size after it.
-        resize: of the validation images.
-        mixing: Mixup and CutMix of whole batches, or None.
-        label_smoothing: share of a label that goes to all classes alike, 0..1; not used with `mixing`.
-        batch_size: images of a step in each process.
-        workers, seed: of the data loader.
-        processes: this process among all.
-        sigmoid: learn a yes or no for every class of its own (binary cross-entropy; DeiT III), where all classes of a
-            mixed image are yes; in place of one choice among all.
-        repeats: views of an image in an epoch, see `EndlessBatches`.
-        distillation: the loss of a student.
-        teacher: normalised, mixed pixels (B, 3, H, W) -> logits (B, C).
-        answers: of a teacher, in its place; they are for whole images, so `mixing` has to be None.
-        pictures: folder for pictures of the first batch and of evaluations, or None.
+        settings: the recipe, with the number of classes of the data.
+        train: data to train on.
+        val: data to evaluate on, with the categories of `train`.
+        processes: this process among all of the run.
+        pictures: folder for pictures of the first batch and of evaluations; None for none.
+        teacher: its stored logits, which need whole images (no Mixup, no CutMix); or a function of normalised, mixed
+            pixels (B, 3, H, W) that returns logits (B, C); None if the recipe has no teacher.
     """
 
     score = "top1"
 
     def __init__(
         self,
+        settings: ClassificationRecipe,
         train: ClassificationDataset,
         val: ClassificationDataset,
-        *,
-        augmentation: ImagePipeline,
-        resize: Evaluation,
-        mixing: Mixing | None,
-        label_smoothing: float,
-        batch_size: int,
-        workers: int,
-        seed: int,
         processes: Processes,
-        sigmoid: bool = False,
-        repeats: int = 1,
-        distillation: DistillationLoss | None = None,
-        teacher: Callable[[Tensor], Tensor] | None = None,
-        answers: StoredAnswers | None = None,
         pictures: Path | None = None,
+        teacher: Callable[[Tensor], Tensor] | StoredLogits | None = None,
     ) -> None:
-        assert answers is None or mixing is None
-        self.data = (
-            Augmented(train, augmentation, seed) if answers is None else Answered(train, augmentation, seed, answers)
-        )
+        self.settings = settings
+        augmentation = augmentation_of(settings)
+        self.data = Augmented(train, augmentation, settings.seed)
+        self.teacher = None
+        self.mixing = mixing_of(settings)
+        if isinstance(teacher, StoredLogits):
+            assert self.mixing is None
+            self.data = AugmentedWithLogits(train, augmentation, settings.seed, teacher)
+        else:
+            self.teacher = teacher
         self.val = val
         self.categories = train.categories
-        self.resize = resize
-        self.mixing = mixing
-        self.label_smoothing = label_smoothing
-        self.sigmoid = sigmoid
-        self.batch_size = batch_size
-        self.workers = workers
-        self.seed = seed
         self.processes = processes
-        self.distillation = distillation
-        self.teacher = teacher
         self.pictures = pictures
-        self.repeats = repeats
+        self.distillation = distillation_of(settings)
         self.batches_per_epoch = self._order(0).batches_per_epoch
-        self.best_evaluation: ClassifierEvaluation | None = None  # of this process's lifetime
+        self.best_evaluation: ClassifierEvaluation | None = None  # since this process started
 
     def batches(self, start: int) -> Iterator[ClassificationBatch]:
-        """Batches without end; the first of a run is drawn to `pictures/train_batch.jpg`."""
-        loader = training_loader(self.data, self._order(start), collate, self.workers, self.processes.device)
+        """Yield batches without end; draw the first one of a run to `pictures/train_batch.jpg`."""
+        loader = training_loader(self.data, self._order(start), collate, self.settings.workers, self.processes.device)
         batches = (replace(batch, number=number) for number, batch in enumerate(raising(loader), start))
         if start == 0 and self.pictures is not None:
             first = next(batches)
@@ -110,10 +86,13 @@ class ClassificationTask:
         return batches
 
     def _order(self, start: int) -> EndlessBatches:
-        length = len(self.data.dataset)
-        return EndlessBatches(length, self.batch_size, self.seed, self.processes, start, self.repeats)
+        length, settings = len(self.data.dataset), self.settings
+        return EndlessBatches(
+            length, settings.batch_size, settings.seed, self.processes, start, settings.repeated_augmentation
+        )
 
     def loss(self, model: nn.Module, batch: ClassificationBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss, and the accuracy on the batch if that means something."""
         device = self.processes.device
         pixels = batch.images.to(device).normalized().pixels
         labels = batch.labels.to(device, non_blocking=True)
@@ -123,7 +102,7 @@ class ClassificationTask:
         output = model(pixels)
         if self.distillation is not None:
             student = output if isinstance(output, DistilledLogits) else DistilledLogits(output, output)
-            return self.distillation(student, self._answers(batch, pixels), targets), {}
+            return self.distillation(student, self._teacher_logits(batch, pixels), targets), {}
         heads = output if isinstance(output, DistilledLogits) else (output,)
         loss = torch.stack([self._entropy(logits.float(), targets) for logits in heads]).mean()
         if self.mixing is not None:
@@ -131,29 +110,30 @@ class ClassificationTask:
         return loss, {"top1": (heads[0].detach().argmax(1) == labels).float().mean()}
 
     def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.sigmoid:
+        if self.settings.loss == "sigmoid":
             present = F.one_hot(targets, logits.shape[1]) if targets.ndim == 1 else targets > 0
             return F.binary_cross_entropy_with_logits(logits, present.float())
-        return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.ndim == 2 else self.label_smoothing)
+        smoothing = 0.0 if targets.ndim == 2 else self.settings.label_smoothing  # `mixing` smooths by itself
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
-    def _answers(self, batch: ClassificationBatch, pixels: Tensor) -> Tensor:
+    def _teacher_logits(self, batch: ClassificationBatch, pixels: Tensor) -> Tensor:
         if batch.teacher_logits is not None:
             return batch.teacher_logits.to(pixels.device, non_blocking=True).float()
         assert self.teacher is not None
         return self.teacher(pixels)
 
     def describe(self, batch: ClassificationBatch) -> str:
+        """Return the image files of a batch, for error messages."""
         return ", ".join(batch.paths)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return loss and scores on the validation images, and keep the best evaluation."""
         folder = self.pictures if self.processes.is_main else None
         evaluation = evaluate_classifier(
-            model,
+            cast(Classifier, model),
             self.val,
-            resize=self.resize,
-            categories=self.categories,
-            batch_size=self.batch_size,
-            workers=self.workers,
+            batch_size=self.settings.batch_size,
+            workers=self.settings.workers,
             processes=self.processes,
             picture=folder / f"predictions_step_{step}.jpg" if folder else None,
         )
@@ -168,3 +148,39 @@ class ClassificationTask:
             mixed, targets = self.mixing(pixels.float(), targets, batch.number, self.processes.rank)
             pixels = mixed.round().to(torch.uint8)
         draw_class_batch(pixels, targets, self.categories).save(path, quality=90)
+
+
+def augmentation_of(settings: ClassificationRecipe) -> ImagePipeline:
+    """Build the training augmentation of a recipe."""
+    make = {"imagenet": imagenet_training, "three": three_augment}.get(settings.augmentation, cifar_training)
+    pipeline = make(
+        settings.model.image_size,
+        magnitude=settings.magnitude,
+        erasing=settings.erasing,
+        color_jitter=settings.color_jitter,
+    )
+    if settings.augmentation == "shift":
+        return ImagePipeline(tuple(step for step in pipeline.steps if not isinstance(step, RandomFlip)))
+    return pipeline
+
+
+def mixing_of(settings: ClassificationRecipe) -> Mixing | None:
+    """Build Mixup and CutMix of a recipe; None if it has neither."""
+    if not settings.mixup and not settings.cutmix:
+        return None
+    return Mixing(
+        num_classes=settings.model.num_classes,
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        seed=settings.seed,
+    )
+
+
+def distillation_of(settings: ClassificationRecipe) -> DistillationLoss | None:
+    """Build the distillation loss of a recipe; None if it has no teacher."""
+    if settings.teacher == "none":
+        return None
+    return DistillationLoss(
+        settings.distillation, settings.alpha, settings.tau, settings.reduction, settings.label_smoothing
+    )

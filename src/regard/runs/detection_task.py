@@ -1,4 +1,4 @@
-"""What the training loop is told about a detector: data, loss and score."""
+"""The task of a detector: what the training loop needs of data, loss and score."""
 
 from __future__ import annotations
 
@@ -6,72 +6,63 @@ import itertools
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regard.data.batches.detection import DetectionBatch, collate
 from regard.data.coco.panoptic import PanopticDataset
-from regard.data.transforms.detection import EvaluationResize, Transform
-from regard.evaluation.detection import DetectorEvaluation, ObjectDataset, evaluate_detector
+from regard.data.transforms.detection import (
+    EvaluationResize,
+    Pipeline,
+    RandomFlip,
+    paper_augmentation,
+    small_augmentation,
+)
+from regard.evaluation.detection import DetectorEvaluation, ObjectDataset, criterion_of, evaluate_detector
 from regard.evaluation.detection_pictures import draw_batch
-from regard.losses import SetCriterion
+from regard.models.build import Detector
 from regard.models.detr import DETR
+from regard.recipes.detection import DetectionRecipe
 from regard.training.data_loader import Augmented, EndlessBatches, raising, training_loader
 from regard.training.distributed import Processes
 
 
 class DetectionTask:
-    """What the training loop is told about learning to detect.
+    """Data, loss and evaluation of a detector for the training loop (`regard.training.loop.Task`).
 
     Args:
-        train: data to learn from.
-        val: data to judge by, with the categories of `train`.
-        augmentation: of the training images.
-        resize: of the validation images.
-        criterion: the loss.
-        softmax: whether the model scores classes by softmax.
-        batch_size: images of a step in each process.
-        workers, seed: of the data loader.
-        processes: this process among all.
-        pictures: folder for pictures of the first batch and of evaluations, or None.
+        settings: the recipe, with the number of classes of the data.
+        train: data to train on.
+        val: data to evaluate on, with the categories of `train`.
+        processes: this process among all of the run.
+        pictures: folder for pictures of the first batch and of evaluations; None for none.
     """
 
     def __init__(
         self,
+        settings: DetectionRecipe,
         train: ObjectDataset,
         val: ObjectDataset,
-        *,
-        augmentation: Transform,
-        resize: EvaluationResize,
-        criterion: SetCriterion,
-        softmax: bool,
-        batch_size: int,
-        workers: int,
-        seed: int,
         processes: Processes,
         pictures: Path | None = None,
     ) -> None:
-        self.score = score_of(val)
-        self.masks = train.masks
-        self.data = Augmented(train, augmentation, seed)
+        self.settings = settings
+        self.data = Augmented(train, augmentation_of(settings), settings.seed)
         self.val = val
         self.categories = train.categories
-        self.resize = resize
-        self.criterion = criterion
-        self.softmax = softmax
-        self.batch_size = batch_size
-        self.workers = workers
-        self.seed = seed
+        self.masks = train.masks
         self.processes = processes
         self.pictures = pictures
-        self.batches_per_epoch = EndlessBatches(len(train), batch_size, seed, processes).batches_per_epoch
-        self.best_evaluation: DetectorEvaluation | None = None  # of this process's lifetime
+        self.criterion = criterion_of(settings)
+        self.score = score_of(val)
+        self.batches_per_epoch = self._order(0).batches_per_epoch
+        self.best_evaluation: DetectorEvaluation | None = None  # since this process started
 
     def batches(self, start: int) -> Iterator[DetectionBatch]:
-        """Batches without end; the first of a run is drawn to `pictures/train_batch.jpg`."""
-        order = EndlessBatches(len(self.data.dataset), self.batch_size, self.seed, self.processes, start)
-        loader = training_loader(self.data, order, collate, self.workers, self.processes.device)
+        """Yield batches without end; draw the first one of a run to `pictures/train_batch.jpg`."""
+        loader = training_loader(self.data, self._order(start), collate, self.settings.workers, self.processes.device)
         batches = raising(loader)
         if start == 0 and self.pictures is not None:
             first = next(batches)
@@ -80,30 +71,33 @@ class DetectionTask:
             return itertools.chain([first], batches)
         return batches
 
+    def _order(self, start: int) -> EndlessBatches:
+        length = len(self.data.dataset)
+        return EndlessBatches(length, self.settings.batch_size, self.settings.seed, self.processes, start)
+
     def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the weighted sum of all losses, and each of them."""
         output = model(batch.images.to(self.processes.device).normalized(), batch.targets)
-        detector = model.module if isinstance(model, DistributedDataParallel) else model
         masks = None
         if self.masks:
-            assert isinstance(detector, DETR)
-            masks = partial(detector.masks, output)
+            detector = model.module if isinstance(model, DistributedDataParallel) else model
+            masks = partial(cast(DETR, detector).masks, output)
         losses = self.criterion(output, batch.targets, masks=masks)
         return self.criterion.total(losses), losses
 
     def describe(self, batch: DetectionBatch) -> str:
+        """Return the image files of a batch, for error messages."""
         return ", ".join(sample.path for sample in batch.samples)
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Return losses and scores on the validation images, and keep the best evaluation."""
         folder = self.pictures if self.processes.is_main else None
         evaluation = evaluate_detector(
-            model,
+            cast(Detector, model),
             self.val,
-            resize=self.resize,
-            softmax=self.softmax,
-            criterion=self.criterion,
-            categories=self.categories,
-            batch_size=self.batch_size,
-            workers=self.workers,
+            self.criterion,
+            batch_size=self.settings.batch_size,
+            workers=self.settings.workers,
             processes=self.processes,
             picture=folder / f"predictions_step_{step}.jpg" if folder else None,
         )
@@ -114,8 +108,17 @@ class DetectionTask:
         return {**evaluation.losses, **stats}
 
 
+def augmentation_of(settings: DetectionRecipe) -> Pipeline:
+    """Build the training augmentation of a recipe."""
+    if settings.augmentation == "flip":
+        return Pipeline((RandomFlip(), EvaluationResize(settings.short_side, settings.max_size)))
+    if settings.augmentation == "small":
+        return small_augmentation(settings.short_side)
+    return paper_augmentation(settings.short_side, settings.max_size)
+
+
 def score_of(dataset: ObjectDataset) -> str:
-    """The score that is to grow: PQ, the AP of masks or that of boxes, by what the data have to tell."""
+    """Return the name of the score that selects the best checkpoint: PQ, mask AP or box AP, by the annotations."""
     if not dataset.masks:
         return "AP"
     return "PQ" if isinstance(dataset, PanopticDataset) else "mask_AP"

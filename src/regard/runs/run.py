@@ -1,4 +1,4 @@
-"""`regard.train` and `regard.evaluate`: a recipe becomes a run, a folder that holds all there is to know of it."""
+"""A training run: settings in, a folder with checkpoints, metrics and pictures out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +16,12 @@ import yaml
 
 import regard
 from regard.config import to_mapping
-from regard.data.paths import data_text
 from regard.errors import ConfigError
-from regard.evaluation.classification import ClassifierEvaluation
-from regard.evaluation.classification_entry import Questions, judge
-from regard.evaluation.detection import DetectorEvaluation
+from regard.evaluation import evaluate
 from regard.metrics.charts.detection import plot_curves
-from regard.metrics.classification import ClassificationScores
-from regard.metrics.detection import DetectionScores
-from regard.metrics.segmentation import SegmentationScores
-from regard.models.build import Detector, Model
-from regard.prediction.predict import device_for
+from regard.models.build import Model
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
-from regard.runs import detection as detection_runs
 from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob
@@ -44,18 +35,17 @@ from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state
 
 Job = DetectionJob | ClassificationJob
-Scores = DetectionScores | SegmentationScores | ClassificationScores
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run. folder: its files. scores: of the best checkpoint, AP or top1 and the like, 0..1."""
+    """A finished training run. folder: its files. scores: AP, top1 and so on of the best checkpoint, 0..1."""
 
     folder: Path
     scores: dict[str, float]
 
     def load(self) -> Model:
-        """The best model of the run."""
+        """Load the model of the best checkpoint."""
         return load(self.folder)
 
 
@@ -65,83 +55,11 @@ def run_training(settings: Recipe, output: Path | None, resume: bool, quiet: boo
         return _train(settings, output, resume, group, quiet)
 
 
-def evaluate(
-    source: str | Path | Model,
-    data: str | Path,
-    *,
-    output: str | Path | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    workers: int = 2,
-    probe: bool = False,
-    throughput: bool = False,
-    real: str | Path | None = None,
-    all_images: bool = False,
-    submission: str | Path | None = None,
-    tell: Callable[[Scores], None] | None = None,
-) -> Scores:
-    """Scores of a model on the validation split of a data set: COCO's of a detector, accuracy of a classifier.
-
-    Args:
-        source: whatever `regard.load` takes, or a model.
-        data: as for `train`.
-        output: folder for `metrics.json` and pictures; the run itself if `source` is one; none if None otherwise.
-        batch_size: images at once; 1 for detectors and 64 for classifiers if None. 1 does not pad, and padding
-            changes a detector's numbers: those with a dilated last stage (DC5) were published with 1.
-        device: `auto` leaves a model that is passed in where it is, and takes the best device for all others.
-        probe: of a classifier, also how well its features tell the classes apart without its classifying layer: the
-            vote of nearest neighbours (`knn_top1`) and a linear classifier (`linear_top1`) learn from the training
-            images.
-        throughput: of a classifier, also `images_per_second` of the model alone, in batches of `batch_size`.
-        real: `real.json` of ReaL (Beyer et al. 2020); for ImageNet's validation images also `real_top1`.
-        all_images: class folders without train and val, such as ImageNet-A, are a test set: judge on all of their
-            images, not on the fifth that is kept for validation.
-        submission: of a detector, file for what it finds in COCO's result format, with the data's own image and
-            category ids: masks if it has them, else boxes; of a panoptic model COCO's panoptic file, with a folder of
-            PNG files beside it.
-        tell: is called with the scores as soon as they are known, before anything is written.
-
-    A classifier may know more classes than the data have; then the best of those counts that the data have.
-    """
-    questions = Questions(probe, throughput, real, all_images)
-    if (batch_size is not None and batch_size < 1) or workers < 0:
-        what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and 0"
-        raise ConfigError(what, code="C03")
-    if output is None and isinstance(source, (str, Path)) and (Path(source) / "checkpoints").is_dir():
-        output = source
-    net = load(source) if isinstance(source, (str, Path)) else source
-    where = device_for(source, device)
-    if output is not None:  # not an hour later
-        make_writable(Path(output))
-    text = data_text(data)
-    evaluation: DetectorEvaluation | ClassifierEvaluation
-    if isinstance(net, Detector):
-        if questions:
-            what = "probe, throughput, real and all_images are for classifiers"
-            raise ConfigError(what, where=net.card.name, remedy="leave them out", code="C09")
-        run = Path(source) if isinstance(source, (str, Path)) else None
-        size = batch_size or 1
-        file = None if submission is None else Path(submission)
-        evaluation = detection_runs.evaluate_on(
-            net, text, run=run, device=where, batch_size=size, workers=workers, submission=file
-        )
-    else:
-        if submission is not None:
-            raise ConfigError("submission is for detectors", where=net.card.name, remedy="leave it out", code="C09")
-        size = batch_size or 64
-        evaluation = judge(net, text, questions, device=where, batch_size=size, workers=workers)
-    if tell is not None:
-        tell(evaluation.scores)
-    if output is not None:
-        evaluation.write(Path(output), text)
-    return evaluation.scores
-
-
 def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
     if settings.amp == "fp16" and group.device.type == "cpu":
         raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
     job = DetectionJob(settings) if isinstance(settings, DetectionRecipe) else ClassificationJob(settings)
-    # A run that was stopped before its first checkpoint starts anew.
+    # A run that was stopped before its first checkpoint starts from the beginning.
     started = resume and output is not None and newest_checkpoint(output / "checkpoints") is not None
     notes = [] if started else job.fetch_weights()
     run = _run_folder(output, settings.name, resume, group)
@@ -160,7 +78,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
         trainer = Trainer(net.to(group.device), task, job.settings, run, group, state, reporter)
         if resume:
             trainer.resume()
-        if group.is_main:  # not before: settings that the checkpoint refuses would stay in config.yaml
+        if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
             _describe(run, job)
         reporter.say(
             f"{settings.name}: {len(job.train_data)} training and {len(job.val_data)} validation images, "
@@ -212,7 +130,7 @@ def _describe(run: Path, job: Job) -> None:
 def _finish(
     settings: Recipe, run: Path, group: Processes, task: DetectionTask | ClassificationTask
 ) -> dict[str, float]:
-    """`metrics.json` and report pictures of the best checkpoint; training curves."""
+    """Write `metrics.json` and pictures of the best checkpoint, and training curves. Returns its scores."""
     group.wait()
     best = read_checkpoint(best_checkpoint(run), parts=[])
     scores = best.state["progress"]["scores"]
@@ -221,7 +139,7 @@ def _finish(
         evaluation = task.best_evaluation
         if evaluation is not None and evaluation.scores.stats[task.score] == scores.get(task.score):
             evaluation.write(run, settings.data)
-        else:  # the best came before the run was stopped and resumed
+        else:  # the best checkpoint is older than this process: the run was resumed
             workers, batch_size = settings.workers, settings.batch_size
             evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers)
     return scores

@@ -14,8 +14,8 @@ from typing import Literal
 
 from regard.data.paths import data_text
 from regard.errors import ConfigError
+from regard.evaluation import evaluate
 from regard.models.vit import VisionTransformer
-from regard.runs.run import evaluate
 from regard.studies.attention import small_training
 from regard.studies.seeds import claim, report, top1, train_all
 from regard.weights.load import load

@@ -21,7 +21,7 @@ from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
 from regard.metrics.panoptic import PanopticCounts, PanopticScores
-from regard.results.postprocess import Sizes, panoptic_segments
+from regard.results.postprocess import ImageSizes, panoptic_segments
 
 STRIDE = 4  # of DETR's masks
 SURE = 10.0  # logit of a perfect mask
@@ -39,13 +39,13 @@ def padding(data: str, batch_sizes: Sequence[int]) -> None:
     dataset = open_panoptic(data_folder(data), "val")
     table = Table("images of a batch", "cut off", "squeezed in", title="PQ, SQ, RQ of perfect masks")
     for batch_size in batch_sizes:
-        both = (scores.stats for scores in judge(dataset, batch_size))
+        both = (scores.stats for scores in evaluate_padding(dataset, batch_size))
         cells = (", ".join(f"{100 * (stats[name] or 0):.1f}" for name in ("PQ", "SQ", "RQ")) for stats in both)
         table.add_row(str(batch_size), *cells)
     Console().print(table)
 
 
-def judge(
+def evaluate_padding(
     dataset: PanopticDataset, batch_size: int, resize: Callable[[Sample], Sample] | None = None
 ) -> list[PanopticScores]:
     """The scores with the padding cut off, and with it squeezed into the image; resized as DETR evaluates if None."""
@@ -59,7 +59,7 @@ def judge(
             logits = perfect_logits(sample, padded)
             scores = torch.ones(len(sample.labels))
             for one, seen in zip(counts, (padded, sample.size), strict=True):
-                sizes = Sizes(seen, sample.size, sample.original_size)
+                sizes = ImageSizes(seen, sample.size, sample.original_size)
                 found = panoptic_segments(scores, sample.labels, logits, sizes, dataset.categories)
                 one.add(dataset.segments(index), found)
     return [one.scores() for one in counts]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import torch
+from torch import nn
 
 from regard.config import apply_mapping, to_mapping
 from regard.errors import CheckpointError
@@ -15,6 +18,7 @@ from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.training.distributed import choose_device
 from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.download import download
@@ -55,6 +59,32 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
     name = str(source)
     weights = WEIGHTS[name]
     return _load_weights(download(weights.url, sha256_prefix=weights.sha256_prefix), name)
+
+
+@overload
+def load_on(model: Model | str | Path, device: str = "auto") -> tuple[Model, torch.device]: ...
+
+
+@overload
+def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Module, torch.device]: ...
+
+
+def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Module, torch.device]:
+    """Return a model on its device, and the device. A model given by name or path is loaded.
+
+    Args:
+        model: a model, or what `load` takes.
+        device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is loaded.
+
+    Raises:
+        ConfigError, MachineError: no such device (C10); see also `load`.
+    """
+    if isinstance(model, (str, Path)):
+        place = choose_device(device)
+        return load(model).to(place), place
+    parameter = next(model.parameters(), None)
+    place = choose_device(device) if parameter is None or device != "auto" else parameter.device
+    return model.to(place), place
 
 
 def _load_weights(path: Path, model: str | None) -> Model:

@@ -18,7 +18,7 @@ from regard.metrics.charts import style
 from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
 from regard.metrics.curves import DetectionCurves, confusion_matrix, detection_curves
-from regard.metrics.detection import Detections, Floats
+from regard.metrics.detection import CocoDetections, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ _MAX_BARS = 100
 _MAX_POINTS = 20_000
 
 
-def plot_detections(ground_truth: dict[str, Any], detections: Detections, folder: str | Path) -> list[Path]:
+def plot_detections(ground_truth: dict[str, Any], detections: CocoDetections, folder: str | Path) -> list[Path]:
     """Save precision_recall.png, score_threshold.png and confusion_matrix.png into `folder`; returns their
     paths.
 
@@ -140,7 +140,7 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle=":", zorder=1)
         label = f"best F1 {style.two(f1[best])} at score {threshold:.3g}"
         axes.plot(threshold, f1[best], "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
-    axes.set_title("Detections above a score (IoU 0.50, all classes together)")
+    axes.set_title("CocoDetections above a score (IoU 0.50, all classes together)")
     style.unit_square(axes, "score threshold", "")
     style.legend_below(axes)
     return figure

@@ -1,0 +1,110 @@
+"""What `Detections`, `Segmentation` and `Classification` have in common."""
+
+from __future__ import annotations
+
+import json
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from regard.data.images import read_image
+from regard.drawing.boxes import save_picture
+from regard.errors import ConfigError, MachineError, escape
+
+if TYPE_CHECKING:
+    import pandas
+
+INSTALL = "install it with: pip install 'regard[interop]'"
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Result(ABC):
+    """The prediction for one image: a sequence of rows, one dict for each detection, segment or class.
+
+    Every row has `label` (class name), `label_id` (index into the model's categories) and `score` (0..1).
+    `len(result)` counts the rows, `result[i]` is row i, iteration gives one row after the other, and
+    `to_dicts()`, `to_json()` and `to_pandas()` give all of them.
+
+    Args:
+        path: the image file, which `plot` reads again; None if the image does not come from a file.
+        image: (3, H, W) uint8 RGB or a PIL image to draw on, for images that do not come from a file.
+    """
+
+    path: str | None = None
+    image: Tensor | Image.Image | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @abstractmethod
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return all rows as dicts of plain Python values."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.to_dicts())
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row, the same as `to_dicts()[index]`."""
+        return self.to_dicts()[operator.index(index)]
+
+    def to_json(self) -> str:
+        """Return `to_dicts()` as JSON text; non-ASCII names stay readable."""
+        return json.dumps(self.to_dicts(), ensure_ascii=False, allow_nan=False)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table with one line for each row; its first column is the path of the image.
+
+        Raises:
+            MachineError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MachineError("a table needs pandas", remedy=INSTALL) from error
+        return pandas.DataFrame({"path": [self.path] * len(self), **self._columns()})
+
+    @abstractmethod
+    def plot(self) -> Image.Image:
+        """Draw the result on its image; small images are enlarged.
+
+        Raises:
+            ConfigError: the result has neither an image nor a path.
+            DataError: the file can no longer be read.
+        """
+
+    def save(self, path: str | Path) -> None:
+        """Write `plot()` to a picture file; the suffix chooses the format. Create missing folders.
+
+        Raises:
+            ConfigError: the suffix is not that of a picture format.
+            MachineError: the file cannot be written.
+        """
+        save_picture(self.plot(), path)
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return the result in a few words."""
+
+    @abstractmethod
+    def _columns(self) -> dict[str, Any]:
+        """Return the columns of `to_pandas`."""
+
+    def _pixels(self) -> Tensor | Image.Image:
+        """Return the image to draw on."""
+        if self.image is not None:
+            return self.image
+        if self.path is None:
+            name = type(self).__name__
+            raise ConfigError(f"{name} has no image to draw on", remedy=f"create {name} with an image or a path")
+        return read_image(self.path)
+
+    def _repr(self, size: tuple[int, int]) -> str:
+        place = "" if self.path is None else f"{escape(self.path)}, "
+        return f"{type(self).__name__}({escape(self.summary())}; {place}{size[0]}x{size[1]})"
