@@ -31,7 +31,7 @@ AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96
 
 @dataclass(frozen=True)
 class CocoDetections:
-    """CocoDetections of a whole data set, in columns as COCO's result files have them; row i is one detection.
+    """Detections of a whole data set, in columns as COCO's result files have them; row i is one detection.
 
     image_ids, category_ids: (N,) integers, the data set's own ids.
     boxes_xywh: (N, 4) left, top, width, height in pixels of the file. Convert boxes to float64 before corners become

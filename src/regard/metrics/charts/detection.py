@@ -140,7 +140,7 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle=":", zorder=1)
         label = f"best F1 {style.two(f1[best])} at score {threshold:.3g}"
         axes.plot(threshold, f1[best], "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
-    axes.set_title("CocoDetections above a score (IoU 0.50, all classes together)")
+    axes.set_title("Detections above a score (IoU 0.50, all classes together)")
     style.unit_square(axes, "score threshold", "")
     style.legend_below(axes)
     return figure
