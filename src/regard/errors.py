@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Every message is one line: what was found, where, and what to do. The command line prints that line alone and
-leaves with `exit_code`; `regard --debug` shows the traceback as well.
+Every message is one line: what was found, where, and what to do. The command line prints this line and ends with
+`exit_code`; `--debug` adds the traceback.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ class RegardError(Exception):
 
     Args:
         what: what was found and what was expected, without a full stop.
-        where: the file, and the place in it (`ann.json:/annotations/3/bbox`, `cfg.yaml:12`, `lr`).
+        where: the file and the place in it (`ann.json:/annotations/3/bbox`, `cfg.yaml:12`), or the setting (`lr`).
         remedy: what the user can do.
-        code: short stable name of the case, shown as `error[I04]`, for people who search for it.
+        code: a key of `CODES`, printed as `error[I04]`.
     """
 
     exit_code = 1
@@ -148,7 +148,7 @@ class RegardError(Exception):
         return f"error[{self.code}]: {self}" if self.code else f"error: {self}"
 
     def __reduce__(self) -> tuple:
-        # Exceptions cross process borders (data-loader workers), and the default recipe drops keyword arguments.
+        # Data-loading workers send exceptions to the main process; the default drops keyword arguments.
         return _rebuild, (type(self), self.what, self.where, self.remedy, self.code)
 
 
@@ -186,8 +186,17 @@ class MachineError(RegardError, OSError):
     exit_code = 6
 
 
+def cause(error: object) -> str:
+    """Return why something failed, such as "Connection refused", without the errors that are wrapped around it."""
+    inner = getattr(error, "reason", None)
+    if isinstance(inner, (Exception, str)) and inner:
+        return cause(inner)
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:120]
+
+
 def escape(text: str) -> str:
-    """`text` on one line and free of control characters: file names may hold newlines and terminal codes."""
+    """Return `text` as one line without control characters: file names may hold newlines and terminal codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -174,8 +174,7 @@ def _foreign(name: str) -> Teacher:
     timm = _timm(name)
     if name in RELEASED:
         net = timm.create_model(model, pretrained=False)
-        prefix = RELEASED[name].rsplit("-", 1)[1].partition(".")[0]
-        load_exactly(net, read_weights(download(RELEASED[name], sha256_prefix=prefix)).tensors, where=name)
+        load_exactly(net, read_weights(download(RELEASED[name])).tensors, where=name)
         return Teacher(net)
     if is_offline():
         raise MachineError("REGARD_OFFLINE forbids to ask for timm's weights", where=name)
@@ -211,7 +210,7 @@ def _torchvision(name: str, model: str) -> Teacher:
     except (ValueError, KeyError, AttributeError) as error:
         remedy = "see torchvision.models.list_models()"
         raise ConfigError(f"torchvision has no classifier {model!r}", where=name, remedy=remedy, code="C01") from error
-    path: Path = download(weights.url, sha256_prefix=weights.url.rsplit("-", 1)[1].split(".")[0])
+    path: Path = download(weights.url)
     options = {"image_size": side} if model.startswith("vit_") else {}
     net = torchvision.models.get_model(model, weights=None, **options)
     load_exactly(net, read_weights(path).tensors, where=name)

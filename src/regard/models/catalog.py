@@ -21,7 +21,7 @@ TORCHVISION_URL = "https://download.pytorch.org/models/"
 
 @dataclass(frozen=True)
 class Weights:
-    """A released file. The end of its name is the start of its SHA-256; DeiT III's have none, and are not checked.
+    """A released file. The end of its name begins its SHA-256, except for DeiT III, whose files are not checked.
 
     scores: published, percent, of COCO val2017 or ImageNet's validation images.
     """
@@ -32,10 +32,6 @@ class Weights:
     @property
     def file_name(self) -> str:
         return self.url.rsplit("/", 1)[1]
-
-    @property
-    def sha256_prefix(self) -> str:
-        return self.file_name.rsplit("-", 1)[1].split(".")[0] if "-" in self.file_name else ""
 
 
 WEIGHTS: dict[str, Weights] = {

@@ -115,8 +115,7 @@ def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
     except (ValueError, KeyError) as error:
         remedy = "correct model.backbone, or set start_from=none"
         raise ConfigError(f"no ImageNet weights of backbone {backbone!r}", remedy=remedy, code="C09") from error
-    prefix = url.rsplit("-", 1)[1].split(".")[0]
-    return read_weights(download(url, sha256_prefix=prefix)).tensors
+    return read_weights(download(url)).tensors
 
 
 def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:

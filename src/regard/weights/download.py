@@ -1,73 +1,80 @@
-"""Released weights: from an address to a checked file on this disk, downloaded once.
+"""Download released weights once, and check them.
 
-Files are kept where torch.hub keeps them, so what other projects have downloaded already is used as it is.
+Files lie where torch.hub keeps them, so that files which other projects have downloaded are used as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from http.client import HTTPException
-from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from regard.errors import CheckpointError, ConfigError, MachineError
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from regard.errors import CheckpointError, ConfigError, MachineError, cause
 from regard.safe_files import hold_lock, sync
 
 _TIMEOUT = 20.0  # seconds without a byte
-_PAUSES = (1.0, 4.0, None)  # seconds after each try that broke; None: give up
+_PAUSES = (1.0, 4.0, None)  # seconds to wait after each try that failed; None: give up
 _CHUNK = 1 << 20
 _SPARE = 16 << 20  # bytes that a download leaves free on the disk
 
-_digests: dict[tuple[str, int, int], str] = {}  # (path, size, mtime in ns) -> sha256, read once per process
 
+def download(url: str) -> Path:
+    """Return the local path of the weights file at `url`; download the file if it is missing.
 
-def download(url: str, *, sha256_prefix: str | None = None, folder: Path | None = None) -> Path:
-    """The local path of the weights file at `url`, which is downloaded when it is not there yet.
-
-    A download that was cut goes on where it stopped, and only one process at a time downloads a file, which
-    appears under its name only when it is complete and checked. `REGARD_OFFLINE=1` forbids the network.
+    An interrupted download is continued. One process at a time downloads a file, which appears under its name only
+    when it is complete and its SHA-256 begins with the digits in its name, as in `detr-r50-e632da11.pth`. Names
+    without digits are not checked. `REGARD_OFFLINE=1` forbids the network.
 
     Args:
-        url: https, http or file; its last part is the name of the file.
-        sha256_prefix: first hexadecimal digits of the file's sha256. None: those in its name, as in
-            `detr-r50-e632da11.pth`, where it has them. Empty: not checked.
-        folder: where the file is kept; `weights_folder()` when not given.
+        url: https or http; its last part is the name of the file in `weights_folder()`.
 
     Raises:
-        CheckpointError: the sha256 is another one (K05). A file that was there before stays untouched.
+        CheckpointError: the SHA-256 differs (K05). A file that existed before is left as it is.
         MachineError: no network, no such file on the server, no space, or a folder that cannot be written.
-        ConfigError: `url` is not an address of a file.
+        ConfigError: `url` is not the address of a file.
     """
-    path = (folder or weights_folder()) / _file_name(url)
-    prefix = _prefix_in(path.name) if sha256_prefix is None else sha256_prefix.lower()
+    path = weights_folder() / _file_name(url)
+    digits = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", path.name)
+    task = _Download(url, path, digits[1] if digits else "")
     if not path.exists():
-        if is_offline() and urlsplit(url).scheme != "file":
-            raise MachineError(f"REGARD_OFFLINE forbids to download {path.name}", remedy=_by_hand(url, path))
-        with _locked(path):
-            if not path.exists():  # Another process may have brought it while this one waited.
-                _bring(url, path, prefix)
-    _check(path, prefix)
+        if is_offline():
+            raise MachineError(f"REGARD_OFFLINE forbids the download of {path.name}", remedy=task.by_hand)
+        with task.locked():
+            if not path.exists():  # Another process may have finished while this one waited.
+                task.run()
+    try:
+        digest = _sha256(path) if task.prefix else ""
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({cause(error)})", where=path, code="K01") from error
+    if not digest.startswith(task.prefix):
+        what = f"checksum mismatch: sha256 is {digest}, expected {task.prefix}..."
+        raise CheckpointError(what, where=path, remedy="delete the file and try again", code="K05")
     return path
 
 
 def is_offline() -> bool:
-    """Whether `REGARD_OFFLINE` forbids the network."""
+    """Return whether `REGARD_OFFLINE` forbids the network."""
     return os.environ.get("REGARD_OFFLINE", "0") not in ("", "0")
 
 
 def weights_folder() -> Path:
-    """`$REGARD_HOME/weights`, or where torch.hub keeps its files when `REGARD_HOME` is not set."""
+    """Return `$REGARD_HOME/weights`, or the folder of torch.hub if `REGARD_HOME` is not set."""
     if home := os.environ.get("REGARD_HOME"):
         return Path(home).expanduser() / "weights"
     import torch
@@ -82,220 +89,176 @@ def _file_name(url: str) -> str:
         parts = urlsplit("")
     name = PurePosixPath(unquote(parts.path)).name
     usable = name not in ("", "..") and name.isprintable() and "\\" not in name
-    if parts.scheme not in ("https", "http", "file") or not usable or not url.isascii():
-        raise ConfigError("not the https, http or file address of a weights file", where=url)
+    if parts.scheme not in ("https", "http") or not usable or not url.isascii():
+        raise ConfigError("not the https or http address of a weights file", where=url)
     return name
-
-
-def _prefix_in(name: str) -> str:
-    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
-    return match[1] if match else ""
-
-
-def _check(path: Path, prefix: str) -> None:
-    if not prefix:
-        return
-    try:
-        found = _sha256(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot be read ({_reason(error)})", where=path, code="K01") from error
-    if not found.startswith(prefix):
-        what = f"checksum mismatch: sha256 is {found}, expected {prefix}..."
-        raise CheckpointError(what, where=path, remedy="delete the file and try again", code="K05")
 
 
 def _sha256(path: Path) -> str:
     stat = path.stat()
-    key = (str(path), stat.st_size, stat.st_mtime_ns)
-    if key not in _digests:
-        with path.open("rb") as file:
-            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digests[key]
+    return _sha256_of_version(path, stat.st_size, stat.st_mtime_ns)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process and one thread at a time download `path`."""
-
-    def wait(holder: str) -> None:
-        print(f"waiting for {holder}, which downloads {path.name}", file=sys.stderr)
-
-    with contextlib.ExitStack() as stack:
-        with _disk(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold_lock(path.with_name(f"{path.name}.lock"), on_busy=wait))
-        yield
+@functools.cache  # Reads each version of a file once.
+def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _bring(url: str, path: Path, prefix: str) -> None:
-    part = path.with_name(path.name + ".part")
-    continued = bool(prefix) and part.exists()
-    if not continued:  # Without a checksum nothing would tell that a part is of an older version.
-        part.unlink(missing_ok=True)
-    if not continued or not _sha256(part).startswith(prefix):
-        _fetch(url, part, path)
-    found = _sha256(part)
-    if not found.startswith(prefix):
-        part.unlink()
-        if continued:
-            return _bring(url, path, prefix)
-        what = f"checksum mismatch after the download: sha256 is {found}, expected {prefix}..."
-        remedy = "try again; if it stays so, the file on the server or the expected checksum is wrong"
-        raise CheckpointError(what, where=url, remedy=remedy, code="K05")
-    with _disk(path):
-        sync(part)
-        part.replace(path)
-        sync(path.parent)
-    return None
+@dataclass(frozen=True)
+class _Download:
+    """The download of a file from `url` to `path`, whose SHA-256 begins with `prefix`."""
 
+    url: str
+    path: Path
+    prefix: str
 
-def _fetch(url: str, part: Path, path: Path) -> None:
-    """Completes `part`. A connection that breaks is opened again, for the missing bytes only."""
-    version: str | None = None
-    reached = False
-    with _progress(url, path) as show:
-        for pause in _PAUSES:
-            try:
-                with _open(url, part, path, version) as response:
-                    reached = True
-                    version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-                    return _receive(response, part, path, show)
-            except MachineError:
-                raise
-            except (OSError, HTTPException) as error:
-                broken = error
-            if not reached:
-                raise _unreachable(url, path, broken) from broken
-            if pause is not None:
-                time.sleep(pause)
-    what = f"the connection broke {len(_PAUSES)} times after {_megabytes(_size(part))} ({_reason(broken)})"
-    raise MachineError(what, where=url, remedy="try again, or " + _by_hand(url, path)) from broken
+    @property
+    def part(self) -> Path:
+        """The file that grows during the download."""
+        return self.path.with_name(f"{self.path.name}.part")
 
+    @property
+    def by_hand(self) -> str:
+        return f"download {self.url} on another machine and put it at {self.path.absolute()}"
 
-def _open(url: str, part: Path, path: Path, version: str | None) -> Any:
-    """The response to a request for what `part` lacks; for the whole file if it is no longer `version`."""
-    headers = {"User-Agent": "regard"}
-    if offset := _size(part):
-        headers["Range"] = f"bytes={offset}-"
-        if version:
-            headers["If-Range"] = version
-    try:
-        response = urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
-    except HTTPError as error:
-        error.close()
-        if error.code == 416 and offset:  # The part is longer than the file, so it is not a part of it.
-            part.unlink()
-            return _open(url, part, path, None)
-        gone = error.code in (404, 410)
-        remedy = "check the address" if gone else "try again later, or " + _by_hand(url, path)
-        what = f"{urlsplit(url).hostname} answers {error.code} {error.reason}"
-        raise MachineError(what, where=url, remedy=remedy) from error
-    if urlsplit(url).scheme == "https" and urlsplit(response.url).scheme != "https":
-        response.close()
-        raise MachineError("the server redirects to an unencrypted address", where=response.url)
-    return response
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold this download for one process and one thread at a time."""
 
+        def wait(holder: str) -> None:
+            print(f"waiting for {holder}, which downloads {self.path.name}", file=sys.stderr)
 
-def _receive(response: Any, part: Path, path: Path, show: Callable[[int, int | None], None]) -> None:
-    done, total = _span(response)
-    if done and done != _size(part):
-        part.unlink()
-        raise ConnectionError("the server sent another range than asked for")
-    _check_space(path, None if total is None else total - done)
-    show(done, total)
-    with _disk(part):
-        file = part.open("ab" if done else "wb", buffering=0)
-    with file:
-        while chunk := response.read1(_CHUNK):
-            with _disk(part):
-                _write(file, chunk)
-            done += len(chunk)
-            show(done, total)
-    if total is not None and done < total:
-        raise ConnectionError(f"{done} of {total} bytes came")
+        with contextlib.ExitStack() as stack:
+            with _writing(self.path.parent):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold_lock(self.path.with_name(f"{self.path.name}.lock"), on_busy=wait))
+            yield
+
+    def run(self) -> None:
+        """Complete the part, check it and give it the file's name."""
+        if not self.prefix:  # Without a checksum nothing shows whether a part belongs to this file.
+            self.part.unlink(missing_ok=True)
+        is_continued = self.part.exists()
+        if not is_continued or not _sha256(self.part).startswith(self.prefix):
+            self._fetch()
+        digest = _sha256(self.part)
+        if digest.startswith(self.prefix):
+            with _writing(self.path):
+                sync(self.part)
+                self.part.replace(self.path)
+                sync(self.path.parent)
+            return
+        self.part.unlink()
+        if is_continued:  # The part may have been of another file: start from the first byte.
+            return self.run()
+        what = f"checksum mismatch after the download: sha256 is {digest}, expected {self.prefix}..."
+        remedy = "try again; if it fails again, the file on the server or the expected checksum is wrong"
+        raise CheckpointError(what, where=self.url, remedy=remedy, code="K05")
+
+    def _fetch(self) -> None:
+        """Complete the part. After a broken connection, request the missing bytes only."""
+        version: str | None = None
+        is_connected = False
+        with _progress_bar() as bar:
+            if bar.disable:
+                print(f"downloading {self.url} to {self.path}", file=sys.stderr)
+            for pause in _PAUSES:
+                try:
+                    with self._open(version) as response:
+                        is_connected = True
+                        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+                        return self._receive(response, bar)
+                except MachineError:
+                    raise
+                except (OSError, HTTPException) as error:
+                    broken = error
+                if not is_connected:
+                    what = f"cannot reach {urlsplit(self.url).hostname} ({cause(broken)})"
+                    raise MachineError(what, remedy=self.by_hand) from broken
+                if pause is not None:
+                    time.sleep(pause)
+        what = f"the connection broke {len(_PAUSES)} times after {_megabytes(_size(self.part))} ({cause(broken)})"
+        raise MachineError(what, where=self.url, remedy=f"try again, or {self.by_hand}") from broken
+
+    def _open(self, version: str | None) -> Any:
+        """Request the bytes that the part lacks, or the whole file if it is no longer `version`."""
+        headers = {"User-Agent": "regard"}
+        if offset := _size(self.part):
+            headers["Range"] = f"bytes={offset}-"
+            if version:
+                headers["If-Range"] = version
+        try:
+            response = urlopen(Request(self.url, headers=headers), timeout=_TIMEOUT)
+        except HTTPError as error:
+            error.close()
+            if error.code == 416 and offset:  # The part is longer than the file, so it is not a part of it.
+                self.part.unlink()
+                return self._open(None)
+            remedy = "check the address" if error.code in (404, 410) else f"try again later, or {self.by_hand}"
+            what = f"{urlsplit(self.url).hostname} replied {error.code} {error.reason}"
+            raise MachineError(what, where=self.url, remedy=remedy) from error
+        if urlsplit(self.url).scheme == "https" and urlsplit(response.url).scheme != "https":
+            response.close()
+            raise MachineError("the server redirects to an unencrypted address", where=response.url)
+        return response
+
+    def _receive(self, response: Any, bar: Progress) -> None:
+        done, total = _span(response)
+        if done and done != _size(self.part):
+            self.part.unlink()
+            raise ConnectionError("the server sent another range than requested")
+        _check_space(self.path, None if total is None else total - done)
+        for row in bar.task_ids:  # of the connection before, whose bytes would count as speed
+            bar.remove_task(row)
+        row = bar.add_task(self.path.name, completed=done, total=total)
+        with _writing(self.part):
+            file = self.part.open("ab" if done else "wb", buffering=0)
+        with file:
+            while chunk := response.read1(_CHUNK):
+                rest = memoryview(chunk)
+                with _writing(self.part):
+                    while rest:  # A nearly full disk accepts some of the bytes.
+                        rest = rest[file.write(rest) :]
+                done += len(chunk)
+                bar.update(row, completed=done)
+        if total is not None and done < total:
+            raise ConnectionError(f"received {done} of {total} bytes")
 
 
 def _span(response: Any) -> tuple[int, int | None]:
-    """Where the bytes of `response` begin in the file, and the size of the file if the server tells it."""
+    """Return the place of the first byte of `response` in the file, and the size of the file if it is known."""
     if getattr(response, "status", None) == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
         if match:
             return int(match[1]), None if match[2] == "*" else int(match[2])
-        raise ConnectionError("the server sent a range without its place")
+        raise ConnectionError("the server sent a range without its position")
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdecimal() else None
 
 
-def _write(file: FileIO, chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    while rest:  # Nearly full disks take a part of it.
-        rest = rest[file.write(rest) :]
-
-
 @contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Tells a failure of the disk from one of the connection: both are OSError."""
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError of the disk into a MachineError; other OSErrors come from the connection."""
     try:
         yield
     except OSError as error:
         remedy = "free some space, or set REGARD_HOME to a folder that you can write to"
-        raise MachineError(f"cannot write ({_reason(error)})", where=path, remedy=remedy, code="T05") from error
+        raise MachineError(f"cannot write ({cause(error)})", where=path, remedy=remedy, code="T05") from error
 
 
 def _check_space(path: Path, needed: int | None) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed is not None and free < needed + _SPARE:
         what = f"no space: {path.name} needs {_megabytes(needed + _SPARE)}, {_megabytes(free)} are free"
-        remedy = "free some space, or set REGARD_HOME to another disk"
+        remedy = "free some space, or set REGARD_HOME to a folder on another disk"
         raise MachineError(what, where=path.parent, remedy=remedy, code="T05")
 
 
-@contextlib.contextmanager
-def _progress(url: str, path: Path) -> Iterator[Callable[[int, int | None], None]]:
-    """Gives the function to call with the bytes that are here, and the bytes in all."""
-    if not sys.stderr.isatty():
-        print(f"downloading {url} to {path}", file=sys.stderr)
-        yield lambda done, total: None
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: list[progress.TaskID] = []
-
-        def show(done: int, total: int | None) -> None:
-            if tasks:
-                bar.update(tasks[0], completed=done, total=total)
-            else:  # Only now, lest the bytes of an earlier run count as speed.
-                tasks.append(bar.add_task(path.name, completed=done, total=total))
-
-        yield show
-
-
-def _unreachable(url: str, path: Path, error: Exception) -> MachineError | CheckpointError:
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        return CheckpointError(f"cannot be read ({_reason(error)})", where=url, code="K01")
-    return MachineError(f"cannot reach {parts.hostname} ({_reason(error)})", remedy=_by_hand(url, path))
-
-
-def _by_hand(url: str, path: Path) -> str:
-    return f"download {url} on another machine and put it at {path.absolute()}"
-
-
-def _reason(error: object) -> str:
-    """`Connection refused` out of the errors that are wrapped around it."""
-    inner = getattr(error, "reason", None)
-    if isinstance(inner, (Exception, str)) and inner:
-        return _reason(inner)
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+def _progress_bar() -> Progress:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    is_hidden = not sys.stderr.isatty()
+    return Progress("{task.description}", *columns, console=Console(stderr=True), disable=is_hidden)
 
 
 def _size(path: Path) -> int:

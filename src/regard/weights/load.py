@@ -58,7 +58,7 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
     check_source(source)
     name = str(source)
     weights = WEIGHTS[name]
-    return _load_weights(download(weights.url, sha256_prefix=weights.sha256_prefix), name)
+    return _load_weights(download(weights.url), name)
 
 
 @overload

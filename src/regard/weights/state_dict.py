@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regard.errors import CheckpointError
+from regard.errors import CheckpointError, cause
 
 MAX_TENSORS = 10_000
 _MAX_HEADER = 16 << 20  # bytes; ten thousand tensors need 2 MB
@@ -168,12 +168,7 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         code, what = ("K05", "has flipped bits") if "CRC" in str(error) else ("K04", "is cut or damaged")
-        raise _bad(code, path, f"{what} ({_reason(error)})", _AGAIN) from error
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0][:120]
+        raise _bad(code, path, f"{what} ({cause(error)})", _AGAIN) from error
 
 
 def _look(path: Path) -> tuple[int, bytes]:
@@ -195,7 +190,7 @@ def _look(path: Path) -> tuple[int, bytes]:
         remedy = f"did you mean {near[0]}?" if near else "check the path"
         raise _bad("K01", path, "no such file", remedy) from None
     except (OSError, ValueError) as error:
-        raise _bad("K01", path, f"cannot be read ({_reason(error)})") from error
+        raise _bad("K01", path, f"cannot be read ({cause(error)})") from error
 
 
 def _names_in(folder: Path) -> list[str]:
