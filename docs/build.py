@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import regard
-from regard.cli import app
+from regard.cli import app, options_of
 from regard.data.generated.shapes import ShapesConfig
 from regard.errors import CODES
 from regard.models.catalog import WEIGHTS, list_models
@@ -152,18 +152,33 @@ def commands_page() -> str:
         summary, _, arguments = text.partition("Args:")
         parts += [f"## regard {' '.join(words)}\n", summary.strip() + "\n", "| argument | default | meaning |"]
         parts.append("| --- | --- | --- |")
-        explained = dict(re.findall(r"^    (\w+): (.+(?:\n        .+)*)", arguments, re.M))
-        for name, parameter in inspect.signature(function).parameters.items():
-            option = name.upper() if parameter.kind.name.startswith(("POSITIONAL", "VAR")) else "--" + name
-            if parameter.kind.name == "VAR_POSITIONAL":
-                option += " ..."
-            default = parameter.default
-            shown = "" if default in (None, False, inspect.Parameter.empty) else f"`{default}`"
-            meaning = " ".join(explained.get(name, "settings as key=value" if name == "settings" else "").split())
-            rule = meaning.replace("|", "\\|")
-            parts.append(f"| `{option.replace('_', '-')}` | {shown} | {rule} |")
+        explained = argument_meanings(arguments)
+        signature = inspect.signature(function).parameters
+        for name, group in options_of(function):
+            if group is None:
+                option = shown_option(signature[name])
+                default = signature[name].default
+                meaning = explained.get(name, "settings as key=value" if name == "settings" else "")
+            else:  # a field of a dataclass
+                option, default = f"--{name}", getattr(group, name)
+                meaning = argument_meanings((inspect.getdoc(group) or "").partition("Args:")[2])[name]
+            value = "" if default in (None, False, inspect.Parameter.empty) else f"`{default}`"
+            parts.append(f"| `{option.replace('_', '-')}` | {value} | {meaning.replace('|', chr(92) + '|')} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def argument_meanings(text: str) -> dict[str, str]:
+    """The meaning of each argument in the `Args:` section of a docstring."""
+    text = inspect.cleandoc(text.partition("Raises:")[0])
+    return {name: " ".join(words.split()) for name, words in re.findall(r"^(\w+): (.+(?:\n .+)*)", text, re.M)}
+
+
+def shown_option(parameter: inspect.Parameter) -> str:
+    """How a parameter of a command is written: `MODEL`, `IMAGES ...` or `--data`."""
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return f"{parameter.name.upper()} ..."
+    return parameter.name.upper() if parameter.kind.name.startswith("POSITIONAL") else f"--{parameter.name}"
 
 
 def commands(group: object = app, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -66,15 +67,15 @@ def test_help_explains_every_option(capsys, verb):
     """Each parameter of the function stands in the help with its explanation."""
     import inspect
 
-    text = " ".join(run(capsys, verb, "--help").worked().replace("│", " ").split())
+    text = " ".join(run(capsys, verb, "--help").worked().replace("│", " ").split()).replace("`", "")
     function = getattr(commands, verb)
-    described = dict(
-        line.strip().split(": ", 1) for line in inspect.getdoc(function).partition("Args:")[2].splitlines() if line
-    )
-    for name in inspect.signature(function).parameters:
-        if name != "settings":
-            assert name.upper() in text or f"--{name.replace('_', '-')}" in text, name
-            assert " ".join(described[name].replace("`", "").split())[:20] in text.replace("`", ""), name
+    for name, group in cli.options_of(function):
+        if name == "settings":
+            continue
+        explained = inspect.getdoc(group or function).partition("Args:")[2]
+        meaning = re.search(rf"^ *{name}: (.*)", explained, re.M)[1].replace("`", "")
+        assert name.upper() in text or f"--{name.replace('_', '-')}" in text, name
+        assert meaning[:20] in text, name
 
 
 @pytest.mark.parametrize(

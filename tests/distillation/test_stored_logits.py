@@ -15,7 +15,8 @@ from color_data import write_colors
 from command_line import digest
 from command_line import run as command
 from regard.config import apply_overrides
-from regard.distillation.stored_logits import StorageOptions, StoredLogits
+from regard.distillation.options import StorageOptions
+from regard.distillation.stored_logits import StoredLogits
 from regard.errors import CheckpointError, ConfigError
 from regard.recipes import recipe_for
 from regard.runs.classification import ClassificationJob, augmentation_of, cache_logits

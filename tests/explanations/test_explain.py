@@ -292,10 +292,10 @@ def test_arrays_and_pictures(vit, tmp_path):
     [
         ({"what": "rolout"}, "did you mean 'rollout'"),
         ({"what": ""}, "unknown kind of explanation"),
-        ({"what": "rollout", "layer": 1}, "layer does not go with rollout of deit_nano_distilled_patch4_32"),
+        ({"what": "rollout", "layer": 1}, "layer does not apply to rollout of deit_nano_distilled_patch4_32"),
         ({"what": "heads", "layer": 9}, "layer=9, there are 4: 0 to 3"),
         ({"what": "tokens", "head": -3}, "head=-3, there are 2"),
-        ({"what": "patch", "point": (80.0, 2.0)}, "outside of what the model sees: x 0 to 80 and y 0 to 48"),
+        ({"what": "patch", "point": (80.0, 2.0)}, "outside the area that the model sees: x 0 to 80 and y 0 to 48"),
         ({"threshold": 2.0}, "threshold=2.0, expected 0 to 1"),
         ({"threshold": 0.5}, "threshold is for detectors"),
         ({"image_size": 0}, "image_size=0, expected at least 1"),

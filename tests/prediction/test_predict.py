@@ -21,6 +21,7 @@ from regard.errors import ConfigError, DataError, MachineError
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import picture_names, predict_files
+from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import predict, predict_each
 from regard.results.detections import Detections
 from regard.structures.categories import Category, ModelCard
@@ -181,6 +182,11 @@ def test_threshold(finder):
     assert len(predict(finder, scene(), threshold=0)) == 2
 
 
+def as_options(numbers: dict) -> dict:
+    """Keywords of `predict_files` for those of `predict`."""
+    return {"options": PredictionOptions(**numbers)} if "threshold" in numbers else numbers
+
+
 @pytest.mark.parametrize("numbers", [{"threshold": 1.5}, {"threshold": -0.1}, {"threshold": float("nan")},
                                      {"batch_size": 0}, {"batch_size": -1}])  # fmt: skip
 def test_numbers_out_of_range(finder, tmp_path, numbers):
@@ -188,7 +194,7 @@ def test_numbers_out_of_range(finder, tmp_path, numbers):
     for call in (
         lambda: predict(finder, [scene()], **numbers),
         lambda: predict(finder, [], **numbers),
-        lambda: list(predict_files(finder, [tmp_path], **numbers)),
+        lambda: list(predict_files(finder, [tmp_path], **as_options(numbers))),
     ):
         with pytest.raises(ConfigError, match=f"{next(iter(numbers))}=") as caught:
             call()
@@ -285,7 +291,9 @@ def digest(folder: Path) -> dict[str, str]:
 def test_pictures_and_json(finder, photos, tmp_path):
     before = digest(photos)
     output, json_file = tmp_path / "new" / "drawn", tmp_path / "new" / "found" / "all.json"
-    lines = list(predict_files(finder, [photos], output=output, json_file=json_file, threshold=0.2))
+    lines = list(
+        predict_files(finder, [photos], output=output, json_file=json_file, options=PredictionOptions(threshold=0.2))
+    )
     files = ["a/cat.png", "b/Cat.jpg", "b/cat.png", "dog.png"]
     assert lines == [f"{photos / name}: 1 bright, 1 dark" for name in files]
     assert digest(photos) == before
@@ -411,7 +419,7 @@ def test_only_an_earlier_result_is_replaced(finder, tmp_path):
         assert caught.value.code == "C11" and target.read_bytes() == content.encode("latin-1")
     target.unlink()
     for threshold in (0.95, 0.5, 0.2):  # an empty result is one too
-        list(predict_files(finder, [photo], json_file=target, threshold=threshold))
+        list(predict_files(finder, [photo], json_file=target, options=PredictionOptions(threshold=threshold)))
     assert len(json.loads(target.read_text())) == 2
 
 

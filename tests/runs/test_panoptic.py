@@ -21,6 +21,7 @@ from regard.metrics.panoptic import PanopticCounts
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import predict_files
+from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import predict_each
 from regard.results.detections import Detections
 from regard.results.postprocess import ImageSizes, instance_masks
@@ -35,6 +36,8 @@ SMALL = (
     "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",
     "evaluate_every=1", "device=cpu",
 )  # fmt: skip
+
+EVERYTHING = PredictionOptions(threshold=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -333,16 +336,16 @@ def test_files_of_segments_again(run, data, tmp_path):
         (tmp_path / name).mkdir()
         shutil.copy(data / "val" / "000001.png", tmp_path / name / "cat.png")
     target, pictures = tmp_path / "found.json", tmp_path / "found"
-    lines = predict_files(run.folder, [tmp_path / "a", tmp_path / "b"], json_file=target, threshold=0.0)
+    lines = predict_files(run.folder, [tmp_path / "a", tmp_path / "b"], json_file=target, options=EVERYTHING)
     next(lines)
     lines.close()  # as an interrupt does
     assert [p.name for p in pictures.iterdir()] == ["cat.png"]
-    list(predict_files(run.folder, [tmp_path / "a", tmp_path / "b"], json_file=target, threshold=0.0))
+    list(predict_files(run.folder, [tmp_path / "a", tmp_path / "b"], json_file=target, options=EVERYTHING))
     content = json.loads(target.read_text())
     assert [row["file_name"] for row in content["images"]] == ["a/cat.png", "b/cat.png"]
     assert len(read_panoptic(target).images) == 2
     (pictures / "mine.png").write_bytes(b"mine")
-    list(predict_files(run.folder, [tmp_path / "b"], json_file=target, threshold=0.0))
+    list(predict_files(run.folder, [tmp_path / "b"], json_file=target, options=EVERYTHING))
     assert sorted(p.name for p in pictures.iterdir()) == ["cat.png", "mine.png"]
     shutil.copy(tmp_path / "b" / "cat.png", tmp_path / "b" / "mine.png")
     with pytest.raises(ConfigError) as caught:
@@ -352,7 +355,7 @@ def test_files_of_segments_again(run, data, tmp_path):
 
 def test_an_earlier_result_stays_until_there_is_a_new_one(run, data, tmp_path):
     target = tmp_path / "found.json"
-    list(predict_files(run.folder, [data / "val"], json_file=target, threshold=0.0))
+    list(predict_files(run.folder, [data / "val"], json_file=target, options=EVERYTHING))
     before = target.read_bytes()
     with pytest.raises(ConfigError, match="unknown device"):
         list(predict_files(run.folder, [data / "val"], json_file=target, device="gpu"))
@@ -360,7 +363,14 @@ def test_an_earlier_result_stays_until_there_is_a_new_one(run, data, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(DataError):
-        list(predict_files(run.folder, [broken, data / "val" / "000001.png"], json_file=target, threshold=0.0))
+        list(
+            predict_files(
+                run.folder,
+                [broken, data / "val" / "000001.png"],
+                json_file=target,
+                options=EVERYTHING,
+            )
+        )
     assert [image.id for image in read_panoptic(target).images] == [2]
     assert [path.name for path in (tmp_path / "found").iterdir()] == ["000001.png"]
 
@@ -378,7 +388,7 @@ def test_ways_of_making_segments_have_names(run, data):
     for call in (
         lambda: regard.predict(run.folder, image, segments="cleen"),
         lambda: next(predict_each(run.load(), [image], segments="cleen")),
-        lambda: list(predict_files(run.folder, [image], segments="cleen")),
+        lambda: list(predict_files(run.folder, [image], options=PredictionOptions(segments="cleen"))),
     ):
         with pytest.raises(ConfigError, match="unknown value of segments 'cleen'") as caught:
             call()
@@ -386,7 +396,14 @@ def test_ways_of_making_segments_have_names(run, data):
 
 
 def test_files_of_segments_are_read_back(run, data, tmp_path):
-    lines = list(predict_files(run.folder, [data / "val"], json_file=tmp_path / "out" / "found.json", threshold=0.0))
+    lines = list(
+        predict_files(
+            run.folder,
+            [data / "val"],
+            json_file=tmp_path / "out" / "found.json",
+            options=EVERYTHING,
+        )
+    )
     assert len(lines) == 4
     content = read_panoptic(tmp_path / "out" / "found.json", segment_folder=tmp_path / "out" / "found")
     for index in range(4):

@@ -213,7 +213,7 @@ def test_settings_that_contradict_each_other():
     with pytest.raises(ConfigError, match=r"min_lr=0\.1 is more than lr=0\.01") as caught:
         TrainingConfig(schedule="deit", lr=0.01, min_lr=0.1)
     assert caught.value.code == "C09"
-    with pytest.raises(ConfigError, match="has a warm-up of its own"):
+    with pytest.raises(ConfigError, match="has its own warm-up"):
         TrainingConfig(schedule="deit", warmup_share=0.1)
     TrainingConfig(schedule="step", lr=1e-6)  # whose rate falls to 0 whatever min_lr is
 

@@ -11,9 +11,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from regard.models.build import create
 from regard.recipes import recipe_for
+from regard.training.config import TrainingConfig
 from regard.training.schedules import MovingAverage, deit_learning_rate, learning_rate_factor, parameter_groups
 
 # Learning rates
+
+
+def factor_of(kind: str, *, step: int, progress: float, **settings) -> float:
+    return learning_rate_factor(TrainingConfig(schedule=kind, **settings), step=step, progress=progress)
 
 
 @pytest.mark.parametrize(("epochs", "drop", "steps"), [(300, 200, 7), (500, 400, 3), (50, 40, 11)])
@@ -23,7 +28,7 @@ def test_step_schedule_is_that_of_torch(epochs, drop, steps):
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=drop)
     for epoch in range(epochs):
         for step in range(epoch * steps, (epoch + 1) * steps):
-            factor = learning_rate_factor(
+            factor = factor_of(
                 "step", step=step, warmup_steps=0, progress=step / (epochs * steps), milestones=(drop / epochs,)
             )
             assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), (epoch, step)
@@ -35,17 +40,17 @@ def test_cosine_schedule_is_that_of_torch():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
     for step in range(41):
-        found = learning_rate_factor("cosine", step=step, warmup_steps=0, progress=step / 40)
+        found = factor_of("cosine", step=step, warmup_steps=0, progress=step / 40)
         assert found == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-7)
         optimizer.step()
         schedule.step()
-    assert learning_rate_factor("cosine", step=0, warmup_steps=0, progress=1.5) == 0.0  # a clock may run over
+    assert factor_of("cosine", step=0, warmup_steps=0, progress=1.5) == 0.0  # a clock may run over
 
 
 @pytest.mark.parametrize("kind", ["step", "cosine"])
 def test_warm_up_rises_in_equal_steps_below_the_schedule(kind):
-    plain = [learning_rate_factor(kind, step=s, warmup_steps=0, progress=s / 20) for s in range(20)]
-    warmed = [learning_rate_factor(kind, step=s, warmup_steps=8, progress=s / 20) for s in range(20)]
+    plain = [factor_of(kind, step=s, warmup_steps=0, progress=s / 20) for s in range(20)]
+    warmed = [factor_of(kind, step=s, warmup_steps=8, progress=s / 20) for s in range(20)]
     assert warmed == pytest.approx([p * min(1.0, (s + 1) / 8) for s, p in enumerate(plain)])
     assert warmed[8:] == plain[8:] and 0 < warmed[0] < warmed[7]
 
@@ -56,17 +61,17 @@ def test_several_drops_are_those_of_torch():
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[30, 60, 80, 90])
     for epoch in range(100):
         milestones = (0.3, 0.6, 0.8, 0.9)
-        factor = learning_rate_factor("step", step=0, warmup_steps=0, progress=epoch / 100, milestones=milestones)
+        factor = factor_of("step", step=0, warmup_steps=0, progress=epoch / 100, milestones=milestones)
         assert factor == pytest.approx(optimizer.param_groups[0]["lr"]), epoch
         optimizer.step()
         schedule.step()
-    assert learning_rate_factor("step", step=0, warmup_steps=0, progress=1.0, milestones=()) == 1.0
+    assert factor_of("step", step=0, warmup_steps=0, progress=1.0, milestones=()) == 1.0
 
 
 @pytest.mark.parametrize("kind", ["step", "cosine"])
 def test_warm_up_over_a_share_of_the_training(kind):
     plain, warmed = (
-        [learning_rate_factor(kind, step=s, warmup_steps=0, progress=s / 40, warmup_share=w) for s in range(41)]
+        [factor_of(kind, step=s, warmup_steps=0, progress=s / 40, warmup_share=w) for s in range(41)]
         for w in (0.0, 0.25)
     )
     assert warmed == pytest.approx([p * min(1.0, s / 10) for s, p in enumerate(plain)]) and warmed[10:] == plain[10:]
@@ -75,7 +80,7 @@ def test_warm_up_over_a_share_of_the_training(kind):
 def test_the_drop_of_the_paper_is_where_the_recipe_says():
     recipe = recipe_for("detr_resnet50")
     factors = [
-        learning_rate_factor(
+        factor_of(
             recipe.schedule,
             step=0,
             warmup_steps=recipe.warmup_steps,
@@ -212,9 +217,7 @@ def test_the_rate_of_deit_changes_with_the_epoch(kind):
     for steps in (1, 3, 7, 1251):
         for epoch in (0, 1, 2, 6, 299):
             for step in (epoch * steps, epoch * steps + steps - 1):
-                factor = learning_rate_factor(
-                    kind, step=step, warmup_steps=0, progress=step / (300 * steps), epochs=300, lr=1e-3
-                )
+                factor = factor_of(kind, step=step, warmup_steps=0, progress=step / (300 * steps), epochs=300, lr=1e-3)
                 expected = deit_learning_rate(epoch, 300, 1e-3, published=kind == "deit")
                 assert factor * 1e-3 == pytest.approx(expected, rel=1e-12)
 

@@ -22,7 +22,8 @@ from regard.benchmarks.timing import medians
 from regard.data.batches.classification import collate
 from regard.data.samples import ClassSample
 from regard.data.transforms.classification import imagenet_training
-from regard.distillation.stored_logits import AugmentedWithLogits, StorageOptions, StoredLogits, store_logits
+from regard.distillation.options import StorageOptions
+from regard.distillation.stored_logits import AugmentedWithLogits, StoredLogits, store_logits
 from regard.distillation.teachers import Teacher
 from regard.losses import DistillationLoss
 from regard.models import VisionTransformer

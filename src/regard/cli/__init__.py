@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import TextIO, get_args, get_type_hints
 
 from cyclopts.exceptions import CycloptsError
 
@@ -51,14 +51,23 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(f"error: {what} — unexpected error: please report it with the output of --debug", 1, debug)
 
 
+def options_of(command: Callable[..., None]) -> list[tuple[str, type | None]]:
+    """Return the options of a command: their names, and the dataclass of those that are the fields of one."""
+    found: list[tuple[str, type | None]] = []
+    for name, hint in get_type_hints(command).items():
+        group = next((kind for kind in get_args(hint) if dataclasses.is_dataclass(kind)), None)
+        fields = [(field.name, group) for field in dataclasses.fields(group)] if group else [(name, None)]
+        found += [(field, kind if isinstance(kind, type) else None) for field, kind in fields if field != "return"]
+    return found
+
+
 def _plain_settings(words: Sequence[str]) -> list[str]:
     """Rewrite `--lr=1e-4` and `--lr 1e-4` as `lr=1e-4` if the command takes settings and has no such option."""
     commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes, "distill cache": cache}
     command = commands.get(" ".join(words[: 2 if words[:1] in (["data"], ["distill"]) else 1]))
     if command is None:
         return list(words)
-    options = {f"--{name}" for name in inspect.signature(command).parameters}
-    options |= {"--help", "--version"}
+    options = {f"--{name.replace('_', '-')}" for name, _ in options_of(command)} | {"--help", "--version"}
     plain = []
     rest = iter(words)
     for word in rest:

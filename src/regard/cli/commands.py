@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
+from regard.distillation.options import StorageOptions
 from regard.errors import ConfigError
+from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
+from regard.explanations.options import ExplanationOptions
+from regard.prediction.options import PredictionOptions
+from regard.runs.options import TrainingOptions
 
 
 @app.command
@@ -32,10 +40,7 @@ def train(
     data: str | None = None,
     epochs: int | None = None,
     output: Path | None = None,
-    resume: bool = False,
-    recipe: str | None = None,
-    config: Path | None = None,
-    teacher: str | None = None,
+    options: Annotated[TrainingOptions | None, Parameter(name="*")] = None,
     quiet: bool = False,
 ) -> None:
     """Train a detector or a classifier: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
@@ -45,10 +50,6 @@ def train(
         data: folder in COCO's layout, or with a folder per class; `shapes`, or `digits` for classifiers.
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
-        resume: resume the run in --output.
-        recipe: paper, finetune, fast, panoptic_boxes, panoptic_masks, small; for classifiers imagenet, cifar, deit, ...
-        config: config.yaml of an earlier run, to train with the same settings.
-        teacher: teacher of a classifier: a model name, run or file, regnety_160, timm/NAME, torchvision/NAME.
         quiet: print no progress.
     """
     from regard.runs import train
@@ -59,10 +60,9 @@ def train(
     if len(names) > 1:
         remedy = f"did you mean --data {names[1]}?" if data is None else None
         raise ConfigError(f"expected key=value, got {names[1]!r}", remedy=remedy, code="C01")
-    settings = tuple(word for word in words if "=" in word)
     run = train(
-        names[0] if names else None, data, epochs=epochs, output=output, resume=resume, recipe=recipe, config=config,
-        teacher=teacher, overrides=settings, quiet=quiet,
+        names[0] if names else None, data, epochs=epochs, output=output, quiet=quiet,
+        overrides=tuple(word for word in words if "=" in word), **asdict(options or TrainingOptions()),
     )  # fmt: skip
     print(run.folder)
 
@@ -76,11 +76,8 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
-    probe: bool = False,
-    throughput: bool = False,
-    real: Path | None = None,
-    all_images: bool = False,
-    submission: Path | None = None,
+    of_classifiers: Annotated[ClassificationEvaluationOptions | None, Parameter(name="*")] = None,
+    of_detectors: Annotated[DetectionEvaluationOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Score a model on the validation images of a data set: COCO AP of a detector, accuracy of a classifier.
 
@@ -91,33 +88,18 @@ def evaluate(
         device: auto, cpu, cuda, cuda:0 or mps.
         batch_size: images per batch; 1 for detectors and 64 for classifiers if not given.
         workers: processes that load images.
-        probe: also score a classifier's features: nearest neighbours and a linear classifier.
-        throughput: also measure a classifier's images per second.
-        real: path of real.json, for the ReaL accuracy on ImageNet's validation images.
-        all_images: evaluate on all images of class folders without train and val, not on a fifth of them.
-        submission: file for a detector's predictions in COCO's result format, with the data's own ids.
     """
     from regard.data.paths import check_data
     from regard.weights.source import check_source
 
+    if of_classifiers and of_detectors:
+        what = "--submission is for detectors, --probe, --throughput, --real and --all-images are for classifiers"
+        raise ConfigError(what, remedy="leave one kind out", code="C09")
     check_source(checkpoint)
     check_data(data)
     from rich.console import Console
 
     from regard.evaluation import evaluate
-    from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
-
-    of_classifiers = ClassificationEvaluationOptions(
-        probe=probe, throughput=throughput, real=real, all_images=all_images
-    )
-    options: ClassificationEvaluationOptions | DetectionEvaluationOptions | None = None
-    if of_classifiers != ClassificationEvaluationOptions():
-        options = of_classifiers
-    if submission is not None:
-        if options is not None:
-            what = "--submission is for detectors, --probe, --throughput, --real and --all-images are for classifiers"
-            raise ConfigError(what, remedy="leave one kind out", code="C09")
-        options = DetectionEvaluationOptions(submission=submission)
 
     evaluate(
         checkpoint,
@@ -126,7 +108,7 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         workers=workers,
-        options=options,
+        options=of_classifiers or of_detectors,
         tell=lambda scores: Console().print(scores.table()),
     )
 
@@ -137,9 +119,7 @@ def predict(
     *images: Path,
     output: Path | None = None,
     json: Path | None = None,
-    threshold: float | None = None,
-    segments: Literal["published", "clean"] = "published",
-    top: int = 5,
+    options: Annotated[PredictionOptions | None, Parameter(name="*")] = None,
     batch_size: int = 1,
     device: str = "auto",
 ) -> None:
@@ -150,9 +130,6 @@ def predict(
         images: image files and folders of them.
         output: folder for the images with their predictions drawn.
         json: file for the results: COCO's format of detections or segments, or the classes of each image.
-        threshold: minimum score of an object, 0 to 1; 0.5 if not given, 0.85 or 0.3 for segments.
-        segments: published: as in the authors' code; clean: at full resolution, one segment per stuff class.
-        top: number of classes that a classifier lists.
         batch_size: images per batch.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
@@ -168,9 +145,7 @@ def predict(
         images,
         output=output,
         json_file=json,
-        threshold=threshold,
-        segments=segments,
-        top=top,
+        options=options,
         batch_size=batch_size,
         device=device,
     ):
@@ -183,10 +158,7 @@ def explain(
     image: Path,
     *,
     what: str | None = None,
-    point: tuple[float, float] | None = None,
-    layer: int | None = None,
-    head: int | None = None,
-    threshold: float | None = None,
+    options: Annotated[ExplanationOptions | None, Parameter(name="*")] = None,
     output: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -199,10 +171,6 @@ def explain(
         checkpoint: a run, a weights file, or the name of a model with released weights.
         image: an image file, or a folder of images for the boxes of each query of a detector.
         what: kind of maps; the first above if not given.
-        point: x and y in pixels of the image whose attention is drawn: --point 120 80.
-        layer: number of the layer, from 0; the last if not given.
-        head: number of the head, from 0; the mean of all if not given.
-        threshold: minimum score of a detection to explain, 0 to 1.
         output: picture file, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
@@ -218,18 +186,18 @@ def explain(
             raise ConfigError("unsupported output suffix", where=output, remedy="name it .png or .npz", code="C09")
     from regard.explanations.explain import explain, explain_queries  # imports torch
 
+    options = options or ExplanationOptions()
     if image.is_dir():
-        options = {"what": what, "point": point, "layer": layer, "head": head, "threshold": threshold}
-        if given := [name for name, value in options.items() if value is not None]:
-            what = f"{given[0]} does not apply to a folder of images"
-            raise ConfigError(what, remedy="leave it out, or name one image", code="C09")
-        print(
-            explain_queries(checkpoint, image, device=device).save(output or _free(f"{image.resolve().name}-queries"))
-        )
+        given = [name for name, value in {"what": what, **asdict(options)}.items() if value is not None]
+        if given:
+            problem = f"{given[0]} does not apply to a folder of images"
+            raise ConfigError(problem, remedy="leave it out, or name one image", code="C09")
+        queries = explain_queries(checkpoint, image, device=device)
+        print(queries.save(output or _free(f"{image.resolve().name}-queries")))
         return
-    found = explain(checkpoint, image, what, point=point, layer=layer, head=head, threshold=threshold, device=device)
-    output = output or _free(f"{image.stem}-{found.what}")
-    found.save(output)
+    explanation = explain(checkpoint, image, what, **asdict(options), device=device)
+    output = output or _free(f"{image.stem}-{explanation.what}")
+    explanation.save(output)
     print(output)
 
 
@@ -276,11 +244,8 @@ def cache(
     data: str,
     teacher: str,
     output: Path,
-    views: int = 10,
-    top: int | None = None,
-    dtype: str = "float16",
-    batch_size: int = 64,
     recipe: str | None = None,
+    options: Annotated[StorageOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Store the logits of a teacher once, for any number of trainings: regard train MODEL --teacher OUTPUT ...
 
@@ -291,10 +256,6 @@ def cache(
         data: as for train.
         teacher: a model name, run or file, regnety_160, timm/NAME, torchvision/NAME.
         output: folder for the logits.
-        views: augmented views of each image.
-        top: number of most probable classes to keep per view, such as 10 of 1000; all if not given.
-        dtype: float16 or float32.
-        batch_size: images per batch.
         recipe: recipe of the student, as for train.
     """
     from regard.recipes import ClassificationRecipe
@@ -305,11 +266,9 @@ def cache(
     check_paths(student)
     if not isinstance(student, ClassificationRecipe):
         raise ConfigError(f"{model} is not a classifier", code="C09")
-    from regard.distillation.stored_logits import StorageOptions
     from regard.runs.classification import cache_logits
 
-    options = StorageOptions(views=views, top=top, dtype=dtype, batch_size=batch_size)
-    shares = cache_logits(student, output, options)
+    shares = cache_logits(student, output, options or StorageOptions())
     done = 0.0
     for share in shares:
         if share == 1.0 or share >= done + 0.05:

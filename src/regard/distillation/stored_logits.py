@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.samples import ClassSample
 from regard.data.transforms.image import ImagePipeline
+from regard.distillation.options import StorageOptions
 from regard.distillation.teachers import Teacher
 from regard.errors import CheckpointError, ConfigError
 from regard.safe_files import is_used, make_writable, replace_text
@@ -87,31 +88,6 @@ class StoredLogits:
 def has_logits(folder: str | Path) -> bool:
     """Return whether a folder holds stored logits."""
     return (Path(folder) / "answers.json").is_file()
-
-
-@dataclass(frozen=True, kw_only=True)
-class StorageOptions:
-    """How to store logits.
-
-    Args:
-        views: augmented views of each image.
-        top: number of most likely classes to keep; all if None.
-        dtype: of the file, `float16` or `float32`.
-        batch_size: images per forward pass of the teacher.
-
-    Raises:
-        ConfigError: a value is out of range (C03).
-    """
-
-    views: int = 10
-    top: int | None = None
-    dtype: str = "float16"
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if self.views < 1 or self.batch_size < 1 or self.dtype not in DTYPES:
-            what = f"views={self.views}, batch_size={self.batch_size}, dtype={self.dtype}"
-            raise ConfigError(f"{what}, expected at least 1, at least 1, and float16 or float32", code="C03")
 
 
 def store_logits(

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regard.data.paths import check_data, data_text
 from regard.errors import ConfigError
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 
 if TYPE_CHECKING:
+    import torch
+
     from regard.evaluation.classification import ClassifierEvaluation
     from regard.evaluation.detection import DetectorEvaluation
     from regard.metrics.classification import ClassificationScores
@@ -55,10 +56,11 @@ def evaluate(
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
         raise ConfigError(what, code="C03")
 
+    from regard.data.paths import check_data, data_text
+
     text = data_text(data)
     check_data(text)
 
-    from regard.models.build import Detector
     from regard.safe_files import make_writable
     from regard.weights.load import load_on
 
@@ -67,28 +69,36 @@ def evaluate(
     net, place = load_on(source, device)
     if output is not None:  # before the work, which may take an hour
         make_writable(output)
-    evaluation: DetectorEvaluation | ClassifierEvaluation
-    if isinstance(net, Detector):
-        from regard.evaluation import detection
-
-        if isinstance(options, ClassificationEvaluationOptions):
-            what = "probe, throughput, real and all_images are for classifiers"
-            raise ConfigError(what, where=net.card.name, remedy="leave them out", code="C09")
-        options = options or DetectionEvaluationOptions()
-        evaluation = detection.evaluate_on(
-            net, text, options, run=run, device=place, batch_size=batch_size or 1, workers=workers
-        )
-    else:
-        from regard.evaluation import classification
-
-        if isinstance(options, DetectionEvaluationOptions):
-            raise ConfigError("submission is for detectors", where=net.card.name, remedy="leave it out", code="C09")
-        options = options or ClassificationEvaluationOptions()
-        evaluation = classification.evaluate_on(
-            net, text, options, device=place, batch_size=batch_size or 64, workers=workers
-        )
+    evaluation = _evaluate_on(net, text, options, run=run, device=place, batch_size=batch_size, workers=workers)
     if tell is not None:
         tell(evaluation.scores)
     if output is not None:
         evaluation.write(output, text)
     return evaluation.scores
+
+
+def _evaluate_on(
+    net: Model,
+    data: str,
+    options: DetectionEvaluationOptions | ClassificationEvaluationOptions | None,
+    *,
+    run: Path | None,
+    device: torch.device,
+    batch_size: int | None,
+    workers: int,
+) -> DetectorEvaluation | ClassifierEvaluation:
+    from regard.evaluation import classification, detection
+    from regard.models.build import Detector
+
+    if isinstance(net, Detector):
+        if isinstance(options, ClassificationEvaluationOptions):
+            what = "probe, throughput, real and all_images are for classifiers"
+            raise ConfigError(what, where=net.card.name, remedy="leave them out", code="C09")
+        options = options or DetectionEvaluationOptions()
+        return detection.evaluate_on(
+            net, data, options, run=run, device=device, batch_size=batch_size or 1, workers=workers
+        )
+    if isinstance(options, DetectionEvaluationOptions):
+        raise ConfigError("submission is for detectors", where=net.card.name, remedy="leave it out", code="C09")
+    options = options or ClassificationEvaluationOptions()
+    return classification.evaluate_on(net, data, options, device=device, batch_size=batch_size or 64, workers=workers)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
 from regard.errors import ConfigError
+from regard.explanations.checks import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
-from regard.explanations.options import cell_of, check_kind, chosen
 from regard.structures.categories import ModelCard
 
 # Kinds of explanation, and the options that each reads.

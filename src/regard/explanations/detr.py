@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from regard.errors import ConfigError
+from regard.explanations.checks import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
-from regard.explanations.options import cell_of, check_kind, chosen
+from regard.explanations.options import ExplanationOptions
 from regard.explanations.recording import Attended, AttentionRecorder, gradients
-from regard.models.detr import DETR
+from regard.models.detr import DETR, AttentionMaps
 from regard.results.postprocess import ScoredQueries, score_queries
 from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.image_batch import ImageBatch
@@ -27,6 +28,7 @@ KINDS = {
     "relevance": (),
 }
 MOST = 12  # detections
+COLUMNS = 4  # maps per row of the picture
 POINTS = 4  # from which the encoder is shown where no point is given
 
 
@@ -48,71 +50,70 @@ class Found:
 
 
 def explain_detr(
-    net: DETR,
-    batch: ImageBatch,
-    size: tuple[int, int],
-    what: str,
-    *,
-    threshold: float,
-    point: tuple[float, float] | None,
-    layer: int | None,
-    head: int | None,
+    net: DETR, batch: ImageBatch, size: tuple[int, int], what: str, options: ExplanationOptions
 ) -> tuple[list[Look], int]:
-    """Maps over the feature map of one image, and how many stand side by side.
+    """Return maps over the feature map of one image, and the number of maps per row of the picture.
 
     * `decoder`: cross-attention of each detection in a decoder layer, mean of heads (or one head). DETR, figure 6.
-    * `heads`: of each head, for the detection at `point`, or the best.
-    * `encoder`: self-attention in an encoder layer from `point`, or from the middles of the best detections. Figure 3.
-    * `layers`: where the detections of the last layer are, and look together, in every decoder layer.
+    * `heads`: each head, for the detection at `point`, or the best one.
+    * `encoder`: self-attention in an encoder layer from `point`, or from the centres of the best detections. Figure 3.
+    * `layers`: boxes of the detections of the last layer and their mean attention in every decoder layer.
     * `relevance`: for the class of each detection, through all layers. Chefer et al. 2021, equations 5 to 11.
 
-    Rows of attention sum to 1 over the tokens that are no padding.
+    Rows of attention sum to 1 over the tokens that are not padding.
 
     Args:
         batch: one image, normalised.
-        size: (height, width) of the original.
-        threshold: least score of a detection.
+        size: (height, width) of the original image in pixels.
+        what: kind of maps.
+        options: `threshold` is the minimum score of a detection.
 
     Raises:
         ConfigError: no such kind, layer, head or point (C01, C03); the model has no encoder layer (C09).
     """
-    check_kind(what, KINDS, net.card.name, point=point, layer=layer, head=head)
+    check_kind(what, KINDS, net.card.name, point=options.point, layer=options.layer, head=options.head)
     if what == "encoder" and net.config.encoder_layers == 0:
         remedy = f"take one of {', '.join(kind for kind in KINDS if kind != 'encoder')}"
         raise ConfigError(f"{net.card.name} has no encoder layer", remedy=remedy, code="C09")
+    threshold = options.threshold or 0.0
     if what == "relevance":
-        return _relevance(net, batch, size, threshold), 4
+        return _relevance(net, batch, size, threshold), COLUMNS
     with torch.no_grad():
         maps = net.attention(batch, encoder=what == "encoder")
     grid = maps.feature_size
     extent = covered(net, grid, batch.sizes[0], size)
     found = _detections(net, maps.output, size, threshold)
     if what == "encoder":
-        assert maps.encoder is not None
-        weights = _heads(maps.encoder[chosen("layer", layer, len(maps.encoder), -1), 0], head)
-        points = [point] if point is not None else _middles(found, size)
-        rows = [cell_of(place, extent, grid) for place in points]
-        firsts = [number for number, row in enumerate(rows) if row not in rows[:number]]  # one cell, one map
-        rows, points = [rows[number] for number in firsts[:POINTS]], [points[number] for number in firsts[:POINTS]]
-        looks = [
-            Look(weights[y * grid[1] + x].unflatten(0, grid), f"from {at[0]:.0f}, {at[1]:.0f}", extent, at)
-            for (y, x), at in zip(rows, points, strict=True)
-        ]
-        return looks, 4
+        return _encoder(maps, found, extent, size, options), COLUMNS
     if what == "layers":
-        return _layers(maps.output, maps.decoder_cross[:, 0], found, grid, extent, size), 4
-    cross = maps.decoder_cross[chosen("layer", layer, len(maps.decoder_cross), -1), 0]  # (heads, Q, N)
+        return _layers(maps.output, maps.decoder_cross[:, 0], found, grid, extent, size), COLUMNS
+    cross = maps.decoder_cross[chosen("layer", options.layer, len(maps.decoder_cross), -1), 0]  # (heads, Q, N)
     if what == "heads":
         if not len(found):
-            return [], 4
-        one = _at(found, point)
-        of_heads = cross[:, found.queries[one]]
-        title = found.titles[one]
-        return [
-            found.look(one, row.unflatten(0, grid), f"{title}, head {i}", extent) for i, row in enumerate(of_heads)
-        ], 4
-    rows = _heads(cross, head)[found.queries].unflatten(1, grid)
-    return [found.look(i, row, title, extent) for i, (row, title) in enumerate(zip(rows, found.titles, strict=True))], 4
+            return [], COLUMNS
+        one = _at(found, options.point)
+        heads = cross[:, found.queries[one]].unflatten(1, grid)
+        titles = [f"{found.titles[one]}, head {i}" for i in range(len(heads))]
+        return [found.look(one, row, title, extent) for row, title in zip(heads, titles, strict=True)], COLUMNS
+    rows = _heads(cross, options.head)[found.queries].unflatten(1, grid)
+    pairs = enumerate(zip(rows, found.titles, strict=True))
+    return [found.look(i, row, title, extent) for i, (row, title) in pairs], COLUMNS
+
+
+def _encoder(
+    maps: AttentionMaps, found: Found, extent: Box, size: tuple[int, int], options: ExplanationOptions
+) -> list[Look]:
+    assert maps.encoder is not None
+    grid = maps.feature_size
+    weights = _heads(maps.encoder[chosen("layer", options.layer, len(maps.encoder), -1), 0], options.head)
+    points = [options.point] if options.point is not None else _middles(found, size)
+    place_of: dict[tuple[int, int], tuple[float, float]] = {}  # one map per cell
+    for point in points:
+        place_of.setdefault(cell_of(point, extent, grid), point)
+    return [
+        Look(weights[y * grid[1] + x].unflatten(0, grid), f"from {at[0]:.0f}, {at[1]:.0f}", extent, at)
+        for (y, x), at in list(place_of.items())[:POINTS]
+    ]
 
 
 def covered(net: DETR, grid: tuple[int, int], resized: tuple[int, int], original: tuple[int, int]) -> Box:

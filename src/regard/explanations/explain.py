@@ -5,6 +5,7 @@ The models keep their fused attention, which stores no weights: they are recompu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from regard.explanations.augmented import explain_augmented
 from regard.explanations.detr import explain_detr
 from regard.explanations.explanation import Explanation as Explanation
 from regard.explanations.explanation import Look as Look
+from regard.explanations.options import ExplanationOptions
 from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
@@ -49,7 +51,7 @@ def explain(
     image_size: int = 224,
     device: str = "auto",
 ) -> Explanation:
-    """Where a model looks in an image.
+    """Explain where a model looks in an image.
 
     | model | `what`, the first if None |
     | --- | --- |
@@ -57,59 +59,76 @@ def explain(
     | ViT, DeiT | `rollout`, `heads`, `tokens`, `patch`, `relevance` |
     | attention-augmented networks | `layers`, `heads`, `relevance` |
 
-    See `explain_detr`, `explain_vit` and `explain_augmented` for what each is.
+    `explain_detr`, `explain_vit` and `explain_augmented` describe them.
 
     Args:
-        model: a model, or whatever `regard.load` takes.
-        image: as for `regard.predict`, one of them.
-        point: x, y in pixels of the image, for kinds that look from a place.
-        layer, head: by number, from 0; negative ones count from the end. Where none is given, the last layer and the
-            mean of the heads.
-        threshold: least score of a detection that is explained, 0..1; if None as `regard.predict` has it.
-        image_size: of a network of your own, given to `regard.augment`: side of the square that it sees.
+        model: a model, or what `regard.load` takes.
+        image: one image, as for `regard.predict`.
+        what: kind of explanation.
+        point: x, y in pixels of the image, for kinds that start from a place.
+        layer: number from 0; negative ones count from the end. The last layer if None.
+        head: number from 0; negative ones count from the end. The mean of all heads if None.
+        threshold: minimum score of a detection, 0..1; if None as for `regard.predict`.
+        image_size: side of the square input of your own network, as given to `regard.augment`.
         device: as for `regard.predict`.
 
     Raises:
-        ConfigError: there is no such kind, layer, head or point, an option that the kind does not read, or a model that
-            has nothing to show (C01, C03, C09).
+        ConfigError: there is no such kind, layer, head or point, the kind does not use an option, or the model has no
+            attention (C01, C03, C09).
         DataError: the image cannot be read.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
     if image_size < 1:
         raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
-    net, where = load_on(getattr(model, "_orig_mod", model), device)  # not the compiled model, which hides its parts
+    net, where = load_on(getattr(model, "_orig_mod", model), device)  # a compiled model hides its layers
     pixels = to_image(image)
-    if threshold is not None and not isinstance(net, DETR):
-        raise ConfigError("threshold is for detectors", remedy="leave it out", code="C09")
-    # Under the autocast of a caller, rows of attention would sum to 1 within 1e-3 only.
+    options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)
+    path = str(image) if isinstance(image, (str, Path)) else None
+    # Under the caller's autocast, rows of attention would sum to 1 only within 1e-3.
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):
-            least = default_threshold(net) if threshold is None else threshold
-            resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
-            batch = ImageBatch.from_images([resized]).to(where).normalized()
-            size = pixels.shape[-2], pixels.shape[-1]
-            kind = "decoder" if what is None else what
-            looks, columns = explain_detr(net, batch, size, kind, threshold=least, point=point, layer=layer, head=head)
+            kind, looks, columns = _explain_detector(net, pixels, where, what, options)
         elif isinstance(net, Detector):
             remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
             raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
+        elif threshold is not None:
+            raise ConfigError("threshold is for detectors", remedy="leave it out", code="C09")
         else:
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
-            batch, extent = _for_classifier(card, pixels)
-            seen = batch.to(where).pixels
-            if isinstance(net, VisionTransformer):
-                kind = "rollout" if what is None else what
-                looks, columns = explain_vit(net, seen, extent, kind, point=point, layer=layer, head=head)
-            else:
-                kind = "layers" if what is None else what
-                looks, columns = explain_augmented(net, card, seen, extent, kind, point=point, layer=layer, head=head)
-    path = str(image) if isinstance(image, (str, Path)) else None
+            kind, looks, columns = _explain_classifier(net, card, pixels, where, what, options)
     return Explanation(kind, tuple(looks), columns, _picture(pixels), path)
 
 
+def _explain_detector(
+    net: DETR, pixels: Tensor, device: torch.device, what: str | None, options: ExplanationOptions
+) -> tuple[str, list[Look], int]:
+    resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
+    batch = ImageBatch.from_images([resized]).to(device).normalized()
+    kind = "decoder" if what is None else what
+    minimum = default_threshold(net) if options.threshold is None else options.threshold
+    size = pixels.shape[-2], pixels.shape[-1]
+    looks, columns = explain_detr(net, batch, size, kind, replace(options, threshold=minimum))
+    return kind, looks, columns
+
+
+def _explain_classifier(
+    net: nn.Module, card: ModelCard, pixels: Tensor, device: torch.device, what: str | None, options: ExplanationOptions
+) -> tuple[str, list[Look], int]:
+    batch, extent = _for_classifier(card, pixels)
+    images = batch.to(device).pixels
+    point, layer, head = options.point, options.layer, options.head
+    if isinstance(net, VisionTransformer):
+        kind = "rollout" if what is None else what
+        looks, columns = explain_vit(net, images, extent, kind, point=point, layer=layer, head=head)
+    else:
+        kind = "layers" if what is None else what
+        looks, columns = explain_augmented(net, card, images, extent, kind, point=point, layer=layer, head=head)
+    return kind, looks, columns
+
+
 def explain_queries(model: Model | str | Path, folder: str | Path, *, device: str = "auto") -> QueryPlaces:
-    """Where each query of a detector finds its objects, over a folder of images. (DETR, figure 7.)
+    """Show where each query of a detector finds objects, over a folder of images. (DETR, figure 7.)
 
     Raises:
         ConfigError: the model has no queries (C09), or the folder no images.
@@ -124,7 +143,7 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
 
 
 def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
-    """The image as a classifier sees it, normalised, and what it shows of the original."""
+    """Return the normalised input of a classifier, and the part of the original image that it shows."""
     resize = Evaluation(card.short_side, card.crop_pct)
     seen = resize(ClassSample(pixels, label=0)).image
     return ImageBatch.from_images([seen]).normalized(), resize.extent(pixels.shape[-2], pixels.shape[-1])

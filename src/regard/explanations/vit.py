@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regard.explanations.checks import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
-from regard.explanations.options import cell_of, check_kind, chosen
 from regard.explanations.recording import AttentionRecorder, gradients
 from regard.models.vit import VisionTransformer
 

@@ -13,10 +13,10 @@ from regard.data.coco.tables import ImageRecord
 from regard.data.image_folders import list_images
 from regard.errors import ConfigError, DataError, escape
 from regard.models.build import Model
+from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import Prediction, check_options, makes_segments, predict_each
-from regard.results.classification import TOP, Classification
+from regard.results.classification import Classification
 from regard.results.detections import Detections
-from regard.results.postprocess import SegmentMethod
 from regard.results.segmentation import Segmentation
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.weights.load import load_on
@@ -30,9 +30,7 @@ def predict_files(
     *,
     output: Path | None = None,
     json_file: Path | None = None,
-    threshold: float | None = None,
-    segments: SegmentMethod = "published",
-    top: int = TOP,
+    options: PredictionOptions | None = None,
     batch_size: int = 1,
     device: str = "auto",
 ) -> Iterator[str]:
@@ -46,16 +44,17 @@ def predict_files(
             images from 1 and a `file_name`. Classes are rows `{"file_name", "classes": [{"label", "label_id",
             "score"}]}`. Segments are in COCO's panoptic format with a folder of PNG files next to the file; their
             `file_name` is relative to the folder that holds all images.
-        top: number of classes to report for a classifier.
+        options: which predictions to keep.
 
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), a panoptic model's
             file has no suffix (C09), a number is out of range (C03), or `segments` is unknown (C02).
         DataError: images cannot be read.
     """
-    check_options(threshold, batch_size, segments)
-    if top < 1:
-        raise ConfigError(f"top={top}, expected at least 1", code="C03")
+    options = options or PredictionOptions()
+    check_options(options.threshold, batch_size, options.segments)
+    if options.top < 1:
+        raise ConfigError(f"top={options.top}, expected at least 1", code="C03")
     files = list(dict.fromkeys(file for path in paths for file in list_images(path)))
     if not files:
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
@@ -71,16 +70,16 @@ def predict_files(
     unreadable: list[DataError] = []
     numbers = {file: number for number, file in enumerate(files, start=1)}
     for result in predict_each(
-        net, files, threshold=threshold, segments=segments, batch_size=batch_size, keep_pixels=output is not None,
-        on_error=unreadable.append,
+        net, files, threshold=options.threshold, segments=options.segments, batch_size=batch_size,
+        keep_pixels=output is not None, on_error=unreadable.append,
     ):  # fmt: skip
         file = Path(result.path or "")
         if output is not None:
             picture = output / names[file]
-            result.save(picture, top) if isinstance(result, Classification) else result.save(picture)
+            result.save(picture, options.top) if isinstance(result, Classification) else result.save(picture)
         if writer is not None:
-            writer.add(result, numbers[file], names[file], top)
-        summary = result.summary(top) if isinstance(result, Classification) else result.summary()
+            writer.add(result, numbers[file], names[file], options.top)
+        summary = result.summary(options.top) if isinstance(result, Classification) else result.summary()
         yield escape(f"{result.path}: {summary}")
     if writer is not None:
         writer.close()

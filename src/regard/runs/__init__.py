@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regard.runs.settings import check_paths, resolve
-
 if TYPE_CHECKING:
     from regard.runs.run import Run
 
@@ -46,6 +44,8 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError, DivergedError, MachineError: with one line that says what to do.
     """
+    from regard.runs.settings import check_paths, resolve
+
     words = overrides if teacher is None else (f"teacher={teacher}", *overrides)
     settings = resolve(model, data, epochs, output, resume, recipe, config, words)
     check_paths(settings)

@@ -11,7 +11,8 @@ import torch
 
 from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
-from regard.distillation.stored_logits import StorageOptions, StoredLogits, has_logits, store_logits
+from regard.distillation.options import StorageOptions
+from regard.distillation.stored_logits import StoredLogits, has_logits, store_logits
 from regard.distillation.teachers import Teacher, load_teacher
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.metrics.charts.classification import plot_class_counts

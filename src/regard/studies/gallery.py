@@ -79,13 +79,16 @@ def gallery(output: Path, page: Path | None) -> None:
 
 
 def entries(runs: dict[str, Path]) -> list[Entry]:
-    """What is on the page, for the runs of `MODELS`."""
+    """Return the entries of the page for the runs of `MODELS`."""
+    panoptic, encoder, augmented, deit = (regard.load(runs[name]) for name in MODELS)
+    return [*_of_detectors(panoptic, encoder), *_of_classifiers(augmented, deit)]
+
+
+def _of_detectors(panoptic: Any, encoder: Any) -> list[Entry]:
     folder = data_folder(DATA)
     files = list(list_images(folder / "val"))
     scenes = [files[number] for number in SCENES]
     scene = scenes[0]
-    panoptic, encoder, augmented, deit = (regard.load(runs[name]) for name in MODELS)
-    digit = _digit(7)
     return [
         Entry(
             "panoptic",
@@ -125,7 +128,7 @@ def entries(runs: dict[str, Path]) -> list[Entry]:
         Entry(
             "encoder",
             "Where places of the image look",
-            "Self-attention in the encoder from the middles of what is found, before any query asks (figure 3).",
+            "Self-attention in the encoder from the centres of the detections (figure 3).",
             "regard explain runs/encoder scene.png --what encoder",
             lambda path: explain(encoder, _fullest(encoder, files), "encoder").save(path),
         ),
@@ -137,6 +140,12 @@ def entries(runs: dict[str, Path]) -> list[Entry]:
             "regard explain runs/panoptic shapes/val/",
             lambda path: explain_queries(panoptic, folder / "val").save(path),
         ),
+    ]
+
+
+def _of_classifiers(augmented: Any, deit: Any) -> list[Entry]:
+    digit = _digit(7)
+    return [
         Entry(
             "rollout",
             "A transformer reads a digit",
@@ -153,7 +162,7 @@ def entries(runs: dict[str, Path]) -> list[Entry]:
         ),
         Entry(
             "augmented",
-            "Attention beside a convolution",
+            "Attention next to a convolution",
             "Each head of an attention-augmented ResNet from one pixel; below without the relative positions.",
             "regard explain runs/augmented digit.png --what heads --layer 0",
             lambda path: explain(augmented, digit, "heads", layer=0).save(path),
@@ -162,7 +171,7 @@ def entries(runs: dict[str, Path]) -> list[Entry]:
 
 
 def _segments(model: Any, scenes: Sequence[Path]) -> Image.Image:
-    """Predictions beside the images themselves."""
+    """Draw the predictions for some images side by side."""
     pictures = [result.plot() for result in predict_each(model, scenes)]
     originals = [Image.open(path).convert("RGB").resize(pictures[0].size, Image.Resampling.NEAREST) for path in scenes]
     return grid([*originals, *pictures], columns=len(scenes), longest=320)

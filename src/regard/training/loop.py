@@ -183,17 +183,7 @@ class Trainer:
     def _step(self, batches: Iterator[Any], share: float) -> dict[str, Tensor]:
         """One step of the optimizer. It waits for the device where the loss does, and to ask whether all is finite."""
         config, step = self.config, self.progress.step
-        factor = learning_rate_factor(
-            config.schedule,
-            step=step,
-            warmup_steps=config.warmup_steps,
-            progress=share,
-            milestones=config.milestones,
-            warmup_share=config.warmup_share,
-            epochs=config.epochs,
-            lr=config.lr,
-            min_lr=config.min_lr,
-        )
+        factor = learning_rate_factor(config, step=step, progress=share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(mix(config.seed, step, self.processes.rank))

@@ -5,46 +5,38 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from regard.training.config import TrainingConfig
 
 # Of DeiT's recipes: epochs of warm-up, and its first rate (timm 0.3.2 as main.py calls it).
 DEIT_WARMUP, DEIT_WARMUP_LR = 5, 1e-6
 
 
-def learning_rate_factor(
-    kind: str,
-    *,
-    step: int,
-    warmup_steps: int,
-    progress: float,
-    milestones: Sequence[float] = (2 / 3,),
-    warmup_share: float = 0.0,
-    epochs: int = 1,
-    lr: float = 1.0,
-    min_lr: float = 1e-5,
-) -> float:
-    """What to multiply the learning rate with.
+def learning_rate_factor(config: TrainingConfig, *, step: int, progress: float) -> float:
+    """Return the factor of the learning rate at a step, by `config.schedule`.
+
+    `step` divides by ten at each of the shares `milestones` of the training (DETR: epoch 200 of 300); `cosine` falls
+    to 0 along half a wave; `deit` and `deit_corrected` change once per epoch, see `deit_learning_rate`, and have their
+    own warm-up.
 
     Args:
-        kind: `step` divides by ten whenever one of the shares `milestones` of the training is done (DETR: epoch 200 of
-            300); `cosine` falls to nothing along half a wave; `deit` and `deit_corrected` change once an epoch, see
-            `deit_learning_rate`, and have a warm-up of their own.
-        step: steps done; over the first `warmup_steps` the factor rises from 0 linearly.
+        config: settings of the run. The factor rises linearly from 0 over `warmup_steps` steps and over the share
+            `warmup_share` of the training.
+        step: steps done.
         progress: share of the training that is done, 0..1.
-        warmup_share: share of the training over which the factor rises from 0 linearly.
-        epochs, lr, min_lr: of the run, for the schedules that are given by epoch and rate.
     """
-    if kind.startswith("deit"):
-        epoch = min(int(progress * epochs + 1e-9), epochs - 1)
-        return deit_learning_rate(epoch, epochs, lr, min_lr, published=kind == "deit") / lr
-    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    if progress < warmup_share:
-        warmup *= progress / warmup_share
-    if kind == "step":
-        return warmup * 0.1 ** sum(progress >= share - 1e-9 for share in milestones)
+    if config.schedule.startswith("deit"):
+        epoch = min(int(progress * config.epochs + 1e-9), config.epochs - 1)
+        published = config.schedule == "deit"
+        return deit_learning_rate(epoch, config.epochs, config.lr, config.min_lr, published=published) / config.lr
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if progress < config.warmup_share:
+        warmup *= progress / config.warmup_share
+    if config.schedule == "step":
+        return warmup * 0.1 ** sum(progress >= share - 1e-9 for share in config.milestones)
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
