@@ -17,9 +17,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from panoptic_files import write_panoptic
 from regard.data.coco.annotations import to_coco
 from regard.data.coco.dataset import open_detection
-from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of, write_panoptic
+from regard.data.coco.panoptic import open_panoptic
+from regard.data.coco.panoptic_annotations import read_panoptic
+from regard.data.coco.panoptic_png import segments_of
 from regard.data.coco.tables import ImageRecord
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.samples import Sample
@@ -161,7 +164,7 @@ def test_equals_the_formula_on_random_pairs() -> None:
 
 
 def test_equals_hotcoco(tmp_path: Path) -> None:
-    """An independent implementation, on the files that `write_panoptic` writes."""
+    """An independent implementation, on the files that `PanopticWriter` writes."""
     panoptic = pytest.importorskip("hotcoco.panoptic")
     pairs = [random_pair(seed) for seed in range(60)]
     images = [ImageRecord(k + 1, f"{k}.jpg", *truth.size) for k, (truth, _) in enumerate(pairs)]
@@ -321,7 +324,7 @@ def test_the_official_example(tmp_path: Path) -> None:
         pytest.skip("no sample data beside the checkout")
     annotations = read_panoptic(file)
     truth = [segments_of(annotations, k) for k in range(2)]
-    assert [len(t) for t in truth] == np.diff(annotations.first_segment).tolist()
+    assert [len(t) for t in truth] == np.diff(annotations.first_row).tolist()
     assert sum(not c.is_thing for c in annotations.categories) == 53
     assert set(evaluate_panoptic(truth, truth).stats.values()) == {1.0}
     write_panoptic(tmp_path / "submission.json", annotations.images, truth)

@@ -13,7 +13,9 @@ from PIL import Image
 
 import regard
 from regard.data.coco.dataset import open_detection
-from regard.data.coco.panoptic import open_panoptic, read_panoptic, segments_of
+from regard.data.coco.panoptic import open_panoptic
+from regard.data.coco.panoptic_annotations import read_panoptic
+from regard.data.coco.panoptic_png import segments_of
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, DataError, RegardError
 from regard.evaluation.options import DetectionEvaluationOptions

@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 
 from regard.data.class_images.dataset import ClassificationDataset, is_classification, open_classification
-from regard.data.coco.dataset import CocoDataset, find_bad_images, has_detection, open_detection
-from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, has_panoptic, open_panoptic
+from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
+from regard.data.coco.layout import has_detection, has_panoptic
+from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, open_panoptic
 from regard.errors import DataError, ImageError, escape
 
 

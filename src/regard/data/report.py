@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,3 +57,14 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(str(issue) for issue in self.issues)
+
+
+def listed(names: Sequence[object], maximum: int = 5) -> str:
+    """Return the first names, with `...` if there are more."""
+    return ", ".join(f"{name!s:.60}" for name in names[:maximum]) + (", ..." if len(names) > maximum else "")
+
+
+def folder_entries(folder: Path) -> str:
+    """Return the first names in a folder, for errors about its layout."""
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    return listed(names, maximum=8) or "nothing"

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from regard.data.batches.detection import DetectionBatch, collate
 from regard.data.check import advise
-from regard.data.coco.dataset import CocoDataset, Split, open_detection
-from regard.data.coco.panoptic import PanopticDataset, PanopticWriter, has_panoptic, open_panoptic, png_names
+from regard.data.coco.dataset import CocoDataset, open_detection
+from regard.data.coco.layout import has_panoptic
+from regard.data.coco.panoptic import PanopticDataset, open_panoptic
+from regard.data.coco.panoptic_writer import PanopticWriter, png_names
 from regard.data.generated.shapes import data_folder
 from regard.data.samples import Sample
+from regard.data.splits import Split
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches

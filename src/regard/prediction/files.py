@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from regard.data.coco.panoptic import PanopticWriter
+from regard.data.coco.panoptic_writer import PanopticWriter
 from regard.data.coco.tables import ImageRecord
 from regard.data.image_folders import list_images
 from regard.errors import ConfigError, DataError, escape

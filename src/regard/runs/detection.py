@@ -13,7 +13,8 @@ from torch import Tensor
 
 from regard.data.check import advise
 from regard.data.coco.dataset import CocoDataset
-from regard.data.coco.panoptic import PanopticDataset, has_panoptic
+from regard.data.coco.layout import has_panoptic
+from regard.data.coco.panoptic import PanopticDataset
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError, MachineError
 from regard.evaluation.detection import open_objects

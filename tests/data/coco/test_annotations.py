@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from refusal import refused
 from regard.data.coco import json_file as strict_json
 from regard.data.coco.annotations import CocoAnnotations, read_annotations, to_coco
 from regard.data.coco.outlines import check_segmentations, decode_counts
@@ -167,157 +168,157 @@ def roboflow_group(document: dict) -> dict:
 BOX = ("annotations", 1, "bbox")
 # id, mutation, what must come of it (ok, fix, skip, warn, or error), expression for its one line
 CASES: list[tuple[str, Callable[[dict], Any], str, str]] = [
-    ("A01", lambda _: b"", "error", r"the file is empty — \S+ann\.json — "),
-    ("A01", lambda _: b" \n\n", "error", r"the file is empty"),
-    ("A02", text(lambda t: t[: len(t) // 2]), "error", r"not valid JSON: .* — \S+ann\.json:1:\d+ — "),
+    ("A01", lambda _: b"", "error", r"ann\.json"),
+    ("A01", lambda _: b" \n\n", "error", r"ann\.json"),
+    ("A02", text(lambda t: t[: len(t) // 2]), "error", r"ann\.json:1:\d+ — "),
     ("A02", lambda _: b'{"images": [],\n "annotations" []}', "error", r"ann\.json:2:16 — "),
-    ("A02", lambda _: b"\xff\xfe{\x00}\x00", "error", r"not UTF-8 text \(byte 0\)"),
+    ("A02", lambda _: b"\xff\xfe{\x00}\x00", "error", r"byte 0"),
     ("A02", lambda _: b"version https://git-lfs.github.com/spec/v1\n", "error", r"git lfs pull"),
-    ("A03", lambda d: b"\xef\xbb\xbf" + json.dumps(d).encode(), "fix", r"byte order mark"),
+    ("A03", lambda d: b"\xef\xbb\xbf" + json.dumps(d).encode(), "fix", r"ann\.json"),
     ("A04", put(*BOX, 2, float("nan")), "error", r"NaN .* — \S+ann\.json:/annotations/1/bbox/2"),
     ("A04", put("info", {"a/b": float("-inf")}), "error", r"-Infinity .* — \S+ann\.json:/info/a~1b"),
-    ("A36", put("annotations", 2, "area", 10**400), "fix", r"1 of 6 objects have an area that does not fit"),
+    ("A36", put("annotations", 2, "area", 10**400), "fix", r"1 of 6 .*/annotations/2/area"),
     ("A04", text(lambda t: t.replace('"area": 600', '"area": 1e400')), "error", r":/annotations/0/area"),
-    ("A05", text(lambda t: t[:-1] + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}"), "error", r"nested"),
-    ("A05", text(lambda t: t.replace("600", "9" * 5000)), "error", r"a number of thousands of digits"),
+    ("A05", text(lambda t: t[:-1] + ', "x": ' + "[" * 100_000 + "]" * 100_000 + "}"), "error", r"ann\.json"),
+    ("A05", text(lambda t: t.replace("600", "9" * 5000)), "error", r"ann\.json"),
     (
         "A06",
         text(lambda t: t.replace('"iscrowd": 0', '"iscrowd": 0, "area": 600', 1)),
         "warn",
         r":/annotations/0/area",
     ),
-    ("A07", lambda d: d["annotations"], "error", r"the document is a list"),
-    ("A07", lambda _: {}, "error", r"key 'images' is missing \(found: nothing\)"),
+    ("A07", lambda d: d["annotations"], "error", r"list"),
+    ("A07", lambda _: {}, "error", r"'images' \(found: nothing\)"),
     (
         "A07",
         put("images", DELETE),
         "error",
-        r"key 'images' is missing \(found: 'annotations', 'categories'\)",
+        r"'images' \(found: 'annotations', 'categories'\)",
     ),
-    ("A07", put("annotations", DELETE), "error", r"key 'annotations' is missing"),
-    ("A07", put("categories", DELETE), "error", r"key 'categories' is missing"),
-    ("A07", put("categories", {}), "error", r"categories is a dict, not a list — \S+:/categories"),
-    ("A07", put("categories", []), "error", r"there are no categories"),
-    ("A07", put("annotations", 2, None), "error", r"an entry of annotations is None, .*/annotations/2"),
+    ("A07", put("annotations", DELETE), "error", r"'annotations'"),
+    ("A07", put("categories", DELETE), "error", r"'categories'"),
+    ("A07", put("categories", {}), "error", r"dict.*:/categories"),
+    ("A07", put("categories", []), "error", r":/categories"),
+    ("A07", put("annotations", 2, None), "error", r"None.*:/annotations/2"),
     ("A07", put("annotations", [{"segments_info": [], "image_id": 1}]), "error", r"panoptic annotations"),
-    ("A08", put("images", []), "error", r"there are no images"),
-    ("A09", put("annotations", []), "warn", r"no objects to learn"),
+    ("A08", put("images", []), "error", r":/images"),
+    ("A09", put("annotations", []), "warn", r":/annotations"),
     ("A10", add("images", id=40, file_name="40.png", height=9, width=9), "ok", ""),
-    ("A11", box(50, 40, 55, 30), "fix", r"1 of 6 boxes reach out of their image .*/annotations/1/bbox"),
+    ("A11", box(50, 40, 55, 30), "fix", r"1 of 6 .*/annotations/1/bbox"),
     ("A11", box(59.9, 40, 41, 30.25), "ok", ""),
     (
         "A11",
         box(-6, 40, 100, 30),
         "fix",
-        r"1 of 6 boxes reach out of their image .*/annotations/1/bbox",
+        r"1 of 6 .*/annotations/1/bbox",
     ),  # A13
-    ("A12", box(150, 40, 40.5, 30.25), "skip", r"1 of 6 boxes lie outside .*/annotations/1/bbox"),
-    ("A12", box(-60, -40, 40.5, 30.25), "skip", r"1 of 6 boxes lie outside .*/annotations/1/bbox"),  # A13
-    ("A14", put(*BOX, [50, 40, -40.5, 30.25]), "error", r"negative width .*/annotations/1/bbox — 1 of 6"),
-    ("A14", put(*BOX, [50, 40, 40.5, -1e-3]), "error", r"negative width or height"),
-    ("A15", box(50, 40, 0, 30.25), "skip", r"1 of 6 boxes have no area; .*/annotations/1/bbox"),
-    ("A15", box(0, 0, 0, 0), "skip", r"1 of 6 boxes have no area"),
-    ("A15", box(50, 40, 1e-9, 30.25), "skip", r"1 of 6 boxes have no area"),
+    ("A12", box(150, 40, 40.5, 30.25), "skip", r"1 of 6 .*/annotations/1/bbox"),
+    ("A12", box(-60, -40, 40.5, 30.25), "skip", r"1 of 6 .*/annotations/1/bbox"),  # A13
+    ("A14", put(*BOX, [50, 40, -40.5, 30.25]), "error", r"-40.5.*/annotations/1/bbox.*1 of 6"),
+    ("A14", put(*BOX, [50, 40, 40.5, -1e-3]), "error", r"-0.001"),
+    ("A15", box(50, 40, 0, 30.25), "skip", r"1 of 6 .*/annotations/1/bbox"),
+    ("A15", box(0, 0, 0, 0), "skip", r"1 of 6 .*/annotations/1/bbox"),
+    ("A15", box(50, 40, 1e-9, 30.25), "skip", r"1 of 6 .*/annotations/1/bbox"),
     (
         "A16",
         put(*BOX, [50, 40, 1e30, 30]),
         "error",
-        r"\[50, 40, 1e\+30, 30\] is not in pixels .*/annotations/1/bbox",
+        r"\[50, 40, 1e\+30, 30\].*/annotations/1/bbox",
     ),
-    ("A16", put(*BOX, [50, 40, 10**400, 30]), "error", r"is not in pixels"),
+    ("A16", put(*BOX, [50, 40, 10**400, 30]), "error", r"\[50, 40, 1e\+300, 30\]"),
     (
         "A16",
         text(lambda t: t.replace("40.5,", "1e400,")),
         "error",
-        r"\[50, 40, inf, 30.25\] is not in pixels",
+        r"\[50, 40, inf, 30.25\]",
     ),
     (
         "A17",
         put(*BOX, [50, 40, 40.5]),
         "error",
-        r"bbox is \[50, 40, 40.5\], not four numbers .*/annotations/1/bbox",
+        r"\[50, 40, 40.5\].*/annotations/1/bbox",
     ),
-    ("A17", put(*BOX, [50, 40, "40.5", 30.25]), "error", r"not four numbers"),
-    ("A17", put(*BOX, [50, 40, None, 30.25]), "error", r"not four numbers"),
-    ("A17", put(*BOX, [50, 40, [40], 30.25]), "error", r"not four numbers"),
-    ("A17", put(*BOX, [50, True, 40, 30.25]), "error", r"not four numbers"),
-    ("A17", put(*BOX, {"x": 1}), "error", r"not four numbers"),
-    ("A17", put(*BOX, None), "error", r"not four numbers"),
-    ("A17", put(*BOX, DELETE), "error", r"bbox is missing"),
+    ("A17", put(*BOX, [50, 40, "40.5", 30.25]), "error", r"'40.5'"),
+    ("A17", put(*BOX, [50, 40, None, 30.25]), "error", r"/annotations/1/bbox"),
+    ("A17", put(*BOX, [50, 40, [40], 30.25]), "error", r"/annotations/1/bbox"),
+    ("A17", put(*BOX, [50, True, 40, 30.25]), "error", r"/annotations/1/bbox"),
+    ("A17", put(*BOX, {"x": 1}), "error", r"/annotations/1/bbox"),
+    ("A17", put(*BOX, None), "error", r"/annotations/1/bbox"),
+    ("A17", put(*BOX, DELETE), "error", r"/annotations/1/bbox"),
     (
         "A18",
         every("annotations", "bbox", lambda r: [*r["bbox"][:2], *np.add(r["bbox"][:2], r["bbox"][2:]).tolist()]),
         "error",
-        r"3 of 6 boxes leave their image, .* — they look like \[left, top, right, bottom\]",
+        r"3 of 6 .*\[left, top, right, bottom\]",
     ),
     (
         "A18",
         every("annotations", "bbox", lambda r: [2 * v for v in r["bbox"]]),
         "error",
-        r"5 of 6 boxes leave .*resized",
+        r"5 of 6 .*resized",
     ),
     (
         "A19",
         every("annotations", "bbox", lambda r: [v / 100 for v in r["bbox"]]),
         "error",
-        r"fractions of the image",
+        r"/annotations/0/bbox .*width",
     ),
     (
         "A20",
         put("annotations", 3, "category_id", 99),
         "error",
-        r"99 is not in categories \(1, 3\) .*1 of 6 .* AP",
+        r"99 .*\(1, 3\) .*/annotations/3/category_id .*1 of 6",
     ),
     ("A20", put("annotations", 3, "category_id", 2), "error", r"/annotations/3/category_id"),
-    ("A20", put("annotations", 3, "category_id", -1), "error", r"category_id -1 is not in"),
-    ("A21", put("annotations", 3, "category_id", 0), "error", r"category_id 0, but categories start at 1"),
-    ("A22", put("annotations", 3, "category_id", "3"), "error", r"category_id is '3', not a whole number"),
-    ("A22", put("annotations", 3, "category_id", 3.0), "error", r"category_id is 3.0, not a whole number"),
-    ("A22", put("annotations", 3, "category_id", True), "error", r"category_id is True, not a whole number"),
-    ("A22", put("annotations", 3, "category_id", 10**4000), "error", r"a very large number"),
-    ("A22", put("annotations", 3, "category_id", DELETE), "error", r"category_id is missing"),
-    ("A22", put("categories", 0, "id", "1"), "error", r"id is '1', not a whole number .*/categories/0/id"),
-    ("A24", put("categories", 1, "id", 1), "error", r"category id 1 stands twice — \S+:/categories/1/id"),
+    ("A20", put("annotations", 3, "category_id", -1), "error", r"category_id -1 "),
+    ("A21", put("annotations", 3, "category_id", 0), "error", r"1 of 6 .*/annotations/3/category_id"),
+    ("A22", put("annotations", 3, "category_id", "3"), "error", r"category_id is '3'"),
+    ("A22", put("annotations", 3, "category_id", 3.0), "error", r"category_id is 3.0"),
+    ("A22", put("annotations", 3, "category_id", True), "error", r"category_id is True"),
+    ("A22", put("annotations", 3, "category_id", 10**4000), "error", r"/annotations/3/category_id"),
+    ("A22", put("annotations", 3, "category_id", DELETE), "error", r"category_id .*/annotations/3"),
+    ("A22", put("categories", 0, "id", "1"), "error", r"id is '1'.*/categories/0/id"),
+    ("A24", put("categories", 1, "id", 1), "error", r"category id 1 — \S+:/categories/1/id"),
     (
         "A25",
         put("categories", 1, "name", "cat"),
         "error",
-        r"category name 'cat' stands twice — \S+:/categories/1/name",
+        r"'cat' — \S+:/categories/1/name",
     ),
-    ("A25", put("categories", 1, "name", ""), "error", r"the name of a category is ''"),
-    ("A25", put("categories", 1, "name", DELETE), "error", r"the name of a category is None"),
-    ("A25", roboflow_group, "fix", r"category 'cat' only groups others .*/categories/0"),
+    ("A25", put("categories", 1, "name", ""), "error", r"''.*/categories/1/name"),
+    ("A25", put("categories", 1, "name", DELETE), "error", r"None.*/categories/1/name"),
+    ("A25", roboflow_group, "fix", r"'cat' .*/categories/0"),
     ("A27", put("annotations", 0, "id", 0), "fix", r"annotation id 0, .* — \S+:/annotations/0/id"),
-    ("A27", put("annotations", 0, "id", DELETE), "fix", r"annotation id None"),
-    ("A27", put("annotations", 0, "id", [1]), "fix", r"annotation id \[1\]"),
+    ("A27", put("annotations", 0, "id", DELETE), "fix", r"id None"),
+    ("A27", put("annotations", 0, "id", [1]), "fix", r"id \[1\]"),
     (
         "A28",
         put("annotations", 4, "id", 101),
         "fix",
-        r"1 annotation ids stand more than once.*/annotations/4/id",
+        r"1 .*/annotations/4/id",
     ),
-    ("A29", put("images", 1, "id", 10), "error", r"image id 10 stands twice — \S+:/images/1/id"),
+    ("A29", put("images", 1, "id", 10), "error", r"image id 10 — \S+:/images/1/id"),
     (
         "A30",
         put("annotations", 3, "image_id", 99),
         "error",
-        r"99 is not in images \(10, 20, 30\).*1 of 6 boxes",
+        r"99 .*\(10, 20, 30\).*1 of 6",
     ),
-    ("A30", put("annotations", 3, "image_id", "20"), "error", r"image_id is '20', not a whole number"),
-    ("A30", put("images", 1, "id", "20"), "error", r"id is '20', not a whole number .*/images/1/id"),
+    ("A30", put("annotations", 3, "image_id", "20"), "error", r"image_id is '20'"),
+    ("A30", put("images", 1, "id", "20"), "error", r"id is '20'.*/images/1/id"),
     (
         "A31",
         put("images", 1, "file_name", "gone.png"),
         "error",
-        r"1 of 3 image files are missing: 'gone.png' — ",
+        r"1 of 3 .*'gone.png' — ",
     ),
-    ("A31", put("images", 1, "file_name", "10.png/x.png"), "error", r"1 of 3 image files are missing"),
+    ("A31", put("images", 1, "file_name", "10.png/x.png"), "error", r"1 of 3 .*'10.png/x.png'"),
     *[
         (
             "A32",
             put("images", 1, "file_name", name),
             "error",
-            r"is not the path of a file .*/images/1/file_name",
+            r"/images/1/file_name",
         )
         for name in (
             "/etc/passwd",
@@ -341,98 +342,98 @@ CASES: list[tuple[str, Callable[[dict], Any], str, str]] = [
         "A33",
         both(put("images", 1, "height", DELETE), put("images", 1, "width", DELETE)),
         "fix",
-        r"1 images have no",
+        r"1 images",
     ),
-    ("A33", put("images", 1, "height", DELETE), "error", r"height is missing .*/images/1/height"),
-    ("A33", put("images", 1, "width", "64"), "error", r"width is '64', not a number of pixels"),
-    ("A33", put("images", 1, "width", 0), "error", r"width is 0, not a number of pixels"),
-    ("A33", put("images", 1, "width", 10**9), "error", r"an image of 1000000000x64, more than"),
-    ("A34", put("annotations", 0, "iscrowd", DELETE), "fix", r"1 of 6 objects have no iscrowd; taken as 0"),
+    ("A33", put("images", 1, "height", DELETE), "error", r"/images/1/height"),
+    ("A33", put("images", 1, "width", "64"), "error", r"width is '64'"),
+    ("A33", put("images", 1, "width", 0), "error", r"width is 0"),
+    ("A33", put("images", 1, "width", 10**9), "error", r"1000000000x64"),
+    ("A34", put("annotations", 0, "iscrowd", DELETE), "fix", r"1 of 6 .*/annotations/0"),
     ("A34", put("annotations", 0, "iscrowd", False), "ok", ""),
     (
         "A34",
         put("annotations", 0, "iscrowd", 2),
         "error",
-        r"iscrowd is 2, not 0 or 1 .*/annotations/0/iscrowd",
+        r"iscrowd is 2.*/annotations/0/iscrowd",
     ),
     ("A34", put("annotations", 0, "iscrowd", "0"), "error", r"iscrowd is '0'"),
-    ("A36", put("annotations", 0, "area", DELETE), "fix", r"1 of 6 objects have no area; computed"),
-    ("A36", put("annotations", 0, "area", None), "fix", r"1 of 6 objects have no area; computed"),
+    ("A36", put("annotations", 0, "area", DELETE), "fix", r"1 of 6 .*/annotations/0/area"),
+    ("A36", put("annotations", 0, "area", None), "fix", r"1 of 6 .*/annotations/0/area"),
     (
         "A36",
         put("annotations", 0, "area", 0),
         "fix",
-        r"1 of 6 objects have an area that does not fit .*0/area",
+        r"1 of 6 .*/annotations/0/area",
     ),
-    ("A36", put("annotations", 0, "area", -600), "fix", r"an area that does not fit"),
-    ("A36", put("annotations", 0, "area", 6000), "fix", r"an area that does not fit"),
+    ("A36", put("annotations", 0, "area", -600), "fix", r"1 of 6 .*/annotations/0/area"),
+    ("A36", put("annotations", 0, "area", 6000), "fix", r"1 of 6 .*/annotations/0/area"),
     (
         "A36",
         put("annotations", 0, "area", "600"),
         "error",
-        r"area is '600', not a number .*/annotations/0/area",
+        r"area is '600'.*/annotations/0/area",
     ),
     (
         "A37",
         outline([[10, 12, 40, 12]]),
         "skip",
-        r"1 polygons with fewer than 3 points .*/annotations/0/segm",
+        r"1 polygons .*/annotations/0/segmentation/0",
     ),
-    ("A37", outline([[10, 12, 40, 12, 40, 32, 10]]), "skip", r"1 polygons with fewer than 3 points or half"),
+    ("A37", outline([[10, 12, 40, 12, 40, 32, 10]]), "skip", r"1 polygons .*/annotations/0/segmentation/0"),
     ("A37", outline([[10, 12, 40, 12, 40, 32, 10, 32], []]), "skip", r"1 polygons .*/segmentation/1"),
-    ("A37", outline([]), "skip", r"1 of 6 objects have no segmentation"),
-    ("A37", outline(None), "skip", r"1 of 6 objects have no segmentation"),
-    ("A37", outline([10, 12, 40, 12, 40, 32]), "error", r"a polygon is 10, not a list of numbers .*/segmentation/0 "),
-    ("A37", outline([[10, 12, 40, "12", 40, 32]]), "error", r"a polygon has '12' for a number"),
-    ("A37", outline([[10, 12, 40, None, 40, 32]]), "error", r"a polygon has None for a number"),
-    ("A37", outline([[10, 12, 40, [12], 40, 32]]), "error", r"a polygon has \[12\] for a number"),
-    ("A37", outline("0,0,1,1"), "error", r"segmentation is '0,0,1,1', not a list"),
-    ("A37", outline(7), "error", r"segmentation is 7, not a list .*/segmentation "),
-    ("A38", outline([[10, 12, 40, 12, 40, 1e8]]), "error", r"y=1e\+08 outside 100x80 .*/segmentation/0/5"),
+    ("A37", outline([]), "skip", r"1 of 6 .*/annotations/0/segmentation"),
+    ("A37", outline(None), "skip", r"1 of 6 .*/annotations/0/segmentation"),
+    ("A37", outline([10, 12, 40, 12, 40, 32]), "error", r"10.*/segmentation/0 "),
+    ("A37", outline([[10, 12, 40, "12", 40, 32]]), "error", r"'12'.*/segmentation/0"),
+    ("A37", outline([[10, 12, 40, None, 40, 32]]), "error", r"None.*/segmentation/0"),
+    ("A37", outline([[10, 12, 40, [12], 40, 32]]), "error", r"\[12\].*/segmentation/0"),
+    ("A37", outline("0,0,1,1"), "error", r"'0,0,1,1'.*/segmentation "),
+    ("A37", outline(7), "error", r"7.*/segmentation "),
+    ("A38", outline([[10, 12, 40, 12, 40, 1e8]]), "error", r"y=1e\+08 .*100x80 .*/segmentation/0/5"),
     (
         "A38",
         outline([[10, 12, -401, 12, 40, 32]]),
         "error",
-        r"x=-401 outside .*/annotations/0/segmentation/0/2",
+        r"x=-401 .*/annotations/0/segmentation/0/2",
     ),
-    ("A38", outline([[10, 12, 10**400, 12, 40, 32]]), "error", r"x=1e\+300 outside"),
-    ("A38", text(lambda t: t.replace("[[10, 12,", "[[1e400, 12,")), "error", r"x=inf outside"),
+    ("A38", outline([[10, 12, 10**400, 12, 40, 32]]), "error", r"x=1e\+300 "),
+    ("A38", text(lambda t: t.replace("[[10, 12,", "[[1e400, 12,")), "error", r"x=inf "),
     (
         "A39",
         runs([1800, 900, 8000]),
         "error",
-        r"10,700 pixels in all for an image of 10,800 .*/5/segmentation/counts",
+        r"10,700 .*10,800 .*/5/segmentation/counts",
     ),
-    ("A39", runs([1800, 900, 8200]), "error", r"10,900 pixels in all"),
-    ("A39", runs([]), "error", r"run lengths that are not whole numbers"),
+    ("A39", runs([1800, 900, 8200]), "error", r"10,900 .*10,800"),
+    ("A39", runs([]), "error", r"whole numbers"),
     ("A39", runs([1800, -900, 9900]), "error", r"a negative run length"),
-    ("A39", runs([1800, 900.0, 8100]), "error", r"not whole numbers"),
-    ("A39", runs([1800, "900", 8100]), "error", r"not whole numbers"),
-    ("A39", runs([10**400, 900, 8100]), "error", r"not whole numbers within the image"),
-    ("A39", runs(None), "error", r"not whole numbers"),
-    ("A39", runs("\u00e9\ud800"), "error", r"characters that do not belong to run lengths"),
-    ("A39", runs("!!"), "error", r"characters that do not belong to run lengths"),
-    ("A39", runs(""), "error", r"characters that do not belong to run lengths"),
-    ("A39", runs("`"), "error", r"run lengths that are cut off"),
+    ("A39", runs([1800, 900.0, 8100]), "error", r"whole numbers"),
+    ("A39", runs([1800, "900", 8100]), "error", r"whole numbers"),
+    ("A39", runs([10**400, 900, 8100]), "error", r"whole numbers"),
+    ("A39", runs(None), "error", r"whole numbers"),
+    ("A39", runs("\u00e9\ud800"), "error", r"/5/segmentation/counts"),
+    ("A39", runs("!!"), "error", r"/5/segmentation/counts"),
+    ("A39", runs(""), "error", r"/5/segmentation/counts"),
+    ("A39", runs("`"), "error", r"cut off"),
     ("A39", runs("o" * 40 + "0"), "error", r"more than 35 bits"),
     ("A39", runs("0O"), "error", r"a negative run length"),
     (
         "A40",
         runs([1800, 900, 8100], size=(120, 90)),
         "error",
-        r"for size \[120, 90\], but the image is \[90, 120\]",
+        r"\[120, 90\].*\[90, 120\].*/segmentation/size",
     ),
-    ("A40", runs([10**12], size=(10**6, 10**6)), "error", r"for size \[1000000, 1000000\]"),
-    ("A40", runs([1800], size=()), "error", r"for size \[\]"),
-    ("A40", put("annotations", 5, "segmentation", {"counts": [10800]}), "error", r"for size None"),
-    ("A41", outline(rectangle(60, 50, 30, 20)), "warn", r"1 of 6 boxes do not fit .*/annotations/0/bbox"),
+    ("A40", runs([10**12], size=(10**6, 10**6)), "error", r"\[1000000, 1000000\]"),
+    ("A40", runs([1800], size=()), "error", r"\[\]"),
+    ("A40", put("annotations", 5, "segmentation", {"counts": [10800]}), "error", r"None"),
+    ("A41", outline(rectangle(60, 50, 30, 20)), "warn", r"1 of 6 .*/annotations/0/bbox"),
     ("A44", many_objects, "ok", ""),
     ("A45", both(every("annotations", "category_id", lambda _: 1), put("categories", 1, DELETE)), "ok", ""),
     (
         "A46",
         add("categories", id=7, name="<script>é-\n"),
         "warn",
-        r"1 of 3 categories have no object: <script>é-\\n —",
+        r"1 of 3 .*<script>é-\\n —",
     ),
 ]
 
@@ -581,9 +582,8 @@ def test_sizes_are_read_from_the_images(tmp_path: Path) -> None:
 def test_missing_images_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
     document = sound()
     document["images"] += [{"id": 100 + k, "file_name": f"x{k}.png", "height": 9, "width": 9} for k in range(20)]
-    with pytest.raises(DataError, match=r"20 of 23 image files are missing: 'x0.png', .*'x4.png', \.\.\. — ") as raised:
+    with refused(DataError, "A31", "20 of 23", "'x0.png', ", "'x4.png', ... — "):
         read(tmp_path, document, image_folders=[write_images(tmp_path / "images")])
-    assert raised.value.code == "A31"
 
 
 def test_files_in_subfolders_and_odd_names_are_found(tmp_path: Path) -> None:
@@ -605,7 +605,7 @@ def test_files_in_subfolders_and_odd_names_are_found(tmp_path: Path) -> None:
         "x" * 300 + "/20.png",
     ):
         document["images"][1]["file_name"] = name
-        with pytest.raises(DataError, match="1 of 3 image files are missing"):
+        with refused(DataError, "A31", "1 of 3"):
             read(tmp_path, document, image_folders=[folder])
 
 
@@ -613,15 +613,14 @@ def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "ann.json"
     with path.open("wb") as file:  # a hole: takes no space
         file.truncate(strict_json.MAX_BYTES + 1)
-    with pytest.raises(DataError, match="more than the 2,147,483,648 that are read") as raised:
+    with refused(DataError, "A50", "2,147,483,648", path):
         read_annotations(path)
-    assert raised.value.code == "A50"
 
 
 def test_what_is_no_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with refused(DataError, None, tmp_path / "ann.json"):
         read_annotations(tmp_path / "ann.json")
-    with pytest.raises(DataError, match="not a regular file"):
+    with refused(DataError, None, tmp_path):
         read_annotations(tmp_path)
 
 

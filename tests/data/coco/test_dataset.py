@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from refusal import refused
 from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
-from regard.errors import DataError
+from regard.errors import DataError, ImageError
 from regard.structures.categories import Category
 
 
@@ -82,7 +84,7 @@ def test_layouts(layout: str, split: Any, name: str, tmp_path: Path) -> None:
     dataset = open_detection(tmp_path, split)
     assert dataset.split == split and len(dataset) == 2
     assert dataset[1].path == str(tmp_path / images / "b.png")
-    with pytest.raises(DataError, match=r"there is no split .*; present: "):
+    with refused(DataError, None, "split", name):
         open_detection(tmp_path, "train" if split == "val" else "val")
 
 
@@ -97,7 +99,7 @@ def test_missing_split_names_those_present(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         open_detection(tmp_path, "val")
     line = raised.value.line
-    assert "there is no split val or valid or validation or test; present: train (" in line
+    assert "no split val or valid or validation or test; present: train (" in line
     assert str(tmp_path) in line and "instances_train.json" in line
 
 
@@ -106,7 +108,7 @@ def test_missing_split_names_those_present(tmp_path: Path) -> None:
     [
         (["data.yaml", "labels/train/a.txt"], "yolo --input {}/labels/train --images-dir {}/images/train"),
         (["Annotations/a.xml", "JPEGImages/a.jpg"], "voc --input {}/Annotations"),
-        (["train/cat/a.jpg", "train/dog/b.jpg"], "images in folders by class"),
+        (["train/cat/a.jpg", "train/dog/b.jpg"], "images in class folders"),
         (["photo.jpg"], "found photo.jpg"),
         ([], "found nothing"),
     ],
@@ -124,10 +126,10 @@ def test_other_layouts_get_a_hint(files: list[str], hint: str, tmp_path: Path) -
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
+    with refused(DataError, None, tmp_path / "gone"):
         open_detection(tmp_path / "gone", "train")
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="a file, not a folder"):
+    with refused(DataError, None, tmp_path / "file"):
         open_detection(tmp_path / "file", "train")
 
 
@@ -185,7 +187,9 @@ def test_fingerprint(tmp_path: Path) -> None:
     assert open_detection(tmp_path / "three", "train").fingerprint() != before
     (tmp_path / "two" / "train" / "a.png").unlink()
     with pytest.raises(DataError):
-        CocoDataset(dataset.annotations, tmp_path / "two" / "train", "train").fingerprint()
+        CocoDataset(
+            replace(dataset.annotations, image_folder=tmp_path / "two" / "train"), "train", masks=False
+        ).fingerprint()
 
 
 # ---- images that do not fit
@@ -200,11 +204,10 @@ def with_size(height: int, width: int) -> dict:
 
 def test_image_of_another_size(tmp_path: Path) -> None:
     dataset = open_detection(standard(tmp_path, train=with_size(60, 80)), "train")
-    with pytest.raises(DataError, match="the image is 40x30, its annotations say 80x60") as raised:
+    with refused(ImageError, "A33", "40x30", "80x60", "b.png"):
         dataset[1]
-    assert raised.value.code == "A33"
     dataset = open_detection(standard(tmp_path, train=with_size(40, 30)), "train")
-    with pytest.raises(DataError, match="the image is 40x30, its annotations say 30x40"):  # no EXIF explains it
+    with refused(ImageError, "A33", "40x30", "30x40"):  # no EXIF explains it
         dataset[1]
 
 
@@ -238,9 +241,8 @@ def test_damaged_exif_is_no_reason_to_end(tmp_path: Path) -> None:
     Image.open(path).convert("RGB").save(path, exif=exif)
     with pytest.raises(SyntaxError), Image.open(path) as image:
         image.getexif()
-    with pytest.raises(DataError, match="the image is 40x30, its annotations say 30x40") as raised:
+    with refused(ImageError, "A33", "40x30", "30x40"):
         dataset[1]
-    assert raised.value.code == "A33"
 
 
 def test_bad_images_are_all_found(tmp_path: Path) -> None:
@@ -259,9 +261,8 @@ def test_bad_images_are_all_found(tmp_path: Path) -> None:
 def test_missing_image_is_found_on_opening(tmp_path: Path) -> None:
     standard(tmp_path)
     (tmp_path / "val" / "a.png").unlink()
-    with pytest.raises(DataError, match=r"1 of 2 image files are missing: 'a\.png'") as raised:
+    with refused(DataError, "A31", "1 of 2", "'a.png'", tmp_path / "val"):
         open_detection(tmp_path, "val")
-    assert raised.value.code == "A31" and str(tmp_path / "val") in str(raised.value)
 
 
 # ---- categories of a checkpoint or of the training split (A26)
@@ -288,10 +289,9 @@ def test_same_categories_are_no_finding(tmp_path: Path) -> None:
 def test_other_categories(names: tuple[str, str], tmp_path: Path) -> None:
     standard(tmp_path, train=document(), val=document(names=names))
     train = open_detection(tmp_path, "train")
-    with pytest.raises(DataError, match=f"'dog' is missing, '{names[1]}' is new") as raised:
+    with refused(DataError, "A26", "'dog' is missing", f"'{names[1]}' is new"):
         open_detection(tmp_path, "val", categories=train.categories)
-    assert raised.value.code == "A26"
-    with pytest.raises(DataError, match="'dog' is new"):
+    with refused(DataError, "A26", "'dog' is new"):
         open_detection(tmp_path, "train", categories=train.categories[:1])
 
 
@@ -301,9 +301,8 @@ def test_other_categories(names: tuple[str, str], tmp_path: Path) -> None:
 def test_training_needs_objects(tmp_path: Path) -> None:
     empty = {**document(), "annotations": []}
     standard(tmp_path, train=empty, val=empty)
-    with pytest.raises(DataError, match="there are no objects to learn") as raised:
+    with refused(DataError, "A09", "instances_train.json"):
         open_detection(tmp_path, "train")
-    assert raised.value.code == "A09"
     val = open_detection(tmp_path, "val")
     assert len(val) == 2 and "warn[A09]" in str(val.annotations.report) and val.max_objects[0] == 0
 
@@ -317,7 +316,7 @@ def test_share_of_unusable_boxes_is_limited(tmp_path: Path) -> None:
     for k in (10, 11):
         content["annotations"][k] = {**row, "id": k, "bbox": [100, 2, 5, 10], "area": 50}
     standard(tmp_path, train=content, val=content)
-    with pytest.raises(DataError, match=r"3 of 199 boxes cannot be trained on, more than 1.00%") as raised:
+    with pytest.raises(DataError, match=r"3 of 199 boxes .* 1.00%") as raised:
         open_detection(tmp_path, "train")
     assert raised.value.code in ("A12", "A15")
     assert len(open_detection(tmp_path, "val")) == 2

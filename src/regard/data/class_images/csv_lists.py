@@ -14,6 +14,7 @@ from regard.data.class_images.listing import (
     read_labels_file,
 )
 from regard.data.image_folders import is_unsafe
+from regard.data.report import listed
 from regard.data.splits import Split, find_splits
 from regard.errors import DataError
 
@@ -60,8 +61,7 @@ class ClassLists:
             if not _is_file(self.root / path):
                 missing.append((line, path))
         if missing:
-            listed = ", ".join(path for _, path in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            what = f"{len(missing)} of {len(label_of)} images are missing: {listed}"
+            what = f"{len(missing)} of {len(label_of)} images are missing: {listed([path for _, path in missing])}"
             remedy = f"write paths relative to {self.root}"
             raise DataError(what, where=f"{file}:{missing[0][0]}", remedy=remedy, code="A49")
         return LabelledImages(ImageFiles(self.root, list(label_of)), list(label_of.values()))

@@ -17,7 +17,7 @@ from regard.data.class_images.listing import Images, Layout
 from regard.data.class_images.shards import Shards
 from regard.data.generated.words import WORDS, generated_folder
 from regard.data.paths import check_folder
-from regard.data.report import Report
+from regard.data.report import Report, folder_entries, listed
 from regard.data.samples import ClassSample
 from regard.data.splits import SPLIT_NAMES, Split, missing_split
 from regard.errors import ConfigError, DataError
@@ -188,8 +188,7 @@ def _dataset(layout: Layout, split: Split, names: tuple[str, ...], root: Path) -
         report.add("A48", "fix", layout.notice)
     missing = [name for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True) if not count]
     if missing:
-        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        report.add("A46", "warn", f"{len(missing)} of {len(names)} classes have no image: {listed}")
+        report.add("A46", "warn", f"{len(missing)} of {len(names)} classes have no image: {listed(missing)}")
     categories = tuple(Category(label, name) for label, name in enumerate(names))
     return ClassificationDataset(labelled.images, labels, categories, split, report)
 
@@ -209,11 +208,12 @@ def _recognised_layout(root: Path) -> Layout | None:
 
 
 def _no_layout(root: Path) -> DataError:
-    entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
-    listed = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "") or "nothing"
     remedy = None
     if looks_like_coco(root):
         remedy = "this looks like COCO, which is for detection; classification needs images in class folders"
     return DataError(
-        f"no classification data; looked for {_LOOKED}; found {listed}", where=root, remedy=remedy, code="A48"
+        f"no classification data; looked for {_LOOKED}; found {folder_entries(root)}",
+        where=root,
+        remedy=remedy,
+        code="A48",
     )

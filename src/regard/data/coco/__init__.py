@@ -1,1 +1,1 @@
-"""Data sets in COCO's formats: objects and panoptic segments."""
+"""Data sets in COCO's formats: objects, panoptic segments."""

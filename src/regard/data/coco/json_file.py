@@ -1,4 +1,4 @@
-"""JSON files as data sets need them: what Python's parser lets pass in silence is found here."""
+"""Read JSON files strictly: find mistakes that Python's parser accepts silently."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 from regard.data.report import Report
 from regard.errors import DataError
 
-# COCO's largest file has 0.45 GB. Parsed JSON takes about ten times the space of its text (measured on
-# polygons).
+# COCO's largest file has 0.45 GB. Parsed JSON takes about ten times the memory of its text (measured on polygons).
 MAX_BYTES = 2 * 1024**3
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_json(path: Path, report: Report) -> Any:
-    """The document in a UTF-8 file.
+    """Return the document in a UTF-8 file. A byte order mark (A03) and duplicate keys (A06) are added to `report`.
 
-    Raises DataError for a file that is missing, empty (A01), not JSON (A02, with line and column), has NaN or
-    Infinity (A04, with a JSON pointer), is nested too deeply or has numbers of thousands of digits (A05), or
-    is larger than `MAX_BYTES` (A50). A byte order mark (A03) and repeated keys (A06) are noted in `report`.
+    Raises:
+        DataError: the file is missing, empty (A01), not JSON (A02), has NaN or Infinity (A04), is nested too deeply or
+            has numbers of thousands of digits (A05), or is larger than `MAX_BYTES` (A50).
     """
     text = _decode(_read(path, report), report)
     repeated: list[tuple[dict, str]] = []
@@ -45,17 +44,17 @@ def read_json(path: Path, report: Report) -> Any:
     document = _parse(text, path, build, literal)
     if literals:
         place = _place_of(document, lambda value: isinstance(value, float) and math.isnan(value))
-        raise report.error("A04", f"{literals[0]} is not a number of JSON", *place, remedy="write a number")
+        raise report.error("A04", f"{literals[0]} is not a JSON number", *place, remedy="write a number")
     if repeated:
         table, key = repeated[0]
         place = _place_of(document, lambda value: value is table)
-        what = f"{len(repeated)} objects have a key more than once ({key!r:.40}); the last one is used"
+        what = f"{len(repeated)} objects have a duplicate key ({key!r:.40}); the last value is used"
         report.add("A06", "warn", what, *place, key, count=len(repeated))
     return document
 
 
 def float_array(values: Sequence[int | float]) -> NDArray[np.float64]:
-    """Numbers of a JSON document as an array; integers too large for a float become 1e300 in size."""
+    """Return numbers of a JSON document as an array. Integers too large for a float become 1e300 or -1e300."""
     try:
         return np.array(values, dtype=np.float64)
     except OverflowError:
@@ -65,19 +64,21 @@ def float_array(values: Sequence[int | float]) -> NDArray[np.float64]:
 def _read(path: Path, report: Report) -> bytes:
     try:
         if not path.is_file():
-            raise DataError("no such file" if not path.exists() else "not a regular file", where=path)
+            raise DataError(
+                "no such file" if not path.exists() else "not a regular file", where=path, remedy="check the path"
+            )
         size = path.stat().st_size
         if size > MAX_BYTES:
-            what = f"{size:,} bytes of JSON, more than the {MAX_BYTES:,} that are read"
+            what = f"{size:,} bytes of JSON, more than the maximum of {MAX_BYTES:,}"
             raise report.error("A50", what, remedy="split the data set")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path) from error
+        raise DataError(f"cannot be read: {error.strerror}", where=path, remedy="check its permissions") from error
 
 
 def _decode(data: bytes, report: Report) -> str:
     if data.startswith(_BOM):
-        report.add("A03", "fix", "byte order mark left out")
+        report.add("A03", "fix", "byte order mark ignored")
         data = data.removeprefix(_BOM)
     if data.startswith(b"version https://git-lfs"):
         raise report.error("A02", "a Git LFS pointer, not the file itself", remedy="run: git lfs pull")
@@ -108,7 +109,7 @@ def _parse(text: str, path: Path, build: Callable[[list], dict], literal: Callab
 
 
 def _place_of(document: Any, is_it: Callable[[Any], bool]) -> tuple[str | int, ...]:
-    """The keys and indices that lead to the first value for which `is_it`; slow, for messages alone."""
+    """Return the keys and indices of the first value for which `is_it` is true. Slow; for messages only."""
     stack: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
     while stack:
         place, value = stack.pop()

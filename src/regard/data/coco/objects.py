@@ -1,4 +1,4 @@
-"""The objects of COCO annotations, column by column: boxes, crowds, areas, outlines; checked and repaired."""
+"""The objects of COCO annotations as columns: boxes, crowds, areas and outlines, checked and repaired."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from regard.data.coco.json_file import float_array
 from regard.data.coco.outlines import Segmentations, check_segmentations
 from regard.data.report import Report
 
-_MAX_COORDINATE = 1e7  # pixels; further out nothing is meant
-_TOLERANCE = 1.0  # pixels by which boxes may leave the image: rounding, or counting pixels from 1
+_MAX_COORDINATE = 1e7  # pixels; larger values are mistakes
+_TOLERANCE = 1.0  # pixels by which boxes may exceed the image, by rounding or by counting pixels from 1
 
 
 @dataclass(frozen=True)
 class ObjectTable:
     """N objects, one row each.
 
-    boxes_xyxy: (N, 4) float32, pixels, clamped to the image.
-    boxes_xywh: (N, 4) float64, pixels, as in the file, but cut to the image where it leaves it by more than a
-        pixel.
-    labels: (N,) int64, index into the categories.
-    is_crowd: (N,) bool, a region of many objects: not learned, matches any number of predictions.
-    is_target: (N,) bool, what a detector learns: no crowd, and a box with some area within the image.
-    areas: (N,) float64, pixels covered by the object; only sorts objects into small, medium and large.
+    Args:
+        boxes_xyxy: (N, 4) float32, pixels, clamped to the image.
+        boxes_xywh: (N, 4) float64, pixels, as in the file, but clamped where the box exceeds the image by more than a
+            pixel.
+        labels: (N,) int64, index into the categories.
+        is_crowd: (N,) bool, a region of many objects: not learned, matches any number of predictions.
+        is_target: (N,) bool, what a detector learns: not a crowd, and the box has area inside the image.
+        areas: (N,) float64, pixels covered by the object; only sorts objects into small, medium and large.
     """
 
     boxes_xyxy: NDArray[np.float32]
@@ -35,20 +36,20 @@ class ObjectTable:
     is_crowd: NDArray[np.bool_]
     is_target: NDArray[np.bool_]
     areas: NDArray[np.float64]
-    _rows: NDArray[np.int64]  # (N,) where the object stands in the file and in _segmentations
+    _rows: NDArray[np.int64]  # (N,) row of the object in the file and in _segmentations
     _segmentations: Segmentations
 
     def segmentation(self, row: int) -> list[list[float]] | dict | None:
-        """The outline of an object in COCO's form, None if it has none."""
+        """Return the outline of an object in COCO's form, None if it has none."""
         return self._segmentations[int(self._rows[row])]
 
     @property
     def has_outline(self) -> NDArray[np.bool_]:
-        """(N,) bool, whether an object has an outline."""
+        """Whether each object has an outline, (N,) bool."""
         return ~np.isnan(self._segmentations.areas[self._rows])
 
     def take(self, order: NDArray[np.int64]) -> ObjectTable:
-        """The rows in another order."""
+        """Return the rows in another order."""
         names = ("boxes_xyxy", "boxes_xywh", "labels", "is_crowd", "is_target", "areas", "_rows")
         return replace(self, **{name: getattr(self, name)[order] for name in names})
 
@@ -60,10 +61,15 @@ def check_objects(
     widths: NDArray[np.int64],
     report: Report,
 ) -> ObjectTable:
-    """Check N annotations, whose labels and image sizes in pixels are known, all (N,).
+    """Check N annotations.
 
-    Raises DataError for what would make labels or scores wrong: see the functions below, and reads nothing
-    else.
+    Args:
+        rows: the annotations of the file.
+        labels: (N,) index into the categories.
+        heights, widths: (N,) of the image of each annotation, in pixels.
+
+    Raises:
+        DataError: anything that would give wrong labels or scores; see the functions below.
     """
     stated = _boxes(rows, report)
     corners = np.concatenate((stated[:, :2], stated[:, :2] + stated[:, 2:]), axis=1)
@@ -85,14 +91,14 @@ def check_objects(
 
 
 def _boxes(rows: list[dict], report: Report) -> NDArray[np.float64]:
-    """(N, 4) as in the file; every box must be four numbers (A17)."""
+    """Return the boxes (N, 4) as in the file. Each must be four numbers (A17)."""
     values = [row.get("bbox") for row in rows]
     if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:  # type: ignore[arg-type]
         flat = list(chain.from_iterable(values))  # type: ignore[arg-type]
         if set(map(type, flat)) <= {int, float}:
             return float_array(flat).reshape(-1, 4)
     row = next(k for k, value in enumerate(values) if not _is_box(value))
-    what = f"bbox is {values[row]!r:.60}, not four numbers" if "bbox" in rows[row] else "bbox is missing"
+    what = f"bbox is {values[row]!r:.60}, expected four numbers" if "bbox" in rows[row] else "no bbox"
     raise report.error("A17", what, "annotations", row, "bbox", remedy="write [x, y, width, height] in pixels")
 
 
@@ -101,42 +107,42 @@ def _is_box(value: object) -> bool:
 
 
 def _check_values(boxes: NDArray[np.float64], report: Report) -> None:
-    """Boxes must be finite (A16) and not turned around (A14)."""
+    """Check that boxes are finite (A16) and have no negative size (A14)."""
     far = np.flatnonzero(~(np.abs(boxes) <= _MAX_COORDINATE).all(axis=1))
     if far.size:
-        what = f"box {_shown(boxes[far[0]])} is not in pixels of an image"
-        remedy = f"{far.size} of {len(boxes)} boxes affected; correct or remove them"
+        what = f"box {_box_text(boxes[far[0]])} is not in pixels of an image"
+        remedy = f"correct or remove such boxes ({far.size} of {len(boxes)})"
         raise report.error("A16", what, "annotations", int(far[0]), "bbox", remedy=remedy)
     negative = np.flatnonzero((boxes[:, 2:] < 0).any(axis=1))
     if negative.size:
-        what = f"box {_shown(boxes[negative[0]])} has a negative width or height"
-        remedy = f"{negative.size} of {len(boxes)} boxes affected; write [x, y, width, height] from the top left"
+        what = f"box {_box_text(boxes[negative[0]])} has a negative width or height"
+        remedy = f"write [x, y, width, height] from the top left ({negative.size} of {len(boxes)} boxes)"
         raise report.error("A14", what, "annotations", int(negative[0]), "bbox", remedy=remedy)
 
 
 def _check_convention(
     boxes: NDArray[np.float64], corners: NDArray[np.float64], bounds: NDArray[np.float64], report: Report
 ) -> None:
-    """Boxes must look like [x, y, width, height] in pixels, not like fractions (A19) or corners (A18)."""
+    """Check that boxes look like [x, y, width, height] in pixels, not like fractions (A19) or corners (A18)."""
     if len(boxes) and boxes.max() <= 1.5 and bounds.min() > 8:
-        what = f"all boxes lie within 0..1.5, as {_shown(boxes[0])}: fractions of the image, not pixels"
+        what = f"all boxes are within 0..1.5, such as {_box_text(boxes[0])}: fractions of the image, not pixels"
         remedy = "multiply x and width by the image's width, y and height by its height"
         raise report.error("A19", what, "annotations", 0, "bbox", remedy=remedy)
-    outside = np.flatnonzero(_leaves(corners, bounds, _TOLERANCE))
+    outside = np.flatnonzero(_exceeds(corners, bounds, _TOLERANCE))
     if outside.size <= max(2, 0.2 * len(boxes)):
         return
-    as_corners = (boxes[:, 2:] >= boxes[:, :2]).all() and not _leaves(boxes, bounds, _TOLERANCE).any()
-    what = f"{outside.size} of {len(boxes)} boxes leave their image, as {_shown(boxes[outside[0]])}"
+    as_corners = (boxes[:, 2:] >= boxes[:, :2]).all() and not _exceeds(boxes, bounds, _TOLERANCE).any()
+    what = f"{outside.size} of {len(boxes)} boxes exceed their image, such as {_box_text(boxes[outside[0]])}"
     remedy = (
-        "they look like [left, top, right, bottom]: write [x, y, width, height]"
+        "they look like [left, top, right, bottom]; write [x, y, width, height]"
         if as_corners
-        else "do boxes and image sizes belong together (resized images, height and width swapped)?"
+        else "check that boxes and image sizes match (images resized? height and width swapped?)"
     )
     raise report.error("A18", what, "annotations", int(outside[0]), "bbox", remedy=remedy)
 
 
-def _leaves(corners: NDArray[np.float64], bounds: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
-    """(N,) whether boxes xyxy reach out of the image by more than `tolerance` pixels."""
+def _exceeds(corners: NDArray[np.float64], bounds: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
+    """Return whether boxes xyxy exceed the image by more than `tolerance` pixels, (N,)."""
     return np.any((corners < -tolerance) | (corners > bounds + tolerance), axis=1)
 
 
@@ -147,14 +153,14 @@ def _note_outside(
     has_area: NDArray[np.bool_],
     report: Report,
 ) -> NDArray[np.bool_]:
-    """Note boxes that are cut (A11, A13) or left with nothing to learn (A12, A15); (N,) which are cut."""
-    cut = has_area & _leaves(corners, bounds, _TOLERANCE)
+    """Report boxes that are clamped (A11, A13) or cannot be learned (A12, A15). Returns which are clamped, (N,)."""
+    cut = has_area & _exceeds(corners, bounds, _TOLERANCE)
     has_size = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    beside = ~has_area & has_size & ((corners[:, 2:] <= 0) | (corners[:, :2] >= bounds[:, 2:])).any(axis=1)
-    empty = ~has_area & ~beside
+    outside = ~has_area & has_size & ((corners[:, 2:] <= 0) | (corners[:, :2] >= bounds[:, 2:])).any(axis=1)
+    empty = ~has_area & ~outside
     notes = (
-        ("A11", "fix", cut, "boxes reach out of their image by more than a pixel; cut to it"),
-        ("A12", "skip", beside, "boxes lie outside of their image; not trained on"),
+        ("A11", "fix", cut, "boxes exceed their image by more than a pixel; clamped to it"),
+        ("A12", "skip", outside, "boxes are outside their image; not trained on"),
         ("A15", "skip", empty, "boxes have no area; not trained on"),
     )
     for code, severity, found, what in notes:
@@ -166,29 +172,29 @@ def _note_outside(
 
 
 def _crowds(rows: list[dict], report: Report) -> NDArray[np.bool_]:
-    """(N,) bool; a missing iscrowd is 0 (A34)."""
+    """Return the crowd flags (N,). A missing iscrowd counts as 0 and is reported (A34)."""
     values = [row.get("iscrowd", 0) for row in rows]
     for k, value in enumerate(values):
         if type(value) not in (int, bool, float) or value not in (0, 1):
-            what = f"iscrowd is {value!r:.40}, not 0 or 1"
-            raise report.error("A34", what, "annotations", k, "iscrowd")
+            what = f"iscrowd is {value!r:.40}, expected 0 or 1"
+            raise report.error("A34", what, "annotations", k, "iscrowd", remedy="write 0 or 1")
     missing = [k for k, row in enumerate(rows) if "iscrowd" not in row]
     if missing:
-        what = f"{len(missing)} of {len(rows)} objects have no iscrowd; taken as 0"
+        what = f"{len(missing)} of {len(rows)} objects have no iscrowd; 0 is used"
         report.add("A34", "fix", what, "annotations", missing[0], count=len(missing))
     return np.array(values, dtype=np.bool_)
 
 
 def _note_disagreement(corners: NDArray[np.float64], outlines: Segmentations, report: Report) -> None:
-    """Note boxes that overlap less than half (IoU) with the box around their outline (A41)."""
+    """Report boxes with an IoU below 0.5 with the box around their outline (A41)."""
     around = outlines.boxes_xyxy
     left_top = np.maximum(corners[:, :2], around[:, :2])
     right_bottom = np.minimum(corners[:, 2:], around[:, 2:])
     overlap = (right_bottom - left_top).clip(min=0).prod(axis=1)
     sizes = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (corners, around)]
-    apart = np.flatnonzero(overlap < 0.5 * (sizes[0] + sizes[1] - overlap))  # False where NaN: no outline
+    apart = np.flatnonzero(overlap < 0.5 * (sizes[0] + sizes[1] - overlap))  # False for NaN: no outline
     if apart.size:
-        what = f"{apart.size} of {len(corners)} boxes do not fit their segmentation (IoU below 0.5)"
+        what = f"{apart.size} of {len(corners)} boxes do not match their segmentation (IoU below 0.5)"
         report.add("A41", "warn", what, "annotations", int(apart[0]), "bbox", count=apart.size)
 
 
@@ -200,22 +206,22 @@ def _areas(
     outlines: Segmentations,
     report: Report,
 ) -> NDArray[np.float64]:
-    """(N,) areas as stated where they can be true, else computed from the outline, or from the box (A36)."""
+    """Return the areas (N,): the stated one if it is possible, else that of the outline or of the box (A36)."""
     values = [row.get("area") for row in rows]
     if not set(map(type, values)) <= {int, float, type(None)}:
         row = next(k for k, value in enumerate(values) if type(value) not in (int, float, type(None)))
-        raise report.error("A36", f"area is {values[row]!r:.40}, not a number", "annotations", row, "area")
+        raise report.error("A36", f"area is {values[row]!r:.40}, expected a number", "annotations", row, "area")
     areas = float_array([np.nan if value is None else value for value in values])
     infinite = np.flatnonzero(np.isinf(areas))
     if infinite.size:
         raise report.error("A04", "area is not finite", "annotations", int(infinite[0]), "area")
     computed = np.where(np.isnan(outlines.areas), boxes_xywh[:, 2:].prod(axis=1), outlines.areas)
-    # What is outlined fits into the box around it; some count pixels from edge to edge.
+    # An outline fits into the box around it. Some tools count pixels from edge to edge, hence + 1.
     around = outlines.boxes_xyxy[:, 2:] - outlines.boxes_xyxy[:, :2]
     limit = 1.05 * (np.where(np.isnan(around), stated[:, 2:], around) + 1).prod(axis=1)
     wrong = (areas > limit) | ((areas <= 0) & (computed > 0)) | (areas < 0)
     missing = np.isnan(areas)
-    for found, what in ((missing, "have no area"), (wrong, "have an area that does not fit their box")):
+    for found, what in ((missing, "have no area"), (wrong, "have an area that does not match their box")):
         if found.any():
             row, count = int(np.flatnonzero(found)[0]), int(found.sum())
             what = f"{count} of {len(rows)} objects {what}; computed"
@@ -223,5 +229,5 @@ def _areas(
     return np.where(missing | wrong | (cut & np.isnan(outlines.areas)), computed, areas)
 
 
-def _shown(box: NDArray[np.float64]) -> str:
+def _box_text(box: NDArray[np.float64]) -> str:
     return "[" + ", ".join(f"{value:.6g}" for value in box) + "]"

@@ -1,8 +1,8 @@
-"""Outlines of objects as COCO writes them, polygons and run lengths: checked before anything else reads them.
+"""Outlines of objects in COCO's forms, polygons and run lengths, checked before anything else reads them.
 
-The reference decoder is C code that trusts its input (a far-off polygon point ends the process, short run
-lengths give uninitialised memory), so checks are plain Python and NumPy. An outline stays as it is written until
-somebody asks for its pixels.
+The reference decoder is C code that trusts its input: a far polygon point ends the process, and short run lengths give
+uninitialised memory. The checks are therefore plain Python and NumPy. Outlines are decoded only when their pixels are
+needed.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from regard.data.coco.json_file import float_array
 from regard.data.report import Report
 from regard.errors import DataError, MachineError
 
-# A point may lie outside its image, but not further than this many times the image's side.
-_REACH = 4
+# Points may be outside their image, up to this multiple of its side.
+_MAX_REACH = 4
 _CHUNK = 20_000  # polygons turned into one array at a time
 
 
 @dataclass(frozen=True)
 class Segmentations:
-    """Checked outlines of N objects, in few arrays: data loaders would copy millions of lists over and over.
+    """Checked outlines of N objects in a few arrays: data-loader workers would copy millions of lists over and over.
 
-    `segmentations[row]` is COCO's own form: a list of polygons [x, y, x, y, ...], `{"size": [height, width],
+    `segmentations[row]` is in COCO's form: a list of polygons [x, y, x, y, ...], `{"size": [height, width],
     "counts": ...}`, or None for an object without an outline.
 
-    boxes_xyxy: (N, 4) float64, around the outline in pixels; NaN for objects without one.
-    areas: (N,) float64, of the outline in pixels (polygons: the sum of their areas, at most that of the box);
-        NaN for objects without one.
+    Args:
+        boxes_xyxy: (N, 4) float64, around the outline in pixels; NaN without an outline.
+        areas: (N,) float64, of the outline in pixels (of polygons the sum, at most the area of the box); NaN without an
+            outline.
     """
 
     boxes_xyxy: NDArray[np.float64]
     areas: NDArray[np.float64]
     _points: NDArray[np.float64]  # (P, 2) x, y of all polygons
-    _first_point: NDArray[np.int64]  # (M + 1,) where each polygon begins in _points
-    _first_polygon: NDArray[np.int64]  # (N + 1,) where each object begins in _first_point
+    _first_point: NDArray[np.int64]  # (M + 1,) first row of each polygon in _points
+    _first_polygon: NDArray[np.int64]  # (N + 1,) first polygon of each object
     _run_lengths: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -58,11 +59,15 @@ class Segmentations:
 def check_segmentations(
     values: Sequence[Any], heights: NDArray[np.int64], widths: NDArray[np.int64], report: Report
 ) -> Segmentations:
-    """Check the `segmentation` of N annotations; heights and widths (N,) are those of their images in pixels.
+    """Check the `segmentation` of N annotations. Polygons of fewer than three points are left out and reported (A37).
 
-    Raises DataError for points far outside the image (A38), run lengths that do not add up (A39) or are of
-    another size (A40), and what is neither polygons nor run lengths (A37). Polygons of fewer than three
-    points or an odd count of numbers are left out and noted (A37).
+    Args:
+        values: the segmentation of each annotation, as in the file.
+        heights, widths: (N,) of the image of each annotation, in pixels.
+
+    Raises:
+        DataError: points far outside the image (A38), run lengths that do not add up (A39) or have another size (A40),
+            or neither polygons nor run lengths (A37).
     """
     boxes, areas = np.full((len(values), 4), np.nan), np.full(len(values), np.nan)
     polygons: list[list] = []
@@ -78,13 +83,13 @@ def check_segmentations(
         elif isinstance(value, list):
             for k, polygon in enumerate(value):
                 if not isinstance(polygon, list):
-                    raise _malformed(f"a polygon is {polygon!r:.40}, not a list of numbers", row, k, report)
+                    raise _malformed(f"a polygon is {polygon!r:.40}, expected a list of numbers", row, k, report)
                 good = len(polygon) >= 6 and len(polygon) % 2 == 0
                 (places if good else broken).append((row, k))
                 if good:
                     polygons.append(polygon)
         else:
-            raise _malformed(f"segmentation is {value!r:.40}, not a list of polygons", row, None, report)
+            raise _malformed(f"segmentation is {value!r:.40}, expected a list of polygons", row, None, report)
     rows = np.array([row for row, _ in places], dtype=np.int64)
     points, first_point = _points(polygons, places, report)
     _check_reach(points, first_point, places, heights[rows], widths[rows], report)
@@ -95,17 +100,19 @@ def check_segmentations(
 
 
 def decode_counts(text: str) -> NDArray[np.int64]:
-    """Run lengths from COCO's compressed text: numbers in base 32, five bits a character, low bits first.
+    """Decode COCO's compressed run lengths: numbers in base 32, five bits a character, low bits first.
 
-    Each number after the third is the difference to the one two places before. Raises ValueError for other
-    text.
+    From the fourth number on, each is the difference to the number two places before.
+
+    Raises:
+        ValueError: the text is not in this form.
     """
     digits = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
     if digits.size == 0 or digits.min() < 0 or digits.max() > 63:
-        raise ValueError("characters that do not belong to run lengths")
+        raise ValueError("run lengths with invalid characters")
     ends = np.flatnonzero(digits < 32)
     if ends.size == 0 or ends[-1] != digits.size - 1:
-        raise ValueError("run lengths that are cut off")
+        raise ValueError("run lengths are cut off")
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
     if lengths.max() > 7:  # 35 bits: more than any image has pixels
@@ -119,10 +126,10 @@ def decode_counts(text: str) -> NDArray[np.int64]:
 
 
 def draw_outline(outline: list[list[float]] | dict[str, Any] | None, height: int, width: int) -> NDArray[np.bool_]:
-    """(height, width) bool, the pixels of a checked outline: those of pycocotools, to the last.
+    """Return the mask (height, width) bool of a checked outline, equal to that of pycocotools.
 
     Raises:
-        MachineError: the outline has polygons, and hotcoco, which draws them, is not installed.
+        MachineError: the outline has polygons and hotcoco is not installed.
     """
     if outline is None:
         raise ValueError("an object without an outline has no mask")
@@ -140,7 +147,7 @@ def draw_outline(outline: list[list[float]] | dict[str, Any] | None, height: int
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
-    """COCO's uncompressed run lengths of a mask (H, W): column by column, zeros first."""
+    """Return COCO's uncompressed run lengths of a mask (H, W): column by column, zeros first."""
     flat = mask.flatten(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
@@ -150,10 +157,11 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
 def _checked_run_lengths(
     value: dict[str, Any], height: int, width: int, row: int, report: Report
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Return the checked value, and its run lengths as numbers."""
     place = ("annotations", row, "segmentation")
     size, counts = value.get("size"), value.get("counts")
     if size != [height, width]:
-        what = f"run lengths for size {size!r:.40}, but the image is [{height}, {width}] (height, width)"
+        what = f"run lengths of size {size!r:.40}, expected the image's [{height}, {width}] (height, width)"
         raise report.error("A40", what, *place, "size", remedy="encode the mask at the size of its image")
     runs = np.zeros(0, dtype=np.int64)
     fault = ""
@@ -165,18 +173,18 @@ def _checked_run_lengths(
     elif isinstance(counts, list) and set(map(type, counts)) == {int} and max(counts) <= height * width:
         runs = np.array([max(count, -1) for count in counts], dtype=np.int64)
     else:
-        fault = "run lengths that are not whole numbers within the image"
+        fault = "run lengths must be whole numbers within the image"
     if not fault and runs.min() < 0:
         fault = "a negative run length"
     if not fault and runs.sum() != height * width:
-        fault = f"run lengths of {runs.sum():,} pixels in all for an image of {height * width:,}"
+        fault = f"run lengths add up to {runs.sum():,} pixels, the image has {height * width:,}"
     if fault:
         raise report.error("A39", fault, *place, "counts", remedy="encode the mask again")
     return {"size": [height, width], "counts": counts}, runs
 
 
 def _box_of_runs(counts: NDArray[np.int64], height: int) -> tuple[float, float, float, float]:
-    """xyxy around the pixels of the runs, which go down the columns; all 0 for an empty mask."""
+    """Return the box xyxy around the pixels of runs, which go down the columns; zeros for an empty mask."""
     edges = np.cumsum(counts)
     starts, stops = edges[0::2][: len(counts) // 2], edges[1::2]
     filled = stops > starts
@@ -193,7 +201,7 @@ def _box_of_runs(counts: NDArray[np.int64], height: int) -> tuple[float, float, 
 def _points(
     polygons: list[list], places: list[tuple[int, int]], report: Report
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(P, 2) points of all polygons and (M + 1,) where each begins."""
+    """Return the points (P, 2) of all polygons, and the first row of each polygon, (M + 1,)."""
     chunks = []
     for start in range(0, len(polygons), _CHUNK):
         flat = list(chain.from_iterable(polygons[start : start + _CHUNK]))
@@ -209,7 +217,7 @@ def _raise_not_numbers(polygons: list[list], places: list[tuple[int, int]], repo
     for polygon, (row, k) in zip(polygons, places, strict=True):
         for value in polygon:
             if type(value) not in (int, float):
-                raise _malformed(f"a polygon has {value!r:.40} for a number", row, k, report)
+                raise _malformed(f"a polygon has the value {value!r:.40}, expected a number", row, k, report)
 
 
 def _check_reach(
@@ -220,14 +228,16 @@ def _check_reach(
     widths: NDArray[np.int64],
     report: Report,
 ) -> None:
+    """Check that no point is far outside its image (A38). places: row and polygon number of each of the M polygons."""
     limits = np.repeat(np.stack((widths, heights), axis=1), np.diff(first_point), axis=0)
-    far = np.argwhere(~(np.abs(points) <= _REACH * limits))  # also true for infinity
+    far = np.argwhere(~(np.abs(points) <= _MAX_REACH * limits))  # also true for infinity
     if len(far) == 0:
         return
     point, axis = map(int, far[0])
     polygon = int(np.searchsorted(first_point, point, side="right")) - 1
     row, k = places[polygon]
-    what = f"polygon point {'xy'[axis]}={points[point, axis]:.6g} outside {widths[polygon]}x{heights[polygon]}"
+    value, size = f"{'xy'[axis]}={points[point, axis]:.6g}", f"{widths[polygon]}x{heights[polygon]}"
+    what = f"polygon point {value} is far outside the image of {size}"
     index = 2 * (point - int(first_point[polygon])) + axis
     place = ("annotations", row, "segmentation", k, index)
     raise report.error("A38", what, *place, remedy="clip or remove the polygon")
@@ -240,7 +250,7 @@ def _measure_polygons(
     boxes: NDArray[np.float64],
     areas: NDArray[np.float64],
 ) -> None:
-    """Write boxes and areas of the objects that have polygons. rows: (M,) the object of each, ascending."""
+    """Write the boxes and areas of objects with polygons. rows: (M,) the object of each polygon, ascending."""
     if rows.size == 0:
         return
     objects, first = np.unique(rows, return_index=True)
@@ -248,7 +258,7 @@ def _measure_polygons(
     boxes[objects, :2] = np.minimum.reduceat(points, starts)
     boxes[objects, 2:] = np.maximum.reduceat(points, starts)
     following = np.arange(1, len(points) + 1)
-    following[first_point[1:] - 1] = first_point[:-1]  # the last point of a polygon joins its first
+    following[first_point[1:] - 1] = first_point[:-1]  # the last point of a polygon is joined to its first
     x, y = points.T
     doubled = np.add.reduceat(x * y[following] - x[following] * y, first_point[:-1])
     total = np.add.reduceat(np.abs(doubled) / 2, first)
@@ -258,12 +268,13 @@ def _measure_polygons(
 def _note_missing(
     broken: list[tuple[int, int]], values: Sequence[Any], areas: NDArray[np.float64], report: Report
 ) -> None:
+    """Report polygons that were left out, and objects without an outline (A37)."""
     if broken:
         row, k = broken[0]
-        what = f"{len(broken)} polygons with fewer than 3 points or half a point; left out, boxes kept"
+        what = f"{len(broken)} polygons of fewer than 3 points or an odd count of numbers; left out, boxes kept"
         report.add("A37", "skip", what, "annotations", row, "segmentation", k, count=len(broken))
     if np.isnan(areas).all():
-        return  # boxes are all that this data set has
+        return  # a data set of boxes only
     empty = [row for row in np.flatnonzero(np.isnan(areas)).tolist() if not values[row]]
     if empty:
         what = f"{len(empty)} of {len(values)} objects have no segmentation; only their boxes are used"

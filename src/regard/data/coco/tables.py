@@ -1,4 +1,4 @@
-"""The tables that COCO's files of objects and of panoptic segments share: images, categories, ids; checked."""
+"""What annotation files of objects and of panoptic segments share: images, categories and ids, read and checked."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from regard.data.image_folders import is_unsafe
 from regard.data.images import MAX_PIXELS, image_size
-from regard.data.report import Report
+from regard.data.report import Report, listed
 from regard.errors import DataError
 from regard.structures.categories import Category
 
-# Where row k of some rows stands in the file: the keys and indices that lead to it.
+# Row number -> the keys and indices of that row in the document.
 Place = Callable[[int], tuple[str | int, ...]]
 
 _TABLES = ("images", "annotations", "categories")
@@ -28,7 +28,13 @@ _TABLES = ("images", "annotations", "categories")
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as the annotations describe it; height, width in pixels, file_name below the image folder."""
+    """An image as the annotations describe it.
+
+    Args:
+        id: the data set's own id.
+        file_name: path relative to the image folder.
+        height, width: in pixels.
+    """
 
     id: int
     file_name: str
@@ -36,11 +42,40 @@ class ImageRecord:
     width: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Annotations:
+    """The checked content of an annotation file.
+
+    Args:
+        categories: in ascending order of their ids; labels are indices into them.
+        images: I images, in ascending order of their ids.
+        first_row: (I + 1,) int64; image i has the rows `first_row[i]` to `first_row[i + 1]` of the table of objects or
+            segments.
+        image_folder: the folder of the images, None if it was not looked for.
+        report: issues that do not stop the work.
+    """
+
+    path: Path
+    categories: tuple[Category, ...]
+    images: tuple[ImageRecord, ...]
+    first_row: NDArray[np.int64]
+    image_folder: Path | None
+    report: Report
+
+    def rows_of(self, index: int) -> slice:
+        """Return the rows of image `index`."""
+        return slice(int(self.first_row[index]), int(self.first_row[index + 1]))
+
+    def count_per_image(self, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Count the rows of each image that are marked in `rows` (N,). Returns (I,)."""
+        return np.diff(np.concatenate(([0], np.cumsum(rows)))[self.first_row])
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Without Python's cycle collector, which would walk again and again over the lists of the document.
+    """Pause Python's cycle collector, which would visit the lists of a document over and over.
 
-    They have no cycles; a million annotations are read in 7 seconds instead of 12.
+    The document has no cycles. A million annotations are read in 7 seconds instead of 12.
     """
     running = gc.isenabled()
     gc.disable()
@@ -52,72 +87,81 @@ def collector_paused() -> Iterator[None]:
 
 
 def read_tables(document: Any, report: Report, *, kind: str) -> list[list[dict]]:
-    """The images, annotations and categories of a document, each a list of objects.
+    """Return the images, annotations and categories of a document, each a list of objects.
 
-    Raises DataError for another document (A07) and one without images (A08). kind: `instances` or `panoptic`.
+    Args:
+        kind: `instances` or `panoptic`.
+
+    Raises:
+        DataError: another kind of document (A07), or no images (A08).
     """
     if not isinstance(document, dict):
-        what = f"the document is a {type(document).__name__}, not an object with {', '.join(_TABLES)}"
+        what = f"the document is a {type(document).__name__}, expected an object with {', '.join(_TABLES)}"
         raise report.error("A07", what, remedy=f"is this a COCO {kind} file?")
     for name in _TABLES:
         if name not in document:
-            what = f"key {name!r} is missing (found: {', '.join(map(repr, list(document)[:8])) or 'nothing'})"
+            what = f"no key {name!r} (found: {', '.join(map(repr, list(document)[:8])) or 'nothing'})"
             raise report.error("A07", what, remedy=f"is this a COCO {kind} file?")
         rows = document[name]
         if not isinstance(rows, list):
-            raise report.error("A07", f"{name} is a {type(rows).__name__}, not a list", name)
+            raise report.error("A07", f"{name} is a {type(rows).__name__}, expected a list", name)
         if not set(map(type, rows)) <= {dict}:
             row = next(row for row, value in enumerate(rows) if type(value) is not dict)
-            raise report.error("A07", f"an entry of {name} is {rows[row]!r:.40}, not an object", name, row)
+            raise report.error("A07", f"an entry of {name} is {rows[row]!r:.40}, expected an object", name, row)
     if document["annotations"] and (kind == "panoptic") != ("segments_info" in document["annotations"][0]):
         other = "instances" if kind == "panoptic" else "panoptic"
         what, remedy = f"these are {other} annotations", f"use the {kind} file of the data set"
         raise report.error("A07", what, "annotations", 0, remedy=remedy)
     if not document["images"]:
-        raise report.error("A08", "there are no images", "images", remedy="export the annotations again")
+        raise report.error("A08", "no images", "images", remedy="export the annotations again")
     return [document[name] for name in _TABLES]
 
 
 def in_table(name: str) -> Place:
-    """The places of the rows of a table."""
+    """Return the places of the rows of a table."""
     return lambda row: (name, row)
 
 
 def whole_numbers(rows: list[dict], place: Place, key: str, code: str, report: Report) -> NDArray[np.int64]:
-    """The values of `key`, whole numbers that fit into 64 bits, of all rows."""
+    """Return the values of `key` of all rows (N,), which must be whole numbers that fit into 64 bits."""
     values: list[Any] = [row.get(key) for row in rows]
     if set(map(type, values)) <= {int} and all(-(2**63) <= value < 2**63 for value in values):
         return np.array(values, dtype=np.int64)
     row = next(k for k, value in enumerate(values) if type(value) is not int or not -(2**63) <= value < 2**63)
     if key not in rows[row]:
         raise report.error(code, f"{key} is missing", *place(row))
-    what = f"{key} is {shown(values[row])}, not a whole number of 64 bits"
+    what = f"{key} is {shorten(values[row])}, expected a whole number of 64 bits"
     raise report.error(code, what, *place(row), key, remedy="write a whole number, without quotes")
 
 
 def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[Category, ...]:
-    """The categories in ascending order of their ids."""
+    """Return the categories in ascending order of their ids. used: the ids that annotations have.
+
+    Raises:
+        DataError: no categories (A07), ids that are not whole numbers (A22), duplicate ids (A24), missing or duplicate
+            names (A25).
+    """
     if not rows:
-        raise report.error("A07", "there are no categories", "categories")
+        raise report.error("A07", "no categories", "categories")
     for place, row in enumerate(rows):
         if not isinstance(row.get("name"), str) or not row["name"].strip():
-            what = f"the name of a category is {row.get('name')!r:.40}, not a text"
+            what = f"the name of a category is {row.get('name')!r:.40}, expected a text"
             raise report.error("A25", what, "categories", place, "name")
     ids = whole_numbers(rows, in_table("categories"), "id", "A22", report).tolist()
     if (k := first_repeat(ids)) is not None:
-        what, remedy = f"category id {ids[k]} stands twice", "give each category its own id"
+        what, remedy = f"duplicate category id {ids[k]}", "give each category its own id"
         raise report.error("A24", what, "categories", k, "id", remedy=remedy)
-    # Roboflow lists the project as a category: it has no objects, the others name it their group.
+    # Roboflow lists the project as a category without objects, which the others name as their supercategory.
     groups = [row["supercategory"] for row in rows if row.get("supercategory") not in (None, "none")]
     is_group = [row.get("supercategory") == "none" and row["name"] in groups for row in rows]
     kept = [k for k in range(len(rows)) if ids[k] in used or not is_group[k]]
     dropped = [k for k in range(len(rows)) if ids[k] not in used and is_group[k]]
     if dropped:
-        what = f"category {rows[dropped[0]]['name']!r:.40} only groups others and has no objects; left out"
+        what = f"category {rows[dropped[0]]['name']!r:.40} groups others and has no objects; left out"
         report.add("A25", "fix", what, "categories", dropped[0], count=len(dropped))
     names = [rows[k]["name"] for k in kept]
     if (k := first_repeat(names)) is not None:
-        what, remedy = f"category name {names[k]!r:.40} stands twice", "merge or rename the categories"
+        what, remedy = f"duplicate category name {names[k]!r:.40}", "merge or rename the categories"
         raise report.error("A25", what, "categories", kept[k], "name", remedy=remedy)
     found = [Category(ids[k], rows[k]["name"], bool(rows[k].get("isthing", True))) for k in kept]
     return tuple(sorted(found, key=lambda category: category.id))
@@ -126,10 +170,17 @@ def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[C
 def read_images(
     rows: list[dict], folders: Sequence[Path], report: Report
 ) -> tuple[tuple[ImageRecord, ...], Path | None]:
-    """The images in ascending order of their ids, and their folder where folders are given."""
+    """Return the images in ascending order of their ids, and their folder.
+
+    Args:
+        folders: the folders that may hold the images, see `folder_of`. Without any, no image is looked for.
+
+    Raises:
+        DataError: wrong or duplicate ids (A29, A30), unsafe names (A32), missing files (A31), wrong sizes (A33).
+    """
     ids = whole_numbers(rows, in_table("images"), "id", "A30", report).tolist()
     if (k := first_repeat(ids)) is not None:
-        what, remedy = f"image id {ids[k]} stands twice", "give each image its own id"
+        what, remedy = f"duplicate image id {ids[k]}", "give each image its own id"
         raise report.error("A29", what, "images", k, "id", remedy=remedy)
     names = [safe_name(row, ("images", k), report) for k, row in enumerate(rows)]
     folder = folder_of(names, folders, report) if folders else None
@@ -143,17 +194,17 @@ def read_images(
             size = _stated_size(row, k, report)
         images.append(ImageRecord(ids[k], names[k], *size))
     if measured:
-        what = f"{len(measured)} images have no height and width; taken from their files"
+        what = f"{len(measured)} images have no height and width; read from their files"
         report.add("A33", "fix", what, "images", measured[0], count=len(measured))
     return tuple(sorted(images, key=lambda image: image.id)), folder
 
 
 def safe_name(row: dict, place: tuple[str | int, ...], report: Report) -> str:
-    """The `file_name` of a row, which must be a path below the folder of the files (A32)."""
+    """Return the `file_name` of a row. It must be a path inside the folder of the files (A32)."""
     name = row.get("file_name")
     if isinstance(name, str) and not is_unsafe(name):
         return name
-    what = f"file_name {shown(name)} is not the path of a file below the image folder"
+    what = f"file_name {shorten(name)} is not a path inside the image folder"
     raise report.error("A32", what, *place, "file_name", remedy="write paths relative to the image folder")
 
 
@@ -161,18 +212,24 @@ def _stated_size(row: dict, k: int, report: Report) -> tuple[int, int]:
     for key in ("height", "width"):
         value = row.get(key)
         if type(value) is not int or value <= 0:
-            what = f"{key} is {shown(value)}, not a number of pixels" if key in row else f"{key} is missing"
+            what = f"{key} is {shorten(value)}, expected a number of pixels" if key in row else f"no {key}"
             raise report.error("A33", what, "images", k, key, remedy="write the size of the image file")
     if row["height"] * row["width"] > MAX_PIXELS:
-        what = f"an image of {shown(row['width'])}x{shown(row['height'])}, more than {MAX_PIXELS:,} pixels"
-        raise report.error("A33", what, "images", k)
+        what = f"an image of {shorten(row['width'])}x{shorten(row['height'])}, more than {MAX_PIXELS:,} pixels"
+        raise report.error("A33", what, "images", k, remedy="write the size of the image file")
     return row["height"], row["width"]
 
 
 def folder_of(
     names: list[str], folders: Sequence[Path], report: Report, *, kind: str = "image files", code: str = "A31"
 ) -> Path:
-    """The folder with all files. Folders are listed: asking for each file takes minutes on a network."""
+    """Return the first of `folders` that has the first file, or the first folder; it must have all files.
+
+    Lists the folders: checking file by file takes minutes on a network.
+
+    Raises:
+        DataError: files are missing (`code`).
+    """
     files: dict[Path, set[str]] = {}
 
     def is_file(path: Path) -> bool:
@@ -183,19 +240,18 @@ def folder_of(
     folder = next((folder for folder in folders if is_file(folder / names[0])), folders[0])
     missing = [name for name in names if not is_file(folder / name)]
     if missing:
-        listed = ", ".join(f"{name!r:.60}" for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        what = f"{len(missing):,} of {len(names):,} {kind} are missing: {listed}"
+        what = f"{len(missing):,} of {len(names):,} {kind} are missing: {listed([repr(name) for name in missing])}"
         remedy = f"looked in {', '.join(map(str, folders))}"
         raise DataError(what, where=report.path, remedy=remedy, code=code)
     return folder
 
 
 def _files_in(folder: Path) -> set[str]:
-    """Names of the regular files of a folder, also by link; none if there is no such folder."""
+    """Return the names of files in a folder, links to files included. Empty if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except (OSError, ValueError):  # ValueError: a name that the file system cannot have
+    except (OSError, ValueError):  # ValueError: a name that the file system does not allow
         return set()
 
 
@@ -208,22 +264,30 @@ def index_of(
     code: str,
     report: Report,
     *,
-    affected: str = "boxes affected; dropping them would raise AP",
+    affected: str = "objects",
 ) -> NDArray[np.int64]:
-    """(N,) the index of each id in `known`, which ascends."""
+    """Return the index (N,) of each id in `known`, which is in ascending order.
+
+    Args:
+        place, key: of the ids in the document, for errors.
+        table: the table that `known` comes from.
+        affected: what the ids belong to, for the remedy.
+
+    Raises:
+        DataError: an id that is not in `known` (`code`).
+    """
     index = np.minimum(np.searchsorted(known, ids), len(known) - 1)
     strays = np.flatnonzero(known[index] != ids)
     if strays.size:
         row = int(strays[0])
-        listed = ", ".join(map(str, known[:5].tolist())) + (", ..." if len(known) > 5 else "")
-        what = f"{key} {ids[row]} is not in {table} ({listed})"
-        remedy = f"{strays.size} of {ids.size} {affected}: correct the ids"
+        what = f"{key} {ids[row]} is not in {table} ({listed(known.tolist())})"
+        remedy = f"correct the ids ({strays.size} of {ids.size} {affected})"
         raise report.error(code, what, *place(row), key, remedy=remedy)
     return index
 
 
 def first_repeat(values: list) -> int | None:
-    """The index of the first value that stands earlier in the list; None if all differ."""
+    """Return the index of the first value that repeats an earlier one; None if all differ."""
     if len(set(values)) == len(values):
         return None
     seen: Counter = Counter()
@@ -234,6 +298,49 @@ def first_repeat(values: list) -> int | None:
     return None
 
 
-def shown(value: Any) -> str:
-    """A short form for a message; integers of thousands of digits have none of their own."""
+def shorten(value: Any) -> str:
+    """Return a short text of a value for a message. Python cannot print integers of thousands of digits."""
     return "a very large number" if isinstance(value, int) and abs(value) >= 10**30 else f"{value!r:.60}"
+
+
+def order_of_categories(own: Sequence[Category], wanted: Sequence[Category], report: Report) -> list[int]:
+    """Return the index in `own` of each category of `wanted`, matched by name.
+
+    Raises:
+        DataError: not the same names (A26).
+    """
+    place = {category.name: label for label, category in enumerate(own)}
+    names = [category.name for category in wanted]
+    missing = [name for name in names if name not in place]
+    extra = [name for name in place if name not in names]
+    if missing or extra:
+        parts = [f"{name!r:.40} is missing" for name in missing[:5]] + [f"{name!r:.40} is new" for name in extra[:5]]
+        what = f"other categories than in the model or the training split: {', '.join(parts)}"
+        raise report.error("A26", what, "categories", remedy="give both the same category names")
+    order = [place[name] for name in names]
+    if [own[label].id for label in order] != [category.id for category in wanted]:
+        what = "categories have other ids than in the model or the training split; matched by name"
+        report.add("A26", "warn", what, "categories")
+    return order
+
+
+def note_unused(labels: NDArray[np.int64], categories: Sequence[Category], noun: str, report: Report) -> None:
+    """Add an issue if there is nothing to learn (A09), or if categories have no `noun` to learn (A46).
+
+    Args:
+        labels: (N,) of everything to learn.
+        noun: `object` or `segment`.
+    """
+    if not len(labels):
+        report.add("A09", "warn", f"no {noun}s to learn or to find", "annotations")
+        return
+    used = set(labels.tolist())
+    names = [f"{category.name:.30}" for label, category in enumerate(categories) if label not in used]
+    if names:
+        what = f"{len(names)} of {len(categories)} categories have no {noun}: {listed(names)}"
+        report.add("A46", "warn", what, "categories")
+
+
+def image_rows(images: Sequence[ImageRecord]) -> list[dict[str, Any]]:
+    """Return the `images` table of a COCO document."""
+    return [{"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in images]
