@@ -46,7 +46,8 @@ def test_an_error_of_the_module(tmp_path):
     words = [sys.executable, "-m", "regard", "data", "shapes", "new", "sise=64"]
     finished = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert finished.returncode == 2 and finished.stdout == ""
-    assert finished.stderr == "error[C01]: unknown key 'sise' — did you mean 'size'?\n"
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error[C01]: ") and "'sise'" in line and "'size'" in line
     assert not list(tmp_path.iterdir())
 
 
@@ -79,30 +80,30 @@ def test_help_explains_every_option(capsys, verb):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "name"),
     [
-        (["tarin"], 'Did you mean "train"?'),
-        (["data", "chek", "x"], 'Did you mean "check"?'),
-        (["train", "detr_tiny", "--epochs", "many"], 'Invalid value for --epochs: unable to convert "many" into int'),
+        (["tarin"], '"train"'),
+        (["data", "chek", "x"], '"check"'),
+        (["train", "detr_tiny", "--epochs", "many"], "--epochs"),
         (["evaluate", "run"], "--data"),
         (["predict"], "--checkpoint"),
         (["predict", "run", "a.jpg", "--threshold", "high"], "--threshold"),
         (["models", "a", "b"], "b"),
     ],
 )
-def test_wrong_words(capsys, words, says):
-    run(capsys, *words).refused(2, None, says)
+def test_wrong_words(capsys, words, name):
+    run(capsys, *words).refused(2, None, name)
 
 
 def test_unknown_names(capsys):
-    run(capsys, "study", "convergance").refused(2, None, 'Did you mean "convergence"?')
-    run(capsys, "benchmark", "loses").refused(2, "C01", "did you mean 'losses'?")
-    run(capsys, "train", "detr_tiny", "--epoch", "3").refused(2, "C01", "did you mean 'epochs'?")
-    run(capsys, "train", "detr_tiny", "--ema-decay", "3").refused(2, "C01", "unknown key 'ema_decay'")
-    run(capsys, "train", "detr_tiny", "--lr").refused(2, "C02", "lr='', expected a number")
+    run(capsys, "study", "convergance").refused(2, None, '"convergence"')
+    run(capsys, "benchmark", "loses").refused(2, "C01", "'losses'")
+    run(capsys, "train", "detr_tiny", "--epoch", "3").refused(2, "C01", "'epochs'")
+    run(capsys, "train", "detr_tiny", "--ema-decay", "3").refused(2, "C01", "'ema_decay'")
+    run(capsys, "train", "detr_tiny", "--lr").refused(2, "C02", "lr=''")
     run(capsys, "models", "yolo*").refused(2, "C01", "'yolo*'", "regard models")
     run(capsys, "predict", "detr_resnet5", "x.png").refused(3, "I29", "x.png")
-    run(capsys, "evaluate", "detr_resnet5", "--data", "shapes").refused(2, "K01", "did you mean 'detr_resnet50'?")
+    run(capsys, "evaluate", "detr_resnet5", "--data", "shapes").refused(2, "K01", "'detr_resnet50'")
 
 
 def test_models(capsys):
@@ -168,11 +169,9 @@ def test_resume_needs_no_model(capsys, asked):
 
 
 def test_a_word_too_many(capsys):
-    run(capsys, "train", "detr_tiny", "my_data").refused(
-        2, "C01", "expected key=value, got 'my_data' — did you mean --data my_data?"
-    )
-    line = run(capsys, "train", "detr_tiny", "a", "--data", "b").refused(2, "C01", "expected key=value, got 'a'")
-    assert "did you mean" not in line
+    run(capsys, "train", "detr_tiny", "my_data").refused(2, "C01", "'my_data'", "--data my_data")
+    line = run(capsys, "train", "detr_tiny", "a", "--data", "b").refused(2, "C01", "key=value", "'a'")
+    assert "--data" not in line
 
 
 def test_precedence(tmp_path):
@@ -267,8 +266,8 @@ def test_data_shapes_and_check(capsys, shapes, tmp_path):
     assert lines[-1] == "all segments match their annotations"
     assert run(capsys, "data", "shapes", tmp_path / "s", "size=32", "train=1", "val=1").worked() == f"{tmp_path}/s\n"
     run(capsys, "data", "shapes", shapes, "size=32").refused(2, "C11", shapes)
-    run(capsys, "data", "shapes", tmp_path / "t", "sise=32").refused(2, "C01", "did you mean 'size'?")
-    run(capsys, "data", "shapes", tmp_path / "t", "--size=3").refused(2, "C03", "size=3, expected 32 to 2048")
+    run(capsys, "data", "shapes", tmp_path / "t", "sise=32").refused(2, "C01", "'size'")
+    run(capsys, "data", "shapes", tmp_path / "t", "--size=3").refused(2, "C03", "size=3", "32 to 2048")
     assert digest(shapes) == before and not (tmp_path / "t").exists()
 
 
@@ -293,7 +292,7 @@ def test_predict_and_evaluate(capsys, shapes, tmp_path):
     run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--batch-size", "0").refused(2, "C03", "batch_size=0")
     run(capsys, "evaluate", tmp_path / "run", "--data", shapes, "--workers", "-1").refused(2, "C03", "workers=-1")
     write_run(tmp_path / "pets", small_detector(), {3: 0.5})
-    line = run(capsys, "evaluate", tmp_path / "pets", "--data", shapes).refused(3, "K20", "3 of 3 classes: circle")
+    line = run(capsys, "evaluate", tmp_path / "pets", "--data", shapes).refused(3, "K20", "3 of 3", "circle")
     assert str(shapes / "annotations" / "instances_val.json") in line
 
 
@@ -386,7 +385,7 @@ def test_a_study_does_not_write_over_another(capsys, tmp_path, monkeypatch):
     (tmp_path / "0").mkdir()
     (tmp_path / "file").write_text("")
     for name in ("convergence", "attention", "distillation"):
-        run(capsys, "study", name, "--output", tmp_path).refused(2, "C11", tmp_path, "not empty")
+        run(capsys, "study", name, "--output", tmp_path).refused(2, "C11", tmp_path)
         run(capsys, "study", name, "--output", tmp_path / "file").refused(2, "C11", tmp_path / "file")
 
 
@@ -399,11 +398,11 @@ def test_one_of_several_processes_tells(capsys, tmp_path, monkeypatch):
         finished = run(capsys, "train", "detr_resnet5")
         assert finished.code == 2
         told.append(finished.err)
-    assert told[0].startswith("error[C01]: unknown model") and told[1:] == ["", ""]
+    assert told[0].startswith("error[C01]: ") and told[1:] == ["", ""]
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/nowhere/at/all/error.json")
     run(capsys, "train", "detr_resnet5").refused(2, "C01")
 
 
 def test_benchmarks_check_first(capsys, tmp_path):
-    run(capsys, "benchmark", "--rounds", "0").refused(2, "C03", "rounds=0, expected at least 1")
-    run(capsys, "benchmark", "losses", "--data", tmp_path).refused(2, "C09", "without data")
+    run(capsys, "benchmark", "--rounds", "0").refused(2, "C03", "rounds=0")
+    run(capsys, "benchmark", "losses", "--data", tmp_path).refused(2, "C09", "losses")

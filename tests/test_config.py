@@ -5,6 +5,7 @@ from typing import Literal
 
 import pytest
 
+from refusals import refused
 from regard.config import (
     RENAMED,
     apply_mapping,
@@ -64,29 +65,27 @@ def test_accepted(word, path, value):
 
 
 @pytest.mark.parametrize(
-    ("word", "code", "says"),
+    ("word", "code", "names"),
     [
-        ("learning_rate=1", "C01", "unknown key 'learning_rate'"),
-        ("stepz=1", "C01", "did you mean 'steps'"),
-        ("inner.widht=1", "C01", "did you mean 'inner.width'"),
-        ("lr", "C01", "expected key=value"),
-        ("=3", "C01", "expected key=value"),
-        ("drops=0.3,,1", "C02", "drops='', expected a number"),
-        ("drops=0.3,x", "C02", "drops='x', expected a number"),
-        ("lr=fast", "C02", "lr='fast', expected a number"),
-        ("lr=nan", "C02", "expected a number"),
-        ("lr=inf", "C02", "expected a number"),
-        ("steps=2.5", "C02", "expected a whole number"),
-        ("ema=maybe", "C02", "expected true or false"),
-        ("inner=3", "C02", "inner is a group of settings"),
-        ("inner.kind=atuo", "C02", "did you mean 'auto'"),
+        ("learning_rate=1", "C01", "'learning_rate'"),
+        ("stepz=1", "C01", "'steps'"),
+        ("inner.widht=1", "C01", "'inner.width'"),
+        ("lr", "C01", "key=value"),
+        ("=3", "C01", "key=value"),
+        ("drops=0.3,,1", "C02", "drops=''"),
+        ("drops=0.3,x", "C02", "drops='x'"),
+        ("lr=fast", "C02", "lr='fast'"),
+        ("lr=nan", "C02", "lr="),
+        ("lr=inf", "C02", "lr="),
+        ("steps=2.5", "C02", "steps="),
+        ("ema=maybe", "C02", "true or false"),
+        ("inner=3", "C02", "inner"),
+        ("inner.kind=atuo", "C02", "'auto'"),
     ],
 )
-def test_refused(word, code, says):
-    with pytest.raises(ConfigError) as caught:
+def test_refused(word, code, names):
+    with refused(ConfigError, names, code=code):
         apply_overrides(Outer(), [word])
-    assert caught.value.code == code
-    assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_yaml_types_are_checked_without_loss():
@@ -99,9 +98,8 @@ def test_yaml_types_are_checked_without_loss():
 
 def test_choices_made_in_python():
     check_choices(Inner(kind="on"))
-    with pytest.raises(ConfigError, match=r"unknown value of kind 'of' .* did you mean 'off'") as caught:
+    with refused(ConfigError, "kind", "'of'", "'off'", code="C02"):
         check_choices(Inner(kind="of"))
-    assert caught.value.code == "C02"
 
 
 def test_round_trip(tmp_path):
@@ -120,37 +118,36 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "names"),
     [
-        ("lr: 1\nlr: 2\n", "duplicate key 'lr'"),
-        ("inner:\n  width: 1\n  width: 2\n", "duplicate key 'width'"),
-        ("a: !!python/object/apply:os.system ['true']\n", "is not allowed"),
-        ("a: !mine 3\n", "is not allowed"),
+        ("lr: 1\nlr: 2\n", "'lr'"),
+        ("inner:\n  width: 1\n  width: 2\n", "'width'"),
+        ("a: !!python/object/apply:os.system ['true']\n", "python/object/apply:os.system"),
+        ("a: !mine 3\n", "!mine"),
         ("a: [1, 2\n", "settings.yaml:2"),
-        ("- 1\n- 2\n", "expected settings"),
-        ("just text", "expected settings"),
-        ("", "expected settings"),
-        (BOMB, "aliases"),
-        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
-        ("x" * 1_000_001, "bytes of settings"),
+        ("- 1\n- 2\n", "settings.yaml"),
+        ("just text", "settings.yaml"),
+        ("", "settings.yaml"),
+        (BOMB, "10000"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested"),
+        ("x" * 1_000_001, "1000001"),
     ],
 )  # fmt: skip
-def test_hostile_yaml(tmp_path, text, says):
+def test_hostile_yaml(tmp_path, text, names):
     path = tmp_path / "settings.yaml"
     path.write_text(text)
     before = path.read_bytes()
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, names, code="C12"):
         read_yaml(path)
-    assert says in str(caught.value) and "\n" not in str(caught.value)
     assert path.read_bytes() == before
 
 
 def test_unreadable_files(tmp_path):
     for path in (tmp_path / "missing.yaml", tmp_path):
-        with pytest.raises(ConfigError, match="cannot read the settings"):
+        with refused(ConfigError, path):
             read_yaml(path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(ConfigError, match="not UTF-8"):
+    with refused(ConfigError, "UTF-8", tmp_path / "bytes.yaml"):
         read_yaml(tmp_path / "bytes.yaml")
 
 
@@ -174,9 +171,8 @@ def test_settings_of_earlier_versions_load_under_their_new_names():
     new = {"min_lr": 1e-6, "milestones": [0.5], "max_norm": 0.3, "repeated_augmentation": 2, "crop_pct": 0.9}
     assert old.keys() == RENAMED.keys()
     assert apply_mapping(recipe, old) == apply_mapping(recipe, new) != recipe
-    with pytest.raises(ConfigError) as raised:
+    with refused(ConfigError, "clip_norm", "max_norm", code="C12"):
         apply_mapping(recipe, {"clip_norm": 0.1, "max_norm": 0.2})
-    assert raised.value.code == "C12" and "clip_norm" in str(raised.value)
 
 
 def test_an_error_in_a_renamed_setting_names_its_line(tmp_path):

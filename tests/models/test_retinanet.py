@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 
+from refusals import refused
 from regard.attention import AugmentedConv2d
 from regard.errors import ConfigError
 from regard.models.retinanet import KNOWN, retinanet
@@ -50,5 +51,5 @@ def test_the_augmented_one_learns(name, augmented):
 
 def test_wrong_names():
     assert {"resnet50", "aa_resnet50", "aa_resnet101"} <= set(KNOWN) and "resnet20" not in KNOWN
-    with pytest.raises(ConfigError, match="did you mean 'aa_resnet50'"):
+    with refused(ConfigError, "'aa_resnet5'", "'aa_resnet50'", code="C01"):
         retinanet("aa_resnet5")

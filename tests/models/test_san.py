@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import regard
+from refusals import refused
 from regard.errors import ConfigError
 from regard.models.backbone import create_backbone
 from regard.models.build import create
@@ -152,6 +153,6 @@ def test_the_order_of_layers():
 
 def test_wrong_settings():
     for wrong in ({"layers": (1, 2)}, {"kernel_sizes": (3, 7, 7, 7, 0)}, {"kernel_sizes": (3, 7, 7, 7, 8)}):
-        with pytest.raises(ConfigError):
+        with refused(ConfigError, *wrong, code="C03"):
             SANConfig(**wrong)
     assert preset("san19_pairwise") == SANConfig() and len(SAN_PRESETS) == 6

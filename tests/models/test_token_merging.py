@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from refusals import refused
 from regard.errors import ConfigError
 from regard.models import DistilledLogits, VisionTransformer, ViTConfig, merge_tokens
 from regard.models.token_merging import merge
@@ -167,10 +168,8 @@ def test_one_graph_and_half_precision():
 
 def test_refusals():
     model = random_model(PLAIN)
-    with pytest.raises(ConfigError, match="r=-1, expected at least 0") as caught:
+    with refused(ConfigError, "r=-1", code="C03"):
         merge_tokens(model, -1)
-    assert caught.value.code == "C03"
     for ask in (merge_tokens(model, 2).features, merge_tokens(model, 2).attention):
-        with pytest.raises(ConfigError, match="merged tokens are no map") as caught:
+        with refused(ConfigError, code="C09"):
             ask(torch.randn(1, 3, 32, 32))
-        assert caught.value.code == "C09"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from refusals import refused
 from regard.attention import resize_positions
 from regard.errors import ConfigError
 from regard.models import DistilledLogits
@@ -235,9 +236,8 @@ def test_images_of_other_sizes(config):
         twin.pos_embed = nn.Parameter(torch.cat((model.pos_embed[:, :count], places), 1))
         twin._positions = lambda _, twin=twin: twin.pos_embed
         torch.testing.assert_close(model(images), twin(images), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ConfigError, match="30 x 33 pixels for patches of 8") as caught:
+    with refused(ConfigError, "30 x 33", "32 x 32", code="C04"):
         model(torch.randn(1, 3, 30, 33))
-    assert caught.value.code == "C04" and "32 x 32" in caught.value.line
     (features,) = model.features(torch.randn(2, 3, 30, 41))
     assert features.shape == (2, 24, 4, 6)
 
@@ -298,22 +298,21 @@ def test_one_graph(config):
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "says"),
+    ("changes", "code", "names"),
     [
-        ({"image_size": 30}, "C04", "use image_size=32"),
-        ({"embed_dim": 25}, "C05", "no multiple of num_heads=3"),
+        ({"image_size": 30}, "C04", "image_size=32"),
+        ({"embed_dim": 25}, "C05", "embed_dim=25"),
         ({"drop_path": 1.0}, "C03", "drop_path=1.0"),
         ({"depth": 0}, "C03", "depth=0"),
         ({"mlp_ratio": -1.0}, "C03", "mlp_ratio=-1.0"),
         ({"layer_scale": math.nan}, "C03", "layer_scale=nan"),
-        ({"fuse": "mean"}, "C02", "unknown value of fuse 'mean'"),
+        ({"fuse": "mean"}, "C02", "'mean'"),
         ({"distilled": True, "class_position": False}, "C09", "class_position=true"),
     ],
 )
-def test_wrong_settings(changes, code, says):
-    with pytest.raises(ConfigError, match=says.replace("(", r"\(")) as caught:
+def test_wrong_settings(changes, code, names):
+    with refused(ConfigError, names, code=code):
         replace(SMALL, **changes)
-    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(

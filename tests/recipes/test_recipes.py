@@ -9,14 +9,16 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
+from refusals import refused
 from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.data.samples import Sample
 from regard.errors import ConfigError
+from regard.evaluation.detection import criterion_of
 from regard.models.catalog import list_models
 from regard.models.configs.detr import DETRConfig
 from regard.recipes import recipe_for
 from regard.recipes.detection import DETECTION_RECIPES, DetectionRecipe
-from regard.runs.detection import augmentation_of, criterion_of
+from regard.runs.detection_task import augmentation_of
 from regard.studies.convergence import VARIANTS
 
 TRAINED = [name for name in list_models("detr*") if name != "detr_demo"]
@@ -90,7 +92,7 @@ def test_dc5_and_deeper_backbones():
 def test_all_recipes_of_all_models(name):
     for recipe in DETECTION_RECIPES:
         if recipe == "small" and name in LARGE:
-            with pytest.raises(ConfigError, match=f"small is for .*, not for {name}"):
+            with refused(ConfigError, "small", name, code="C09"):
                 recipe_for(name, recipe)
             continue
         made = recipe_for(name, recipe)
@@ -125,7 +127,7 @@ def test_settings_that_fit_together_come_in_any_order(words):
 
 def test_a_group_is_no_setting():
     for words in (["model=3", "model.dropout=0"], ["model.dropout=0", "model=3"]):
-        with pytest.raises(ConfigError, match="model is a group of settings, got '3'"):
+        with refused(ConfigError, "model", "'3'", code="C02"):
             apply_overrides(recipe_for("detr_tiny"), words)
 
 
@@ -136,11 +138,11 @@ def test_studies_have_settings_that_exist():
 
 
 def test_unknown_names():
-    with pytest.raises(ConfigError, match=r"unknown recipe 'fats' — did you mean 'fast'\?"):
+    with refused(ConfigError, "'fats'", "'fast'", code="C01"):
         recipe_for("detr_resnet50", "fats")
-    with pytest.raises(ConfigError, match=r"unknown model 'detr_resnet5'.* — did you mean 'detr_resnet50'\?"):
+    with refused(ConfigError, "'detr_resnet5'", "'detr_resnet50'", code="C01"):
         recipe_for("detr_resnet5")
-    with pytest.raises(ConfigError, match="detr_demo cannot be trained here — train one of detr_resnet101"):
+    with refused(ConfigError, "detr_demo", "detr_resnet101"):
         recipe_for("detr_demo")
 
 
@@ -164,7 +166,7 @@ WORDS = {path: kind for path, kind in SETTINGS.items() if isinstance((*get_args(
 ANY_TEXT = [path for path, kind in SETTINGS.items() if kind is str]
 
 
-def refused(path: str, value: object) -> ConfigError:
+def refusal_of(path: str, value: object) -> ConfigError:
     """The error for a value; both ways to give it refuse it with one line that names the setting."""
     recipe = recipe_for("detr_resnet50")
     nested: Any = value
@@ -192,24 +194,24 @@ def test_the_schema_is_covered():
 @pytest.mark.parametrize("path", SETTINGS)
 def test_wrong_types(path):
     for value in ([1, 2], {"a": 1}, object()):
-        refused(path, value)
+        refusal_of(path, value)
     if type(None) not in get_args(SETTINGS[path]):
-        refused(path, None)
+        refusal_of(path, None)
     if path not in ANY_TEXT:
-        refused(path, "nonsense")
-        refused(path, "")
+        refusal_of(path, "nonsense")
+        refusal_of(path, "")
     if path in NUMBERS:
-        refused(path, True)
+        refusal_of(path, True)
     else:
-        refused(path, 2.5)
+        refusal_of(path, 2.5)
     if SETTINGS[path] is int:
-        refused(path, 2.5)
+        refusal_of(path, 2.5)
 
 
 @pytest.mark.parametrize("path", NUMBERS)
 def test_numbers_out_of_range(path):
     for value in (float("nan"), float("inf"), float("-inf"), "nan", "1e999", -1, -1e30):
-        refused(path, value)
+        refusal_of(path, value)
 
 
 POSITIVE = (
@@ -221,7 +223,7 @@ POSITIVE = (
 
 @pytest.mark.parametrize("path", POSITIVE)
 def test_zero_is_too_little(path):
-    refused(path, 0)
+    refusal_of(path, 0)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_zero_is_too_little(path):
      ("seed", 2**70)],
 )  # fmt: skip
 def test_too_much(path, value):
-    refused(path, value)
+    refusal_of(path, value)
 
 
 @pytest.mark.parametrize("path", SETTINGS)
@@ -241,10 +243,10 @@ def test_misspelt(path):
     for wrong in (path[:-1], path + "s", path[:-2] + string.ascii_letters[len(name)] + path[-1]):
         if wrong in SETTINGS or wrong == "cr":  # half of two letters is too little to go by
             continue
-        error = refused(wrong, 1)
-        assert error.code == "C01" and error.remedy == f"did you mean {path!r}?", error.line
+        error = refusal_of(wrong, 1)
+        assert error.code == "C01" and repr(path) in error.remedy, error.line
 
 
 def test_a_million_digits():
-    error = refused("epochs", "9" * 1_000_000)
+    error = refusal_of("epochs", "9" * 1_000_000)
     assert len(error.line) < 200
