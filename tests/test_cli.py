@@ -405,4 +405,4 @@ def test_one_of_several_processes_tells(capsys, tmp_path, monkeypatch):
 
 def test_benchmarks_check_first(capsys, tmp_path):
     run(capsys, "benchmark", "--rounds", "0").refused(2, "C03", "rounds=0")
-    run(capsys, "benchmark", "losses", "--data", tmp_path).refused(2, "C09", "losses")
+    run(capsys, "benchmark", "losses", "--data", tmp_path).refused(2, "C09", "losses", "data")

@@ -147,7 +147,7 @@ def test_other_positions(position):
     "wrong", [{"block": "big"}, {"stem": "x"}, {"layers": (1, 2)}, {"value_ratio": 1.5}, {"layers": (), "widths": ()}]
 )
 def test_wrong_settings(wrong):
-    with refused(ConfigError, *[*wrong][:1]):
+    with refused(ConfigError, next(iter(wrong))):
         ResNetConfig(**wrong)
 
 

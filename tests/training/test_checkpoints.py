@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -323,55 +322,77 @@ def a_run(folder: Path, acknowledge: Callable[[int], object]) -> None:
         acknowledge(step)
 
 
-def run_and_die(folder: Path, at_call: int) -> tuple[int, bool]:
-    """The last acknowledged step, and whether the child was killed at its n-th system call, in `a_run`."""
+def kill_at_every_call(root: Path) -> list[int]:
+    """Leave in `root/1`, `root/2`, … the folder of `a_run` as a kill at its first, second, … system call leaves it.
+
+    One process makes the calls and copies the folder before each, in the midst of each write. It is dead when this
+    returns, as a killed one would be.
+
+    Returns:
+        The last acknowledged step at each call, and after all of them.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         real = SimpleNamespace(**{name: getattr(os, name) for name in CALLS})
-        calls = 0
+        calls, step, copying = 0, 0, False
 
-        def counted(name: str) -> Callable:
+        def copy() -> None:
+            nonlocal calls, copying
+            calls, copying = calls + 1, True
+            if (root / "run").exists():
+                shutil.copytree(root / "run", root / str(calls))
+            real.write(writer, bytes([step]))
+            copying = False
+
+        def copied(name: str) -> Callable:
             def call(*arguments, **options):  # type: ignore[no-untyped-def]
-                nonlocal calls
-                calls += 1
-                if calls == at_call:
-                    if name == "write":
-                        real.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return None if name == "fsync" else getattr(real, name)(*arguments, **options)
+                if copying:
+                    return getattr(real, name)(*arguments, **options)
+                half = 0
+                if name == "write":
+                    descriptor, data = arguments
+                    half = real.write(descriptor, data[: len(data) // 2])
+                    arguments = (descriptor, data[half:])
+                copy()
+                if name == "fsync":
+                    return None
+                result = getattr(real, name)(*arguments, **options)
+                return half + result if name == "write" else result
 
             return call
 
+        def acknowledge(saved: int) -> None:
+            nonlocal step
+            step = saved
+
         try:
             for name in CALLS:
-                setattr(os, name, counted(name))
-            a_run(folder, lambda step: real.write(writer, bytes([step])))
-        finally:
+                setattr(os, name, copied(name))
+            a_run(root / "run", acknowledge)
+            copy()
             os._exit(0)
+        finally:
+            os._exit(1)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        acknowledged = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    return max(acknowledged, default=0), os.WIFSIGNALED(status)
+        acknowledged = list(pipe.read())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return acknowledged
 
 
 @pytest.mark.usefixtures("quick_flush")
 def test_kill_at_every_system_call(tmp_path: Path) -> None:
-    at_call, killed = 0, True
-    while killed:
-        at_call += 1
-        folder = tmp_path / str(at_call)
-        acknowledged, killed = run_and_die(folder, at_call)
+    steps = kill_at_every_call(tmp_path)
+    for call, acknowledged in enumerate(steps, start=1):
+        folder = tmp_path / str(call)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a kill leaves nothing damaged under a checkpoint's name
             step = newest_step(folder)
-            assert step >= acknowledged, f"killed at call {at_call}: {step} < {acknowledged}"
+            assert step >= acknowledged, f"killed at call {call}: {step} < {acknowledged}"
             save(folder, 6, keep=1)  # the next run clears what was left
         assert names(folder) == {"step_6"}
-        folder.joinpath("step_6").rename(tmp_path / f"step_{at_call}")
-        folder.rmdir()
-    assert at_call > 60 and acknowledged == 3
+    assert len(steps) > 60 and steps[-1] == 3
 
 
 class Disk:
