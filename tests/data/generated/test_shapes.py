@@ -17,24 +17,24 @@ from refusal import refused
 from regard.data.coco.annotations import read_annotations
 from regard.data.coco.dataset import find_bad_images, open_detection
 from regard.data.generated import shapes
+from regard.data.generated.cache import cache_folder
 from regard.data.generated.shapes import (
     FIRST_STUFF_ID,
-    LEAST_VISIBLE,
+    MIN_VISIBLE,
     SHAPES,
     STUFF,
     ShapesConfig,
-    cache_folder,
     data_folder,
     parse_shapes,
     render_scene,
     run_lengths,
-    shapes_folder,
     write_shapes,
 )
 from regard.data.paths import data_text
 from regard.errors import ConfigError
 
 CONFIG = ShapesConfig(size=48, train=8, val=5, classes=4, min_objects=1, max_objects=5, seed=3)
+FEW = "shapes:size=32,train=3,val=1"
 SPLITS = {"train": CONFIG.train, "val": CONFIG.val}
 
 
@@ -162,7 +162,7 @@ def test_objects_stay_visible(monkeypatch):
         scene = render_scene(config, (0, 0, number))
         assert len(painted) == len(scene.labels)
         shares = [(scene.segments == k).sum() / mask.sum() for k, mask in enumerate(painted)]
-        assert min(shares) >= LEAST_VISIBLE
+        assert min(shares) >= MIN_VISIBLE
         covered += sum(share < 1 for share in shares)
         assert all(((scene.segments == k) <= mask).all() for k, mask in enumerate(painted))
     assert covered > 5  # overlaps do occur
@@ -238,13 +238,13 @@ def test_a_folder_called_shapes(tmp_path, monkeypatch):
     assert not (tmp_path / "home").exists()
     for given in (Path("shapes"), "./shapes", data_text(Path("shapes"))):
         assert data_folder(given) == Path("shapes")
-    monkeypatch.setattr(shapes, "shapes_folder", lambda config: config)
-    assert data_folder("shapes:") == data_folder(data_text("shapes:")) == ShapesConfig()
+    monkeypatch.setattr(shapes, "cached_folder", lambda name, write: name)
+    assert data_folder("shapes:") == data_folder(data_text("shapes:")) == f"shapes-64px-{ShapesConfig().fingerprint}"
 
 
 def test_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("REGARD_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path
+    assert cache_folder() == tmp_path / "data"
     small = replace(CONFIG, train=2, val=1)
     text = "shapes:size=48,train=2,val=1,classes=4,min_objects=1,max_objects=5,seed=3"
     path = data_folder(text)
@@ -260,24 +260,24 @@ def test_cache(tmp_path, monkeypatch):
 def test_cache_without_own_folder(monkeypatch):
     monkeypatch.delenv("REGARD_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/regard")
+    assert cache_folder() == Path("/somewhere/regard/data")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "regard"
+    assert cache_folder() == Path.home() / ".cache" / "regard" / "data"
 
 
-def test_made_by_several_at_once(tmp_path):
-    config = ShapesConfig(size=32, train=3, val=1)
+def test_made_by_several_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path))
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: shapes_folder(config, tmp_path), range(4)))
+        folders = set(pool.map(lambda _: data_folder(FEW), range(4)))
     assert len(folders) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [folders.pop().name]  # no temporary folder is left
-    write_shapes(config, tmp_path / "alone")
-    assert digest(tmp_path / "alone") == digest(shapes_folder(config, tmp_path))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [folders.pop().name]  # no temporary folder is left
+    write_shapes(parse_shapes(FEW), tmp_path / "alone")
+    assert digest(tmp_path / "alone") == digest(data_folder(FEW))
 
 
 def test_interrupted(tmp_path, monkeypatch):
     """A folder is whole or absent."""
-    config = ShapesConfig(size=32, train=3, val=1)
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path))
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -285,18 +285,19 @@ def test_interrupted(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shapes, "_write_json", stopped)
         with pytest.raises(KeyboardInterrupt):
-            shapes_folder(config, tmp_path)
-    assert not list(tmp_path.iterdir())
-    assert (shapes_folder(config, tmp_path) / "annotations" / "panoptic_val.json").is_file()
+            data_folder(FEW)
+    assert not list((tmp_path / "data").iterdir())
+    assert (data_folder(FEW) / "annotations" / "panoptic_val.json").is_file()
 
 
 def test_a_full_disk_is_not_hidden(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path))
     monkeypatch.setattr(shapes, "_write_json", full)
     with pytest.raises(OSError, match="No space"):
-        shapes_folder(ShapesConfig(size=32, train=1, val=1), tmp_path)
+        data_folder(FEW)
 
 
 def test_nothing_is_written_over(tmp_path):

@@ -64,7 +64,7 @@ def test_shapes_have_one_object_each(tmp_path):
 def test_wrong_options():
     with refused(ConfigError, "C01", "digits:size=3"):
         open_classification("digits:size=3")
-    with refused(ConfigError, "C03", "2 images", "circle"):
+    with refused(ConfigError, "C03", "train=2", "circle"):
         open_classification("shapes:size=32,train=2,classes=6")
     with refused(ConfigError, "C01", "sizes"):
         open_classification("shapes:sizes=32")

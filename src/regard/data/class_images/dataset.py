@@ -15,8 +15,8 @@ from regard.data.class_images.csv_lists import ClassLists
 from regard.data.class_images.folders import ClassFolders, SplitFolders, looks_like_coco
 from regard.data.class_images.listing import Images, Layout
 from regard.data.class_images.shards import Shards
-from regard.data.generated.words import WORDS, generated_folder
-from regard.data.paths import check_folder
+from regard.data.generated.words import generated_folder
+from regard.data.paths import GENERATED, check_folder
 from regard.data.report import Report, folder_entries, listed
 from regard.data.samples import ClassSample
 from regard.data.splits import SPLIT_NAMES, Split, missing_split
@@ -145,7 +145,7 @@ def open_classification(root: str | Path, split: Split = "train", *, all_images:
     if split not in SPLIT_NAMES:
         raise DataError(f"split {split!r}, expected train or val", where=root)
     word = str(root)
-    root = generated_folder(word) if word.partition(":")[0] in WORDS else Path(root)
+    root = generated_folder(word) if word.partition(":")[0] in GENERATED else Path(root)
     layout = _find_layout(root)
     if all_images:
         if not isinstance(layout, ClassFolders):

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from regard.data.class_images.listing import LabelledImages, class_name, in_natural_order, read_labels_file
-from regard.data.generated.shapes import cache_folder
+from regard.data.generated.cache import cache_folder
 from regard.data.image_folders import SUFFIXES
 from regard.data.images import decode_image
 from regard.data.splits import Split, find_splits
@@ -140,7 +140,7 @@ def open_shard(path: Path) -> Shard:
     status = path.stat()
     key = json.dumps([VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns])
     stem = f"{path.name.partition('.')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    folder = cache_folder() / "data" / "shards"
+    folder = cache_folder() / "shards"
     index, tar = folder / f"{stem}.json", folder / f"{stem}.tar" if packed else path
     cached = _read_index(index)
     if cached is not None and tar.is_file():

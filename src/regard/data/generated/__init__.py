@@ -1,1 +1,1 @@
-"""Generated data sets: coloured shapes and their names."""
+"""Data sets that need no download: generated shapes, handwritten digits."""

@@ -1,7 +1,7 @@
-"""Generated images: coloured shapes on a landscape, with boxes, masks and panoptic labels, as a COCO folder.
+"""Generated detection data: coloured shapes on a landscape, with boxes, masks and panoptic labels, as a COCO folder.
 
-The same options give the same bytes. It is what `--data shapes` means: a task that a small detector learns in minutes,
-with nothing to download, and the data of our own tests.
+The same options give the same bytes. `--data shapes` means these images: a small detector learns them in minutes, with
+nothing to download. Our own tests use them too.
 """
 
 from __future__ import annotations
@@ -9,39 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from regard.data.coco.outlines import run_lengths
+from regard.data.generated.cache import cached_folder
 from regard.errors import ConfigError
 
-# Regular outlines as (radius, angle in turns) are enough for all: a circle is a polygon of many corners.
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 STUFF = ("sky", "ground")
 FIRST_STUFF_ID = 101
-SUPERSAMPLING = 4  # outlines are drawn so much larger and then reduced: smooth edges
-MOST_TURN = 0.06  # of a full turn, either way: shapes stand nearly upright
-LEAST_VISIBLE = 0.6  # share of an object that later ones may not cover
-VERSION = 1  # part of the cache key: to be raised when the same options give other bytes
+SUPERSAMPLING = 4  # outlines are drawn at this multiple of the size and reduced, for smooth edges
+MAX_TURN = 0.06  # of a full turn, either way: shapes are nearly upright
+MIN_VISIBLE = 0.6  # share of an object that later objects must leave visible
+VERSION = 1  # part of the cache key: raise it when the same options give other bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesConfig:
-    """What to generate. As text: `shapes:size=96,train=2000,classes=5`."""
+    """Options of generated images. As text: `shapes:size=96,train=2000,classes=5`."""
 
     size: int = 64  # height and width of the images in pixels
     train: int = 4000  # images for training
     val: int = 250  # images for validation
-    classes: int = 3  # the first so many of SHAPES
-    min_objects: int = 1  # in an image; fewer where there is no room for them
+    classes: int = 3  # number of SHAPES to use, from the first
+    min_objects: int = 1  # in an image; fewer if there is no room for them
     max_objects: int = 4  # in an image
     min_scale: float = 0.25  # extent of an object as a share of the image
     max_scale: float = 0.5  # maximum extent of an object as a share of the image
@@ -59,13 +55,17 @@ class ShapesConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Short name of exactly these images."""
+        """Short hash of everything that the images depend on."""
         text = json.dumps([VERSION, asdict(self)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def parse_shapes(text: str) -> ShapesConfig:
-    """`shapes` or `shapes:key=value,...` -> options."""
+    """Parse `shapes` or `shapes:key=value,...`.
+
+    Raises:
+        ConfigError: an unknown option (C01), or a wrong value (C02, C03).
+    """
     from regard.config import apply_overrides
 
     _, _, options = text.partition(":")
@@ -73,49 +73,30 @@ def parse_shapes(text: str) -> ShapesConfig:
 
 
 def data_folder(data: str | Path) -> Path:
-    """The folder that `--data` means: itself, or that of generated images for the text `shapes...`.
+    """Return the folder that `--data` names; for the text `shapes...` that of the generated images.
+
+    Generates the images at the first call, in the cache folder.
 
     Raises:
-        ConfigError: `shapes` where there is a folder of that name; `shapes:` always means the generated images (C09).
+        ConfigError: `shapes`, and there is a folder of that name (C09); `shapes:` always means the generated images.
     """
     if isinstance(data, Path) or data.partition(":")[0] != "shapes":
         return Path(data)
     if Path(data).is_dir():
-        what = "shapes means generated images, and there is a folder of that name here"
+        what = "shapes means generated images, but there is also a folder of that name"
         raise ConfigError(what, where=data, remedy=f"write ./{data} for the folder, {data}: for the images", code="C09")
-    return shapes_folder(parse_shapes(data))
-
-
-def shapes_folder(config: ShapesConfig, root: Path | None = None) -> Path:
-    """The folder of these images; generated at the first call, under the user's cache folder if `root` is None."""
-    folder = (root or cache_folder() / "data") / f"shapes-{config.size}px-{config.fingerprint}"
-    if not folder.exists():
-        temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
-        try:
-            write_shapes(config, temporary)
-            temporary.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def cache_folder() -> Path:
-    """Where generated data are kept: `$REGARD_HOME`, or `regard` in the user's cache folder."""
-    home = os.environ.get("REGARD_HOME")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "regard"
+    config = parse_shapes(data)
+    return cached_folder(f"shapes-{config.size}px-{config.fingerprint}", lambda folder: write_shapes(config, folder))
 
 
 def write_shapes(config: ShapesConfig, folder: Path) -> None:
     """Write images and annotations as a COCO folder: `train/`, `val/`, `annotations/`.
 
     Raises:
-        ConfigError: there is something at `folder` already (C11).
+        ConfigError: `folder` exists and is not empty (C11).
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError("the folder is not empty", where=folder, remedy="name another one", code="C11")
+        raise ConfigError("the folder is not empty", where=folder, remedy="name another folder", code="C11")
     (folder / "annotations").mkdir(parents=True)
     for number, (split, count) in enumerate((("train", config.train), ("val", config.val))):
         (folder / split).mkdir()
@@ -126,8 +107,13 @@ def write_shapes(config: ShapesConfig, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered image. image: (S, S, 3) uint8. segments: (S, S) int, 0.. for objects, -1 and -2 for the stuff.
-    labels: index into SHAPES of each object."""
+    """A rendered image.
+
+    Args:
+        image: (S, S, 3) uint8, RGB.
+        segments: (S, S) int, 0.. for objects, -1 for sky, -2 for ground.
+        labels: index into SHAPES of each object.
+    """
 
     image: np.ndarray
     segments: np.ndarray
@@ -135,20 +121,20 @@ class Scene:
 
 
 def render_scene(config: ShapesConfig, seed: Sequence[int]) -> Scene:
-    """One image; a function of its arguments alone."""
+    """Render one image, which depends on the arguments alone."""
     rng = np.random.default_rng(list(seed))
     image, segments = _landscape(config.size, rng)
     labels: list[int] = []
     wanted = int(rng.integers(config.min_objects, config.max_objects + 1))
     areas: list[int] = []
-    for _ in range(20 * wanted):  # places that would hide another object too much are tried again
+    for _ in range(20 * wanted):  # positions that would hide too much of another object are drawn again
         if len(labels) == wanted:
             break
         label = int(rng.integers(config.classes))
         alpha = _draw_shape(SHAPES[label], config, rng)
         mask = alpha > 0.5
         left = np.bincount(segments[~mask & (segments >= 0)], minlength=len(labels))[: len(labels)]
-        if mask.any() and all(now >= LEAST_VISIBLE * full for now, full in zip(left, areas, strict=True)):
+        if mask.any() and all(now >= MIN_VISIBLE * full for now, full in zip(left, areas, strict=True)):
             image += alpha[..., None] * (_paint(image, mask, rng) - image)
             segments[mask] = len(labels)
             labels.append(label)
@@ -158,7 +144,7 @@ def render_scene(config: ShapesConfig, seed: Sequence[int]) -> Scene:
 
 
 def _landscape(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Sky above a tilted horizon, ground below, each with a texture of its own."""
+    """Draw sky above a tilted horizon and ground below. Returns the image and the segments."""
     y, x = np.mgrid[:size, :size] / size
     horizon = rng.uniform(0.2, 0.8) + rng.uniform(-0.3, 0.3) * (x - 0.5)
     ground = y > horizon
@@ -168,18 +154,18 @@ def _landscape(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
 
 
 def _texture(size: int, cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise (size, size, 3), about -1..1, that changes `cells` times across the image."""
+    """Return smooth noise (size, size, 3), about -1..1, that changes `cells` times across the image."""
     coarse = rng.uniform(-1, 1, (cells, cells, 3)).astype(np.float32)
     channels = [Image.fromarray(coarse[..., c]).resize((size, size), Image.Resampling.BICUBIC) for c in range(3)]
     return np.stack([np.asarray(c) for c in channels], axis=-1)
 
 
 def _draw_shape(name: str, config: ShapesConfig, rng: np.random.Generator) -> np.ndarray:
-    """Coverage of every pixel by a turned and shifted shape, (S, S) float 0..1."""
+    """Return how much of every pixel a rotated and shifted shape covers, (S, S) float 0..1."""
     size = config.size * SUPERSAMPLING
     radius = rng.uniform(config.min_scale, config.max_scale) / 2 * size
     centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
-    turn = rng.uniform(-MOST_TURN, MOST_TURN)
+    turn = rng.uniform(-MAX_TURN, MAX_TURN)
     points = [
         (
             centre[0] + radius * r * math.sin(2 * math.pi * (a + turn)),
@@ -193,7 +179,7 @@ def _draw_shape(name: str, config: ShapesConfig, rng: np.random.Generator) -> np
 
 
 def _outline(name: str) -> list[tuple[float, float]]:
-    """Corners of a shape as (radius 0..1, angle in turns from the top)."""
+    """Return the corners of a shape as (radius 0..1, angle in turns from the top). A circle has 40 corners."""
     if name == "circle":
         return [(0.9, i / 40) for i in range(40)]
     if name == "square":
@@ -221,17 +207,15 @@ def _outline(name: str) -> list[tuple[float, float]]:
 
 
 def _paint(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour that stands out from what it covers, (3,)."""
+    """Return a colour (3,) that contrasts with the pixels under it."""
     behind = image[mask].mean(0)
     colours = rng.uniform(20, 235, (8, 3))
     clear = np.abs(colours - behind).max(1) > 80
     return colours[int(clear.argmax())]
 
 
-def _write_split(config: ShapesConfig, folder: Path, split: str, scenes: Any) -> None:
-    categories = [
-        {"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(SHAPES[: config.classes])
-    ]
+def _write_split(config: ShapesConfig, folder: Path, split: str, scenes: Iterable[Scene]) -> None:
+    things = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(SHAPES[: config.classes])]
     stuff = [{"id": FIRST_STUFF_ID + i, "name": name, "supercategory": "stuff"} for i, name in enumerate(STUFF)]
     images: list[dict] = []
     instances: list[dict] = []
@@ -239,31 +223,34 @@ def _write_split(config: ShapesConfig, folder: Path, split: str, scenes: Any) ->
     for i, scene in enumerate(scenes, start=1):
         name = f"{i:06d}.png"
         Image.fromarray(scene.image).save(folder / split / name, compress_level=1)
-        images.append({"id": i, "file_name": name, "height": config.size, "width": config.size})
-        segments = []
-        for segment, category in [
-            *enumerate(label + 1 for label in scene.labels),
-            (-1, FIRST_STUFF_ID),
-            (-2, FIRST_STUFF_ID + 1),
-        ]:
-            mask = scene.segments == segment
-            if not mask.any():
-                continue
-            shape = {"bbox": _box(mask), "area": int(mask.sum()), "iscrowd": 0, "category_id": category}
-            segments.append({"id": segment + 3, **shape})
-            if segment >= 0:
-                rle = {"size": list(mask.shape), "counts": run_lengths(mask)}
-                instances.append({"id": len(instances) + 1, "image_id": i, **shape, "segmentation": rle})
         ids = np.zeros_like(scene.image)
-        ids[..., 0] = scene.segments + 3  # COCO's panoptic code: id = R + 256 G + 65536 B, 0 is void
+        ids[..., 0] = scene.segments + 3  # COCO's id = R + 256 G + 65536 B; 0 is void
         Image.fromarray(ids).save(folder / "annotations" / f"panoptic_{split}" / name)
+        images.append({"id": i, "file_name": name, "height": config.size, "width": config.size})
+        segments = _segment_rows(scene)
         panoptic.append({"image_id": i, "file_name": name, "segments_info": segments})
+        for row in segments:
+            if row["category_id"] < FIRST_STUFF_ID:
+                rle = {"size": [config.size] * 2, "counts": run_lengths(scene.segments + 3 == row["id"])}
+                rest = {key: value for key, value in row.items() if key != "id"}
+                instances.append({"id": len(instances) + 1, "image_id": i, **rest, "segmentation": rle})
     info = {"description": f"regard shapes {asdict(config)}"}
-    things_and_stuff = [{**c, "isthing": 1} for c in categories] + [{**c, "isthing": 0} for c in stuff]
-    _write_json(folder / "annotations" / f"instances_{split}.json",
-                {"info": info, "images": images, "annotations": instances, "categories": categories})  # fmt: skip
-    _write_json(folder / "annotations" / f"panoptic_{split}.json",
-                {"info": info, "images": images, "annotations": panoptic, "categories": things_and_stuff})  # fmt: skip
+    flagged = [{**c, "isthing": 1} for c in things] + [{**c, "isthing": 0} for c in stuff]
+    for kind, rows, categories in (("instances", instances, things), ("panoptic", panoptic, flagged)):
+        content = {"info": info, "images": images, "annotations": rows, "categories": categories}
+        _write_json(folder / "annotations" / f"{kind}_{split}.json", content)
+
+
+def _segment_rows(scene: Scene) -> list[dict]:
+    """Return the `segments_info` of an image; the id in the PNG file is the segment + 3."""
+    classes = [*enumerate(label + 1 for label in scene.labels), (-1, FIRST_STUFF_ID), (-2, FIRST_STUFF_ID + 1)]
+    rows = []
+    for segment, category in classes:
+        mask = scene.segments == segment
+        if mask.any():
+            area = int(mask.sum())
+            rows.append({"id": segment + 3, "bbox": _box(mask), "area": area, "iscrowd": 0, "category_id": category})
+    return rows
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -271,6 +258,6 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def _box(mask: np.ndarray) -> list[int]:
-    """COCO box [x, y, width, height] around a mask."""
+    """Return the COCO box [x, y, width, height] around a mask."""
     y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
