@@ -174,6 +174,10 @@ class CheckpointError(RegardError):
     exit_code = 4
 
 
+class NewerVersionError(CheckpointError):
+    """A newer version of Regard wrote the file."""
+
+
 class DivergedError(RegardError, FloatingPointError):
     """A prediction, a loss or a gradient is no longer finite."""
 

@@ -18,7 +18,7 @@ from regard.evaluation.options import ClassificationEvaluationOptions, Detection
 from regard.models.build import build
 from regard.models.configs.vit import ViTConfig
 from regard.structures.categories import Category, ModelCard
-from regard.training.checkpoints import save_checkpoint
+from regard.training.checkpoint_writer import save_checkpoint
 from regard.weights.classifiers import imagenet_categories
 from regard.weights.load import model_state
 
@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory):
     net = build(config, "vit", [Category(i, name) for i, name in enumerate(("pink", *COLORS, "grey"))])
     folder = tmp_path_factory.mktemp("runs") / "run"
     state = {"model_state": model_state(net), "progress": {"best_step": 1, "scores": {"top1": 0.1}}}
-    save_checkpoint(folder / "checkpoints", 1, {"model": net.state_dict()}, json.loads(json.dumps(state)), keep=1)
+    save_checkpoint(folder / "checkpoints", 1, {"model": net.state_dict()}, json.loads(json.dumps(state)))
     return folder
 
 

@@ -11,7 +11,7 @@ from regard.models.build import build
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.structures.categories import Category
-from regard.training.checkpoints import save_checkpoint
+from regard.training.checkpoint_writer import save_checkpoint
 from regard.weights.load import model_state
 
 SMALL = DETRConfig(
@@ -40,4 +40,4 @@ def write_run(folder: Path, net: DETR, steps: dict[int, float], average: bool = 
             tensors["ema"] = {**tensors["model"], "class_embed.bias": tensors["model"]["class_embed.bias"] + 0.5}
         progress = {"best_step": best if step >= best else step, "scores": {"AP": score}}
         state = {"model_state": model_state(net), "progress": progress}
-        save_checkpoint(folder / "checkpoints", step, tensors, json.loads(json.dumps(state)), keep=9)
+        save_checkpoint(folder / "checkpoints", step, tensors, json.loads(json.dumps(state)), protect=range(100))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from regard.errors import CheckpointError, ConfigError
-from regard.training.checkpoints import read_checkpoint, save_checkpoint
+from regard.training.checkpoint_writer import save_checkpoint
+from regard.training.checkpoints import read_checkpoint
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 
 

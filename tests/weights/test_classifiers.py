@@ -20,7 +20,7 @@ from regard.models.configs.resnet import ResNetConfig
 from regard.models.configs.wide_resnet import WideResNetConfig
 from regard.models.resnet import ResNet
 from regard.structures.categories import Category
-from regard.training.checkpoints import save_checkpoint
+from regard.training.checkpoint_writer import save_checkpoint
 from regard.weights.classifiers import imagenet_categories, transfer_classifier
 from regard.weights.load import load, model_state
 
@@ -110,7 +110,7 @@ def test_a_run_gives_the_same_model(tmp_path, config):
     net.card = replace(net.card, crop_pct=0.7)
     state = {"model_state": model_state(net), "progress": {"best_step": 1}}
     tensors = {"model": net.state_dict()}
-    save_checkpoint(tmp_path / "run" / "checkpoints", 1, tensors, json.loads(json.dumps(state)), keep=9)
+    save_checkpoint(tmp_path / "run" / "checkpoints", 1, tensors, json.loads(json.dumps(state)))
     found = load(tmp_path / "run")
     assert found.config == net.config and found.card == net.card and not found.training
     images = torch.randn(1, 3, 32, 32)
@@ -121,7 +121,7 @@ def test_a_run_gives_the_same_model(tmp_path, config):
 def test_a_family_of_a_later_version(tmp_path):
     net = tiny()
     state = {"model_state": {**model_state(net), "family": "HyperNetConfig"}, "progress": {"best_step": 1}}
-    save_checkpoint(tmp_path / "run" / "checkpoints", 1, {"model": net.state_dict()}, state, keep=9)
+    save_checkpoint(tmp_path / "run" / "checkpoints", 1, {"model": net.state_dict()}, state)
     with pytest.raises(CheckpointError, match="'HyperNetConfig', which this version does not know"):
         load(tmp_path / "run")
     assert type(FAMILIES["DETRConfig"]).__name__ == "DETRConfig"

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import ConfigError, DivergedError, RegardError
-from regard.training.checkpoints import newest_checkpoint, read_checkpoint, save_checkpoint
+from regard.training.checkpoint_writer import save_checkpoint
+from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.config import TrainingConfig
 from regard.training.data_loader import mix, naming_killed_workers
 from regard.training.distributed import Processes

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from regard.config import apply_mapping, to_mapping
-from regard.errors import CheckpointError
+from regard.errors import CheckpointError, NewerVersionError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
@@ -155,7 +155,7 @@ def _load_folder(path: Path) -> Model:
     kept = state["model_state"]
     if kept.get("family") not in FAMILIES:
         what = f"a model of the family {kept.get('family')!r:.60}, which this version does not know"
-        raise CheckpointError(what, where=path, remedy="update regard", code="K19")
+        raise NewerVersionError(what, where=path, remedy="upgrade: pip install -U regard", code="K19")
     config = apply_mapping(FAMILIES[kept["family"]], kept["config"], where=str(path))
     categories = [Category(*values) for values in kept["categories"]]
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
