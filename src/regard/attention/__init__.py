@@ -1,4 +1,4 @@
-"""Self-attention mechanisms for images. Tensors in, tensors out: nothing here knows of models, losses or data."""
+"""Self-attention mechanisms for images. Tensors in, tensors out: they use no model, loss or data set."""
 
 from regard.attention.augmented_conv import AugmentedConv2d, attention_channels
 from regard.attention.axial import AxialAttention

@@ -21,7 +21,7 @@ LEAST_KEY_WIDTH = 20  # per head; section 3.2
 
 
 def attention_channels(out_channels: int, key_ratio: float, value_ratio: float, num_heads: int) -> tuple[int, int]:
-    """Channels of keys and of values by the paper's rule, with which its parameter counts come out.
+    """Compute the channels of keys and values by the rule that gives the parameter counts of the paper.
 
     Both are rounded down to a multiple of `num_heads`; a head has at least 20 key channels and one value channel.
 
@@ -29,7 +29,7 @@ def attention_channels(out_channels: int, key_ratio: float, value_ratio: float, 
         out_channels: F of the layer.
         key_ratio: kappa = d_k / F.
         value_ratio: upsilon = d_v / F, at most 1.
-        num_heads: heads.
+        num_heads: number of heads.
     """
     if num_heads < 1:
         raise ValueError(f"num_heads {num_heads} must be at least 1")
@@ -42,32 +42,34 @@ def attention_channels(out_channels: int, key_ratio: float, value_ratio: float, 
 
 
 class AugmentedConv2d(nn.Module):
-    """A convolution of which some output channels are those of multi-head attention over the whole map.
+    """A convolution with some of its output channels replaced by multi-head attention over the whole map.
 
     Args:
         in_channels: channels of the input.
         out_channels: F, of the convolution and the attention together.
-        kernel_size: of the convolution.
+        kernel_size: side of the convolution kernel.
         key_channels: d_k of all heads together, a multiple of `num_heads`; see `attention_channels`.
         value_channels: d_v of all heads together, a multiple of `num_heads`. F for attention alone, without a
             convolution; 0 for the convolution alone.
-        num_heads: heads.
-        map_size: height and width of the map that attention sees, for which relative tables and their number of
-            parameters are made. Any other size works: see `RelativePosition2d`.
-        stride, padding, dilation, groups: of the convolution; `padding` keeps the size where it is None and the kernel
-            odd.
-        bias: of all four convolutions, as in the listing. ResNets have none.
+        num_heads: number of heads.
+        map_size: height and width of the map at the attention, for which the tables of relative positions are made.
+            Other sizes work too: see `RelativePosition2d`.
+        stride: of the convolution.
+        padding: of the convolution; None keeps the size for odd kernels.
+        dilation: of the convolution.
+        groups: of the convolution.
+        bias: whether all four convolutions have biases, as in the listing; ResNets have none.
         position: `relative`; `none`; `sine` or `learned` encodings added to the input of the attention, which has an
             even number of channels then, learned ones for maps of up to 50 x 50 cells or `map_size`; `coord`, two
-            channels of coordinates beside it (CoordConv).
-        reduction: what a stride does to the attention, of which the paper says nothing: `pool` its input (average
+            additional channels of coordinates (CoordConv).
+        reduction: how a stride applies to the attention (the paper does not say): `pool` its input (average
             over 3x3), `subsample` its input, or `pool_after`, its output (2x2, as in stand-alone attention).
-        pool_attention: attend at half the size, on an average over 3x3, and scale the result up (bilinear): what the
-            paper does where maps are large.
+        pool_attention: attend at half the size, on an average over 3x3, and enlarge the result (bilinear), as the
+            paper does on large maps.
         method: see `relative_attention`.
 
     Raises:
-        ValueError: channels that heads or groups do not divide, and unknown names.
+        ValueError: heads or groups do not divide the channels, or a name is unknown.
     """
 
     def __init__(
@@ -135,7 +137,7 @@ class AugmentedConv2d(nn.Module):
         return attended if self.conv is None else torch.cat((self.conv(x), attended), dim=1)
 
     def attend(self, x: Tensor) -> Tensor:
-        """The channels of the attention alone: (B, C, H, W) -> (B, d_v, H', W')."""
+        """Return only the channels of the attention: (B, C, H, W) -> (B, d_v, H', W')."""
         query, key, value = self.project(x)
         heads = relative_attention(query, key, value, self.relative, self.method)
         attended = self.out(heads.permute(0, 1, 4, 2, 3).flatten(1, 2))  # channel = head * e + c
@@ -147,15 +149,15 @@ class AugmentedConv2d(nn.Module):
         return attended
 
     def attention_logits(self, x: Tensor) -> Tensor:
-        """The scaled logits of all keys for all queries, before softmax: (B, C, H, W) -> (B, heads, N, N).
+        """Return the scaled logits of all keys for all queries before softmax: (B, C, H, W) -> (B, heads, N, N).
 
-        N counts the cells that attention sees: fewer than H W where there is a stride or `pool_attention`.
+        N is the number of cells at the attention: fewer than H W with a stride or `pool_attention`.
         """
         query, key, _ = self.project(x)
         return relative_logits(query, key, self.relative)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (scaled), keys and values of an input (B, C, H, W), each (B, heads, h, w, d or e)."""
+        """Return scaled queries, keys and values of an input (B, C, H, W), each (B, heads, h, w, d or e)."""
         x = self._attention_input(x)
         key, query, value = self.kqv(x).split((self.key_channels, self.key_channels, self.value_channels), dim=1)
         query = query * (self.key_channels // self.num_heads) ** -0.5  # before both products, as in the listing
@@ -163,7 +165,7 @@ class AugmentedConv2d(nn.Module):
         return q, k, v
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """H' and W' for an input of H and W."""
+        """Return H' and W' for an input of H and W."""
         h, w = (
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, p, d, k, s in zip(
@@ -194,7 +196,7 @@ class AugmentedConv2d(nn.Module):
 
 
 def _average(x: Tensor, stride: tuple[int, int]) -> Tensor:
-    """3x3 average of the cells that there are, at every `stride`: sides become ceil(side / stride)."""
+    """Average over 3x3 cells inside the map at every `stride`; sides become ceil(side / stride)."""
     return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
 
 

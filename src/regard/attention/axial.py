@@ -1,13 +1,13 @@
-"""Axial attention: a cell attends to its row, and then to its column, instead of to the whole map at once.
+"""Axial attention: a cell attends to its row and then to its column instead of to the whole map.
 
     chain   y = columns(rows(x)): every cell reaches every other
     sum     y = rows(x) + columns(x)
 
-where rows and columns are multi-head attention along one side, each with projections of its own. With relative
+where rows and columns are multi-head attention along one side, each with its own projections. With relative
 positions, the logit of a query q for a key that lies t cells on is (q . k + q . r_t) / sqrt(d).
 
-Source: Ho et al. 2019; Wang et al. 2020 (Axial-DeepLab), section 3.1, of whose position terms this has the
-one of the query. Time O(N (H + W) C + N C^2) for N = H W cells; memory O(N C) without positions, by fused kernels, and
+Source: Ho et al. 2019; Wang et al. 2020 (Axial-DeepLab), section 3.1, with its position term
+of the query only. Time O(N (H + W) C + N C^2) for N = H W cells; memory O(N C) without positions, by fused kernels, and
 O(heads N max(H, W)) with them. No map of N x N pairs is formed.
 """
 
@@ -29,12 +29,12 @@ class AxialAttention(nn.Module):
         channels: C of input and output, a multiple of `num_heads`.
         num_heads: heads.
         combine: `chain` or `sum`, see above.
-        position: `none`, or `relative`: a vector for every offset along a side, shared by all heads.
-        map_size: height and width for which relative tables are made. Any other size works: an offset beyond them has
-            the vector of the farthest one.
+        position: `none`, or `relative`: a vector per offset along a side, shared by all heads.
+        map_size: height and width for which relative tables are made. Other sizes work too: larger offsets use the
+            vector of the largest one in the table.
 
     Raises:
-        ValueError: channels that heads do not divide, numbers below 1, unknown names.
+        ValueError: heads do not divide the channels, a number is below 1, or a name is unknown.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class AttentionAlongSide(nn.Module):
     Args:
         channels: C of input and output.
         num_heads: heads.
-        length: of the rows that the table of relative positions is made for; without positions where None.
+        length: length of the rows for which the table of relative positions is made; None for no positions.
     """
 
     def __init__(self, channels: int, num_heads: int, length: int | None = None) -> None:
@@ -89,7 +89,7 @@ class AttentionAlongSide(nn.Module):
             nn.init.normal_(self.table, std=head_dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W); rows know nothing of each other."""
+        """(B, C, H, W) -> (B, C, H, W); rows are independent."""
         b, c, h, w = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(b * h, w, c)
         query, key, value = self.attention.project(rows, rows, rows)
@@ -104,7 +104,7 @@ class AttentionAlongSide(nn.Module):
         return (query @ key.transpose(-2, -1) + positions).softmax(dim=-1) @ value
 
     def _vectors(self, length: int) -> Tensor:
-        """The vectors between all pairs of cells of a row, key minus query: (W, W, d)."""
+        """Return the vectors of all pairs of cells of a row, by key minus query: (W, W, d)."""
         assert self.table is not None
         farthest = self.table.shape[0] // 2
         places = torch.arange(length, device=self.table.device)

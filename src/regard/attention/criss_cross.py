@@ -1,9 +1,9 @@
-"""Criss-cross attention: a cell attends to its row and its column; twice in a row, it has heard of the whole map.
+"""Criss-cross attention: a cell attends to its row and its column; applied twice, it covers the whole map.
 
     A_i,u = softmax over i of Q_u . K_i, i in the row and the column of u,    x'_u = gamma sum over i of A_i,u V_i + x_u
 
-with no factor 1/sqrt(d), the cell u itself counted once, and one softmax over these H + W - 1 keys. Source: Huang et
-al. 2019 (CCNet), sections 3.2 and 3.3. Time O(N (H + W)(C' + C)) per pass for N = H W cells and keys of width C';
+with no factor 1/sqrt(d), the cell u counted once, and one softmax over these H + W - 1 keys. Source: Huang et al.
+2019 (CCNet), sections 3.2 and 3.3. Time O(N (H + W)(C' + C)) per pass for N = H W cells and keys of width C';
 memory O(N (H + W)): rows and columns are batched products, and no map of N x N pairs is formed.
 """
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 
 class CrissCrossAttention(nn.Module):
-    """Criss-cross attention around which the input is added, applied `recurrence` times with the same weights.
+    """Criss-cross attention with a residual sum, applied `recurrence` times with the same weights.
 
     Queries and keys have an eighth of the channels, values all of them. gamma is 0 at first: the layer starts as the
     identity.
 
     Args:
         channels: C of input and output.
-        recurrence: passes R. From two on, every cell reaches every other.
+        recurrence: number of passes R; with two or more, every cell reaches every other.
 
     Raises:
         ValueError: numbers below 1.
@@ -60,7 +60,7 @@ def criss_cross_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def criss_cross_weights(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of the keys in the row of each cell, (B, H, W, W), and in its column, (B, H, W, H).
+    """Return the weights of the keys in the row of each cell, (B, H, W, W), and in its column, (B, H, W, H).
 
     Both together sum to 1 for a cell; its weight for itself is in the row, and 0 in the column.
 
@@ -70,7 +70,7 @@ def criss_cross_weights(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     h, w = query.shape[-2:]
     row = torch.einsum("bchw,bchv->bhwv", query, key)
     column = torch.einsum("bchw,bcgw->bhwg", query, key)
-    # The row has the cell itself already. It always has, so no softmax is over nothing, also where H = 1.
+    # The row already contains the cell itself, so no softmax is empty, even for H = 1.
     itself = torch.eye(h, dtype=torch.bool, device=query.device)[:, None]
     column = column.masked_fill(itself, -math.inf)
     row, column = torch.cat((row, column), dim=-1).softmax(dim=-1).split((w, h), dim=-1)

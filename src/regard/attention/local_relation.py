@@ -1,4 +1,4 @@
-"""Local relation layer: a cell gathers the k x k cells around it by how their features and places relate to its own.
+"""Local relation layer: weights of the k x k cells around a cell come from the relation of features and places.
 
     w(p', p) = softmax over p' of ( Phi(q_p, k_p') + G(p' - p) ),    y_p = W^O sum over p' of w(p', p) x_p'
 
@@ -29,14 +29,14 @@ class LocalRelation2d(nn.Module):
         kernel_size: side k of the window, odd.
         share: neighbouring channels with one weight; divides C.
         similarity: Phi: `product` q k, `difference` -(q - k)^2, or `absolute` -|q - k|.
-        border: what a window does beyond the map. `masked`: cells outside take no part. `zero`: they take part in the
-            softmax with key 0 and value 0.
+        border: handling of cells outside the map. `masked`: they are left out. `zero`: they enter the softmax
+            with key 0 and value 0.
         method: `unfold` copies the k x k cells around every cell, `shift` moves the map by one offset at a time;
-            `auto` takes the faster one that was measured (on CPUs): `shift`, but `unfold` to train on maps of up to 64
-            cells. The numbers are the same.
+            `auto` takes the faster one by measurement on CPUs: `shift`, but `unfold` to train on maps of up to 64
+            cells. Results are the same.
 
     Raises:
-        ValueError: an even kernel, channels that `share` does not divide, and unknown names.
+        ValueError: the kernel is even, `share` does not divide the channels, or a name is unknown.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Masks for attention: which keys a query may see. True means that it may look; all broadcast to (B, heads, N, M).
+"""Attention masks: True where a query may attend to a key. They broadcast to (B, heads, N, M).
 
 They combine with & and |: `causal_mask(n) & key_padding_mask(padding)`.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def causal_mask(length: int, device: torch.device | str | None = None) -> Tensor:
-    """Each token sees itself and those before it: bool (N, N), row = query. Vaswani et al. 2017, section 3.2.3.
+    """Let each token attend to itself and earlier tokens: bool (N, N), row = query. Vaswani et al. 2017, section 3.2.3.
 
     For the cells of a map, numbered row by row, this is raster order: all rows above, and its own row up to the cell.
     """
@@ -18,10 +18,10 @@ def causal_mask(length: int, device: torch.device | str | None = None) -> Tensor
 
 
 def key_padding_mask(padding: Tensor) -> Tensor:
-    """Tokens that are padding are seen by none: (B, M) or, for maps, (B, h, w) -> bool (B, 1, 1, M), M = h w.
+    """Exclude padding tokens: (B, M) or, for maps, (B, h, w) -> bool (B, 1, 1, M), M = h w.
 
     Args:
-        padding: bool, True where there is padding.
+        padding: bool, True at padding.
     """
     if padding.dtype != torch.bool or padding.dim() not in (2, 3):
         raise ValueError(

@@ -1,11 +1,11 @@
 """Multi-head attention: Attention(Q, K, V) = softmax(Q K^T / sqrt(d) + mask) V for several heads at once.
 
 Source: Vaswani et al. 2017, section 3.2; parameters are laid out as in `torch.nn.MultiheadAttention`, so that published
-weights fit. Time O(N M C + (N + M) C^2); memory O(N + M) with the fused kernel, O(heads N M) with weights.
+weights load. Time O(N M C + (N + M) C^2); memory O(N + M) with the fused kernel, O(heads N M) with weights.
 
-A mask is bool, True where a query may look, or real: numbers added to the scaled logits, -inf where a query may not
-look, and the gradient reaches them. It broadcasts to (B, heads, N, M). A masked key has weight 0, not a small one, and
-a query that may look nowhere has weights 0 and gets 0. `regard.attention.masks` builds the usual masks.
+A mask is bool, True where a query may attend, or real, added to the scaled logits with -inf where it may not; gradients
+flow into it. It broadcasts to (B, heads, N, M). A masked key has weight exactly 0. A query with all keys masked has
+weights 0 and output 0. `regard.attention.masks` builds the usual masks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
         query: (B, heads, N, d).
         key: (B, heads, M, d).
         value: (B, heads, M, e).
-        mask: bool or real, broadcast to (B, heads, N, M), see above. A query that may look nowhere gets 0.
+        mask: bool or real, broadcast to (B, heads, N, M), see above.
         dropout: probability with which attention weights are dropped.
 
     Returns:
         (B, heads, N, e).
 
     Raises:
-        ValueError: a mask of whole numbers.
+        ValueError: an integer mask.
     """
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
@@ -41,7 +41,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = N
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """The weights that `attend` uses and never stores: (B, heads, N, M), rows sum to 1, or to 0 if all is masked."""
+    """Compute the weights that `attend` does not store: (B, heads, N, M). Rows sum to 1, or to 0 if fully masked."""
     logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     if mask is None:
         return logits.softmax(dim=-1)
@@ -51,10 +51,10 @@ def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None)
 
 
 def _open_blind_rows(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The mask with all keys open to queries that may look nowhere, and which these are: bool (..., N, 1).
+    """Unmask all keys of fully masked queries; return the mask and these queries, bool (..., N, 1).
 
-    Softmax over nothing is NaN, and kernels disagree on what they make of it, forward and backward. Softmax over
-    everything is sound; its result is to be replaced by 0.
+    An empty softmax is NaN, and kernels treat it differently, forward and backward. The caller replaces the result of
+    the full softmax by 0.
     """
     if mask.dtype == torch.bool:
         blind = ~mask.any(dim=-1, keepdim=True)
@@ -75,7 +75,7 @@ class MultiHeadAttention(nn.Module):
         dropout: probability with which an attention weight is dropped in training.
 
     Raises:
-        ValueError: numbers below 1, a width that heads do not divide.
+        ValueError: a number is below 1, or heads do not divide the width.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
@@ -96,20 +96,20 @@ class MultiHeadAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend from `query` (B, N, C) to `key` and `value` (B, M, C) -> (B, N, C).
 
-        `mask` broadcasts to (B, heads, N, M): bool, True where a query may look, or real, added to the logits. A query
-        that may look nowhere gets the bias of the output projection.
+        `mask` broadcasts to (B, heads, N, M): bool, True where a query may attend, or real, added to the logits. A
+        fully masked query gets the bias of the output projection.
         """
         dropout = self.dropout if self.training else 0.0
         attended = attend(*self.project(query, key, value), mask=mask, dropout=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """The attention weights (B, heads, N, M) of `forward` for the same query, key and mask, without dropout."""
+        """Return the attention weights (B, heads, N, M) of `forward` for the same inputs, without dropout."""
         q, k, _ = self.project(query, key, None)
         return attention_weights(q, k, mask=mask)
 
     def project(self, query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, ...]:
-        """Queries, keys, values as (B, heads, N, d). Inputs that are one object share one matrix product."""
+        """Queries, keys, values as (B, heads, N, d). Identical inputs share one matrix product."""
         c = self.embed_dim
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key:

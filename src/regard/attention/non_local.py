@@ -1,4 +1,4 @@
-"""Non-local block: every cell adds to itself what it gathers from all cells of the map.
+"""Non-local block: every cell adds a weighted sum over all cells of the map.
 
     y_i = 1/C(x) sum over j of f(x_i, x_j) g(x_j),    z_i = x_i + BN(W_z y_i)
 
@@ -25,16 +25,16 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
 
 class NonLocalBlock(nn.Module):
-    """Global attention with one head around which the input is added; it starts as the identity.
+    """Global attention with one head and a residual sum; it starts as the identity.
 
-    Nothing tells positions apart: permuted cells give permuted results where `pool_keys` is off.
+    It has no positions: without `pool_keys`, permuted cells give permuted results.
 
     Args:
         channels: C of input and output.
-        inner_channels: C' of theta, phi and g; half of `channels` where None.
+        inner_channels: C' of theta, phi and g; half of `channels` if None.
         pairwise: f, see above.
         pool_keys: take keys and values from the 2x2 maximum of the input: a quarter of the pairs. The authors' code
-            leaves out the last row or column of an odd side; here it is pooled with what there is.
+            drops the last row or column of an odd side; here it is pooled with the cells that exist.
         scale: multiply the logits of the softmax forms by the width of a key to the power -0.5, which the authors'
             configuration does and the paper does not.
 
@@ -95,7 +95,7 @@ class NonLocalBlock(nn.Module):
         return x + self.norm(self.out(y))
 
     def attention_weights(self, x: Tensor) -> Tensor:
-        """f(x_i, x_j) / C(x): (B, C, H, W) -> (B, N, M), row = query. M is about N / 4 where keys are pooled.
+        """f(x_i, x_j) / C(x): (B, C, H, W) -> (B, N, M), row = query. M is about N / 4 with pooled keys.
 
         Cells count row by row; pooled keys as well, ceil(W / 2) in a row. Rows of the softmax forms sum to 1.
         """
@@ -124,7 +124,7 @@ class NonLocalBlock(nn.Module):
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(scale Q K^T) V without the map: (B, N, d), (B, M, d), (B, M, e) -> (B, N, e)."""
-    # Fused kernels want contiguous vectors of one width, on CUDA a multiple of 8; zeros change nothing.
+    # Fused kernels need contiguous vectors of one width, on CUDA a multiple of 8; added zeros change nothing.
     width = math.ceil(max(query.shape[-1], value.shape[-1]) / 8) * 8
     q, k, v = (F.pad(t, (0, width - t.shape[-1])).contiguous()[:, None] for t in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0, :, : value.shape[-1]]

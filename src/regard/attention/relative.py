@@ -1,11 +1,11 @@
-"""Relative positions in two dimensions: a query also scores how far right and how far down a key lies.
+"""Relative positions in two dimensions: a query also scores the horizontal and vertical offset of a key.
 
     logit(i, j) = q_i . k_j + q_i . r^W[x_j - x_i] + q_i . r^H[y_j - y_i]
 
 Source: Bello et al. 2019, section 3.2 and the listing of its appendix; after Shaw et al. 2018. Offsets are key minus
-query. The tables are shared by all heads and not by layers.
+query. The tables are shared by all heads but not by layers.
 
-`relative_attention` computes this in several ways that give the same numbers (N = H W, d and e widths of a head):
+`relative_attention` computes this in several ways with the same result (N = H W, d and e widths of a head):
 
     broadcast   the sum of three products, softmax, product with values. Time O(N^2 (d + e)), memory O(heads N^2).
     fused       queries extended by their logits per row and column, keys by one-hot coordinates: an ordinary dot
@@ -28,11 +28,12 @@ CHUNK = 2**22
 class RelativePosition2d(nn.Module):
     """A learned vector for every row offset and every column offset between a key and a query.
 
-    The tables are made for maps of one size and serve any other: an offset that they hold has its own vector, so that
-    smaller maps use the central rows; an offset beyond them has that of the farthest one they hold.
+    The tables are made for maps of one size and work for any other: smaller maps use the central rows, and offsets
+    beyond the tables use the vector of the largest offset.
 
     Args:
-        height, width: of the maps that the tables are made for, in cells.
+        height: height in cells of the maps for which the tables are made.
+        width: width in cells of these maps.
         head_dim: width d of a query.
     """
 
@@ -82,14 +83,14 @@ def relative_logits(query: Tensor, key: Tensor, position: RelativePosition2d | N
 def relative_attention(
     query: Tensor, key: Tensor, value: Tensor, position: RelativePosition2d | None, method: str = "auto"
 ) -> Tensor:
-    """Attention over all cells of a map, with relative positions or, for None, without.
+    """Attend over all cells of a map, with relative positions or, if `position` is None, without.
 
     Args:
-        query: (B, heads, H, W, d), scaled by d^-0.5 already: the scale applies to both kinds of logits.
+        query: (B, heads, H, W, d), already scaled by d^-0.5: the scale applies to both kinds of logits.
         key: (B, heads, H, W, d).
         value: (B, heads, H, W, e).
         position: shared by all heads.
-        method: `broadcast`, `fused`, `chunked`, or `auto`, which takes the fastest that was measured for the size.
+        method: `broadcast`, `fused`, `chunked`, or `auto`, the fastest by measurement for the size.
 
     Returns:
         (B, heads, H, W, e).
@@ -108,7 +109,7 @@ def relative_attention(
 
 
 def _fastest(query: Tensor) -> str:
-    """By measurement (docs/results/attention.md). An exported graph serves all sizes, so it takes what fits all."""
+    """Return the fastest method by measurement (docs/results/attention.md), or for export one for all sizes."""
     if torch.compiler.is_exporting():
         return "fused"
     h, w, d = query.shape[2:]
@@ -129,14 +130,14 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, position: RelativePosition
         cell_rows = torch.eye(h, dtype=key.dtype, device=key.device)[:, None].expand(b, heads, h, w, h)
         cell_columns = torch.eye(w, dtype=key.dtype, device=key.device).expand(b, heads, h, w, w)
         k = torch.cat((key, cell_rows, cell_columns), dim=-1)
-    # Kernels that never store the map want one width for all three, and on CUDA a multiple of 8; zeros change nothing.
+    # Kernels that do not store the map need one width for all three, on CUDA a multiple of 8; zeros change nothing.
     width = -(-max(q.shape[-1], v.shape[-1]) // 8) * 8
     q, k, v = (F.pad(x.flatten(2, 3), (0, width - x.shape[-1])) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : value.shape[-1]]
 
 
 def _chunked(query: Tensor, key: Tensor, value: Tensor, position: RelativePosition2d | None) -> Tensor:
-    """Some rows of queries at a time. Their part of the map is small, and computed again for the gradient."""
+    """Some rows of queries at a time. Their part of the map is small and is computed again for the gradient."""
     b, heads, h, w, _ = query.shape
     k, v = key.flatten(2, 3).transpose(-2, -1), value.flatten(2, 3)
     rows, columns = (None, None) if position is None else position(query)

@@ -1,11 +1,11 @@
-"""Stand-alone self-attention: a layer in place of a convolution, in which a cell attends to the k x k cells around it.
+"""Stand-alone self-attention: a cell attends to the k x k cells around it, in place of a convolution.
 
     y_ij = sum over (a, b) in N_k(i, j) of softmax_ab(q_ij . k_ab + q_ij . r_{a-i, b-j}) v_ab
     r_{a-i, b-j} = [row vector of a - i; column vector of b - j], d/2 numbers each
 
 per head of width d, with no factor 1/sqrt(d). Source: Ramachandran et al. 2019, sections 3 and 3.3.
 
-`window_attention` computes this in three ways that give the same numbers, all in time O(N k^2 C) for N = H W cells and
+`window_attention` computes this in three ways with the same result, all in time O(N k^2 C) for N = H W cells and
 C channels; they differ in what they store:
 
     unfold   every window of keys and values, then sums: memory O(N k^2 C).
@@ -50,14 +50,14 @@ class StandAloneAttention2d(nn.Module):
         out_channels: channels of the output, of all heads together: a multiple of 2 `num_heads`.
         kernel_size: side k of the window, odd.
         num_heads: heads.
-        stride: 1, or 2 for an average over 2x2 cells after the attention. Where a side is odd, the last average is
-            over the cells that there are, so that sides become ceil(side / 2), as with a strided convolution.
-        border: what a window does beyond the map. `masked`: keys outside take no part. `zero`: the map is padded with
-            zeros, and keys there take part in the softmax with logit q . r and value 0, as in the public code.
+        stride: 1, or 2 for an average over 2x2 cells after the attention. For an odd side the last average is
+            over the cells that exist, so that sides become ceil(side / 2), as with a strided convolution.
+        border: handling of keys outside the map. `masked`: they are left out. `zero`: the map is padded with zeros,
+            and these keys enter the softmax with logit q . r and value 0, as in the public code.
         method: see `window_attention`.
 
     Raises:
-        ValueError: an even kernel, channels that heads do not divide, and unknown names.
+        ValueError: the kernel is even, heads do not divide the channels, or a name is unknown.
     """
 
     def __init__(
@@ -118,15 +118,17 @@ def window_attention(
     border: str = "masked",
     method: str = "auto",
 ) -> Tensor:
-    """Attention of each cell to the k x k cells around it, with relative positions and without a scale.
+    """Let each cell attend to the k x k cells around it, with relative positions and without a scale.
 
     Args:
-        query, key, value: (B, heads, d, H, W), any H and W from 1 up.
+        query: (B, heads, d, H, W), any H and W from 1 up.
+        key: as `query`.
+        value: as `query`.
         row_table: (heads, k, d/2), the vectors of the row offsets -p .. p (key minus query), p = (k - 1) / 2; they
             meet the first half of the channels of a query.
         column_table: (heads, k, d/2), of the column offsets, for the second half.
         border: `masked` or `zero`, see `StandAloneAttention2d`.
-        method: `unfold`, `shift`, `fused`, or `auto`: the fastest that was measured for the size of the window.
+        method: `unfold`, `shift`, `fused`, or `auto`: the fastest by measurement for the size of the window.
 
     Returns:
         (B, heads, d, H, W).
@@ -179,7 +181,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, row_table: Tensor, column_
     )
     k, v = (_key_blocks(F.pad(x.flatten(1, 2), fill), kernel_size, heads) for x in (key, value))
     k = torch.cat((k, _residues(kernel_size, k).expand(*k.shape[:-1], -1)), dim=-1)
-    # Kernels that never store the map want one width for all three, and on CUDA a multiple of 8; zeros change nothing.
+    # Kernels that do not store the map need one width for all three, on CUDA a multiple of 8; zeros change nothing.
     width = -(-q.shape[-1] // 8) * 8
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     seen = _keys_seen(h, w, kernel_size, border == "masked", query.device)
@@ -241,7 +243,7 @@ class AttentionStem2d(nn.Module):
         y_ij = sum over (a, b) in the block of softmax_ab(q_ij . k_ab) v_ab
         v_ab = (sum over m of p(a, b, m) W_V^m) x_ab,    p(a, b, m) = softmax_m((emb_row(a) + emb_col(b)) . nu^m)
 
-    so that values depend on the place in the block, as those of a convolution do, and edges can be found. Then batch
+    so that values depend on the place in the block, as in a convolution, and edges can be detected. Then batch
     normalization and a 4x4 max pool. p is shared by the heads. Source: Ramachandran et al. 2019, section 3.3.
     Time O(N (C_in + 16) C), memory O(N (C + 16 heads)).
 

@@ -1,11 +1,11 @@
-"""Vector self-attention: every group of channels has weights of its own, which a small network makes of the features.
+"""Vector self-attention: every group of channels has its own weights, computed from the features by a small network.
 
     pairwise    y_i = sum over j of softmax over j of ( gamma(delta(x_i, x_j), p_i - p_j) ) * beta(x_j)
     patchwise   y_i = sum over j of gamma(delta(x_R(i)))_j * beta(x_j)
 
 j runs over the k x k cells R(i) around cell i, * multiplies channel by channel, phi, psi and beta are 1x1 convolutions
-to r, r and C' channels. What lies beyond the map is its reflection about the border cells, which are not repeated; a
-map smaller than the reach (k - 1) / 2 is reflected again and again, where the authors' code fails. Relations delta:
+to r, r and C' channels. Beyond the map cells are reflected about the border cells, which are not repeated; a map
+smaller than the reach (k - 1) / 2 is reflected repeatedly, where the authors' code fails. Relations delta:
 
     pairwise    subtraction phi_i - psi_j, summation phi_i + psi_j, product phi_i * psi_j, dot phi_i . psi_j,
                 concatenation [phi_i, psi_j]
@@ -32,7 +32,7 @@ PATCHWISE_RELATIONS = ("concatenation", "star", "clique")
 
 
 class _VectorAttention2d(nn.Module):
-    """What both kinds have: three convolutions, and the weighted sum."""
+    """Base of both kinds: three convolutions and the weighted sum."""
 
     def __init__(
         self,
@@ -80,18 +80,18 @@ class _VectorAttention2d(nn.Module):
 
 
 class PairwiseVectorAttention2d(_VectorAttention2d):
-    """Vector attention whose weights for a cell come from the pair of cells alone: a softmax over the window.
+    """Vector attention with weights from pairs of cells: a softmax over the window.
 
     Args:
         channels: C of the input.
-        out_channels: C' of the output; C where None.
+        out_channels: C' of the output; C if None.
         kernel_size: side k of the window, odd.
         relation: delta, see above.
-        relation_channels: r; C / 16 where None.
+        relation_channels: r; C / 16 if None.
         share: value channels with one weight; divides C'.
 
     Raises:
-        ValueError: an even window, numbers below 1, a `share` that does not divide, an unknown relation.
+        ValueError: the window is even, a number is below 1, `share` does not divide, or the relation is unknown.
     """
 
     def __init__(
@@ -131,20 +131,21 @@ class PairwiseVectorAttention2d(_VectorAttention2d):
 
 
 class PatchwiseVectorAttention2d(_VectorAttention2d):
-    """Vector attention whose weights for a window come from all of its cells at once; they need not sum to 1.
+    """Vector attention with weights from all cells of a window at once; they need not sum to 1.
 
-    It tells places apart without position encodings, and contains convolution. `clique` makes k^4 numbers for a cell.
+    It distinguishes places without position encodings and includes convolution as a special case. `clique` computes
+    k^4 numbers per cell.
 
     Args:
         channels: C of the input.
-        out_channels: C' of the output; C where None.
+        out_channels: C' of the output; C if None.
         kernel_size: side k of the window, odd.
         relation: delta, see above.
-        relation_channels: r; C / 16 where None.
+        relation_channels: r; C / 16 if None.
         share: value channels with one weight; divides C'.
 
     Raises:
-        ValueError: an even window, numbers below 1, a `share` that does not divide, an unknown relation.
+        ValueError: the window is even, a number is below 1, `share` does not divide, or the relation is unknown.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class PatchwiseVectorAttention2d(_VectorAttention2d):
 
 
 def _gamma(width: int, hidden: int, out: int) -> nn.Sequential:
-    """The small network that makes weights of relations."""
+    """Build the small network that computes weights from relations."""
     return nn.Sequential(
         nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, hidden, 1, bias=False),
         nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1),
@@ -184,7 +185,7 @@ def _gamma(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 def _places(height: int, width: int, like: Tensor) -> Tensor:
-    """Where each cell lies, -1 .. 1 from side to side, columns first: (1, 2, H, W)."""
+    """Return the coordinates of each cell, -1 .. 1 from side to side, columns first: (1, 2, H, W)."""
     y, x = (_steps(length, like) for length in (height, width))
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)))[None]
 

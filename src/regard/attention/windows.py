@@ -1,4 +1,4 @@
-"""Square windows around every cell of a map, for attention that looks k x k cells far.
+"""Square windows around every cell of a map, for attention to k x k cells.
 
 What lies outside the map is zero or a reflection; maps may be smaller than the window. Windows number their cells row
 by row: cell m = k (p + a) + (p + b) lies a rows below and b columns right of the centre, p = (k - 1) / 2.
@@ -25,10 +25,10 @@ def unfold_windows(x: Tensor, kernel_size: int, padding: str = "zero") -> Tensor
         x: a map.
         kernel_size: k, odd.
         padding: `zero`, or `reflect` about the border cells, which are not repeated. A map smaller than the border is
-            reflected again and again (0 1 2 1 0 1 ...), where `torch.nn.ReflectionPad2d` refuses it.
+            reflected repeatedly (0 1 2 1 0 1 ...), which `torch.nn.ReflectionPad2d` refuses.
 
     Raises:
-        ValueError: an even k, another padding.
+        ValueError: k is even, or the padding is unknown.
     """
     if padding not in PADDINGS:
         raise ValueError(f"padding {padding!r} is none of {', '.join(PADDINGS)}")

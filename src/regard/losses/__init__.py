@@ -1,4 +1,4 @@
-"""Losses. They read what models return and know no model."""
+"""Losses. They read the outputs of models and import no model."""
 
 from regard.losses.detection import SetCriterion
 from regard.losses.distillation import DistillationLoss

@@ -1,4 +1,4 @@
-"""The loss of DETR: classes, boxes and masks of matched queries, no object for all others. (DETR, section 3.1.)"""
+"""The loss of DETR: classes, boxes and masks of matched queries, no-object for the others. (DETR, section 3.1.)"""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from regard.structures.outputs import Denoising, DetectionOutput
 
 
 class SetCriterion:
-    """Matches predictions with targets and measures every decoder layer, all layers at once.
+    """Match predictions with targets and compute the losses of all decoder layers.
 
     Args:
         num_classes: classes without no-object.
-        matcher: the assignment; default the paper's costs (class 1, L1 5, GIoU 2; class 2 with focal).
+        matcher: the assignment; by default with the paper's costs (class 1, L1 5, GIoU 2; class 2 with focal).
         classification: `softmax`, cross-entropy with a no-object class (the paper), or `focal`, a sigmoid for each
             class (Deformable DETR; Lin et al. 2017).
         no_object_weight: weight of the no-object class in the cross-entropy.
-        class_weight, bbox_weight, giou_weight, mask_weight, dice_weight: weights of the terms in `total`.
-            `class_weight` is 1, with focal 2.
+        class_weight: weight of the classification loss in `total`; if None 1, or 2 with focal.
+        bbox_weight: weight of the L1 loss of boxes.
+        giou_weight: weight of the GIoU loss of boxes.
+        mask_weight: weight of the focal loss of masks.
+        dice_weight: weight of the dice loss of masks.
         focal_alpha, focal_gamma: of the focal loss.
     """
 
@@ -71,26 +74,26 @@ class SetCriterion:
         together: bool = True,
         masks: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of an output for targets `{"labels": (T,) int64 below num_classes, "boxes": (T, 4) cxcywh 0..1}`.
+        """Compute the losses of an output.
 
-        Targets may have `masks` (T, H, W) bool too, of the size of the unpadded image.
+        Targets are `{"labels": (T,) int64 below num_classes, "boxes": (T, 4) cxcywh 0..1}` per image. They may have `masks` (T, H, W) bool of the size of the unpadded image.
 
         Args:
-            masks: gives the mask logits (M, h, w) of queries (M,) of images (M,), so that they are computed for
-                matched queries only, of the first group; else those in `output.masks` are taken, if there are any.
-            together: divide by the number of objects of all processes, each of which has to call this equally often;
-                else by that of this batch.
+            masks: returns the mask logits (M, h, w) of queries (M,) of images (M,), so that they are computed only for
+                matched queries of the first group; if None, `output.masks` is used.
+            together: divide by the number of objects of all processes, each of which must call this equally often;
+                else by the number of this batch.
 
         Returns:
             Unweighted scalars under the authors' names: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, with
-            `_0`, `_1`, ... of the earlier ones, `_dn...` of denoising queries; of the last layer alone `loss_mask`
-            and `loss_dice`, where there are masks; and, to look at only,
+            `_0`, `_1`, ... of the earlier ones, `_dn...` of denoising queries; of the last layer only `loss_mask`
+            and `loss_dice`, if there are masks; and for logs only
             `class_error` (percent of matched queries with a wrong class) and `cardinality_error` (mean difference
             between the number of predicted and of real objects).
 
         Raises:
             DivergedError: a prediction is not finite.
-            DataError: a label is not below `num_classes`. Only looked for on the host: asking a device would stop it.
+            DataError: a label is not below `num_classes`; checked on the host only, to avoid a synchronisation.
         """
         _check_labels(targets, self.num_classes)
         layers = [*output.auxiliary, output]
@@ -110,7 +113,7 @@ class SetCriterion:
         return named
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Weighted sum of all terms that are to be minimised."""
+        """Return the weighted sum of all losses, to be minimised."""
         terms = []
         for name, value in losses.items():
             weight = self.weights.get("_".join(name.split("_")[:2]))
@@ -157,7 +160,7 @@ class SetCriterion:
             return {}
         chosen = (matches.layer == last) & (matches.query < output.logits.shape[1] // output.num_groups)
         image, query, target = matches.image[chosen], matches.query[chosen], matches.target[chosen]
-        none = len(image) == 0  # a query that counts nothing: every process has gradients of every parameter
+        none = len(image) == 0  # a query of weight 0, so that every process has gradients of every parameter
         if none:
             image = query = torch.zeros(1, dtype=torch.int64, device=image.device)
         logits = masks(image, query) if masks is not None else output.masks[image, query]  # type: ignore[index]
@@ -179,12 +182,12 @@ class SetCriterion:
         if counted is not None:
             weights = weights * counted
         entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weights)
-        # Nothing counts in a batch without objects if no-object has weight 0.
+        # The sum of weights is 0 in a batch without objects if no-object has weight 0.
         return (weights * entropy).sum((1, 2)) / weights.sum((1, 2)).clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _focal(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Sum of the sigmoid focal loss over all queries and classes (Lin et al. 2017, eq. 5)."""
-        # All logits as those of absent classes, then the few of present ones put right: no tensor of truth is needed.
+        # Treat all classes as absent, then correct the few present ones: no one-hot tensor is needed.
         absent = self._focal_of_absent(logits).sum(-1)
         if counted is not None:
             absent = absent * counted
@@ -201,7 +204,7 @@ class SetCriterion:
     def _denoising_losses(
         self, denoising: Denoising, targets: Sequence[Target], num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
-        """A noised copy knows its target, so there is nothing to match; copies count on average, not in sum."""
+        """Compute the losses of noised copies, whose targets are known without matching, averaged over copies."""
         num_layers, device = len(denoising.logits), denoising.logits.device
         image, query = (denoising.target >= 0).nonzero(as_tuple=True)
         columns = torch.stack((image, query, denoising.target[image, query])).repeat(1, num_layers)
@@ -216,7 +219,7 @@ class SetCriterion:
     def _statistics(
         self, logits: Tensor, targets: Sequence[Target], matches: Matches, num_groups: int
     ) -> dict[str, Tensor]:
-        """Numbers of the authors' logs: class error (last layer only) and cardinality error."""
+        """Return the numbers in the authors' logs: class error (last layer only) and cardinality error."""
         best = logits[matches.layer, matches.image, matches.query].argmax(-1)
         labels, _ = _gather_targets(targets, matches)
         last = matches.layer == len(logits) - 1
@@ -231,7 +234,7 @@ class SetCriterion:
 
 
 def average_over_processes(count: float, device: torch.device) -> Tensor | float:
-    """Mean of `count` over all processes, at least 1. Every process has to call it, those without objects too."""
+    """Return the mean of `count` over all processes, at least 1. Every process must call it, even without objects."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return max(1.0, float(count))
     total = torch.tensor(float(count), device=device)
@@ -240,7 +243,7 @@ def average_over_processes(count: float, device: torch.device) -> Tensor | float
 
 
 def _check_labels(targets: Sequence[Target], num_classes: int) -> None:
-    """A label beyond the classes would mean no-object, or stop a GPU with an error that names something else."""
+    """Check labels: one beyond the classes would mean no-object, or crash a GPU with a misleading error."""
     for i, target in enumerate(targets):
         labels = target["labels"]
         if labels.device.type == "cpu" and len(labels):

@@ -1,4 +1,4 @@
-"""Learning from a teacher: the distillation token learns what the teacher says, the class token the labels.
+"""Distillation losses: the distillation token learns from the teacher, the class token from the labels.
 
     soft    (1 - alpha) CE(class, y) + alpha tau^2 KL( softmax(teacher / tau) || softmax(distillation / tau) )
     hard    (1 - alpha) CE(class, y) + alpha CE(distillation, argmax teacher)
@@ -20,15 +20,15 @@ REDUCTIONS = ("numel", "batchmean")
 
 
 class DistillationLoss(nn.Module):
-    """The loss of a student and its teacher.
+    """The loss of a student with a teacher.
 
     Args:
         kind: `soft`, `hard`, or `none`: labels alone.
-        alpha: share of the teacher, 0..1. The authors' code has 0.5; the paper names 0.1 for soft distillation.
-        tau: temperature of soft distillation; 1 in the authors' code, 3 in the paper. Hard distillation has none.
-        reduction: of the soft term. `numel` divides the sum by batch times classes as the authors' code does, so that
-            with 1000 classes the teacher counts a thousandth; `batchmean` divides by the batch as the formula says.
-        label_smoothing: of labels given as indices, 0..1; the teacher's are not smoothed.
+        alpha: weight of the teacher, 0..1. The authors' code has 0.5; the paper names 0.1 for soft distillation.
+        tau: temperature of soft distillation; 1 in the authors' code, 3 in the paper. Hard distillation ignores it.
+        reduction: of the soft term. `numel` divides the sum by batch times classes, as the authors' code does, which
+            with 1000 classes gives the teacher a thousandth; `batchmean` divides by the batch, as in the formula.
+        label_smoothing: smoothing of labels given as indices, 0..1; the teacher's are not smoothed.
 
     Raises:
         ConfigError: an unknown name, or a number out of range.
@@ -56,11 +56,11 @@ class DistillationLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: DistilledLogits, teacher: Tensor | None, labels: Tensor) -> Tensor:
-        """A scalar, computed at least in float32.
+        """Compute the loss, a scalar, in float32 or higher.
 
         Args:
             student: logits of both heads, (B, C) each.
-            teacher: (B, C) logits for the same pixels; None for `none`, which has no use for them.
+            teacher: (B, C) logits for the same pixels; None for `none`.
             labels: (B,) int64, or soft (B, C) whose rows sum to 1.
 
         Raises:

@@ -26,14 +26,16 @@ class Matches(NamedTuple):
 
 
 class HungarianMatcher:
-    """Finds the assignment of targets to queries that costs least, one to one.
+    """Find the one-to-one assignment of targets to queries with the lowest total cost.
 
     The cost of a pair is `class_cost * class + bbox_cost * L1 + giou_cost * (-GIoU)`, boxes as fractions of the image.
     The class term is -p(class) for softmax models and the difference of the focal terms for sigmoid ones
     (Deformable DETR, models/matcher.py).
 
     Args:
-        class_cost, bbox_cost, giou_cost: weights of the terms.
+        class_cost: weight of the class term.
+        bbox_cost: weight of the L1 term.
+        giou_cost: weight of the GIoU term.
         classification: `softmax` or `focal`, as in `SetCriterion`.
         focal_alpha, focal_gamma: of the focal terms.
     """
@@ -113,7 +115,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Cost of every query for every target of its own image: (L, B, Q, T) float32, T the most targets of any image.
+        """Compute the cost of every query for every target of its image: (L, B, Q, T) float32, T the maximum of targets.
 
         Columns beyond an image's own number of targets hold padding.
         """
@@ -137,7 +139,7 @@ class HungarianMatcher:
 
 
 def _pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Labels (B, T) and boxes (B, T, 4) of all images, filled up with class 0 and a box in the middle."""
+    """Return labels (B, T) and boxes (B, T, 4) of all images, padded with class 0 and a centred box."""
     most = max((len(target["labels"]) for target in targets), default=0)
     source = targets[0]["labels"].device if targets else device
     labels = torch.zeros(len(targets), most, dtype=torch.int64, device=source)
@@ -150,7 +152,7 @@ def _pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tenso
 
 
 def _check_finite(costs: np.ndarray) -> None:
-    """The costs are on the host already: asking here costs no synchronisation."""
+    """Check the costs, which are already on the host: no synchronisation is needed."""
     broken = np.flatnonzero(~np.isfinite(costs).all(axis=(0, 2, 3))).tolist()
     if broken:
         raise DivergedError(

@@ -1,4 +1,4 @@
-"""The loss of masks: focal and dice, of matched queries. (Carion et al. 2020, section 4.4; models/segmentation.py.)"""
+"""The losses of masks of matched queries: focal and dice. (Carion et al. 2020, section 4.4; models/segmentation.py.)"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
 def mask_losses(logits: Tensor, targets: Tensor, num_boxes: Tensor | float) -> dict[str, Tensor]:
     """`loss_mask` (focal, a mean over pixels) and `loss_dice`, each a sum over masks divided by `num_boxes`.
 
-    Padding is not left out: there is no object in it, as in the authors' code.
+    Padding counts as background, as in the authors' code.
 
     Args:
         logits: (M, h, w) of matched queries; enlarged to the targets' size, bilinear.

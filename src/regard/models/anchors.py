@@ -1,4 +1,4 @@
-"""Anchor queries: object queries that are boxes, refined by every decoder layer, and what helps them to learn.
+"""Anchor queries: object queries that are boxes, refined by every decoder layer; query groups and denoising.
 
 * `AnchorDecoder`: a query is a box; sines of its coordinates tell attention where to look; every layer moves it.
   (DAB-DETR, Liu et al. 2022.)
@@ -195,7 +195,7 @@ class AnchorDecoder(Decoder):
         memory_mask: Tensor | None = None,
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """What every layer makes of the queries: hidden (L, B, N, C), normalised, and boxes (L, B, N, 4) in 0..1."""
+        """Return the queries after every layer: hidden (L, B, N, C), normalised, and boxes (L, B, N, 4) in 0..1."""
         x, anchors = queries.content, queries.anchors
         hidden, boxes = [], []
         for layer in self.layers:
@@ -214,7 +214,7 @@ class AnchorDecoder(Decoder):
             refined = (inverse_sigmoid(anchors) + bbox_embed(normalised)).sigmoid()
             hidden.append(normalised)
             boxes.append(refined)
-            anchors = refined.detach()  # a layer answers for its own correction only
+            anchors = refined.detach()  # gradients of a layer reach only its own correction
         return torch.stack(hidden), torch.stack(boxes)
 
     def _look_from(self, x: Tensor, anchors: Tensor) -> Tensor:

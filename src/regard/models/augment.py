@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Replacement:
     """One convolution that was augmented.
 
-    name: of the layer in the network. map_size: height and width of its output for the images that were named.
-    channels: of its output; `value_channels` of them are those of the attention now. pooled: whether attention works
+    name: name of the layer. map_size: height and width of its output.
+    channels: channels of its output; `value_channels` of them come from attention. pooled: whether attention works
     at half the size. parameters: before and after.
     """
 
@@ -48,15 +48,16 @@ def augment(
 ) -> nn.Module:
     """Replace convolutions of a CNN by augmented ones, in place, and print a table of the replacements.
 
-    The paper's rule for any network: in every block the first convolution larger than 1x1, on maps of at most
-    `largest_map` cells a side; on the largest of these maps attention works at half the size. The convolution keeps
-    the weights of its first channels. The channels of attention start from random weights: train the network further.
+    The paper's rule: in every block the first convolution larger than 1x1, on maps of at most `largest_map` cells a
+    side; on the largest of these, attention works at half the size. The remaining channels of the convolution keep
+    their weights. Attention starts from random weights: train the network further.
 
     Args:
         module: a CNN of torchvision, timm or your own, that takes images (B, 3, H, W).
         layers: names of the convolutions to replace instead, as in `module.named_modules()`.
         image_size: side, or (height, width), of the images to come, in pixels; others work as well.
-        key_ratio, value_ratio: kappa and upsilon of the paper; see `attention_channels`.
+        key_ratio: kappa of the paper; see `attention_channels`.
+        value_ratio: upsilon of the paper.
         num_heads: attention heads.
         largest_map: maximum side of a map that is augmented, in cells.
         position: as in `AugmentedConv2d`.
@@ -116,7 +117,7 @@ def _convolutions(
 
 
 def table(replacements: Sequence[Replacement]) -> Table:
-    """What `augment` did, a line for each layer."""
+    """Return a table of the replacements, one row per layer."""
     from rich.table import Table
 
     found = Table(title=f"{len(replacements)} convolutions augmented")

@@ -1,4 +1,4 @@
-"""Backbones: images in, feature maps of several strides out. Any CNN of torchvision or timm serves by its name."""
+"""Backbones: images in, feature maps of several strides out. Any CNN of torchvision or timm by its name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
             `small` for ours for images of 32 to 256 pixels.
         dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
         norm: `frozen` keeps batch norm, and in ResNets the stem and stage 1, as loaded (models/backbone.py of the
-            authors); `batch` trains all, and so does `small` whatever is said: it has no weights that could be frozen.
+            authors); `batch` trains all. `small` is always trained.
     """
     if name == "small":
         return SmallBackbone()
@@ -52,7 +52,7 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
 
 
 class Backbone(nn.Module):
-    """What all backbones have: `num_channels` of their last map, and `body`, the network itself."""
+    """Base of all backbones: `num_channels` of the last map, and `body`, the network."""
 
     num_channels: int
     body: Any

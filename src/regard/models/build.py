@@ -20,11 +20,11 @@ Model = Detector | Classifier
 
 
 def create(name: str, *, num_classes: int | None = None) -> Model:
-    """A model by name, with random weights. Nothing is downloaded.
+    """Create a model by name with random weights. Nothing is downloaded.
 
     Args:
         name: one of `list_models()`.
-        num_classes: classes without no-object; the model's own number if None (COCO's 91 for DETR).
+        num_classes: number of classes without no-object; by default that of the model (COCO's 91 for DETR).
 
     Raises:
         ConfigError: an unknown name (the nearest one is offered).
@@ -59,7 +59,7 @@ def build(
     categories: Sequence[Category] | None = None,
     sizes: tuple[int, int] | None = None,
 ) -> Model:
-    """A model of any configuration, with its card. Classes without names are called by their number."""
+    """Build a model with its card from any configuration. Classes without names are named by their number."""
     model = _construct(config)
     if categories is None:
         known = (COCO, COCO_PANOPTIC) if isinstance(model, Detector) else ()

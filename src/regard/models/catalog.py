@@ -1,4 +1,4 @@
-"""Every named model: how to build it, where its weights are, what was published of it."""
+"""Every named model: released weights, published scores, evaluation size. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TORCHVISION_URL = "https://download.pytorch.org/models/"
 class Weights:
     """A released file. The end of its name begins its SHA-256, except for DeiT III, whose files are not checked.
 
-    scores: published, percent, of COCO val2017 or ImageNet's validation images.
+    scores: published scores in percent, on COCO val2017 or ImageNet's validation images.
     """
 
     url: str
@@ -73,7 +73,7 @@ for _size, _image, _top1 in (
 ):  # fmt: skip
     WEIGHTS[f"deit3_{_size}_patch16_{_image}"] = Weights(f"{DEIT_URL}deit_3_{_size}_{_image}_1k.pth", {"top-1": _top1})
 
-# Of images for ImageNet's models; smaller ones than those of SMALL_IMAGES pixels are seen whole.
+# Evaluation crop of ImageNet's models. Models for images below SMALL_IMAGES pixels use the whole image.
 CROP_PCT, SMALL_IMAGES = 0.875, 96
 
 # Evaluation sizes that differ from 800 / 1333.
@@ -83,19 +83,23 @@ LIST_THEM = "list them with: regard models"
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of all models that match a shell pattern such as `detr*`."""
+    """Return the names of all models that match a shell pattern such as `detr*`."""
     return sorted(fnmatch.filter(CONFIGS, pattern))
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration of a named model."""
+    """Return the configuration of a named model.
+
+    Raises:
+        ConfigError: an unknown name (C01).
+    """
     if name not in CONFIGS:
         raise unknown_name("model", name, list_models(), code="C01", remedy=LIST_THEM)
     return CONFIGS[name]
 
 
 def crop_pct_of(config: ClassifierConfig) -> float | None:
-    """How much of the middle of an image is seen at evaluation (`ModelCard.crop_pct`): as published."""
+    """Return the published evaluation crop of a classifier (`ModelCard.crop_pct`)."""
     if config.image_size < SMALL_IMAGES:
         return None
     third = isinstance(config, ViTConfig) and not config.class_position  # DeiT III, `--eval-crop-ratio 1.0`
@@ -103,7 +107,11 @@ def crop_pct_of(config: ClassifierConfig) -> float | None:
 
 
 def table(pattern: str = "*") -> Table:
-    """The models that match a pattern, as a table. Models are built without memory to count their parameters."""
+    """Return a table of the models that match a pattern.
+
+    Raises:
+        ConfigError: no model matches (C01).
+    """
     from rich.table import Table
 
     found = Table()

@@ -38,7 +38,7 @@ MASKS_AT_ONCE = 16  # of the mask head in evaluation: 25 MB each for 800 x 1066 
 
 
 class AttentionMaps(NamedTuple):
-    """The output of a DETR with the weights of all its attention layers; tokens are rows of the feature map.
+    """The output of a DETR and the weights of all its attention layers; tokens follow the feature map row by row.
 
     encoder: (L, B, heads, h*w, h*w) or None without encoder. decoder_self: (L, B, heads, Q, Q).
     decoder_cross: (L, B, heads, Q, h*w). Every row sums to 1; padding gets 0.
@@ -59,7 +59,7 @@ class DETR(nn.Module):
         config: sizes and options.
     """
 
-    card: ModelCard  # set by `regard.models.catalog.build`
+    card: ModelCard  # set by `regard.models.build.build`
 
     def __init__(self, config: DETRConfig) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class DETR(nn.Module):
             self.finer_maps = len(channels)
             self.mask_head = MaskHead(c, config.num_heads, channels)
         if config.sigmoid:
-            # All classes start improbable (0.01), or the many empty queries drown the loss (RetinaNet, section 4.1).
+            # All classes start with probability 0.01; otherwise empty queries dominate the loss (RetinaNet, section 4.1).
             nn.init.constant_(self.class_embed.bias, -4.6)
 
     def forward(
@@ -116,10 +116,10 @@ class DETR(nn.Module):
 
         Args:
             images: normalised float images, a list of (3, H, W) of any sizes, or a batch of them.
-            targets: per image `{"labels": (T,) int64, "boxes": (T, 4) cxcywh 0..1}`. Read in training only, and only
-                by models with denoising queries.
-            masks: compute those of all queries; only in evaluation if None. Those of some queries cost far less:
-                `model.masks(output, image, query)`.
+            targets: per image `{"labels": (T,) int64, "boxes": (T, 4) cxcywh 0..1}`. Used in training only, by
+                models with denoising queries.
+            masks: whether to compute the masks of all queries; if None in evaluation only. Masks of some queries
+                cost far less: `model.masks(output, image, query)`.
         """
         output = self._detect(images, targets, trace=None)
         if output.mask_inputs is None or not (not self.training if masks is None else masks):
@@ -130,9 +130,9 @@ class DETR(nn.Module):
         return output._replace(masks=self.masks(output, image, query).unflatten(0, (num_images, num_queries)))
 
     def freeze_detector(self) -> None:
-        """Only the mask head learns from now on (section 4.4), on a detector that keeps every number.
+        """Freeze everything but the mask head (section 4.4).
 
-        So its batch norm goes by what it has seen until now, in training too. Dropout stays on there, as in the
+        Batch norm of the detector then uses its running statistics in training too. Dropout stays on, as in the
         authors' code.
         """
         self.requires_grad_(False)
@@ -142,7 +142,7 @@ class DETR(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> DETR:
-        """As of any module; batch norm of a frozen detector stays in evaluation."""
+        """Set the mode; batch norm of a frozen detector stays in evaluation mode."""
         super().train(mode)
         if self.detector_is_frozen:
             for module in self.backbone.modules():
@@ -151,11 +151,12 @@ class DETR(nn.Module):
         return self
 
     def masks(self, output: DetectionOutput, image: Tensor, query: Tensor) -> Tensor:
-        """Mask logits (M, H, W) of M queries of an output; H, W are those of the backbone's finest map.
+        """Compute mask logits (M, H, W) for M queries of an output, at the size of the finest map of the backbone.
 
         Args:
-            output: of this model for a batch.
-            image, query: (M,) int64, which query of which image.
+            output: output of this model for a batch.
+            image: (M,) int64, index of the image of each query.
+            query: (M,) int64, index of each query.
 
         Raises:
             ConfigError: the model has no mask head.
@@ -174,9 +175,11 @@ class DETR(nn.Module):
         return self.mask_head(attention, inputs.projected, inputs.finer, image)
 
     def attention(self, images: ImageBatch | Sequence[Tensor], *, encoder: bool = True) -> AttentionMaps:
-        """`forward` once more, keeping the weights of every attention layer. Slower: for looking, not for training.
+        """Run `forward` and keep the weights of every attention layer; slower than `forward`.
 
-        encoder: keep those of the encoder too, by far the largest: 2 GB for DC5 at 800 x 1066 pixels.
+        Args:
+            images: as for `forward`.
+            encoder: whether to keep the weights of the encoder too: 2 GB for DC5 at 800 x 1066 pixels.
         """
         trace = Trace(keep_encoder=encoder)
         output = self._detect(images, None, trace)
@@ -236,7 +239,7 @@ class DETR(nn.Module):
         return output._replace(mask_inputs=MaskInputs(hidden[-1], memory, projected, finer, mask))
 
     def _learned_queries(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
-        """Query embeddings (B, Q, C): all groups in training, the first group else."""
+        """Return query embeddings (B, Q, C): all groups in training, the first group otherwise."""
         config = self.config
         groups = config.query_groups if self.training else 1
         assert isinstance(self.query_embed, nn.Embedding)
@@ -246,7 +249,7 @@ class DETR(nn.Module):
         return embed, group_mask(torch.arange(embed.shape[1], device=embed.device) // config.num_queries)
 
     def _output(self, logits: Tensor, boxes: Tensor, queries: QuerySet | None = None) -> DetectionOutput:
-        """Layers' predictions (L, B, N, ...) -> output; queries with noised targets go to a place of their own."""
+        """Layers' predictions (L, B, N, ...) -> output; queries with noised targets are kept separately."""
         denoising = None
         if queries is not None and queries.noised_target is not None:
             count = logits.shape[2] - queries.noised_target.shape[1]

@@ -26,7 +26,7 @@ class DETRDemo(nn.Module):
         config: number of classes and queries.
     """
 
-    card: ModelCard  # set by `regard.models.catalog.build`
+    card: ModelCard  # set by `regard.models.build.build`
 
     def __init__(self, config: DETRDemoConfig) -> None:
         super().__init__()

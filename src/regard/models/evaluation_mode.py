@@ -1,4 +1,4 @@
-"""A model in evaluation for a while: it is not ours, and is given back as it was."""
+"""Evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """All parts of a model in evaluation; afterwards each is as before, also those that its owner had frozen."""
+    """Put all parts of a model into evaluation mode and restore the mode of each afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

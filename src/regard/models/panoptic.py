@@ -21,7 +21,7 @@ GROUPS = 8  # of group normalisation, or as many as divide the channels
 
 
 class AttentionMap(nn.Module):
-    """Multi-head attention of queries to a map, of which only the weights are wanted.
+    """The weights of multi-head attention from queries to a map.
 
     The softmax is taken over the cells of all heads together, as the authors do.
     """
@@ -90,7 +90,7 @@ class MaskHead(nn.Module):
         return self._refine(x, finer, image)
 
     def plain(self, attention: Tensor, projected: Tensor, finer: Sequence[Tensor], image: Tensor) -> Tensor:
-        """The same as it is written in the authors' code: features and attention side by side, for every query."""
+        """Compute the same as in the authors' code: features and attention concatenated for every query."""
         return self._refine(self.lay1(torch.cat((projected[image], attention), dim=1)), finer, image)
 
     def _refine(self, x: Tensor, finer: Sequence[Tensor], image: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from regard.attention import AugmentedConv2d, attention_channels
 from regard.models.configs.resnet import ResNetConfig
 from regard.structures.categories import ModelCard
 
-# Parameters that are no weights of features; see `parameter_groups`.
+# Parameters without weight decay; see `parameter_groups`.
 POSITION_TABLES = frozenset({"height_table", "width_table"})
 
 
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
 @dataclass(frozen=True)
 class BlockAttention:
-    """What augments the convolution of a block. `side` of the square map that relative tables are made for."""
+    """Settings of the attention in a block. `side`: side of the map for which relative tables are made."""
 
     key_ratio: float
     value_ratio: float
@@ -78,7 +78,7 @@ class BlockAttention:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a bypass; attention augments the first."""
+    """Two 3x3 convolutions and a shortcut; attention augments the first."""
 
     expansion = 1
 
@@ -98,7 +98,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a bypass; attention augments the 3x3."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; attention augments the 3x3."""
 
     expansion = 4
 
@@ -122,7 +122,7 @@ class Bottleneck(nn.Module):
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int, attention: BlockAttention | None) -> nn.Module:
-    """A 3x3 convolution without bias, augmented if `attention` says how."""
+    """A 3x3 convolution without bias, augmented if `attention` is given."""
     if attention is None:
         return nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
     keys, values = attention_channels(out_channels, attention.key_ratio, attention.value_ratio, attention.num_heads)

@@ -1,7 +1,7 @@
 """Self-attention networks whose spatial layers are all vector attention (SAN), pairwise or patchwise.
 
 Source: Zhao, Jia and Koltun 2020, section 4 and table 1. Parameters have the names of the authors' model/san.py, whose
-files fit. Published top-1 of ImageNet: SAN-10 74.9 pairwise and 77.1 patchwise, SAN-15 76.6 and 78.0, SAN-19 76.9 and
+files load. Published top-1 of ImageNet: SAN-10 74.9 pairwise and 77.1 patchwise, SAN-15 76.6 and 78.0, SAN-19 76.9 and
 78.2.
 """
 
@@ -55,7 +55,7 @@ class SAN(nn.Module):
 
 
 class _Block(nn.Module):
-    """Normalisation, attention to a quarter of the channels, normalisation, a 1x1 convolution, and a bypass."""
+    """Normalisation, attention to a quarter of the channels, normalisation, a 1x1 convolution, and a shortcut."""
 
     def __init__(self, channels: int, kernel_size: int, attention: str) -> None:
         super().__init__()

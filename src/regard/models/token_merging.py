@@ -1,7 +1,7 @@
-"""Token merging: a trained vision transformer gets faster by averaging patches that look alike, block after block.
+"""Token merging: a trained vision transformer becomes faster by averaging similar patches in every block.
 
 Between attention and MLP every block merges r pairs of tokens, so that each block has r fewer to work on than the one
-before. Nothing is learnt. The paper's ViT-S becomes 1.6 times as fast with r = 13 and falls from 81.4 to 79.3 percent
+before. Nothing is trained. The paper's ViT-S becomes 1.6 times as fast with r = 13 and falls from 81.4 to 79.3 percent
 top-1 (appendix, without training).
 
 Source: Bolya et al. 2023 (Token Merging: Your ViT But Faster), section 3 and appendix D; tokens are split and put
@@ -23,10 +23,10 @@ from regard.structures.outputs import DistilledLogits
 
 
 def merge_tokens(model: VisionTransformer, r: int) -> VisionTransformer:
-    """The same model, with the same weights, that merges r patches in every block. `model` stays as it is.
+    """Return the same model with the same weights, which merges r patches in every block. `model` is unchanged.
 
-    Both share their parameters; for a copy of its own, save and load it. With r = 0 the results are the model's, bit
-    for bit.
+    Both share their parameters; save and load for a separate copy. With r = 0 the results equal the model's bit for
+    bit.
 
     Args:
         model: a trained vision transformer.
@@ -44,7 +44,7 @@ def merge_tokens(model: VisionTransformer, r: int) -> VisionTransformer:
 class MergingTransformer(VisionTransformer):
     """A vision transformer whose tokens get fewer from block to block; see `merge_tokens`.
 
-    It has no maps of features or attention: its tokens are no grid. Those of the model itself are to be had.
+    Its tokens are not a grid, so it has no maps of features or attention; use the original model for these.
     """
 
     def __init__(self, model: VisionTransformer, r: int) -> None:

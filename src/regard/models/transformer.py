@@ -3,7 +3,7 @@
 It differs from Vaswani et al. 2017 in where positions enter: they are added to queries and keys of every attention
 layer, never to values. (DETR, figure 10 and models/transformer.py, whose parameter names are kept.)
 
-Masks are bool, True where a token may be looked at, and broadcast to (B, heads, N, M).
+Masks are bool, True where a query may attend, and broadcast to (B, heads, N, M).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from regard.attention import MultiHeadAttention
 
 @dataclass
 class Trace:
-    """Attention weights of one forward pass, a (B, heads, N, M) per layer, for those who want to look at them."""
+    """Attention weights of one forward pass, one (B, heads, N, M) per layer."""
 
     encoder: list[Tensor] = field(default_factory=list)
     decoder_self: list[Tensor] = field(default_factory=list)
@@ -56,7 +56,7 @@ class MLP(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder; a bare pair, so that the model shows the way through them.
+    """Encoder and decoder; the model calls them one after the other.
 
     Args:
         embed_dim: width C of tokens and queries.
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Queries look at each other, then at the image, layer after layer."""
+    """Queries attend to each other, then to the image, layer after layer."""
 
     def __init__(self, layers: Sequence[DecoderLayer], norm: nn.Module) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Decoder(nn.Module):
         memory_mask: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """Learned query positions (B, Q, C) -> what every layer makes of the queries, (L, B, Q, C), normalised."""
+        """Learned query positions (B, Q, C) -> queries after every layer, (L, B, Q, C), normalised."""
         queries = torch.zeros_like(query_positions)
         hidden = []
         for layer in self.layers:

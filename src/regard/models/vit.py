@@ -1,9 +1,9 @@
 """Vision transformers: ViT, DeiT with its distillation token, and DeiT III.
 
-An image is cut into patches, each a token; a class token, and in distilled models a distillation token, gather what the
-image shows. Sources: Dosovitskiy et al. 2021, section 3; Touvron et al. 2021 (DeiT), sections 4 and 5; Touvron et al.
-2022 (DeiT III), section 3; numbers and names of parameters as in the authors' models.py and models_v2.py and in timm,
-whose files fit.
+An image is cut into patches, each a token; a class token, and in distilled models a distillation token, collect
+information from them. Sources: Dosovitskiy et al. 2021, section 3; Touvron et al. 2021 (DeiT), sections 4 and 5;
+Touvron et al. 2022 (DeiT III), section 3; numbers and names of parameters as in the authors' models.py and models_v2.py and in timm,
+whose files load.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EPS = 1e-6  # of layer normalisation
 class VisionTransformer(nn.Module):
     """Patches -> tokens -> blocks of attention -> classes. Parameters have the authors' and timm's names.
 
-    `no_weight_decay`: parameters that the authors' recipes do not decay, beside biases and normalisation.
+    `no_weight_decay`: parameters that the authors' recipes do not decay, besides biases and normalisation.
     """
 
     card: ModelCard
@@ -67,7 +67,7 @@ class VisionTransformer(nn.Module):
         Distilled models in training: `DistilledLogits` of both heads.
 
         Raises:
-            ConfigError: H or W is no multiple of the patch (C04).
+            ConfigError: H or W is not a multiple of the patch size (C04).
         """
         tokens = self._embed(images)
         for block in self.blocks[:-1]:
@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
         return self.classify(self.blocks[-1](tokens, queries=self.num_tokens))
 
     def classify(self, tokens: Tensor) -> Tensor | DistilledLogits:
-        """Tokens after the last block (B, N, C) -> what `forward` gives. Of the patches none is read."""
+        """Tokens after the last block (B, N, C) -> the result of `forward`. Patch tokens are not read."""
         tokens = self.norm(tokens[:, : self.num_tokens])
         logits = self.head(tokens[:, 0])
         if self.head_dist is None:
@@ -103,7 +103,7 @@ class VisionTransformer(nn.Module):
         return [patches.transpose(1, 2).unflatten(2, (images.shape[-2] // patch, images.shape[-1] // patch))]
 
     def attention(self, images: Tensor) -> list[Tensor]:
-        """Attention weights of each block, computed beside the fused ones: (B, heads, N, N), rows sum to 1.
+        """Attention weights of each block, computed in addition to the fused ones: (B, heads, N, N), rows sum to 1.
 
         Tokens: class, distillation if there is one, then patches row by row.
         """
@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
             raise ConfigError(what, remedy=f"resize them to {near[0]} x {near[1]}", code="C04")
         patches = self.patch_embed(images)
         positions = self._positions((h // patch, w // patch))
-        # Each for itself: gradients of parts of one tensor would not lie as DistributedDataParallel wants them.
+        # Separately: gradients of parts of one tensor would not have the layout that DistributedDataParallel needs.
         given = [token for token in (self.cls_token, self.dist_token) if token is not None]
         front = [token.expand(images.shape[0], -1, -1) for token in given]
         if self.config.class_position:
@@ -154,7 +154,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); each branch scaled and left out at times, where asked for."""
+    """x + attention(norm(x)), then x + MLP(norm(x)), with layer scale and stochastic depth if configured."""
 
     def __init__(self, config: ViTConfig, drop_path: float) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc1(x)
-        # Where no gradient needs its input, in its place: fresh memory costs a CPU as much as the function.
+        # In place if no gradient needs the input: new memory costs a CPU as much as the function.
         hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
         return self.dropout(self.fc2(self.dropout(hidden)))
 
@@ -237,7 +237,7 @@ class LayerScale(nn.Module):
 
 
 def fuse_logits(both: DistilledLogits, how: str) -> Tensor:
-    """One prediction (B, classes) of two heads; `how`: see `ViTConfig.fuse`."""
+    """Combine the logits of two heads into (B, classes); `how`: see `ViTConfig.fuse`."""
     first, second = both
     if how == "class":
         return first

@@ -1,7 +1,7 @@
 """Wide residual networks for images of 32 pixels, plain and attention-augmented.
 
 Sources: Zagoruyko and Komodakis 2016; Bello et al. 2019, section 4.1: the first 3x3 convolution of every block becomes
-an augmented convolution, on whole maps. Bypasses have no parameters (averages, and zeros for new channels): so the
+an augmented convolution, on whole maps. Shortcuts have no parameters (averages, and zeros for new channels): so the
 plain network has the 36.3 million that the paper gives for 100 classes.
 """
 
@@ -59,7 +59,7 @@ class WideResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Norm, ReLU, convolution, twice, and a bypass; attention augments the first convolution."""
+    """Norm, ReLU, convolution, twice, and a shortcut; attention augments the first convolution."""
 
     def __init__(self, in_channels: int, width: int, stride: int, attention: BlockAttention | None) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from regard.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class DETRConfig:
-    """Everything that decides the shape of a DETR; kept in its checkpoints."""
+    """Settings of a DETR; its checkpoints keep them."""
 
     num_classes: int = 91  # with softmax the no-object class comes on top, as the last logit
     backbone: str = "resnet50"  # ResNet, classifier or timm/NAME; `small`: a small CNN
@@ -26,13 +26,13 @@ class DETRConfig:
     norm_first: bool = False  # pre-norm: layer norm before each block instead of after the residual sum
     position_encoding: Literal["sine", "learned"] = "sine"  # of the feature map
     num_queries: int = 100  # maximum number of detections of an image
-    sigmoid: bool = False  # one yes-or-no score a class instead of softmax with a no-object class
+    sigmoid: bool = False  # a sigmoid per class instead of softmax with a no-object class
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
     query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
     denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
     label_noise: float = 0.2  # DN-DETR: share of copies with a random label
     masks: bool = False  # a mask for every query (section 4.4)
-    box_noise: float = 0.4  # DN-DETR: largest shift of a corner, in halves of the box
+    box_noise: float = 0.4  # DN-DETR: maximum shift of a corner, in halves of the box
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -69,7 +69,7 @@ class DETRConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DETRDemoConfig:
-    """The demonstration model has but one size."""
+    """Settings of the demonstration model, which has one size only."""
 
     num_classes: int = 91  # without the no-object class
     num_queries: int = 100  # maximum number of detections of an image

@@ -12,11 +12,11 @@ from regard.models.configs.resnet import check_ratios
 class MnasNetConfig:
     """Settings of a MnasNet.
 
-    num_classes: classes.
+    num_classes: number of classes.
     width: multiplier of all channels: 0.5, 0.75, 1.0, 1.3, 1.4, ...
     dropout: before the classifier.
-    key_ratio, value_ratio, num_heads, position: of the attention; ratio 0 for a plain network.
-    image_size: side of the images for whose maps relative tables are made; others work as well.
+    key_ratio, value_ratio, num_heads, position: settings of the attention; value_ratio 0 for a plain network.
+    image_size: side of the images for whose maps relative tables are made; other sizes work too.
     """
 
     num_classes: int = 1000

@@ -12,7 +12,7 @@ from regard.errors import ConfigError
 class ResNetConfig:
     """Settings of a ResNet.
 
-    num_classes: classes.
+    num_classes: number of classes.
     block: `basic` (two 3x3 convolutions) or `bottleneck` (1x1, 3x3, 1x1 with four times the width).
     layers: blocks of each stage.
     widths: channels of each stage, before the bottleneck's expansion.
@@ -21,9 +21,9 @@ class ResNetConfig:
     value_ratio: upsilon, at most 1; 1 puts attention in the place of the convolution.
     num_heads: attention heads.
     augmented_stages: stages, from 1, whose blocks are augmented.
-    pooled_stages: those of them that attend at half the size.
+    pooled_stages: augmented stages that attend at half the size.
     position: of `AugmentedConv2d`.
-    image_size: side of the images for whose maps relative tables are made; others work as well.
+    image_size: side of the images for whose maps relative tables are made; other sizes work too.
     """
 
     num_classes: int = 1000

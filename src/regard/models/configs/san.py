@@ -15,11 +15,11 @@ WIDTHS = (64, 256, 512, 1024, 2048)  # channels of the five stages
 class SANConfig:
     """Settings of a SAN.
 
-    num_classes: classes.
-    attention: which kind of vector attention.
+    num_classes: number of classes.
+    attention: kind of vector attention.
     layers: blocks of each of the five stages.
     kernel_sizes: sides of the windows of each stage.
-    image_size: side of the images that the network is made for; others work as well.
+    image_size: side of the images that the network is made for; other sizes work too.
     """
 
     num_classes: int = 1000

@@ -14,24 +14,24 @@ from regard.errors import ConfigError
 class ViTConfig:
     """Settings of a vision transformer.
 
-    num_classes: classes.
-    image_size: side of the images that positions are learnt for, a multiple of `patch_size`; others work as well.
+    num_classes: number of classes.
+    image_size: side of the images that positions are learnt for, a multiple of `patch_size`; other sizes work too.
     patch_size: side of a patch in pixels.
     embed_dim, num_heads: width of a token, and attention heads.
     depth: blocks.
     mlp_ratio: width of the hidden layer over that of a token.
-    distilled: with a distillation token and a second head.
-    fuse: what a distilled model gives outside of training: `logits`, the mean of both heads' logits (the authors'
+    distilled: whether there is a distillation token and a second head.
+    fuse: output of a distilled model in evaluation: `logits`, the mean of both heads' logits (the authors'
         code); `probabilities`, the mean of their probabilities, as logarithms (the paper); `class` or `distillation`,
         one head.
-    class_position: the class token has a position embedding too (not in DeiT III).
+    class_position: whether the class token has a position embedding (not in DeiT III).
     layer_scale: initial factor of each residual branch, learnt per channel; 0 for none.
     dropout: of tokens, after positions and in blocks.
-    drop_path: probability with which a residual branch is left out of an image, of the last block.
+    drop_path: stochastic depth: probability of dropping a residual branch, in the last block.
     drop_path_rule: `linear` rises to it from the first block on, `constant` has it in all (DeiT III).
-    resize: how positions are made for another number of patches: `bicubic` as the authors do, or `antialiased` as timm.
-    initial: deviation of random linear weights: `published`, 0.02 everywhere; `fan_in`, the width of the input to the
-        power -0.5, with which narrow models learn far sooner.
+    resize: interpolation of positions for another number of patches: `bicubic` as the authors, `antialiased` as timm.
+    initial: standard deviation of random linear weights: `published`, 0.02; `fan_in`, input width to the power -0.5,
+        with which narrow models learn far sooner.
     """
 
     num_classes: int = 1000
@@ -64,11 +64,11 @@ class ViTConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected 0 to less than 1", code="C03")
         if self.embed_dim % self.num_heads:
-            what = f"embed_dim={self.embed_dim} is no multiple of num_heads={self.num_heads}"
+            what = f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}"
             raise ConfigError(what, code="C05")
         if self.image_size % self.patch_size:
             near = round(self.image_size / self.patch_size) * self.patch_size or self.patch_size
-            what = f"image_size={self.image_size} is no multiple of patch_size={self.patch_size}"
+            what = f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}"
             raise ConfigError(what, remedy=f"use image_size={near}", code="C04")
         if self.distilled and not self.class_position:
             raise ConfigError(
