@@ -76,7 +76,8 @@ class SetCriterion:
     ) -> dict[str, Tensor]:
         """Compute the losses of an output.
 
-        Targets are `{"labels": (T,) int64 below num_classes, "boxes": (T, 4) cxcywh 0..1}` per image. They may have `masks` (T, H, W) bool of the size of the unpadded image.
+        Targets are `{"labels": (T,) int64 below num_classes, "boxes": (T, 4) cxcywh 0..1}` per image, with
+        `masks` (T, H, W) bool of the size of the unpadded image if masks are trained.
 
         Args:
             masks: returns the mask logits (M, h, w) of queries (M,) of images (M,), so that they are computed only for

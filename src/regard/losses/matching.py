@@ -115,7 +115,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Compute the cost of every query for every target of its image: (L, B, Q, T) float32, T the maximum of targets.
+        """Compute the cost of every query for every target of its image: (L, B, Q, T) float32, T the most targets.
 
         Columns beyond an image's own number of targets hold padding.
         """

@@ -102,7 +102,7 @@ class DETR(nn.Module):
             self.finer_maps = len(channels)
             self.mask_head = MaskHead(c, config.num_heads, channels)
         if config.sigmoid:
-            # All classes start with probability 0.01; otherwise empty queries dominate the loss (RetinaNet, section 4.1).
+            # Classes start with probability 0.01; otherwise empty queries dominate the loss (RetinaNet, section 4.1).
             nn.init.constant_(self.class_embed.bias, -4.6)
 
     def forward(

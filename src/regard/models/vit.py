@@ -2,8 +2,8 @@
 
 An image is cut into patches, each a token; a class token, and in distilled models a distillation token, collect
 information from them. Sources: Dosovitskiy et al. 2021, section 3; Touvron et al. 2021 (DeiT), sections 4 and 5;
-Touvron et al. 2022 (DeiT III), section 3; numbers and names of parameters as in the authors' models.py and models_v2.py and in timm,
-whose files load.
+Touvron et al. 2022 (DeiT III), section 3; numbers and names of parameters as in the authors' models.py and
+models_v2.py and in timm, whose files load.
 """
 
 from __future__ import annotations

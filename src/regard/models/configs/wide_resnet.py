@@ -15,7 +15,7 @@ class WideResNetConfig:
     num_classes: number of classes.
     depth: layers, 6 n + 4.
     width_factor: k; stages have 16 k, 32 k and 64 k channels.
-    key_ratio, value_ratio, num_heads, position: settings of the attention, as in `ResNetConfig`; value_ratio 0 for a plain network.
+    key_ratio, value_ratio, num_heads, position: of the attention, as in `ResNetConfig`; ratio 0 for a plain network.
     image_size: side of the images for whose maps relative tables are made; other sizes work too.
     """
 
