@@ -24,7 +24,7 @@ def test_sound_data(capsys, colors):
     assert digest(colors) == before
 
 
-def test_how_data_are_split_is_told_once(capsys, tmp_path):
+def test_the_split_is_reported_once(capsys, tmp_path):
     write_colors(tmp_path, train=5, val=0)
     text = run(capsys, "data", "check", tmp_path / "train").worked()
     assert text.count("[A48]") == 1, text
@@ -39,8 +39,8 @@ def test_one_image_in_two_places(capsys, colors):
     before = digest(colors)
     lines = run(capsys, "data", "check", colors).worked().splitlines()
     red, green, blue = (f"{colors}/{name}" for name in ("train/red/0.png", "train/green/3.png", "train/blue/1.png"))
-    told = [line for line in lines if line.startswith("warn[A48]")]
-    assert told in (
+    warnings = [line for line in lines if line.startswith("warn[A48]")]
+    assert warnings in (
         [f"warn[A48]: 1 images are in two classes — first: {a} = {b}"] for a, b in ((red, green), (green, red))
     )
     both = f"warn[I30]: 1 validation images are training images too — first: {blue} = {colors}/val/blue/9.bmp"
@@ -60,7 +60,7 @@ def test_broken_images_are_all_named(capsys, colors):
     assert digest(colors) == before
 
 
-def test_wrong_classes_are_told_at_once(capsys, colors):
+def test_wrong_classes_stop_the_check(capsys, colors):
     shutil.copytree(colors / "val/red", colors / "val/pink")
     run(capsys, "data", "check", colors).refused(3, "A48", "'pink'", "3 classes")
 

@@ -219,7 +219,7 @@ MAKERS = {
 
 @pytest.mark.parametrize("read", [read_image, image_size, to_image, list_images])
 @pytest.mark.parametrize("kind", MAKERS)
-def test_what_is_no_file_is_refused(kind: str, read: Callable, tmp_path: Path, deadline: None) -> None:
+def test_links_folders_and_pipes_are_refused(kind: str, read: Callable, tmp_path: Path, deadline: None) -> None:
     path = tmp_path / "x.jpg"
     MAKERS[kind](path)
     with pytest.raises(DataError) as caught:
@@ -306,7 +306,7 @@ SOURCES: dict[str, tuple[Any, torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_users_hold_becomes_the_same_image(name: str) -> None:
+def test_every_source_becomes_the_same_image(name: str) -> None:
     source, wanted = SOURCES[name]
     image = to_image(source)
     assert image.dtype == torch.uint8 and torch.equal(image, wanted)
@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_image_is_refused_with_what_was_expected(name: str) -> None:
+def test_other_values_are_refused(name: str) -> None:
     source, words = REFUSED[name]
     with pytest.raises(DataError, match=words) as caught, warnings.catch_warnings():
         warnings.simplefilter("error")

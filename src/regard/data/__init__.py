@@ -1,0 +1,1 @@
+"""Data sets: files, checks, samples, transforms and batches."""

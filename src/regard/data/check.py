@@ -55,7 +55,7 @@ def _check_objects(folder: Path) -> Iterator[str]:
         yield f"{data.split}: {len(data)} images, {objects} objects, {len(data.categories)} classes"
         if data.annotations.report.issues:
             yield str(data.annotations.report)
-        for _, error in find_bad_images(data):
+        for error in find_bad_images(data):
             bad_images += 1
             yield error.line
     yield from _repeated_images(train, val)

@@ -114,7 +114,7 @@ def test_a_class_of_one_image_is_for_training(tmp_path):
     assert "1 of 2 classes" in val.report.issues[1].what
 
 
-def test_a_class_without_validation_images_is_noted(tmp_path):
+def test_a_class_without_validation_images_is_reported(tmp_path):
     shutil.rmtree(split_tree(tmp_path) / "val/cat")
     (tmp_path / "val/cat").mkdir()
     val = open_classification(tmp_path, "val")
@@ -233,7 +233,7 @@ def nothing(root: Path) -> None:
         (nothing, "train", "A48", "nothing"),
     ],
 )
-def test_what_cannot_be_learnt_is_one_line(tmp_path, make, split, code, line):
+def test_data_that_cannot_be_learned_are_one_line(tmp_path, make, split, code, line):
     make(tmp_path)
     with refused(DataError, code, line, tmp_path):
         open_classification(tmp_path, split)

@@ -41,7 +41,7 @@ def test_classes_of_published_subsets(subset):
     assert imagenet_classes(named(*ids), NAMES) == expected and len(expected) == 200
 
 
-def test_what_classes_are_called():
+def test_names_of_classes():
     assert imagenet_classes(named("n01443537", "n01440764"), NAMES) == [1, 0]
     assert imagenet_classes(named("toilet tissue", "tench"), NAMES) == [999, 0]
     backwards = [f"{number:03}" for number in range(999, -1, -1)]

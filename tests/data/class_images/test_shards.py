@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 def members(numbers: range) -> Members:
-    """Images in folders of their class with `.cls` beside them."""
+    """Images in class folders, with `.cls` files."""
     found: Members = {}
     for number in numbers:
         label = number % 3
@@ -88,7 +88,7 @@ def test_nothing_is_unpacked_or_listed_twice(tmp_path, monkeypatch):
     assert torch.equal(data[6].image, torch.from_numpy(pixels(6)).permute(2, 0, 1))
 
 
-def test_a_changed_shard_is_listed_anew(tmp_path):
+def test_a_changed_shard_is_listed_again(tmp_path):
     root = data_set(tmp_path / "data")
     assert len(open_classification(root)) == 9
     write_shard(root / "train-0001.tar.gz", members(range(5, 12)))
@@ -96,7 +96,7 @@ def test_a_changed_shard_is_listed_anew(tmp_path):
     assert len(open_classification(root)) == 12
 
 
-def test_a_shard_changed_to_the_same_size_is_listed_anew(tmp_path):
+def test_a_shard_changed_to_the_same_size_is_listed_again(tmp_path):
     root = data_set(tmp_path / "data", ".tar")
     size = (root / "train-0001.tar").stat().st_size
     assert open_classification(root).labels.tolist()[5:] == [2, 0, 1, 2]
@@ -107,7 +107,7 @@ def test_a_shard_changed_to_the_same_size_is_listed_anew(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", ["tar", "json"])
-def test_a_lost_or_spoilt_cache_is_made_anew(tmp_path, home, spoil):
+def test_a_lost_or_spoilt_cache_is_made_again(tmp_path, home, spoil):
     root = data_set(tmp_path / "data")
     before = open_classification(root).fingerprint()
     for path in (home / "data/shards").glob(f"*.{spoil}"):

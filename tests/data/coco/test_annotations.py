@@ -609,7 +609,7 @@ def test_files_in_subfolders_and_odd_names_are_found(tmp_path: Path) -> None:
             read(tmp_path, document, image_folders=[folder])
 
 
-def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
+def test_a_too_large_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "ann.json"
     with path.open("wb") as file:  # a hole: takes no space
         file.truncate(strict_json.MAX_BYTES + 1)
@@ -617,7 +617,7 @@ def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
         read_annotations(path)
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_missing_files_and_folders(tmp_path: Path) -> None:
     with refused(DataError, None, tmp_path / "ann.json"):
         read_annotations(tmp_path / "ann.json")
     with refused(DataError, None, tmp_path):

@@ -1,4 +1,4 @@
-"""Folders as people have them: each layout is found, and what does not fit is told in one line."""
+"""Layouts of detection folders: each is found, and errors are one line."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ LAYOUTS = {
     "names from images": ("annotations/instances_{}.json", "images/{}", "{}/"),
     "roboflow": ("{}/_annotations.coco.json", "{}", ""),
     "fiftyone": ("{}/labels.json", "{}/data", ""),
-    "beside": ("{}/annotations.json", "{}/images", ""),
+    "next to each other": ("{}/annotations.json", "{}/images", ""),
 }
 
 
@@ -88,7 +88,7 @@ def test_layouts(layout: str, split: Any, name: str, tmp_path: Path) -> None:
         open_detection(tmp_path, "train" if split == "val" else "val")
 
 
-def test_valid_is_taken_before_test(tmp_path: Path) -> None:
+def test_valid_comes_before_test(tmp_path: Path) -> None:
     for name in ("train", "test", "valid"):
         write(tmp_path / name / "_annotations.coco.json", tmp_path / name)
     assert open_detection(str(tmp_path), "val").image_folder == tmp_path / "valid"
@@ -233,8 +233,8 @@ def test_exif_orientation(orientation: int, annotated: str, tmp_path: Path) -> N
     assert sample.original_size == size and sample.boxes.tolist() == [[1, 2, 21, 12]]
 
 
-def test_damaged_exif_is_no_reason_to_end(tmp_path: Path) -> None:
-    """Reading the EXIF data fails in ways of its own; the size that does not fit is what is told."""
+def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
+    """Reading damaged EXIF data raises other exceptions; the error is about the size."""
     dataset = open_detection(standard(tmp_path, train=with_size(40, 30)), "train")
     path = tmp_path / "train" / "b.png"
     exif = b"Exif\0\0nonsense, not TIFF"
@@ -250,12 +250,12 @@ def test_bad_images_are_all_found(tmp_path: Path) -> None:
     assert find_bad_images(dataset) == []
     path = tmp_path / "train" / "b.png"
     path.write_bytes(path.read_bytes()[:-60])
-    ((index, error),) = find_bad_images(dataset)
-    assert index == 1 and isinstance(error, DataError) and str(path) in error.line
+    (error,) = find_bad_images(dataset)
+    assert isinstance(error, ImageError) and str(path) in error.line
     with pytest.raises(DataError):
         dataset[1]
     path.unlink()
-    assert [index for index, _ in find_bad_images(dataset)] == [1]
+    assert [error.where for error in find_bad_images(dataset)] == [str(path)]
 
 
 def test_missing_image_is_found_on_opening(tmp_path: Path) -> None:

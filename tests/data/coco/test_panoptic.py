@@ -1,4 +1,4 @@
-"""Panoptic annotations: what is read equals the files, what does not fit is told with its place, writing is exact."""
+"""Panoptic annotations: read as in the files, errors name their place, written segments are read back exactly."""
 
 from __future__ import annotations
 

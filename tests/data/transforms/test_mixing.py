@@ -21,7 +21,7 @@ def batch(count: int = 6, height: int = 12, width: int = 9, classes: int = 5) ->
 
 
 class Scripted:
-    """numpy's random functions as timm calls them, with answers made up beforehand."""
+    """numpy's random functions as timm calls them, with values given beforehand."""
 
     def __init__(self, use_cutmix: bool, share: float, centre: tuple[int, int]) -> None:
         self.uniforms = [0.0, 0.0 if use_cutmix else 1.0]
@@ -54,7 +54,7 @@ def test_equals_timm_at_the_same_draws(monkeypatch, use_cutmix, share, centre):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.data())
-def test_share_is_what_stays_of_the_area(height, width, share, data):
+def test_share_is_the_area_that_is_kept(height, width, share, data):
     centre = data.draw(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)))
     mix = cutmix_box(height, width, share, centre)
     pixels = torch.stack((torch.zeros(1, height, width), torch.ones(1, height, width)))

@@ -90,8 +90,8 @@ def open_detection(
     return CocoDataset(annotations, split, masks=masks)
 
 
-def find_bad_images(dataset: CocoDataset) -> list[tuple[int, DataError]]:
-    """Decode every image. Returns the index and the error of each image that cannot be used."""
+def find_bad_images(dataset: CocoDataset) -> list[DataError]:
+    """Decode every image. Returns the error of each image that cannot be used."""
 
     def error_of(index: int) -> DataError | None:
         try:
@@ -101,7 +101,7 @@ def find_bad_images(dataset: CocoDataset) -> list[tuple[int, DataError]]:
         return None
 
     with ThreadPoolExecutor(2) as pool:
-        return [(k, error) for k, error in enumerate(pool.map(error_of, range(len(dataset)))) if error]
+        return [error for error in pool.map(error_of, range(len(dataset))) if error]
 
 
 def _with_categories(annotations: CocoAnnotations, categories: Sequence[Category]) -> CocoAnnotations:

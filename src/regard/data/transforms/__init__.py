@@ -1,1 +1,1 @@
-"""From samples of any size to what a model is given."""
+"""Transforms of samples: augmentation for training, resizing for evaluation."""
