@@ -1,4 +1,4 @@
-"""Speed next to the peers: `regard benchmark NAME`. One file, one comparison."""
+"""Speed against other libraries: `regard benchmark NAME`, one comparison per file."""
 
 from __future__ import annotations
 

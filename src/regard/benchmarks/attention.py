@@ -1,7 +1,7 @@
-"""Every attention mechanism for images on one core: time and memory by the size of the map, next to the peers.
+"""Time and memory of every attention mechanism on one core, by the size of the map, against other libraries.
 
-The paper's listing of augmented convolution, which tiles the logits of rows and columns to all pairs of cells, stands
-here as the form that public code has. It computes the same numbers as ours, which is checked before the clock starts.
+One peer is the paper's listing of augmented convolution, which public code follows; it tiles the logits of rows and
+columns to all pairs of cells. Its results are checked to equal ours before timing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class AttentionRow:
 
 
 class Listing(nn.Module):
-    """The attention of an `AugmentedConv2d` as the paper prints it, with the same parameters."""
+    """The attention of an `AugmentedConv2d` as in the paper's listing, with the same parameters."""
 
     def __init__(self, layer: AugmentedConv2d) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def run(rounds: int, sides: tuple[int, ...] = SIDES) -> list[AttentionRow]:
     Raises:
         MachineError: the listing and ours disagree.
     """
-    # Memory first: what this process has used and freed would be used again, and count for nothing.
+    # Memory first: freed memory of this process would be used again and not counted.
     memory = {side: [peak_memory(_both(layer, _maps(side))) for layer in mechanisms(side).values()] for side in sides}
     rows = []
     for side in sides:
@@ -186,7 +186,7 @@ def _both(layer: nn.Module, x: Tensor) -> Callable[[int], object]:
 
 
 def peak_memory(action: Callable[[int], object]) -> int:
-    """Bytes by which an action makes a process grow at most, measured in a copy of this process (not on Windows).
+    """Return the peak growth of memory in bytes by an action, measured in a fork of this process (not on Windows).
 
     Raises:
         MachineError: the action failed, or was killed.
@@ -227,7 +227,7 @@ def main(rounds: int, output: Path) -> None:
 
 
 def tables(rows: list[AttentionRow]) -> list[Table]:
-    """A table for each thing that was measured: a line for each mechanism, a column for each size."""
+    """Return one table per quantity: a row per mechanism, a column per size."""
     from rich.table import Table
 
     sides = list(dict.fromkeys(row.side for row in rows))

@@ -70,7 +70,7 @@ def run(
     """Measure steps of training.
 
     Args:
-        rounds: how often; the two ways take turns.
+        rounds: number of rounds; the two ways alternate.
         student: a named model with a distillation token.
         teacher: a named model, or timm's `regnety_160`, which is the default where timm is installed; `resnet50`
             elsewhere.
@@ -102,7 +102,7 @@ def run(
 
 
 def table(row: DistillationRow) -> Table:
-    """The row as a table for the terminal."""
+    """Return a table of the row."""
     from rich.table import Table
 
     result = Table(title=f"Training, {row.batch_size} images a step: images per second and core (higher is better)")

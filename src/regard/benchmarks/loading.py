@@ -1,9 +1,9 @@
-"""Images per second and core, from the file to what goes into a batch: ours next to the authors' with Pillow.
+"""Images per second and core, from the file to the batch: Regard against the authors' code with Pillow.
 
 Both read the same files and make the same random draws. The Pillow side does what DETR's authors do: decode,
 flip, resize and crop with Pillow, then `ToTensor` and `Normalize` to floats. Ours leaves uint8 pixels: the
-device normalises them as part of the batch, so that this share of the work is gone from the cores and not
-measured. Boxes are left out on both sides.
+device normalises them as part of the batch, so that this share of the work is
+not measured. Boxes are left out on both sides.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LoadingRow:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast ours is."""
+        """How many times as fast Regard is."""
         return self.regard / self.pillow
 
 
@@ -73,7 +73,7 @@ def run(data: Path | None = None, *, num_images: int = 24, rounds: int = 7) -> l
 
 
 def table(rows: Sequence[LoadingRow]) -> Table:
-    """The rows as a table for the terminal."""
+    """Return a table of the rows."""
     from rich.table import Table
 
     result = Table(title="Loading: images per second and core (higher is better)")

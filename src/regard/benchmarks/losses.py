@@ -1,4 +1,4 @@
-"""Milliseconds of DETR's loss on one core: ours next to that of transformers.
+"""Milliseconds of DETR's loss on one core: Regard against transformers.
 
 Both get the same tensors, and their totals have to agree. transformers follows the authors' code: layer by layer, each
 with the costs of all queries of the batch for the targets of all its images. Ours does all layers at once, and images
@@ -37,7 +37,7 @@ class LossRow:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast ours is."""
+        """How many times as fast Regard is."""
         return self.transformers / self.regard
 
 
@@ -54,7 +54,7 @@ def run(
     """Measure the matching alone, and matching with all losses and their gradients.
 
     Args:
-        rounds: how often; the two sides take turns.
+        rounds: number of rounds; the two sides alternate.
         layers: decoder layers.
         images: of the batch, each with `objects` objects.
         queries: of each image.
@@ -77,7 +77,7 @@ def run(
 
 
 def table(rows: Sequence[LossRow]) -> Table:
-    """The rows as a table for the terminal."""
+    """Return a table of the rows."""
     from rich.table import Table
 
     result = Table(title="DETR's loss: milliseconds on one core (lower is better)")

@@ -1,4 +1,4 @@
-"""Milliseconds of DETR's mask head on one core: ours next to that of transformers, at inference.
+"""Milliseconds of DETR's mask head on one core: Regard against transformers, at inference.
 
 Both get the same weights and tensors, those of DETR-R50 for an image of 800 x 1066 pixels with 100 queries, of which 20
 are found. transformers, like the authors' code, makes the masks of all 100; ours those of the 20, with the first
@@ -34,7 +34,7 @@ class MaskRow:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast ours is."""
+        """How many times as fast Regard is."""
         return self.transformers / self.regard
 
 
@@ -51,7 +51,7 @@ def run(
     """Measure the head from queries and features to mask logits.
 
     Args:
-        rounds: how often; the sides take turns.
+        rounds: number of rounds; the sides alternate.
         queries: of the image.
         kept: how many of them get a mask from ours, a row for each.
         size: (height, width) of the image in pixels.
@@ -76,7 +76,7 @@ def run(
 
 
 def table(rows: Sequence[MaskRow]) -> Table:
-    """The rows as a table for the terminal."""
+    """Return a table of the rows."""
     from rich.table import Table
 
     table = Table(title="Mask head, ms on one core", title_justify="left")

@@ -1,4 +1,4 @@
-"""Ways to do one thing, measured in turns: what else the machine does slows them all alike."""
+"""Timing of alternatives in alternating rounds, so that other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def medians(ways: Sequence[Callable[[int], object]], rounds: int) -> list[float]:
-    """Median seconds that each way takes of one core's time; it is called with the number of the round.
+    """Return the median seconds of CPU time of each way, a function of the number of the round.
 
-    A round runs all ways, in an order that is turned around every time. Round 0 brings files and code into memory and
-    is not counted. Time is the processor's, so that other programs count for little.
+    Every round runs all ways, in reversed order every other time. Round 0 warms caches and is not counted. CPU time is
+    measured, so that other programs matter little.
     """
     seconds: list[list[float]] = [[] for _ in ways]
     threads = torch.get_num_threads()

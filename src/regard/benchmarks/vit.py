@@ -1,4 +1,4 @@
-"""Milliseconds of vision transformers on one core: ours next to timm's with the same weights, and with merged tokens.
+"""Milliseconds of vision transformers on one core: Regard against timm with the same weights, and with merged tokens.
 
 Both run as they come, without compilation and with torch's fused attention; their logits have to agree.
 """
@@ -42,7 +42,7 @@ class VitRow:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast ours is."""
+        """How many times as fast Regard is."""
         return self.other / self.regard
 
 
@@ -59,9 +59,9 @@ def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[in
     """Measure inference, and forward and backward with the largest batch, next to timm, in alternating rounds.
 
     Args:
-        rounds: how often; the two sides take turns.
+        rounds: number of rounds; the two sides alternate.
         models: names that both know.
-        batches: images at once.
+        batches: images per batch.
 
     Raises:
         MachineError: timm is missing.
@@ -80,7 +80,7 @@ def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[in
 def merging(
     model: str, rounds: int = 7, *, batches: Sequence[int] = BATCHES, merged: Sequence[int] = MERGED
 ) -> list[VitRow]:
-    """Measure inference of a model next to itself with so many tokens `merged` in each block."""
+    """Measure inference of a model against itself with `merged` tokens merged in each block."""
     torch.manual_seed(0)
     plain = create(model).eval()
     assert isinstance(plain, VisionTransformer)
@@ -95,7 +95,7 @@ def merging(
 
 
 def table(rows: Sequence[VitRow], other: str) -> Table:
-    """The rows as a table for the terminal; `other`: what ours is compared with."""
+    """Return a table of the rows; `other`: what ours is compared with."""
     from rich.table import Table
 
     result = Table(title="Vision transformers: milliseconds a batch on one core (lower is better)")
@@ -122,7 +122,7 @@ def _forward(model: nn.Module, images: Tensor) -> Callable[[int], object]:
 
 
 def _times(images: Tensor) -> int:
-    """How often a batch is repeated in a round: a single image takes too short to be told from what is by chance."""
+    """How often a batch is repeated in a round: a single image is too fast to time."""
     return -(-LEAST // len(images))
 
 

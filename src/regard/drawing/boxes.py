@@ -1,6 +1,6 @@
-"""Pictures for people: boxes with names on images, classes under them, sheets of pictures, truth beside prediction.
+"""Drawing on images: boxes with names, bars of classes, grids of pictures, comparisons of truth and prediction.
 
-Boxes are xyxy in pixels of the image that is passed in. Nothing here changes its input.
+Boxes are xyxy in pixels of the given image. Inputs are not changed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PALETTE: tuple[Color, ...] = (
     (240, 136, 200), (255, 88, 232), (128, 184, 88), (176, 88, 160), (0, 160, 96),
 )  # fmt: skip
 
-# Names do not fit into smaller pictures: those with a shorter side below this are enlarged before drawing.
+# Images with a shorter side below this are enlarged before drawing, so that names fit.
 MIN_SIDE = 320
 # Enlarging stops here, whatever the shorter side: a 4 x 4000 strip must not become 320 x 320000.
 MAX_ENLARGED_SIDE = 1280
@@ -48,7 +48,7 @@ class Tag(NamedTuple):
 
 
 def class_color(label: int) -> Color:
-    """The colour of a class by its index, the same in every picture; repeats after `len(PALETTE)` classes."""
+    """Return the colour of a class by its index, the same in every picture; colours repeat after `len(PALETTE)`."""
     return PALETTE[label % len(PALETTE)]
 
 
@@ -59,18 +59,18 @@ def draw_boxes(
     colors: Sequence[Color],
     scores: Sequence[float] | None = None,
 ) -> Image.Image:
-    """A new RGB picture of `image` with its boxes and their names.
+    """Draw boxes and their names on a copy of `image`.
 
-    Small images are enlarged by a whole factor until the shorter side has `MIN_SIDE` pixels. Boxes are cut at the
-    border of the image; those outside it or with NaN are left out. Earlier boxes lie on top of later ones and
-    choose the place of their name first: pass the best first. A name that finds no free place is left out.
+    Small images are enlarged by a whole factor until the shorter side has `MIN_SIDE` pixels. Boxes are clipped to
+    the image; those outside it or with NaN are not drawn. Earlier boxes are drawn on top and place their names first:
+    pass the best first. A name without a free place is not drawn.
 
     Args:
         image: (3, H, W) uint8 RGB, or a PIL image.
         boxes_xyxy: (N, 4) in pixels of `image`.
         labels: N names.
         colors: N colours, see `class_color`.
-        scores: N numbers 0..1, shown behind the names.
+        scores: N numbers 0..1, written after the names.
     """
     picture, factor = canvas(image)
     line = max(2, round(min(picture.size) / 180))
@@ -98,7 +98,7 @@ def draw_boxes(
 def draw_probabilities(
     image: Tensor | Image.Image, names: Sequence[str], probabilities: Sequence[float]
 ) -> Image.Image:
-    """A new RGB picture of `image` with a row for each class under it: its name on a bar, and its probability.
+    """Draw `image` with a bar for each class below it: name and probability.
 
     Small images are enlarged as in `draw_boxes`.
 
@@ -128,7 +128,7 @@ def draw_probabilities(
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture file; its suffix tells the format. Missing folders are made.
+    """Write a picture file in the format of its suffix. Missing folders are created.
 
     Raises:
         ConfigError: no picture format has this suffix.
@@ -150,7 +150,7 @@ def grid(
     padding: int = 12,
     longest: int = 640,
 ) -> Image.Image:
-    """Pictures side by side on white, row after row, each under its caption.
+    """Arrange pictures in rows on white, each below its caption.
 
     Args:
         images: pictures of any sizes.
@@ -192,13 +192,13 @@ def grid(
 
 
 def compare(truth: Image.Image, predictions: Image.Image) -> Image.Image:
-    """Two drawn pictures of one image under captions: side by side, or one above the other where they are wide."""
+    """Arrange two pictures of one image below captions, side by side, or one above the other if they are wide."""
     columns = 1 if truth.width > 2 * truth.height else 2
     return grid([truth, predictions], columns, captions=("truth", "prediction"), longest=960)
 
 
 def rgb_copy(image: Tensor | Image.Image) -> Image.Image:
-    """An RGB copy of a PIL image or of a (3, H, W) uint8 tensor.
+    """Return an RGB copy of a PIL image or a (3, H, W) uint8 tensor.
 
     Raises:
         DataError: a tensor of another shape or type (I31).
@@ -212,12 +212,12 @@ def rgb_copy(image: Tensor | Image.Image) -> Image.Image:
 
 
 def canvas(image: Tensor | Image.Image) -> tuple[Image.Image, int]:
-    """An RGB copy of the image, enlarged where it is small, and the factor."""
+    """Return an RGB copy of the image, enlarged if it is small, and the factor."""
     picture = rgb_copy(image)
     short, long = sorted(picture.size)
     factor = max(1, min(-(-MIN_SIDE // short), MAX_ENLARGED_SIDE // long))
     if factor > 1:
-        # From the third time on, smoothing would show only blur: sharp pixels are what the network sees.
+        # From a factor of 3 on, smoothing would only blur: sharp pixels show what the network sees.
         kernel = Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS
         picture = picture.resize((picture.width * factor, picture.height * factor), kernel)
     return picture, factor
@@ -232,7 +232,7 @@ def _shrunk(image: Image.Image, longest: int) -> Image.Image:
 
 
 def _outline(box: list[float], factor: int, line: int, size: tuple[int, int]) -> Rectangle | None:
-    """The outer border of a line on the box's edges, kept inside the picture; None where nothing shows."""
+    """Return the outer border of a line on the edges of a box, inside the picture; None if it is not visible."""
     if any(math.isnan(value) for value in box):
         return None
     width, height = size
@@ -251,7 +251,7 @@ def _outline(box: list[float], factor: int, line: int, size: tuple[int, int]) ->
 
 
 def _draw_outline(pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line: int) -> None:
-    """The line of a box, between two thin dark ones that hold it apart from backgrounds of its own colour."""
+    """Draw the line of a box between two thin dark lines, which separate it from a background of its colour."""
     x0, y0, x1, y1 = rectangle
     pen.rectangle((x0 - 1, y0 - 1, x1, y1), outline=_HALO, width=1)
     if x1 - x0 > 2 * line + 2 and y1 - y0 > 2 * line + 2:
@@ -262,9 +262,9 @@ def _draw_outline(pen: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, 
 def _place(
     outline: Rectangle, width: int, size: int, line: int, taken: Sequence[Tag], picture: tuple[int, int]
 ) -> Rectangle | None:
-    """Where the name of a box goes: the first place along its outline that hides no other name, or hides least.
+    """Return the place of a name: the first along the outline that hides no other name, or hides the least.
 
-    None where less than half of it could be seen.
+    None if less than half of it would be visible.
     """
     x0, y0, x1, y1 = outline
     height = round(1.4 * size)
@@ -306,7 +306,7 @@ def draw_tag(pen: ImageDraw.ImageDraw, tag: Tag, size: int) -> None:
 
 
 def _text_color(background: Color) -> Color:
-    """Black or white, whichever reads better, by relative luminance (WCAG 2.2)."""
+    """Return black or white, whichever is easier to read, by relative luminance (WCAG 2.2)."""
     linear = [v / 3294.6 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     # WCAG's contrast is equal at 0.179, but people read white better than black on pure red and blue.
@@ -314,7 +314,7 @@ def _text_color(background: Color) -> Color:
 
 
 def fitted(name: str, ending: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text on one line, its name cut until it is at most `width` pixels wide, and the font for it."""
+    """Return the text on one line, with its name shortened to at most `width` pixels, and its font."""
     name = escape(name)
     font = _font(size, name.isascii())
     if font.getlength(name + ending) <= width:
@@ -329,7 +329,7 @@ def fitted(name: str, ending: str, size: int, width: int) -> tuple[str, ImageFon
 
 @lru_cache
 def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont:
-    """Pillow's own font. It knows little beyond ASCII: other names take the machine's DejaVu where there is one."""
+    """Return Pillow's font, or for text beyond ASCII the DejaVu of the machine if there is one."""
     if not ascii_only:
         for path in ("DejaVuSans.ttf", _matplotlib_font(), "Arial Unicode.ttf", "arial.ttf"):
             try:
@@ -342,7 +342,7 @@ def _font(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont:
 
 
 def _matplotlib_font() -> str:
-    """The copy of DejaVu that matplotlib brings, found without importing it."""
+    """Return the path of matplotlib's copy of DejaVu without importing matplotlib."""
     spec = importlib.util.find_spec("matplotlib")
     origin = "" if spec is None or spec.origin is None else spec.origin
     return str(Path(origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")

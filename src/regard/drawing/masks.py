@@ -1,4 +1,4 @@
-"""Pictures of segments, each with its name in its middle, and of masks, which may overlap."""
+"""Drawing of segments with their names, and of masks, which may overlap."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def draw_segments(
     colors: Sequence[Color],
     scores: Sequence[float] | None = None,
 ) -> Image.Image:
-    """A new RGB picture of `image` with its segments. Small images are enlarged as in `draw_boxes`.
+    """Draw segments on a copy of `image`. Small images are enlarged as in `draw_boxes`.
 
-    Names of the largest segments come first; one that would hide a quarter of another, or a segment much smaller
-    than itself, is left out.
+    Names of the largest segments are placed first; a name that would hide a quarter of another name, or a segment much
+    smaller than itself, is not drawn.
 
     Args:
         image: (3, H, W) uint8 RGB, or a PIL image.
         ids: (H, W) int64, 0 for no segment, else 1..S.
         labels: S names.
-        colors: S colours, see `pictures.class_color`; equal ones are told apart by their lightness.
-        scores: S numbers 0..1, shown behind the names.
+        colors: S colours, see `class_color`; equal colours get different lightness.
+        scores: S numbers 0..1, written after the names.
     """
     picture, factor = canvas(image)
     whole = np.repeat(np.repeat(ids.cpu().numpy(), factor, axis=0), factor, axis=1)
@@ -51,7 +51,7 @@ def draw_segments(
 
 
 def draw_masks(image: Tensor | Image.Image, masks: Tensor, colors: Sequence[Color]) -> Image.Image:
-    """A new RGB picture of `image`, of the same size, with masks (N, H, W) bool painted over; the first lies on top."""
+    """Draw masks (N, H, W) bool on a copy of `image`, of the same size; the first is on top."""
     picture = rgb_copy(image)
     pixels = np.asarray(picture, dtype=np.float32).copy()
     whole = masks.cpu().numpy()
@@ -63,7 +63,7 @@ def draw_masks(image: Tensor | Image.Image, masks: Tensor, colors: Sequence[Colo
 
 
 def _shaded(colors: Sequence[Color]) -> list[Color]:
-    """The colours, those that come again lighter or darker."""
+    """Return the colours, with repeated ones lighter or darker."""
     seen: dict[Color, int] = {}
     shaded = []
     for color in colors:
@@ -108,7 +108,7 @@ def _name(picture: Image.Image, ids: np.ndarray, texts: Sequence[tuple[str, str]
 
 
 def _middle(mask: np.ndarray) -> tuple[int, int] | None:
-    """(x, y) of the pixel that is farthest from the border of a segment; None of one without pixels."""
+    """Return (x, y) of the pixel farthest from the border of a segment; None for a segment without pixels."""
     from scipy.ndimage import distance_transform_edt
 
     step = max(1, max(mask.shape) // COARSE)

@@ -1,4 +1,4 @@
-"""Pictures of a training run: what a classifier is shown, and what it takes images for."""
+"""Pictures of a training run: batches and predictions of a classifier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RIGHT, _WRONG = (0, 114, 178), (213, 94, 0)  # blue and orange: colour-blind pe
 
 
 def draw_class_batch(pixels: Tensor, targets: Tensor, categories: Sequence[Category]) -> Image.Image:
-    """A batch as the model gets it, augmented and mixed, with its targets.
+    """Draw a batch as the model receives it, augmented and mixed, with its targets.
 
     Args:
         pixels: (B, 3, H, W) uint8.
@@ -32,7 +32,7 @@ def draw_class_batch(pixels: Tensor, targets: Tensor, categories: Sequence[Categ
 def draw_class_predictions(
     images: Sequence[Tensor], labels: Tensor, logits: Tensor, categories: Sequence[Category]
 ) -> Image.Image:
-    """Images with the class that each is taken for, and its probability. Blue frames are right, orange ones wrong.
+    """Draw images with their predicted classes and probabilities. Blue frames are right, orange ones wrong.
 
     Args:
         images: N of (3, H, W) uint8, of any sizes.
@@ -64,7 +64,7 @@ def _enlarged(image: Tensor) -> Image.Image:
 
 
 def _shares(targets: Tensor, categories: Sequence[Category]) -> list[str]:
-    """`cat 0.62 + dog 0.38` for rows of shares; what smoothing gives to all classes is left out."""
+    """`cat 0.62 + dog 0.38` for rows of shares; the share of label smoothing is left out."""
     lines = []
     for row in targets:
         smoothing = row.min()

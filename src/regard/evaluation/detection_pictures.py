@@ -1,4 +1,4 @@
-"""Pictures of a training run: what a detector is shown, and what it finds."""
+"""Pictures of a training run: batches and predictions of a detector."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIN_SCORE = 0.3  # of predictions that are drawn
 
 
 def draw_batch(images: ImageBatch, targets: Sequence[dict[str, Tensor]], categories: Sequence[Category]) -> Image.Image:
-    """A batch as the model gets it, augmented, with its targets. Pixels are uint8, boxes fractions 0..1."""
+    """Draw a batch as the model receives it, augmented, with its targets. Pixels are uint8, boxes fractions 0..1."""
     drawn = []
     for pixels, (height, width), target in list(zip(images.pixels, images.sizes, targets, strict=True))[:MAX_IMAGES]:
         boxes = cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
@@ -35,7 +35,7 @@ def draw_comparison(
     found: Sequence[tuple[Tensor, Tensor, Tensor]],
     categories: Sequence[Category],
 ) -> Image.Image:
-    """Truth beside prediction: samples with their pixels, and (scores, labels, boxes xyxy in pixels) of each."""
+    """Draw truth and prediction side by side; found: (scores, labels, boxes xyxy in pixels) of each sample."""
     pairs = []
     for sample, (scores, labels, boxes) in zip(samples, found, strict=True):
         image = sample.image  # not read again: boxes may be those of the pixels before an EXIF rotation
@@ -48,7 +48,7 @@ def draw_comparison(
 def draw_segment_comparison(
     samples: Sequence[Sample], found: Sequence[tuple[PanopticSegments, PanopticSegments]]
 ) -> Image.Image:
-    """True segments beside predicted ones, with labels of the same classes, for samples with their pixels."""
+    """Draw true and predicted segments side by side, with labels of the same classes, for samples with pixels."""
     pairs = []
     for sample, (truth, prediction) in zip(samples, found, strict=True):
         pairs.append(compare(_paint(sample.image, truth), _paint(sample.image, prediction, prediction.scores)))

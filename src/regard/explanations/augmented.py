@@ -1,4 +1,4 @@
-"""Where the pixels of an attention-augmented network look."""
+"""Explanations of attention-augmented networks: attention of their cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regard.explanations.checks import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, Look
 from regard.structures.categories import ModelCard
 
-# Kinds of explanation, and the options that each reads.
+# Kinds of explanation with the options that each uses.
 KINDS = {"layers": ("point", "head"), "heads": ("point", "layer"), "relevance": ()}
 
 
@@ -38,13 +38,13 @@ def explain_augmented(
     layer: int | None,
     head: int | None,
 ) -> tuple[list[Look], int]:
-    """Maps over the cells of attention layers for one image, and how many stand side by side.
+    """Return maps over the cells of attention layers for one image, and the number of maps per row of the picture.
 
     * `layers`: of the cell at `point` (the middle if None) in each layer, mean of heads (or one head).
     * `heads`: of that cell for each head of a layer, with the relative logits in the first row and without them in the
       second; a layer without relative positions has one row.
     * `relevance`: of all cells of each layer for the predicted class: mean over heads of relu(A dy/dA), summed over
-      the cells that look. Each layer stands for itself: nothing is carried through convolutions.
+      the attending cells. Each layer is computed alone, not through convolutions.
 
     Raises:
         ConfigError: the network has no such layer.

@@ -1,4 +1,4 @@
-"""Does a map mean anything? Take the pixels away that it calls important, and see how fast the score falls.
+"""Test of maps: remove the pixels that a map calls important and measure how fast the score falls.
 
 Petsiuk et al. 2018 (RISE), section 4.2; for detections Petsiuk et al. 2021 (D-RISE), section 3.
 """
@@ -20,25 +20,25 @@ BLUR = 0.15  # of the shorter side: standard deviation of what insertion starts 
 
 
 class Curve(NamedTuple):
-    """fractions: (S+1,) share of the pixels that were changed, 0..1. scores: (S+1,) what is left of the score."""
+    """fractions: (S+1,) share of the pixels that were changed, 0..1. scores: (S+1,) the score then."""
 
     fractions: Tensor
     scores: Tensor
 
     @property
     def area(self) -> float:
-        """The area under the curve (trapezoids), 0..1 for scores of 0..1."""
+        """Return the area under the curve (trapezoids), 0..1 for scores 0..1."""
         return torch.trapezoid(self.scores, self.fractions).item()
 
 
 def deletion_curve(score: Callable[[Tensor], Tensor], image: Tensor, weights: Tensor, *, steps: int = 16) -> Curve:
-    """Pixels become 0 (the mean colour), the most important first. Small areas are good.
+    """Set pixels to 0 (the mean colour), the most important first. A small area is good.
 
     Args:
         score: normalised images (B, 3, H, W) -> (B,).
         image: (3, H, W), normalised.
-        weights: (H, W), greater is more important; equal ones go in the order of the rows.
-        steps: in which all pixels go.
+        weights: (H, W), larger is more important; equal ones follow row by row.
+        steps: number of steps until all pixels are changed.
 
     Raises:
         ConfigError: weights of another size than the image's.
@@ -47,17 +47,17 @@ def deletion_curve(score: Callable[[Tensor], Tensor], image: Tensor, weights: Te
 
 
 def insertion_curve(score: Callable[[Tensor], Tensor], image: Tensor, weights: Tensor, *, steps: int = 16) -> Curve:
-    """Into a blurred image the pixels return, the most important first. Large areas are good. Else as deletion."""
+    """Restore the pixels of a blurred image, the most important first. A large area is good. Else as deletion."""
     sigma = BLUR * min(image.shape[-2:])
     kernel = 2 * int(2 * sigma) + 1
     return _curve(score, gaussian_blur(image, [kernel, kernel], [sigma, sigma]), image, weights, steps)
 
 
 def detection_score(output: DetectionOutput, label: int, box: Tensor, *, softmax: bool) -> Tensor:
-    """(B,) how well each image's best query still finds an object: probability of its class times IoU.
+    """Return (B,) how well the best query of each image finds an object: probability of its class times IoU.
 
     Args:
-        box: (4,) cxcywh in 0..1 of the object that was found.
+        box: (4,) cxcywh in 0..1 of the object.
     """
     logits = output.logits.float()
     probability = (logits.softmax(-1) if softmax else logits.sigmoid())[..., label]

@@ -1,4 +1,4 @@
-"""Where the queries of a DETR look, and where the places of an image look in its encoder."""
+"""Explanations of DETR: attention of its queries, and of the image in its encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
 
-# Kinds of explanation, and the options that each reads; all read the threshold.
+# Kinds of explanation with the options that each uses; all use the threshold.
 KINDS = {
     "decoder": ("layer", "head"),
     "heads": ("point", "layer"),
@@ -27,9 +27,9 @@ KINDS = {
     "layers": (),
     "relevance": (),
 }
-MOST = 12  # detections
+MAX_DETECTIONS = 12
 COLUMNS = 4  # maps per row of the picture
-POINTS = 4  # from which the encoder is shown where no point is given
+POINTS = 4  # maps of the encoder if no point is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def covered(net: DETR, grid: tuple[int, int], resized: tuple[int, int], original
 
 
 def _detections(net: DETR, output: DetectionOutput, size: tuple[int, int], threshold: float) -> Found:
-    """The best detections above `threshold` of the first image, at most one for a query."""
+    """Return the best detections above `threshold` of the first image, at most one per query."""
     scored = score_queries(output, softmax=not net.config.sigmoid)
     best = scored.where((scored.image == 0) & (scored.scores > threshold))
     order = best.scores.argsort(descending=True, stable=True)
@@ -140,7 +140,7 @@ def _detections(net: DETR, output: DetectionOutput, size: tuple[int, int], thres
     for row in order.tolist():
         if all(best.query[row] != best.query[other] for other in rows):
             rows.append(row)
-    best = best.where(torch.tensor(rows[:MOST], dtype=torch.int64, device=best.query.device))
+    best = best.where(torch.tensor(rows[:MAX_DETECTIONS], dtype=torch.int64, device=best.query.device))
     return Found(best.query, best.labels.tolist(), _titles(net, best), _in_pixels(output.boxes[0, best.query], size))
 
 
@@ -160,17 +160,17 @@ def _heads(weights: Tensor, head: int | None) -> Tensor:
 
 
 def _middles(found: Found, size: tuple[int, int]) -> list[tuple[float, float]]:
-    """Inside the image: the middles of the best detections, or of the image where there is none."""
+    """Return the centres of the best detections inside the image, or the centre of the image if there are none."""
     middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in found.boxes.tolist()]
     inside = [(min(max(x, 0.0), size[1] - 1.0), min(max(y, 0.0), size[0] - 1.0)) for x, y in middles]
     return inside or [(size[1] / 2, size[0] / 2)]
 
 
 def _at(found: Found, point: tuple[float, float] | None) -> int:
-    """The smallest detection that has the point in its box; the best where no point is given.
+    """Return the smallest detection with the point in its box; without a point the best one.
 
     Raises:
-        ConfigError: there is none at the point (C03).
+        ConfigError: no detection contains the point (C03).
     """
     if point is None:
         return 0
@@ -187,7 +187,7 @@ def _layers(
     output: DetectionOutput, cross: Tensor, found: Found, grid: tuple[int, int], extent: Box,
     size: tuple[int, int],
 ) -> list[Look]:  # fmt: skip
-    """One map for each decoder layer: the mean of the detections' maps, with their boxes of that layer."""
+    """Return one map per decoder layer: the mean of the maps of all detections, with their boxes of that layer."""
     looks = []
     for number, (layer, weights) in enumerate(zip([*output.auxiliary, output], cross, strict=True)):
         if not len(found):
@@ -217,7 +217,7 @@ def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: f
 
 
 def relevance(score: Tensor, calls: Sequence[Attended], encoder_layers: int) -> Tensor:
-    """(Q, N) how relevant each image token is to each query, for a score that the attention of `calls` made.
+    """Compute the relevance (Q, N) of each image token to each query, for a score computed with `calls`.
 
     Self-attention in the encoder: R_ii += A R_ii. In a decoder layer, self-attention R_qq += A R_qq and
     R_qi += A R_qi, then cross-attention R_qi += norm(R_qq)^T A norm(R_ii), with A the gradient-weighted mean of heads
@@ -237,7 +237,7 @@ def relevance(score: Tensor, calls: Sequence[Attended], encoder_layers: int) -> 
 def _through(rows: Tensor, layers: Sequence[Tensor]) -> Tensor:
     """rows @ norm(R_ii) without R_ii, which would cost N^3 a layer: R_ii = (I + A_last) ... (I + A_first).
 
-    I is left out of all sums, for A is small beside it.
+    I is left out of all sums because A is small compared with it.
     """
     total = torch.zeros(rows.shape[1], 1, device=rows.device)  # of each row of R_ii - I
     for one in layers:

@@ -1,4 +1,4 @@
-"""What `regard.explain` returns: maps over one image, at known places of it."""
+"""The result of `regard.explain`: maps over one image."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from regard.errors import ConfigError, MachineError, escape
 
 Box = tuple[float, float, float, float]
 ARRAYS = ".npz"
-SHARE = 0.75  # of the heat's colour in the picture
-LEAST_SIDE, MOST_SIDE = 240, 480  # pixels of a look's longer side in the picture
+SHARE = 0.75  # opacity of the heat
+MIN_SIDE, MAX_SIDE = 240, 480  # longer side of a map in the picture, in pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One map over the image: where a query, a token, a pixel or a head looks.
+    """One map over the image: the attention of a query, a token, a pixel or a head.
 
     Args:
-        weights: (h, w) float32 of at least 0. Those of attention are as the model has them, not scaled; where a model
-            has tokens that stand for no place, the rest of the sum of 1 is theirs.
-        title: a few words for the picture.
-        extent: x0, y0, x1, y1 in pixels of the original image, as displayed: what the (h, w) cells cover together. It
-            reaches past the image where cells do, and covers a part where the model sees only that.
-        point: x, y in pixels of the original: from where it looks; None for what has no place.
-        boxes: (N, 4) xyxy in pixels of the original; None where there are none.
+        weights: (h, w) float32, at least 0. Attention weights are not scaled; in a model with tokens without a place,
+            such as a class token, these tokens have the rest of the sum of 1.
+        title: caption in the picture.
+        extent: x0, y0, x1, y1 in pixels of the original image, as displayed: the area of the (h, w) cells. It is
+            larger than the image if cells reach beyond it, and smaller if the model sees only a part.
+        point: x, y in pixels of the original of the attending place; None if it has none.
+        boxes: (N, 4) xyxy in pixels of the original, or None.
         labels: of the boxes, index into the model's categories.
     """
 
@@ -53,7 +53,7 @@ class Look:
             raise ConfigError(f"expected weights (h, w), got {tuple(self.weights.shape)}")
 
     def on_pixels(self, size: tuple[int, int]) -> Tensor:
-        """The weights (H, W) at the pixels of an image of `size` (height, width), bilinear; 0 outside of `extent`."""
+        """Return the weights (H, W) at the pixels of an image of `size` (height, width), bilinear, 0 outside."""
         x0, y0, x1, y1 = self.extent
         ys = (torch.arange(size[0]) + 0.5 - y0) / (y1 - y0)
         xs = (torch.arange(size[1]) + 0.5 - x0) / (x1 - x0)
@@ -70,11 +70,11 @@ class Explanation:
     """Maps of one kind over one image.
 
     Args:
-        what: the kind, a word that `regard.explain` takes.
+        what: the kind of maps, as for `regard.explain`.
         looks: the maps, in reading order.
-        columns: how many stand side by side in the picture.
+        columns: number of maps per row of the picture.
         image: the original as displayed, RGB.
-        path: its file; None where there is none.
+        path: its file, or None.
     """
 
     what: str
@@ -84,13 +84,13 @@ class Explanation:
     path: str | None = None
 
     def __len__(self) -> int:
-        """The number of maps."""
+        """Return the number of maps."""
         return len(self.looks)
 
     def arrays(self) -> dict[str, Any]:
-        """All maps as arrays.
+        """Return all maps as arrays.
 
-        `weights` (N, h, w) float32, or `weights_0`, `weights_1`, ... where sizes differ; `extents` (N, 4) and `points`
+        `weights` (N, h, w) float32, or `weights_0`, `weights_1`, ... if sizes differ; `extents` (N, 4) and `points`
         (N, 2) in pixels of the original, NaN for none; `titles` (N,) text; `size` (height, width) of the original.
         """
         maps = [look.weights.numpy() for look in self.looks]
@@ -109,7 +109,7 @@ class Explanation:
         }
 
     def plot(self) -> Image.Image:
-        """All maps as heat over the greyed image, each from its own least weight (none) to its greatest (bright).
+        """Draw all maps as heat over the grey image, each scaled from its minimum (none) to its maximum (bright).
 
         Raises:
             ConfigError: there is no map to draw.
@@ -120,7 +120,7 @@ class Explanation:
         return grid(drawn, columns=min(self.columns, len(drawn)), captions=[look.title for look in self.looks])
 
     def save(self, path: str | Path) -> None:
-        """Write `plot` to a picture file, or `arrays` to one that ends in `.npz`. Missing folders are made.
+        """Write `plot` to a picture file, or `arrays` to one that ends in `.npz`. Missing folders are created.
 
         Raises:
             ConfigError: no picture format has this suffix, or there is no map to draw.
@@ -144,9 +144,9 @@ class Explanation:
 
 
 def _draw(look: Look, image: Image.Image) -> Image.Image:
-    """The image in grey with heat, marks of the point and boxes; at least `LEAST_SIDE` pixels."""
+    """Draw the image in grey with heat, the point and boxes, at least `MIN_SIDE` pixels large."""
     longest = max(image.size)
-    scale = min(max(longest, LEAST_SIDE), MOST_SIDE) / longest
+    scale = min(max(longest, MIN_SIDE), MAX_SIDE) / longest
     width, height = (max(1, round(side * scale)) for side in image.size)
     kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
     grey = np.asarray(image.convert("L").resize((width, height), kernel), dtype=np.float32)[..., None] / 255

@@ -1,4 +1,4 @@
-"""Where each object query of a detector finds its objects, over many images. (DETR, figure 7.)"""
+"""The boxes of each object query of a detector over many images. (DETR, figure 7.)"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS, ROWS = 5, 4  # of the picture
 
 @dataclass(frozen=True, eq=False)
 class QueryPlaces:
-    """boxes: (N, Q, 4) cxcywh in 0..1, the box of each query in each of N images, objects or not."""
+    """boxes: (N, Q, 4) cxcywh in 0..1, the box of each query in each of N images, whether object or not."""
 
     boxes: Tensor
 
@@ -57,7 +57,7 @@ class QueryPlaces:
 
 @torch.no_grad()
 def query_places(model: Detector, images: Iterable[Any], *, device: str = "auto") -> QueryPlaces:
-    """The boxes of all queries for images as `regard.predict` takes them, one after the other.
+    """Return the boxes of all queries for images as for `regard.predict`, one after the other.
 
     Raises:
         ConfigError: there are no images (C09).

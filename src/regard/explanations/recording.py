@@ -1,4 +1,4 @@
-"""What attention does in a forward pass that keeps its fused kernels: weights and their gradients, recomputed."""
+"""Attention weights of a forward pass with fused kernels, and their gradients, computed again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Attended:
 
 
 class AttentionRecorder(TorchFunctionMode):
-    """Within `with AttentionRecorder() as recorder:`, every call of fused attention is kept in `recorder.calls`."""
+    """Within `with AttentionRecorder() as recorder:`, every call of fused attention is recorded in `recorder.calls`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where the tokens of a ViT or DeiT look."""
+"""Explanations of ViT and DeiT: attention of their tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from regard.explanations.explanation import Box, Look
 from regard.explanations.recording import AttentionRecorder, gradients
 from regard.models.vit import VisionTransformer
 
-# Kinds of explanation, and the options that each reads.
+# Kinds of explanation with the options that each uses.
 KINDS = {"rollout": (), "heads": ("layer",), "tokens": ("head",), "patch": ("point", "head"), "relevance": ()}
 
 
 def rollout(weights: Sequence[Tensor]) -> Tensor:
-    """How much of each token is in each token of the last block: (B, N, N), rows sum to 1.
+    """Compute the share of each input token in each token of the last block: (B, N, N), rows sum to 1.
 
-    The product over blocks of (I + mean over heads of A) / 2: the residual sum counts as a look at oneself. Abnar and
-    Zuidema 2020, section 3.
+    The product over blocks of (I + mean over heads of A) / 2, where I stands for the residual sum. Abnar and Zuidema
+    2020, section 3.
 
     Args:
         weights: (B, heads, N, N) of each block, first block first.
@@ -42,7 +42,7 @@ def explain_vit(
     layer: int | None,
     head: int | None,
 ) -> tuple[list[Look], int]:
-    """Maps over the patches of one image, and how many stand side by side.
+    """Return maps over the patches of one image, and the number of maps per row of the picture.
 
     * `rollout`: of the class token, and of the distillation token if there is one, through all blocks.
     * `heads`: of each head of a block, of the class token.
@@ -52,7 +52,7 @@ def explain_vit(
 
     Args:
         pixels: (1, 3, H, W), normalised.
-        extent: what they show of the original.
+        extent: the part of the original that they show.
     """
     check_kind(what, KINDS, net.card.name, point=point, layer=layer, head=head)
     count = net.num_tokens

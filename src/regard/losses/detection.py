@@ -31,7 +31,8 @@ class SetCriterion:
         giou_weight: weight of the GIoU loss of boxes.
         mask_weight: weight of the focal loss of masks.
         dice_weight: weight of the dice loss of masks.
-        focal_alpha, focal_gamma: of the focal loss.
+        focal_alpha: alpha of the focal loss.
+        focal_gamma: gamma of the focal loss.
     """
 
     def __init__(

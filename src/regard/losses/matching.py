@@ -37,7 +37,8 @@ class HungarianMatcher:
         bbox_cost: weight of the L1 term.
         giou_cost: weight of the GIoU term.
         classification: `softmax` or `focal`, as in `SetCriterion`.
-        focal_alpha, focal_gamma: of the focal terms.
+        focal_alpha: alpha of the focal terms.
+        focal_gamma: gamma of the focal terms.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Runs: `regard.train`. Torch is imported when settings and paths are known to be right."""
+"""Runs: `regard.train`. Torch is imported after settings and paths are checked."""
 
 from __future__ import annotations
 
@@ -26,23 +26,26 @@ def train(
     """Train a detector or a classifier.
 
     Args:
-        model: a name of `list_models()`.
+        model: a name from `list_models()`.
         data: for a detector a folder in COCO's layout, for a classifier one with a folder for each class (and other
             layouts, see `open_classification`); or `shapes` for generated images (`shapes:size=96,classes=5`).
         epochs: passes over the training images; the recipe's number if None.
         output: the run's folder; `runs/MODEL-N` if None.
-        resume: go on with the run in `output`; its own settings apply, `overrides` on top.
-        recipe: `paper`, `finetune`, `fast`, `panoptic_boxes`, `panoptic_masks` or `small`; of classifiers `deit`,
-            `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; the model's own if
-            None: on ImageNet itself the published one.
+        resume: resume the run in `output` with its own settings; `overrides` replace some.
+        recipe: `paper`, `finetune`, `fast`, `panoptic_boxes`, `panoptic_masks` or `small`; for classifiers `deit`,
+            `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; by default that
+            of the model, on ImageNet itself the published one.
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
-        teacher: what a classifier learns from beside the labels: a model, run or file, `regnety_160`, `timm/NAME` or
+        teacher: teacher of a classifier: a model name, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.
         overrides: settings as `key=value`.
         quiet: print nothing.
 
+    Returns:
+        The finished run.
+
     Raises:
-        ConfigError, DataError, CheckpointError, DivergedError, MachineError: with one line that says what to do.
+        RegardError: with one line that says what to do.
     """
     from regard.runs.settings import check_paths, resolve
 

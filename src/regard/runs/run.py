@@ -91,7 +91,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
 
 
 def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) -> Path:
-    """The run's folder, made if need be. A folder with anything in it is only used to go on."""
+    """Return the run's folder, created if needed. A folder that is not empty is used only to resume."""
     if output is None:
         number = next(n for n in itertools.count(1) if not Path("runs", f"{name}-{n}").exists())
         output = Path(group.gather(str(Path("runs", f"{name}-{number}")))[0])
@@ -110,8 +110,8 @@ def _make_run_folder(output: Path, resume: bool) -> None:
 
 
 def _describe(run: Path, job: Job) -> None:
-    """`config.yaml`, `environment.json` and a picture of the data set: what is needed to do it again."""
-    # First of all: a run with settings can be gone on with, and a folder without anything can be started in.
+    """Write `config.yaml`, `environment.json` and a picture of the data set, which are needed to repeat the run."""
+    # Written first: a run with settings can be resumed, and an empty folder can be used again.
     replace_text(run / "config.yaml", yaml.safe_dump(to_mapping(job.settings), sort_keys=False))
     environment = {
         "regard": regard.__version__,
@@ -146,7 +146,7 @@ def _finish(
 
 
 def _git_state() -> str | None:
-    """Commit of the folder in which we run, `+` if it has changes; None outside of git."""
+    """Return the git commit of the current folder, with `+` if it has changes; None outside of git."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
         changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=5)

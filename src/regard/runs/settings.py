@@ -1,4 +1,4 @@
-"""The settings of a run, resolved from all that a user gives. No torch: mistakes are answered at once."""
+"""The settings of a run, resolved from recipe, files, arguments and overrides. No torch is imported."""
 
 from __future__ import annotations
 

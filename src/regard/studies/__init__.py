@@ -1,1 +1,1 @@
-"""Comparisons as commands: `regard study NAME`. One file, one study."""
+"""Comparisons as commands: `regard study NAME`, one per file."""

@@ -1,4 +1,4 @@
-"""What attention and its position encodings do for a small ResNet: accuracy over several seeds.
+"""Compare attention and its position encodings in a small ResNet: accuracy over several seeds.
 
     regard study attention --data cifar10/ --epochs 100
 
@@ -14,7 +14,7 @@ from regard.data.paths import data_text
 from regard.errors import ConfigError
 from regard.studies.seeds import claim, report, top1, train_all
 
-# What is trained, and with which settings.
+# The networks with their settings.
 NETWORKS: dict[str, tuple[str, ...]] = {
     "ResNet-20": ("resnet20",),
     "augmented, no position": ("aa_resnet20", "model.position=none"),
@@ -27,11 +27,11 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 def attention(data: str, epochs: int, train_images: int | None, seeds: int, output: Path) -> None:
     """Train every network with every seed; print a table, write `scores.json` and `scores.png`.
 
-    Runs go side by side on the CPU's cores, one process each, and one after the other on a GPU. A study that was
-    stopped goes on where it was.
+    On a CPU runs train in parallel, one process per core; on a GPU one after the other. The same call resumes a
+    stopped study.
 
     Raises:
-        ConfigError: a number out of range, or a folder with something else in it.
+        ConfigError: a number is out of range, or the folder holds something else.
     """
     if epochs < 1 or seeds < 1:
         raise ConfigError(f"epochs={epochs} and seeds={seeds}, expected at least 1", code="C03")
@@ -43,7 +43,7 @@ def attention(data: str, epochs: int, train_images: int | None, seeds: int, outp
 
 
 def small_training(data: str, epochs: int, train_images: int | None) -> list[str]:
-    """Words of `regard train`: the recipe for small images, with mirror images but of digits, judged at the end."""
+    """Return arguments of `regard train`: the recipe for small images, with mirror images except for digits."""
     words = ["--data", data, "--epochs", str(epochs), "--recipe", "small", f"evaluate_every={epochs}", "workers=0"]
     words += [] if data == "digits" else ["augmentation=cifar"]
     return words if train_images is None else [*words, f"train_images={train_images}"]

@@ -1,9 +1,9 @@
-"""How fast DETR learns with and without what has been found since: same data, same size, same time.
+"""Compare how fast DETR learns with and without later findings: same data, same size, same time.
 
     regard study convergence --minutes 4
 
 Plain DETR takes hundreds of epochs to find where to look (DETR, section 4; Conditional DETR, figure 1). Anchors,
-denoising and focal loss mend that; here one sees by how much, in minutes on a CPU.
+denoising and focal loss help; this study measures by how much, in minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def convergence(minutes: float, output: Path) -> None:
-    """Train each variant for so many minutes; write `convergence.png` and print the last scores."""
+    """Train each variant for `minutes` minutes; write `convergence.png` and print the last scores."""
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     if is_used(output):

@@ -1,4 +1,4 @@
-"""Tables 2 and 3 of the DeiT paper in small: what a small transformer learns from which teacher, and how.
+"""Tables 2 and 3 of the DeiT paper in small: teachers and kinds of distillation for a small transformer.
 
     regard study distillation --data cifar10/ --epochs 100
 
@@ -32,10 +32,10 @@ def distillation(data: str, epochs: int, train_images: int | None, seeds: int, o
     """Train a teacher, then students of it and of one of their own kind; print a table, write `scores.json` and a
     picture.
 
-    A study that was stopped goes on where it was.
+    The same call resumes a stopped study.
 
     Raises:
-        ConfigError: a number out of range, or a folder with something else in it.
+        ConfigError: a number is out of range, or the folder holds something else.
     """
     if epochs < 1 or seeds < 1:
         raise ConfigError(f"epochs={epochs} and seeds={seeds}, expected at least 1", code="C03")
@@ -62,7 +62,7 @@ def distillation(data: str, epochs: int, train_images: int | None, seeds: int, o
 
 
 def _of_head(run: Path, head: Head, data: str) -> float:
-    """Top-1 of one head of a distilled run."""
+    """Return the top-1 accuracy of one head of a distilled run."""
     net = load(run)
     assert isinstance(net, VisionTransformer)
     net.config = replace(net.config, fuse=head)

@@ -1,8 +1,8 @@
-"""Whether maps of attention mean anything: deletion and insertion for what a small DETR finds.
+"""Test attention maps: deletion and insertion on the detections of a small DETR.
 
     regard study explanations --minutes 4
 
-A map that shows what a detection rests on takes the detection away with fewer pixels than a random one.
+If a map shows the evidence for a detection, deleting its pixels removes the detection sooner than a random order.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def explanations(minutes: float, images: int, output: Path) -> None:
     """Train a `detr_tiny` and measure its maps; print a table and write `areas.json`.
 
     Raises:
-        ConfigError: a number out of range, or a folder with something else in it.
+        ConfigError: a number is out of range, or the folder holds something else.
     """
     if not 0 < minutes < math.inf or images < 1:
         raise ConfigError(f"minutes={minutes} and images={images}, expected more than 0", code="C03")
@@ -59,10 +59,10 @@ def explanations(minutes: float, images: int, output: Path) -> None:
 
 
 def measure(net: DETR, images: int) -> Areas:
-    """Areas under the curves of every detection in so many validation images of shapes.
+    """Measure the areas under the curves of every detection in some validation images of shapes.
 
     Raises:
-        ConfigError: the model finds nothing in them (C09).
+        ConfigError: the model detects nothing in them (C09).
     """
     dataset = open_detection(data_folder(DATA), "val", categories=net.card.categories)
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def _score(net: DETR, found: Explanation, number: int) -> Callable[[Tensor], Ten
 
 
 def _inside(box: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Random weights, greater inside the box than outside: what is known without any attention."""
+    """Return random weights, larger inside the box than outside: a baseline without attention."""
     x0, y0, x1, y1 = box.round().long().tolist()
     weights = torch.rand(size, generator=generator)
     weights[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] += 1

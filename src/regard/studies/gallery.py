@@ -1,4 +1,4 @@
-"""A page of pictures: segments, and where detectors and classifiers look. Everything on it is trained and drawn anew.
+"""A page of pictures: segments, and the attention of detectors and classifiers. It trains the models and draws all.
 
 regard study gallery --page docs/gallery.md
 """
@@ -37,7 +37,7 @@ SCENES = (3, 5, 8, 11)  # validation images
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture of the page. draw: writes it to a path. command: what a user types for one like it."""
+    """A picture of the page. draw: writes it to a path. command: draws a similar one."""
 
     name: str
     title: str
@@ -50,11 +50,11 @@ def gallery(output: Path, page: Path | None) -> None:
     """Train the models, draw the page and its pictures, and print where it is.
 
     Args:
-        output: folder of the runs; what was trained there before is taken.
-        page: the Markdown file; pictures go to the folder of its name beside it. `output/gallery.md` if None.
+        output: folder of the runs; finished ones are used again.
+        page: the Markdown file; pictures go to the folder of the same name next to it. `output/gallery.md` if None.
 
     Raises:
-        ConfigError: there is something else in `output` (C11), or the page has no suffix `.md`.
+        ConfigError: `output` holds something else (C11), or the page has no suffix `.md`.
     """
     page = output / "gallery.md" if page is None else page
     if page.suffix != ".md":
@@ -178,12 +178,12 @@ def _segments(model: Any, scenes: Sequence[Path]) -> Image.Image:
 
 
 def _fullest(model: Any, files: Sequence[Path]) -> Path:
-    """Of the first images the one in which most places are looked from."""
+    """Return the one of the first images with the most detections."""
     return max(files[:40], key=lambda file: len(explain(model, file, "encoder")))
 
 
 def _thing(model: Any, scene: Path) -> tuple[float, float] | None:
-    """The middle of the surest thing that is found in an image; None where there is none."""
+    """Return the centre of the thing with the highest score in an image, or None."""
     for look in explain(model, scene).looks:
         assert look.boxes is not None
         if model.card.categories[look.labels[0]].is_thing:

@@ -1,4 +1,4 @@
-"""What padding does to panoptic quality: perfect masks in batches, with the padding cut off or squeezed in.
+"""Measure what padding does to panoptic quality: perfect masks in batches, with padding cut off or squeezed in.
 
     regard study padding --data coco/
 
@@ -31,8 +31,8 @@ def padding(data: str, batch_sizes: Sequence[int]) -> None:
     """Print PQ, SQ and RQ of perfect masks for each number of images in a batch, in the order of the data set.
 
     Raises:
-        ConfigError: a batch of less than one image.
-        DataError: the data are not panoptic.
+        ConfigError: a batch size below 1.
+        DataError: the data set is not panoptic.
     """
     if min(batch_sizes, default=0) < 1:
         raise ConfigError(f"batches of {list(batch_sizes)} images, expected at least 1", code="C03")
@@ -48,7 +48,7 @@ def padding(data: str, batch_sizes: Sequence[int]) -> None:
 def evaluate_padding(
     dataset: PanopticDataset, batch_size: int, resize: Callable[[Sample], Sample] | None = None
 ) -> list[PanopticScores]:
-    """The scores with the padding cut off, and with it squeezed into the image; resized as DETR evaluates if None."""
+    """Return the scores with padding cut off and squeezed in; resized as in DETR's evaluation if None."""
     resize = resize or EvaluationResize()
     counts = PanopticCounts(dataset.categories), PanopticCounts(dataset.categories)
     for first in range(0, len(dataset), batch_size):

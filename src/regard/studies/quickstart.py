@@ -1,4 +1,4 @@
-"""`regard quickstart`: from nothing to a trained detector and pictures of what it finds, in minutes on a CPU."""
+"""`regard quickstart`: train a detector on generated images and draw its predictions, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from regard.safe_files import is_used
 from regard.training.distributed import choose_device
 from regard.training.launch import run_processes
 
-MODEL, DATA = "detr_tiny", "shapes:"  # with the colon: generated images also where a folder is called shapes
-EPOCHS = 1000  # more than anybody waits for: the minutes end the training
+MODEL, DATA = "detr_tiny", "shapes:"  # with the colon: generated images even if a folder is called shapes
+EPOCHS = 1000  # never reached: `minutes` ends the training
 
 
 def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
-    """Train `detr_tiny` on generated images for so many minutes and show what came of it.
+    """Train `detr_tiny` on generated images, print its scores and name its pictures.
 
     Args:
-        minutes: training time; writing the images and judging come on top.
-        output: the run's folder. One that an earlier quickstart made is replaced.
+        minutes: training time, without generating the images and evaluating.
+        output: the run's folder. A folder of an earlier quickstart is replaced.
         device: `auto`, `cpu`, `cuda`, ...
     """
     if not 0 < minutes < math.inf:
@@ -53,9 +53,9 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     run_processes(arguments, count)
     content = json.loads((output / "metrics.json").read_text())
     scores = DetectionScores.from_dict({k: v for k, v in content.items() if k not in ("data", "losses")})
-    console.print(f"3. Scores on {scores.images} images that were not trained on:")
+    console.print(f"3. Scores on {scores.images} images that were not used for training:")
     console.print(scores.table())
-    console.print("4. What it sees:")
+    console.print("4. Pictures:")
     for picture in sorted((output / "pictures").iterdir()):
         console.print(f"   {picture}", highlight=False)
     console.print(f"\nNext:  regard predict {output} {folder / 'val'} --output {output}/drawn", highlight=False)

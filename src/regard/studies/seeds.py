@@ -1,4 +1,4 @@
-"""Networks that are compared by their accuracy over several seeds: trained by `regard train`, side by side on a CPU."""
+"""Comparison of networks by accuracy over several seeds: trained by `regard train`, in parallel on a CPU."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from regard.training.launch import launch_command, quiet_threads
 
 
 def claim(output: Path, plan: Mapping[str, Any]) -> None:
-    """The folder of a study: a new one, or one where the same study was stopped, which then goes on.
+    """Prepare the folder of a study: a new one, or that of the same study, which is then resumed.
 
     Raises:
-        ConfigError: something else is in it (C11).
+        ConfigError: the folder holds something else (C11).
     """
     described = output / "study.json"
     if described.is_file():
@@ -39,7 +39,7 @@ def claim(output: Path, plan: Mapping[str, Any]) -> None:
 
 
 def train_all(rows: Mapping[str, Sequence[str]], seeds: int, output: Path) -> dict[str, list[Path]]:
-    """Train each row with each seed; runs that are there are kept, and stopped ones gone on with.
+    """Train each row with each seed; finished runs are kept and stopped ones resumed.
 
     Args:
         rows: words of `regard train` by the row's name, without seed and folder.
@@ -48,7 +48,7 @@ def train_all(rows: Mapping[str, Sequence[str]], seeds: int, output: Path) -> di
         Folders of the runs, `ROW-SEED`, for each row.
 
     Raises:
-        SystemExit: a run failed, and has said why; with its exit code.
+        SystemExit: a run failed and printed why; with its exit code.
     """
     at_once = (os.cpu_count() or 1) if choose_device("auto").type == "cpu" else 1
     folders = {name: [output / f"{_folder(name)}-{seed}" for seed in range(seeds)] for name in rows}
@@ -87,7 +87,7 @@ def _folder(name: str) -> str:
 
 
 def _train(run: Path, words: Sequence[str], at_once: int) -> int:
-    """Train, go on with training, or leave it at what is there; the exit code."""
+    """Train or resume a run unless it is finished; return the exit code."""
     if (run / "metrics.json").is_file():
         return 0
     arguments = ["--resume"] if (run / "config.yaml").is_file() else list(words)
