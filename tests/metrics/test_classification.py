@@ -1,4 +1,4 @@
-"""Classification scores next to scikit-learn and formulas in plain loops, their edges, and the pictures."""
+"""Classification scores compared with scikit-learn and with formulas in plain loops, edge cases, and charts."""
 
 from __future__ import annotations
 
@@ -125,19 +125,20 @@ def test_the_order_of_images_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "count", "message"),
+    ("logits", "labels", "count", "code", "named"),
     [
-        (torch.zeros(0, 3), torch.zeros(0), 3, "no images"),
-        (torch.zeros(2, 3), torch.zeros(1), 3, "expected"),
-        (torch.zeros(2, 3), torch.zeros(2), 4, "expected"),
-        (torch.zeros(3), torch.zeros(3), 3, "expected"),
-        (torch.zeros(2, 3), torch.tensor([0, 3]), 3, "label 3, expected 0 to 2"),
-        (torch.zeros(2, 3), torch.tensor([0, -1]), 3, "label -1"),
+        (torch.zeros(0, 3), torch.zeros(0), 3, None, ["no images"]),
+        (torch.zeros(2, 3), torch.zeros(1), 3, None, ["(2, 3)", "(1,)"]),
+        (torch.zeros(2, 3), torch.zeros(2), 4, None, ["(2, 3)", "4 categories"]),
+        (torch.zeros(3), torch.zeros(3), 3, None, ["(3,)", "(N, C)"]),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), 3, "A49", ["label 3", "0 to 2"]),
+        (torch.zeros(2, 3), torch.tensor([0, -1]), 3, "A49", ["label -1", "0 to 2"]),
     ],
 )
-def test_what_does_not_fit(logits, labels, count, message):
-    with pytest.raises(DataError, match=message):
+def test_logits_and_labels_that_do_not_match(logits, labels, count, code, named):
+    with pytest.raises(DataError) as raised:
         evaluate_classification(logits, labels, categories(count))
+    assert raised.value.code == code and all(part in str(raised.value) for part in named)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

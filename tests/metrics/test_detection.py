@@ -212,27 +212,18 @@ def test_no_detections_score_zero_and_no_objects_score_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ({"scores": np.array([0.5, np.nan])}, "1 of 2 detections have a score that is not finite: nan"),
-        ({"boxes_xywh": np.array([[0, 0, 1, 1], [0, np.inf, 1, 1]])}, r"box that is not finite: \[0.0, inf"),
-        (
-            {"boxes_xywh": np.array([[0, 0, 1, 1], [9, 9, -1, 1]])},
-            "negative size.*detection 1 .image 2.*left, top",
-        ),
-        ({"image_ids": np.array([1, 77])}, "image id of 1 of 2 detections is not in the ground truth: 77"),
-        (
-            {"category_ids": np.array([4, 7])},
-            "category id of 1 of 2 detections is not in the ground truth: 4 — detection 0",
-        ),
-        (
-            {"category_ids": np.array([3.0, 7.0])},
-            "category ids of the detections are float64 — pass integers",
-        ),
-        ({"scores": np.array([0.5])}, r"shapes \(2,\), \(2,\), \(2, 4\), \(1,\)"),
+        ({"scores": np.array([0.5, np.nan])}, ["1 of 2", "score", "nan", "detection 1", "image 2"]),
+        ({"boxes_xywh": np.array([[0, 0, 1, 1], [0, np.inf, 1, 1]])}, ["1 of 2", "[0.0, inf, 1.0, 1.0]"]),
+        ({"boxes_xywh": np.array([[0, 0, 1, 1], [9, 9, -1, 1]])}, ["[9.0, 9.0, -1.0, 1.0]", "detection 1", "image 2"]),
+        ({"image_ids": np.array([1, 77])}, ["1 of 2", "image ids", "77", "detection 1"]),
+        ({"category_ids": np.array([4, 7])}, ["1 of 2", "category ids", ": 4", "detection 0"]),
+        ({"category_ids": np.array([3.0, 7.0])}, ["category ids", "float64"]),
+        ({"scores": np.array([0.5])}, ["(2,), (2,), (2, 4) and (1,)"]),
     ],
 )
-def test_wrong_detections_are_refused(change: dict[str, Any], message: str) -> None:
+def test_wrong_detections_are_refused(change: dict[str, Any], named: list[str]) -> None:
     truth, _ = simple_problem()
     columns: dict[str, Any] = {
         "image_ids": np.array([1, 2]),
@@ -241,9 +232,9 @@ def test_wrong_detections_are_refused(change: dict[str, Any], message: str) -> N
         "scores": np.array([0.5, 0.4]),
     }
     evaluate_detections(truth, CocoDetections(**columns))
-    with pytest.raises(DataError, match=message) as raised:
+    with pytest.raises(DataError) as raised:
         evaluate_detections(truth, CocoDetections(**{**columns, **change}))
-    assert raised.value.code == "A47"
+    assert raised.value.code == "A47" and all(part in str(raised.value) for part in named)
 
 
 def test_too_many_detections_warn() -> None:
@@ -251,8 +242,9 @@ def test_too_many_detections_warn() -> None:
     n = 130
     categories = np.where(np.arange(n) < 105, 3, 7)
     found = CocoDetections(np.full(n, 2), categories, np.ones((n, 4)), np.linspace(0, 1, n))
-    with pytest.warns(UserWarning, match=r"1 images have .* \(image 2 has 130\).* leaves 5 detections out"):
+    with pytest.warns(UserWarning) as warned:
         warn_of_surplus(truth, found)
+    assert all(part in str(warned[0].message) for part in ("1 images", "image 2 has 130", "ignores 5"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate_detections(truth, found)  # which training does again and again
@@ -264,8 +256,9 @@ def test_too_many_detections_warn() -> None:
 
 def test_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)
-    with pytest.raises(MachineError, match=r"hotcoco — install it with: pip install 'regard\[train\]'"):
+    with pytest.raises(MachineError) as raised:
         evaluate_detections(*simple_problem())
+    assert "hotcoco" in str(raised.value) and "pip install 'regard[train]'" in str(raised.value)
 
 
 def test_table_and_json() -> None:
@@ -360,8 +353,9 @@ def test_picture_of_a_training(tmp_path: Path) -> None:
     path = plot_curves(rows, tmp_path / "new" / "curves.png")
     assert looks_drawn(path)
     assert looks_drawn(plot_curves([{"step": 1, "train/loss": 3.0}], tmp_path / "one.png"))
-    with pytest.raises(DataError, match="nothing to draw"):
+    with pytest.raises(DataError) as raised:
         plot_curves([{"step": 1, "note": "x"}], tmp_path / "none.png")
+    assert "none.png" in str(raised.value) and not (tmp_path / "none.png").exists()
 
 
 def test_pictures_leave_pyplot_alone() -> None:

@@ -1,10 +1,10 @@
-"""Scores of a classifier: top-1 and top-5 accuracy, scores per class, confusion matrix, calibration."""
+"""Scores of a classifier: accuracy, scores per class, confusion matrix, calibration; checks of logits and labels."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import DataError, DivergedError, escape
-from regard.metrics.percent import NOT_AVAILABLE, percent
+from regard.metrics.summary import NOT_AVAILABLE, percent
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class ClassificationScore(NamedTuple):
 
 
 class CalibrationBin(NamedTuple):
-    """Images whose highest probability lies in one of 15 equal parts of 0..1, upper end included.
+    """The images whose highest probability lies in one of 15 equal parts of 0..1, upper end included.
 
-    confidence: mean of these probabilities. accuracy: share of right images. Both None without images.
+    confidence: mean of these probabilities. accuracy: share of correct predictions. Both are None without images.
     """
 
     images: int
@@ -63,15 +63,15 @@ class CalibrationBin(NamedTuple):
 class ClassificationScores:
     """Scores of a classifier on a data set.
 
-    stats: as fractions 0..1 `top1` and `top5` (1 for five classes or fewer), `mean_accuracy` and `f1` (means over the
-        classes that have images), `ece` (expected calibration error, 15 bins); `nll`, the mean negative
-        log-likelihood in nats. If the evaluation options ask for them, `knn_top1`, `linear_top1` and `real_top1`,
-        and `images_per_second`.
+    stats: as fractions 0..1 `top1`, `top5` (1 for five classes or fewer), `mean_accuracy` and `f1` (means over the
+        classes that have images), `ece` (expected calibration error, 15 bins, Guo et al. 2017, eq. 3); `nll`, the mean
+        negative log-likelihood in nats. With the options of `evaluate` for them also `knn_top1`, `linear_top1` and
+        `real_top1` (fractions) and `images_per_second`.
     per_class: in the order of the model's labels.
     confusion: (C, C) int64, counts of images, rows truth, columns prediction.
     calibration: 15 bins, from 0 up.
     images: number of images.
-    notes: what to know before comparing the numbers, one line each.
+    notes: notes for the user on how the scores were computed, one line each.
     """
 
     stats: dict[str, float]
@@ -82,7 +82,7 @@ class ClassificationScores:
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """Return a table of the scores in percent. The means come last, where they stay in sight on a screen."""
+        """Return a table for the terminal, in percent. The means come last, so that they are not scrolled away."""
         from rich.table import Table
         from rich.text import Text
 
@@ -103,19 +103,19 @@ class ClassificationScores:
         return sorted(known, key=lambda score: score.f1 or 0.0)
 
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
-        """Return (true label, predicted label, images) of the most frequent confusions, most frequent first."""
+        """Return (true label, predicted label, images) of the `count` most frequent confusions, in falling order."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
-        places = np.argsort(-wrong, axis=None, kind="stable")[:count]
-        pairs = [divmod(int(place), len(wrong)) for place in places]
-        return [(truth, found, int(wrong[truth, found])) for truth, found in pairs if wrong[truth, found]]
+        cells = np.argsort(-wrong, axis=None, kind="stable")[:count]
+        pairs = [divmod(int(cell), len(wrong)) for cell in cells]
+        return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
 
     def _class_table(self) -> Table:
         from rich.table import Table
         from rich.text import Text
 
-        all_shown = len(self.per_class) <= _MAX_ROWS
-        rows = self.per_class if all_shown else self.weakest()[:_MAX_ROWS]
-        classes = f"{len(rows)} classes" if all_shown else f"the weakest {len(rows)} of {len(self.per_class):,} classes"
+        complete = len(self.per_class) <= _MAX_ROWS
+        rows = self.per_class if complete else self.weakest()[:_MAX_ROWS]
+        classes = f"{len(rows)} classes" if complete else f"the weakest {len(rows)} of {len(self.per_class):,} classes"
         title = f"Classification: {self.images:,} images, {classes}"
         table = Table(title=title, title_justify="left")
         table.add_column("class")
@@ -145,8 +145,8 @@ class ClassificationScores:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scores as plain JSON. `confusion` lists [true label, predicted label, images] without zeros."""
-        truth, found = (place.tolist() for place in self.confusion.nonzero())
+        """Return the scores as values for JSON; `confusion` as [true label, predicted label, images] without zeros."""
+        true, predicted = (labels.tolist() for labels in self.confusion.nonzero())
         counts = self.confusion[self.confusion > 0].tolist()
         return {
             "stats": self.stats,
@@ -154,23 +154,24 @@ class ClassificationScores:
             "classes": len(self.per_class),
             "notes": list(self.notes),
             "per_class": [score._asdict() for score in self.per_class],
-            "confusion": [list(entry) for entry in zip(truth, found, counts, strict=True)],
-            "calibration": [part._asdict() for part in self.calibration],
+            "confusion": [list(entry) for entry in zip(true, predicted, counts, strict=True)],
+            "calibration": [bin._asdict() for bin in self.calibration],
         }
 
 
 def evaluate_classification(logits: Tensor, labels: Tensor, categories: Sequence[Category]) -> ClassificationScores:
-    """Score logits against labels.
-
-    Of equal logits the lower label ranks first. Scores are computed in float64.
+    """Compute the scores of logits, in float64. Of equal logits the lower label ranks first.
 
     Args:
         logits: (N, C), any floating type.
         labels: (N,) integers, index into `categories`.
         categories: the C classes.
 
+    Returns:
+        The scores; `stats` without those that need options of `evaluate`.
+
     Raises:
-        DataError: no images, shapes that do not match, or a label outside 0..C-1.
+        DataError: no images, shapes that do not match, or a label outside 0..C-1 (A49).
         DivergedError: a logit is not finite.
     """
     logits, labels = logits.detach().cpu(), labels.detach().cpu().long()
@@ -186,12 +187,40 @@ def evaluate_classification(logits: Tensor, labels: Tensor, categories: Sequence
     stats = {
         "top1": correct.double().mean().item(),
         "top5": (ranks < 5).double().mean().item(),
-        "mean_accuracy": _mean([score.recall for score in per_class if score.images]),
-        "f1": _mean([score.f1 for score in per_class if score.images]),
+        "mean_accuracy": fmean(score.recall for score in per_class if score.recall is not None),
+        "f1": fmean(score.f1 for score in per_class if score.images and score.f1 is not None),
         "nll": nll.mean().item(),
-        "ece": sum(part.images * _gap(part) for part in calibration) / len(labels),
+        "ece": sum(bin.images * _gap(bin) for bin in calibration) / len(labels),
     }
     return ClassificationScores(stats, per_class, confusion, calibration, len(labels))
+
+
+def best_label(logits: Tensor) -> Tensor:
+    """Return the label (N,) of the highest of logits (N, C); of equal ones the lowest, on every device."""
+    return (logits == logits.max(dim=1, keepdim=True).values).int().argmax(dim=1)
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Check integer labels (N,).
+
+    Raises:
+        DataError: a label is outside 0..num_classes - 1 (A49).
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        remedy = "number the classes from 0 in the order of the model's categories"
+        raise DataError(f"label {wrong[0].item()}, expected 0 to {num_classes - 1}", remedy=remedy, code="A49")
+
+
+def check_finite(values: Tensor, kind: str) -> None:
+    """Check the output of a network; `kind` names one value of it in the message.
+
+    Raises:
+        DivergedError: a value is NaN or infinite.
+    """
+    if not values.isfinite().all():
+        remedy = "the weights are damaged or their training diverged: use an earlier checkpoint"
+        raise DivergedError(f"a {kind} is not finite", remedy=remedy)
 
 
 def _check(logits: Tensor, labels: Tensor, categories: Sequence[Category]) -> None:
@@ -199,25 +228,19 @@ def _check(logits: Tensor, labels: Tensor, categories: Sequence[Category]) -> No
         what = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)} and {len(categories)} categories"
         raise DataError(f"{what}, expected (N, C), (N,) and C")
     if not len(labels):
-        raise DataError("no images to evaluate")
-    wrong = labels[(labels < 0) | (labels >= len(categories))]
-    if len(wrong):
-        raise DataError(f"label {wrong[0].item()}, expected 0 to {len(categories) - 1}", code="A49")
-    if not logits.isfinite().all():
-        remedy = "the weights are damaged or their training diverged: use an earlier checkpoint"
-        raise DivergedError("a logit is not finite", remedy=remedy)
+        raise DataError("no images to evaluate", remedy="pass the logits and labels of at least one image")
+    check_labels(labels, len(categories))
+    check_finite(logits, "logit")
 
 
 def _rank(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return per image the predicted label, the rank of the true label from 0, the highest probability, the nll."""
-    own = logits.gather(1, labels[:, None])
+    """Return predicted label, rank of the true label from 0, highest probability and nll of each image, all (N,)."""
+    target = logits.gather(1, labels[:, None])
     before = torch.arange(logits.shape[1]) < labels[:, None]
-    ranks = ((logits > own) | ((logits == own) & before)).sum(1)
+    ranks = ((logits > target) | ((logits == target) & before)).sum(1)
     log_probabilities = logits.log_softmax(1)
-    best = logits.max(1, keepdim=True).values
-    predicted = (logits == best).int().argmax(1)
     confidence = log_probabilities.max(1).values.exp()
-    return predicted, ranks, confidence, -log_probabilities.gather(1, labels[:, None])[:, 0]
+    return best_label(logits), ranks, confidence, -log_probabilities.gather(1, labels[:, None])[:, 0]
 
 
 def _class_score(category: Category, confusion: Ints, label: int) -> ClassificationScore:
@@ -237,20 +260,16 @@ def _class_score(category: Category, confusion: Ints, label: int) -> Classificat
 
 
 def _calibration(confidence: Tensor, correct: Tensor) -> tuple[CalibrationBin, ...]:
-    places = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
-    count = torch.bincount(places, minlength=CALIBRATION_BINS).tolist()
-    sure = torch.bincount(places, confidence, minlength=CALIBRATION_BINS).tolist()
-    right = torch.bincount(places, correct.double(), minlength=CALIBRATION_BINS).tolist()
+    """Return the bins (15) of the highest probability (N,) of each image and whether its prediction is correct (N,)."""
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+    counts = torch.bincount(bins, minlength=CALIBRATION_BINS).tolist()
+    confidences = torch.bincount(bins, confidence, minlength=CALIBRATION_BINS).tolist()
+    hits = torch.bincount(bins, correct.double(), minlength=CALIBRATION_BINS).tolist()
     return tuple(
-        CalibrationBin(n, s / n, r / n) if n else CalibrationBin(0, None, None)
-        for n, s, r in zip(count, sure, right, strict=True)
+        CalibrationBin(n, total / n, right / n) if n else CalibrationBin(0, None, None)
+        for n, total, right in zip(counts, confidences, hits, strict=True)
     )
 
 
-def _gap(part: CalibrationBin) -> float:
-    return 0.0 if part.confidence is None or part.accuracy is None else abs(part.accuracy - part.confidence)
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known)
+def _gap(bin: CalibrationBin) -> float:
+    return 0.0 if bin.confidence is None or bin.accuracy is None else abs(bin.accuracy - bin.confidence)

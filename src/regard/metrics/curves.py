@@ -1,4 +1,4 @@
-"""Curves of a detector: precision and recall, thresholds, and its confusion matrix."""
+"""Precision and recall of a detector as curves, and its confusion matrix."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from regard.metrics.detection import Bools, CocoColumns, CocoDetections, Floats,
 
 @dataclass(frozen=True)
 class DetectionCurves:
-    """Precision and recall as fractions 0..1, NaN if undefined.
+    """Precision and recall as fractions 0..1; NaN where undefined.
 
     names: names of the K classes, in the order of their category ids.
     recall: (101,), COCO's recall points.
     class_precision: (K, 101) at IoU 0.50.
-    mean_precision: (101,) at the IoU thresholds "0.50", "0.75" and "0.50:0.95"; their means are AP50, AP75
-        and AP.
-    thresholds: (201,) scores from 0 to 1.
-    threshold_precision, threshold_recall: (201,) at IoU 0.50 of all detections with at least that score,
-        all classes together.
+    mean_precision: (101,) over classes, at the IoU thresholds "0.50", "0.75" and "0.50:0.95"; the means of these
+        curves are AP50, AP75 and AP.
+    thresholds: (201,) score thresholds from 0 to 1.
+    threshold_precision, threshold_recall: (201,) at IoU 0.50, of all detections with at least that score, all classes
+        together.
     """
 
     names: tuple[str, ...]
@@ -35,9 +35,13 @@ class DetectionCurves:
 
 
 def detection_curves(ground_truth: dict[str, Any], detections: CocoDetections) -> DetectionCurves:
-    """Compute precision against recall, and both against the score.
+    """Compute precision against recall, and both against the score threshold.
 
-    Arguments and errors as for `evaluate_detections`.
+    Args:
+        ground_truth, detections: as for `evaluate_detections`.
+
+    Raises:
+        DataError, MachineError: as for `evaluate_detections`.
     """
     columns = CocoColumns.build(ground_truth, detections)
     precision = columns.evaluator().eval["precision"][:, :, :, 0, -1]  # (IoU thresholds, recall points, K)
@@ -61,16 +65,16 @@ def detection_curves(ground_truth: dict[str, Any], detections: CocoDetections) -
 
 def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Floats]:
     """Return precision and recall (S,) of detections that score at least `thresholds` (S,), at IoU 0.50."""
-    right = np.zeros(len(columns.scores))
+    correct = np.zeros(len(columns.scores))
     counts = np.ones(len(columns.scores), bool)
-    for found, truth, overlap in _per_image(columns, np.arange(len(columns.scores))):
-        matched, counts[found] = _match_own(columns, found, truth, overlap, 0.5)
-        right[found] = matched >= 0
-    scores, right = columns.scores[counts], right[counts]
+    for detected, truth, overlap in _per_image(columns, np.arange(len(columns.scores))):
+        matched, counts[detected] = _match_same_class(columns, detected, truth, overlap, 0.5)
+        correct[detected] = matched >= 0
+    scores, correct = columns.scores[counts], correct[counts]
     order = np.argsort(scores)
     first = np.searchsorted(scores[order], thresholds)
     counted = (len(order) - first).astype(np.float64)
-    hits = np.append(np.cumsum(right[order][::-1])[::-1], 0)[first]
+    hits = np.append(np.cumsum(correct[order][::-1])[::-1], 0)[first]
     objects = int((~columns.truth_crowd).sum())
     undefined = np.full(len(thresholds), np.nan)
     precision = np.divide(hits, counted, out=undefined.copy(), where=counted > 0)
@@ -84,26 +88,37 @@ def confusion_matrix(
     iou_threshold: float = 0.5,
     score_threshold: float = 0.25,
 ) -> Ints:
-    """Count objects by true and predicted class: (K+1, K+1), rows truth, columns prediction, background last.
+    """Count objects by true and predicted class.
 
-    Objects are matched with detections of their own class first, highest score first, as for AP: the diagonal is what
-    AP counts as right at that score. The rest is matched across classes. What remains is missed (last column) or a
-    false alarm (last row). Detections on a crowd of their class are ignored. Classes are in the order of the category
-    ids. Errors as for `evaluate_detections`.
+    Objects are first matched with detections of their own class, highest score first, as for AP: the diagonal holds
+    AP's true positives at that score threshold. The others are then matched across classes. Detections on a crowd of
+    their class are ignored.
+
+    Args:
+        ground_truth, detections: as for `evaluate_detections`.
+        iou_threshold: minimum IoU of a match, 0..1.
+        score_threshold: minimum score of a detection, 0..1.
+
+    Returns:
+        (K+1, K+1) int64, rows truth, columns prediction, in the order of the category ids, background last: missed
+        objects in the last column, false positives in the last row.
+
+    Raises:
+        DataError, MachineError: as for `evaluate_detections`.
     """
     columns = CocoColumns.build(ground_truth, detections)
     background = len(columns.names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    for found, truth, overlap in _per_image(columns, np.flatnonzero(columns.scores >= score_threshold)):
-        matched, counts = _match_own(columns, found, truth, overlap, iou_threshold)
+    for detected, truth, overlap in _per_image(columns, np.flatnonzero(columns.scores >= score_threshold)):
+        matched, counts = _match_same_class(columns, detected, truth, overlap, iou_threshold)
         missed = ~columns.truth_crowd[truth]
         missed[matched[matched >= 0]] = False
-        left = (matched < 0) & counts
-        others = _greedy(np.where(left[:, None] & missed, overlap, 0), iou_threshold)
-        matched = np.where(left, others, matched)
+        unmatched = (matched < 0) & counts
+        others = _greedy(np.where(unmatched[:, None] & missed, overlap, 0), iou_threshold)
+        matched = np.where(unmatched, others, matched)
         missed[matched[matched >= 0]] = False
         hit = matched >= 0
-        predicted, actual = columns.classes[found], columns.truth_classes[truth]
+        predicted, actual = columns.classes[detected], columns.truth_classes[truth]
         np.add.at(matrix, (actual[matched[hit]], predicted[hit]), 1)
         matrix[:, background] += np.bincount(actual[missed], minlength=background + 1)
         matrix[background] += np.bincount(predicted[~hit & counts], minlength=background + 1)
@@ -111,7 +126,7 @@ def confusion_matrix(
 
 
 def _per_image(columns: CocoColumns, kept: Ints) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """Yield per image its detections among `kept` (D,), best first, its objects (G,), and their IoU (D, G)."""
+    """Yield per image its detections among `kept` (D,), highest score first, its objects (G,) and IoU (D, G)."""
     bbox_iou = import_hotcoco().mask.bbox_iou
     kept = kept[np.lexsort((-columns.scores[kept], columns.images[kept]))]
     objects = np.argsort(columns.truth_images, kind="stable")
@@ -121,17 +136,19 @@ def _per_image(columns: CocoColumns, kept: Ints) -> Iterator[tuple[Ints, Ints, F
         np.split(objects, np.searchsorted(columns.truth_images[objects], borders)),
         strict=True,
     )
-    for found, truth in per_image:
-        overlap = np.zeros((len(found), len(truth)))
+    for detected, truth in per_image:
+        overlap = np.zeros((len(detected), len(truth)))
         if overlap.size:
             boxes, crowd = columns.truth_boxes_xywh[truth], columns.truth_crowd[truth]
-            overlap = bbox_iou(columns.boxes_xywh[found], boxes, crowd)
-        yield found, truth, overlap
+            overlap = bbox_iou(columns.boxes_xywh[detected], boxes, crowd)
+        yield detected, truth, overlap
 
 
-def _match_own(columns: CocoColumns, found: Ints, truth: Ints, overlap: Floats, threshold: float) -> tuple[Ints, Bools]:
-    """Return per detection the index in `truth` of its object of the same class or -1, and whether it counts."""
-    same = columns.classes[found][:, None] == columns.truth_classes[truth]
+def _match_same_class(
+    columns: CocoColumns, detected: Ints, truth: Ints, overlap: Floats, threshold: float
+) -> tuple[Ints, Bools]:
+    """Return for each detection the index in `truth` of its object of the same class or -1, and whether it counts."""
+    same = columns.classes[detected][:, None] == columns.truth_classes[truth]
     crowd = columns.truth_crowd[truth]
     matched = _greedy(np.where(same & ~crowd, overlap, 0), threshold)
     on_crowd = ((overlap >= threshold) & same & crowd).any(axis=1)

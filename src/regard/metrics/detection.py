@@ -1,7 +1,7 @@
-"""COCO's AP of boxes: the 12 numbers that detection papers report, and AP per class. AP of masks: masks.py.
+"""COCO's AP of boxes: the 12 numbers that detection papers report, and AP per class. For AP of masks see masks.py.
 
-hotcoco counts; tests compare its numbers with pycocotools. No other room imports it. Ground truth is a validated COCO
-dict, detections are columns. Ids are renumbered first, so any integers work: 0, negative, with gaps, beyond float64.
+hotcoco computes AP; tests compare it with pycocotools. Only `regard.metrics` imports it. Ids are renumbered first, so
+any integers work: 0, negative ones, gaps, numbers beyond the precision of float64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.errors import DataError, MachineError, escape
-from regard.metrics.percent import NOT_AVAILABLE, percent
+from regard.metrics.summary import NOT_AVAILABLE, mean, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,12 +31,12 @@ AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96
 
 @dataclass(frozen=True)
 class CocoDetections:
-    """Detections of a whole data set, in columns as COCO's result files have them; row i is one detection.
+    """N detections of a whole data set, with the columns of COCO's result files.
 
-    image_ids, category_ids: (N,) integers, the data set's own ids.
-    boxes_xywh: (N, 4) left, top, width, height in pixels of the file. Convert boxes to float64 before corners become
-        sizes: float32 rounds the difference, which changes the fifth decimal of AP.
-    scores: (N,). Of equal scores the earlier row ranks first.
+    image_ids, category_ids: (N,) integers, ids of the annotation file.
+    boxes_xywh: (N, 4) left, top, width, height in pixels of the image file. Convert corners to float64 before you
+        subtract them: float32 rounds the difference, which changes the fifth decimal of AP.
+    scores: (N,) finite. Of equal scores the earlier row ranks first.
     """
 
     image_ids: npt.NDArray[Any]
@@ -65,8 +65,8 @@ class DetectionScores:
     stats: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl as fractions 0..1; None if the
         ground truth has no object of that size (pycocotools: -1).
     per_class: in the order of the category ids.
-    images, objects, detections: their numbers; `objects` does not count crowds.
-    kind: what was compared, `Box` or `Mask`.
+    images, objects, detections: numbers of each; `objects` does not count crowds.
+    kind: `Box` or `Mask`, whose IoU decides.
     """
 
     stats: dict[str, float | None]
@@ -77,7 +77,7 @@ class DetectionScores:
     kind: str = "Box"
 
     def table(self) -> Table:
-        """Return a table of the scores in percent. The means come last, where they stay in sight on a screen."""
+        """Return a table for the terminal, in percent. The means come last, so that they are not scrolled away."""
         from rich.table import Table
 
         table = Table.grid()
@@ -85,7 +85,7 @@ class DetectionScores:
         table.add_row(self._stats_table())
         absent = sum(score.ap is None for score in self.per_class)
         if absent:
-            note = f"{absent} of {len(self.per_class)} classes have no ground truth and count in no mean"
+            note = f"{absent} of {len(self.per_class)} classes have no ground truth and are left out of means"
             table.add_row(f"{NOT_AVAILABLE}: {note}")
         return table
 
@@ -117,12 +117,12 @@ class DetectionScores:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scores as plain JSON."""
+        """Return the scores as values for JSON."""
         return {**asdict(self), "per_class": [score._asdict() for score in self.per_class]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DetectionScores:
-        """Return the scores that `to_dict` wrote."""
+        """Return the scores of which `to_dict` returned `values`."""
         return cls(**{**values, "per_class": tuple(ClassScore(**score) for score in values["per_class"])})
 
 
@@ -132,8 +132,8 @@ def evaluate_detections(ground_truth: dict[str, Any], detections: CocoDetections
     Args:
         ground_truth: a validated COCO dict: every annotation has `bbox` (xywh, pixels), `area` and `iscrowd`.
             A detection on a crowd is ignored. Images without detections count too.
-        detections: the order matters for equal scores only. Pass every image once: samplers of distributed runs
-            repeat images to fill the last batch, and a repeated detection would count as wrong.
+        detections: of all images, each image once: a repeated detection counts as a false positive. Samplers of
+            distributed runs repeat images to fill the last batch.
 
     Raises:
         DataError: columns of different lengths, a score or box that is not finite, a box of negative size, or an
@@ -148,8 +148,9 @@ def evaluate_detections(ground_truth: dict[str, Any], detections: CocoDetections
 class CocoColumns:
     """Validated ground truth (G objects) and detections (N) in columns.
 
-    image_ids, category_ids: sorted. Images and classes below are indices into them. pycocotools has the same order,
-    which decides between equal scores of different images. names: (K,) class names.
+    image_ids, category_ids: sorted ids; `images`, `classes` and those of the truth are indices into them. The order is
+        that of pycocotools: it decides between equal scores of different images.
+    names: (K,) class names.
     """
 
     image_ids: Ints
@@ -167,7 +168,11 @@ class CocoColumns:
 
     @classmethod
     def build(cls, ground_truth: dict[str, Any], detections: CocoDetections) -> CocoColumns:
-        """Validate and renumber. Raises the errors of `evaluate_detections`."""
+        """Validate and renumber.
+
+        Raises:
+            DataError: as for `evaluate_detections`.
+        """
         objects = ground_truth["annotations"]
         names = {category["id"]: category["name"] for category in ground_truth["categories"]}
         image_ids = np.unique(_column(ground_truth["images"], "id", np.int64))
@@ -189,7 +194,7 @@ class CocoColumns:
         )
 
     def evaluator(self) -> Any:
-        """Return hotcoco's evaluator with its results, named as in pycocotools: `eval["precision"]`, ..."""
+        """Compute box AP. Returns hotcoco's evaluator, with the attributes of pycocotools: `eval["precision"]`, ..."""
         hotcoco = import_hotcoco()
         truth = hotcoco.COCO.from_arrays(
             [{"id": i} for i in range(len(self.image_ids))],
@@ -200,32 +205,33 @@ class CocoColumns:
             area=self.truth_areas,
             iscrowd=self.truth_crowd,
         )
-        found = truth.load_res(np.column_stack([self.images, self.boxes_xywh, self.scores, self.classes]))
-        return evaluated(hotcoco.COCOeval(truth, found, "bbox"))
+        results = truth.load_res(np.column_stack([self.images, self.boxes_xywh, self.scores, self.classes]))
+        return run_evaluator(hotcoco.COCOeval(truth, results, "bbox"))
 
     def summarize(self, evaluator: Any, kind: str = "Box") -> DetectionScores:
-        """Return the scores from an evaluator with results."""
+        """Return the scores of an evaluator that has run, of boxes or masks (`kind`)."""
         result = evaluator.eval
         precision = result["precision"][..., -1]  # (IoU thresholds, recall points, K, area bins)
         recall = result["recall"]  # (IoU thresholds, K, area bins, 1 or 10 or 100 detections)
+        ap, ap50 = precision[..., 0], precision[0, ..., 0]
         stats = {
-            "AP": _mean(precision[..., 0]),
-            "AP50": _mean(precision[0, ..., 0]),
-            "AP75": _mean(precision[5, ..., 0]),
-            **{f"AP{size}": _mean(precision[..., i]) for i, size in enumerate(AREAS) if size},
-            **{f"AR{count}": _mean(recall[:, :, 0, i]) for i, count in enumerate((1, 10, MAX_DETECTIONS))},
-            **{f"AR{size}": _mean(recall[:, :, i, -1]) for i, size in enumerate(AREAS) if size},
+            "AP": _defined_mean(ap),
+            "AP50": _defined_mean(ap50),
+            "AP75": _defined_mean(precision[5, ..., 0]),
+            **{f"AP{size}": _defined_mean(precision[..., i]) for i, size in enumerate(AREAS) if size},
+            **{f"AR{count}": _defined_mean(recall[:, :, 0, i]) for i, count in enumerate((1, 10, MAX_DETECTIONS))},
+            **{f"AR{size}": _defined_mean(recall[:, :, i, -1]) for i, size in enumerate(AREAS) if size},
         }
         objects = np.bincount(self.truth_classes[~self.truth_crowd], minlength=len(self.category_ids))
         per_class = tuple(
-            ClassScore(name, int(id), _mean(precision[:, :, k, 0]), _mean(precision[0, :, k, 0]), int(objects[k]))
+            ClassScore(name, int(id), _defined_mean(ap[..., k]), _defined_mean(ap50[:, k]), int(objects[k]))
             for k, (name, id) in enumerate(zip(self.names, self.category_ids, strict=True))
         )
         return DetectionScores(stats, per_class, len(self.image_ids), int(objects.sum()), len(self.images), kind)
 
 
-def evaluated(evaluator: Any) -> Any:
-    """Run hotcoco's evaluator with COCO's parameters and return it."""
+def run_evaluator(evaluator: Any) -> Any:
+    """Run an evaluator of hotcoco with COCO's parameters. Returns it."""
     evaluator.params.area_rng = [list(bounds) for bounds in AREAS.values()]
     evaluator.params.area_rng_lbl = [size or "all" for size in AREAS]
     evaluator.params.max_dets = [1, 10, MAX_DETECTIONS]
@@ -244,9 +250,9 @@ def warn_of_surplus(ground_truth: dict[str, Any], detections: CocoDetections) ->
     per_image = np.bincount(columns.images)
     worst = per_image.argmax()
     warnings.warn(
-        f"{(per_image > MAX_DETECTIONS).sum()} images have more than the {MAX_DETECTIONS} detections "
-        f"that COCO allows (image {columns.image_ids[worst]} has {per_image[worst]}); of each class the "
-        f"best {MAX_DETECTIONS} of an image count, which leaves {dropped} detections out",
+        f"{(per_image > MAX_DETECTIONS).sum()} images have more than {MAX_DETECTIONS} detections (image "
+        f"{columns.image_ids[worst]} has {per_image[worst]}); COCO evaluates the {MAX_DETECTIONS} of highest score "
+        f"for each class and image and ignores {dropped}",
         stacklevel=2,
     )
 
@@ -255,7 +261,7 @@ def import_hotcoco() -> ModuleType:
     """Import hotcoco.
 
     Raises:
-        MachineError: it is not installed; the message names the install command.
+        MachineError: hotcoco is not installed.
     """
     try:
         import hotcoco
@@ -276,9 +282,9 @@ def _checked_boxes(detections: CocoDetections) -> tuple[Floats, Floats]:
     n = len(detections)
     shapes = (np.shape(detections.image_ids), np.shape(detections.category_ids), boxes.shape, scores.shape)
     if shapes != ((n,), (n,), (n, 4), (n,)):
-        what = "image_ids, category_ids, boxes_xywh and scores have the shapes {}, {}, {}, {}".format(*shapes)
-        raise DataError(what, remedy="pass columns of one length N: (N,), (N,), (N, 4), (N,)", code="A47")
-    diverged = "check the model: it predicts NaN"
+        what = "image_ids, category_ids, boxes_xywh and scores have the shapes {}, {}, {} and {}".format(*shapes)
+        raise DataError(what, remedy="pass columns of one length N: (N,), (N,), (N, 4) and (N,)", code="A47")
+    diverged = "the model diverged: use an earlier checkpoint"
     _refuse(np.asarray(~np.isfinite(scores)), detections, scores, "a score that is not finite", diverged)
     _refuse(np.asarray(~np.isfinite(boxes).all(axis=1)), detections, boxes, "a box that is not finite", diverged)
     negative = np.asarray((boxes[:, 2:] < 0).any(axis=1))
@@ -287,6 +293,7 @@ def _checked_boxes(detections: CocoDetections) -> tuple[Floats, Floats]:
 
 
 def _refuse(wrong: Bools, detections: CocoDetections, values: Floats, kind: str, remedy: str) -> None:
+    """Raise if any detection is `wrong` (N,); the message names the first one and its entry in `values` (N, ...)."""
     if wrong.any():
         row = int(wrong.argmax())
         what = f"{wrong.sum()} of {len(wrong)} detections have {kind}: {values[row].tolist()}"
@@ -300,19 +307,18 @@ def _places(ids: npt.NDArray[Any], known: Ints, kind: str) -> Ints:
     if not ids.size:
         return np.zeros(0, np.int64)
     if ids.dtype.kind not in "iu":
-        raise DataError(f"the {kind} ids of the detections are {ids.dtype}", remedy="pass integers", code="A47")
+        what = f"{kind} ids of the detections have the type {ids.dtype}, expected integers"
+        raise DataError(what, remedy=f"pass the {kind} ids of the annotation file", code="A47")
     ids = ids.astype(np.int64)
     unknown = ~np.isin(ids, known)
     if unknown.any():
         row = int(unknown.argmax())
-        of = f"{unknown.sum()} of {len(ids)} detections"
-        what = f"the {kind} id of {of} is not in the ground truth: {ids[row]}"
+        what = f"{unknown.sum()} of {len(ids)} detections have {kind} ids that the ground truth lacks: {ids[row]}"
         remedy = f"pass the {kind} ids of the annotation file"
         raise DataError(what, where=f"detection {row}", remedy=remedy, code="A47")
     return np.searchsorted(known, ids)
 
 
-def _mean(values: Floats) -> float | None:
-    """Return the mean of defined values; hotcoco marks undefined ones with -1."""
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else None
+def _defined_mean(values: Floats) -> float | None:
+    """Return the mean of the defined values; hotcoco marks undefined ones with -1."""
+    return mean(values[values > -1])

@@ -1,4 +1,4 @@
-"""COCO's AP of masks: like AP of boxes (detection.py) with the IoU of pixels. Equal to pycocotools' `segm`."""
+"""COCO's AP of masks: AP of detection.py with the IoU of masks, equal to `segm` of pycocotools."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from regard.errors import DataError
-from regard.metrics.detection import CocoColumns, CocoDetections, DetectionScores, evaluated, import_hotcoco
+from regard.metrics.detection import CocoColumns, CocoDetections, DetectionScores, import_hotcoco, run_evaluator
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Encode masks (N, H, W) bool as COCO's compressed run lengths, `{"size": [H, W], "counts": text}`, ready for JSON.
+    """Encode masks (N, H, W) bool as COCO's compressed run lengths.
+
+    Returns:
+        N dicts for JSON: `{"size": [H, W], "counts": text}`.
 
     Raises:
         MachineError: hotcoco is not installed.
@@ -61,10 +64,10 @@ def evaluate_masks(
         segmentation=outlines,
     )
     rows = zip(columns.images.tolist(), columns.classes.tolist(), columns.scores.tolist(), masks, strict=True)
-    found = truth.load_res(
+    results = truth.load_res(
         [{"image_id": i, "category_id": c, "score": score, "segmentation": mask} for i, c, score, mask in rows]
     )
-    return columns.summarize(evaluated(hotcoco.COCOeval(truth, found, "segm")), "Mask")
+    return columns.summarize(run_evaluator(hotcoco.COCOeval(truth, results, "segm")), "Mask")
 
 
 def check_outlines(ground_truth: dict[str, Any]) -> list[Any]:
@@ -76,14 +79,16 @@ def check_outlines(ground_truth: dict[str, Any]) -> list[Any]:
     outlines = [row.get("segmentation") for row in ground_truth["annotations"]]
     if not all(outlines):
         what = f"{sum(not outline for outline in outlines)} of {len(outlines)} objects have no segmentation"
-        raise DataError(what, remedy="mask AP needs all outlines: annotate them, or score boxes", code="A37")
+        raise DataError(what, remedy="annotate the outline of every object, or evaluate boxes", code="A37")
     return outlines
 
 
 def _check_masks(detections: CocoDetections, masks: Sequence[dict[str, Any]], sizes: dict[int, list[int]]) -> None:
     if len(masks) != len(detections):
-        raise DataError(f"{len(masks)} masks for {len(detections)} detections", remedy="pass one for each", code="A47")
+        what = f"{len(masks)} masks for {len(detections)} detections"
+        raise DataError(what, remedy="pass one mask for each detection", code="A47")
     for row, (image_id, mask) in enumerate(zip(detections.image_ids.tolist(), masks, strict=True)):
         if list(mask["size"]) != sizes[image_id]:
-            what = f"a mask of size {list(mask['size'])} for an image of {sizes[image_id]} (height, width)"
-            raise DataError(what, where=f"detection {row}", remedy="resize it before it is encoded", code="A47")
+            what = f"mask of height and width {list(mask['size'])}, expected those of its image, {sizes[image_id]}"
+            remedy = "resize masks to their image before you encode them"
+            raise DataError(what, where=f"detection {row}", remedy=remedy, code="A47")

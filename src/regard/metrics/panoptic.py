@@ -1,14 +1,14 @@
 """Panoptic quality: PQ, SQ and RQ over all classes, over things, over stuff, and per class.
 
 Kirillov et al. 2019, "Panoptic Segmentation", section 4. Segments of one class match where their IoU is above 0.5,
-so at most one of several disjoint segments can match. With TP matches of a class, FP unmatched predictions and FN
-unmatched segments of the truth,
+so a segment has at most one match. With TP matches of a class, FP unmatched predictions and FN unmatched segments of
+the ground truth,
 
     PQ = sum of the IoU of the matches / (TP + FP / 2 + FN / 2) = SQ * RQ,
     SQ = sum of the IoU / TP,  RQ = TP / (TP + FP / 2 + FN / 2).
 
-Void and crowds are treated as in panopticapi (evaluation.py); see `PanopticCounts.add`. Images are counted one by one,
-and counts of several processes are added.
+Void and crowds are treated as in panopticapi (evaluation.py); see `PanopticCounts.add`. This is our own code, tested
+against hotcoco: it needs no PNG files, and counts of several processes can be added.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.errors import DataError, escape
-from regard.metrics.percent import NOT_AVAILABLE, percent
+from regard.metrics.summary import NOT_AVAILABLE, mean, percent
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.segments import PanopticSegments
 
@@ -54,7 +54,7 @@ class PanopticScores:
     stats: PQ, SQ, RQ, the same with _th over things and with _st over stuff, as fractions 0..1: means over the
         classes that the truth or the predictions have. None if there is no such class.
     per_class: in the order of the category ids.
-    images, segments, predictions: their numbers; `segments` does not count crowds.
+    images, segments, predictions: numbers of each; `segments` does not count crowds.
     """
 
     stats: dict[str, float | None]
@@ -64,7 +64,7 @@ class PanopticScores:
     predictions: int
 
     def table(self) -> Table:
-        """Return a table of the scores in percent. The means come last, where they stay in sight on a screen."""
+        """Return a table for the terminal, in percent. The means come last, so that they are not scrolled away."""
         from rich.table import Table
         from rich.text import Text
 
@@ -91,15 +91,16 @@ class PanopticScores:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scores as plain JSON."""
+        """Return the scores as values for JSON."""
         return {**asdict(self), "per_class": [score._asdict() for score in self.per_class]}
 
 
 class PanopticCounts:
-    """Counts over the images so far, per class of `categories`, those of the data.
+    """Counts over the images added so far, for each of the K categories of the data.
 
-    iou, tp, fp, fn: (K,) float64, the sum of IoU and the numbers of matches, of unmatched predictions and of unmatched
-    segments of the truth.
+    iou, tp, fp, fn: (K,) float64, the sum of the IoU of matches and the numbers of matches, of unmatched predictions
+        and of unmatched segments of the ground truth.
+    images, predictions: numbers of images and of predicted segments.
     """
 
     def __init__(self, categories: Sequence[Category]) -> None:
@@ -112,54 +113,59 @@ class PanopticCounts:
     def add(self, truth: PanopticSegments, prediction: PanopticSegments) -> None:
         """Count one image.
 
-        As in panopticapi: pixels that are void in the truth belong to no union. An unmatched prediction is ignored if
-        more than half of it lies in void or in the crowd of its class (the last one of several). Crowds are neither
-        matched nor missed. A segment predicted as a class that the data do not have covers its pixels but is not
-        counted.
+        As in panopticapi, pixels that are void in the truth belong to no union; an unmatched prediction is ignored if
+        more than half of it lies in void or in the crowd of its class (of several crowds, the last); crowds are neither
+        matched nor missed. Classes are matched by name. Predicted classes that the data do not have are not counted.
+
+        Args:
+            truth: with the categories of these counts.
+            prediction: segments of the same size, with all classes of the data among its categories.
 
         Raises:
-            DataError: different sizes, other classes than those of these counts, classes that the model does not know
-                (K20), or a predicted segment without pixels (A47), which panopticapi refuses too.
+            DataError: sizes that differ, other categories of the truth, a predicted segment without pixels (A47), which
+                panopticapi refuses too; classes that the model does not know (K20).
         """
         if truth.size != prediction.size:
-            sizes = "{1}x{0} pixels for an image of {3}x{2}".format(*prediction.size, *truth.size)
-            raise DataError(f"predicted segments of {sizes}", remedy="predict at the size of the file", code="A47")
+            what = "predicted segments have {1}x{0} pixels, expected {3}x{2}".format(*prediction.size, *truth.size)
+            raise DataError(what, remedy="predict segments at the size of the image file", code="A47")
         if truth.categories != self.categories:
-            raise DataError("the truth has other categories than those that are counted", code="A47")
+            what = f"ground truth with {len(truth.categories)} categories that differ from the {len(self.categories)}"
+            remedy = "count data sets of different categories apart"
+            raise DataError(f"{what} of earlier images", remedy=remedy, code="A47")
         overlap = _overlap(truth, prediction)
-        areas, found_areas = overlap.sum(1)[1:], overlap.sum(0)[1:]
-        if (found_areas == 0).any():
-            what = f"predicted segment {int((found_areas == 0).argmax()) + 1} has no pixels"
-            raise DataError(what, remedy="leave such segments out", code="A47")
-        labels, found = truth.labels.numpy(), self._labels_of(prediction)
+        areas, predicted_areas = overlap.sum(1)[1:], overlap.sum(0)[1:]
+        if (predicted_areas == 0).any():
+            what = f"predicted segment {int((predicted_areas == 0).argmax()) + 1} has no pixels, expected at least one"
+            raise DataError(what, remedy="leave out segments without pixels", code="A47")
+        labels, predicted = truth.labels.numpy(), self._labels_of(prediction)
         crowd = np.zeros(len(truth), bool) if truth.is_crowd is None else truth.is_crowd.numpy()
         void = overlap[0, 1:]
         shared = overlap[1:, 1:]
-        union = areas[:, None] + found_areas - shared - void
+        union = areas[:, None] + predicted_areas - shared - void
         iou = shared / np.maximum(union, 1)  # a segment of the truth may have no pixels
-        matches = (iou > 0.5) & (labels[:, None] == found) & ~crowd[:, None]
+        matches = (iou > 0.5) & (labels[:, None] == predicted) & ~crowd[:, None]
         rows, columns = matches.nonzero()
         np.add.at(self.iou, labels[rows], iou[rows, columns])
         np.add.at(self.tp, labels[rows], 1)
         np.add.at(self.fn, labels[~matches.any(1) & ~crowd], 1)
         crowd_of = np.full(len(self.categories) + 1, -1)  # one more for classes that the data do not have, -1
         crowd_of[labels[crowd]] = np.flatnonzero(crowd)
-        row = crowd_of[found]
-        ignored = void + np.where(row >= 0, shared[row, np.arange(len(found))] if len(truth) else 0, 0)
-        wrong = ~matches.any(0) & (ignored / found_areas <= 0.5) & (found >= 0)
-        np.add.at(self.fp, found[wrong], 1)
+        row = crowd_of[predicted]
+        ignored = void + np.where(row >= 0, shared[row, np.arange(len(predicted))] if len(truth) else 0, 0)
+        wrong = ~matches.any(0) & (ignored / predicted_areas <= 0.5) & (predicted >= 0)
+        np.add.at(self.fp, predicted[wrong], 1)
         self.images += 1
         self.predictions += len(prediction)
 
     def merge(self, other: PanopticCounts) -> None:
-        """Add the counts of another process, on other images."""
+        """Add the counts of other images, as of another process."""
         for name in ("iou", "tp", "fp", "fn"):
             getattr(self, name).__iadd__(getattr(other, name))
         self.images += other.images
         self.predictions += other.predictions
 
     def scores(self) -> PanopticScores:
-        """Return the scores of all images so far."""
+        """Return the scores of all images added so far."""
         weight = self.tp + (self.fp + self.fn) / 2
         counted = weight > 0
         sq = self.iou / np.maximum(self.tp, 1)
@@ -167,7 +173,7 @@ class PanopticCounts:
         pq = self.iou / np.where(counted, weight, 1)
         is_thing = np.array([category.is_thing for category in self.categories], bool)
         stats = {
-            f"{name}{ending}": _mean(values[counted & chosen])
+            f"{name}{ending}": mean(values[counted & chosen])
             for ending, chosen in (("", np.ones_like(is_thing)), ("_th", is_thing), ("_st", ~is_thing))
             for name, values in (("PQ", pq), ("SQ", sq), ("RQ", rq))
         }
@@ -184,7 +190,7 @@ class PanopticCounts:
         return ClassQuality(category.name, category.id, category.is_thing, pq, sq, rq, tp, fp, fn)
 
     def _labels_of(self, prediction: PanopticSegments) -> npt.NDArray[np.int64]:
-        """Return the data's label (S,) of each predicted segment; -1 for classes that the data do not have."""
+        """Return the label in the data (P,) of each predicted segment; -1 for classes that the data do not have."""
         if prediction.categories not in self._labels:
             label_of = labels_by_name(prediction.categories, self.categories, "the truth")
             table = np.full(len(prediction.categories), -1)
@@ -194,11 +200,7 @@ class PanopticCounts:
 
 
 def _overlap(truth: PanopticSegments, prediction: PanopticSegments) -> npt.NDArray[np.int64]:
-    """Count the pixels (S + 1, P + 1) that segment i of the truth and j of the prediction share; 0 is void."""
+    """Count the pixels (S + 1, P + 1) that segment i of the truth shares with j of the prediction; 0 is void."""
     columns = len(prediction) + 1
     pairs = truth.ids.numpy() * columns + prediction.ids.numpy()
     return np.bincount(pairs.ravel(), minlength=(len(truth) + 1) * columns).reshape(-1, columns)
-
-
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if values.size else None

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class SegmentationScores:
     """Scores of a model with masks on a data set.
 
-    boxes, masks: COCO's AP of boxes and of masks; of things only if the data are panoptic.
-    panoptic: panoptic quality, or None if the data have no segments.
+    boxes, masks: COCO's AP of boxes and of masks; of panoptic data, those of things.
+    panoptic: panoptic quality; None if the data are not panoptic.
     """
 
     boxes: DetectionScores
@@ -26,12 +26,12 @@ class SegmentationScores:
 
     @property
     def stats(self) -> dict[str, float | None]:
-        """All means, 0..1: `PQ`, ..., `mask_AP`, ..., and `AP`, ... of boxes."""
+        """All means, 0..1 or None: `PQ`, ... of segments, `mask_AP`, ... of masks, `AP`, ... of boxes."""
         panoptic = dict(self.panoptic.stats) if self.panoptic else {}
         return {**panoptic, **{f"mask_{name}": value for name, value in self.masks.stats.items()}, **self.boxes.stats}
 
     def table(self) -> Table:
-        """Return a table of the scores in percent; the main score comes last."""
+        """Return a table for the terminal, in percent; the main score comes last."""
         from rich.table import Table
 
         table = Table.grid()
@@ -41,7 +41,7 @@ class SegmentationScores:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scores as plain JSON."""
+        """Return the scores as values for JSON."""
         panoptic = None if self.panoptic is None else self.panoptic.to_dict()
         return {
             "stats": self.stats,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# Mean and standard deviation of ImageNet's pixels in 0..1, RGB, with which most models are trained.
+# Mean and standard deviation of ImageNet's pixels, RGB, 0..1. Most models are trained with these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,11 +25,10 @@ class ImageBatch:
     sizes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def from_images(cls, images: Sequence[Tensor], divisor: int = 1) -> ImageBatch:
-        """Pad images (C, H, W) to their largest height and width, rounded up to a multiple of `divisor`."""
+    def from_images(cls, images: Sequence[Tensor]) -> ImageBatch:
+        """Pad images (C, H, W) of one dtype to their largest height and width."""
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
-        height = -(-max(h for h, _ in sizes) // divisor) * divisor
-        width = -(-max(w for _, w in sizes) // divisor) * divisor
+        height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
         # Decoders store the channels of a pixel together; keeping that order makes the copy three times as fast.
         packed = all(image.stride(-3) == 1 for image in images)
         pixels = images[0].new_zeros(len(images), images[0].shape[0], height, width)
@@ -57,12 +56,15 @@ class ImageBatch:
         columns = torch.arange(width, device=self.pixels.device)
         return (rows[None, :, None] >= sizes[:, 0, None, None]) | (columns[None, None, :] >= sizes[:, 1, None, None])
 
-    def normalized(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> ImageBatch:
-        """Convert uint8 pixels 0..255 to normalised floats with padding 0 (the authors pad after normalising)."""
+    def normalized(self) -> ImageBatch:
+        """Convert uint8 pixels 0..255 to floats with ImageNet's mean and deviation. Float pixels are left as they are.
+
+        Padding is 0 afterwards: DETR's authors pad after normalising.
+        """
         if self.pixels.is_floating_point():
             return self
-        scale = torch.tensor(std, device=self.pixels.device)[:, None, None] * 255
-        shift = torch.tensor(mean, device=self.pixels.device)[:, None, None] * 255
+        scale = torch.tensor(IMAGENET_STD, device=self.pixels.device)[:, None, None] * 255
+        shift = torch.tensor(IMAGENET_MEAN, device=self.pixels.device)[:, None, None] * 255
         pixels = (self.pixels - shift) / scale
         mask = self.padding_mask()
         if mask is not None:
