@@ -174,6 +174,10 @@ class CheckpointError(RegardError):
     exit_code = 4
 
 
+class ArchitectureError(CheckpointError):
+    """The tensors of a file do not tell the model they belong to, or belong to another one."""
+
+
 class NewerVersionError(CheckpointError):
     """A newer version of Regard wrote the file."""
 

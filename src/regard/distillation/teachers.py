@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.data.class_images.imagenet import CLASSES
-from regard.errors import CheckpointError, ConfigError, MachineError
+from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError
 from regard.models.build import Detector
 from regard.models.classifiers import HEADS
 from regard.models.configs import CONFIGS
@@ -107,11 +107,11 @@ def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> 
         return teacher
     try:
         net = load(file, model=model) if is_file and model in CONFIGS else load(name)
-    except CheckpointError as error:
-        if error.code != "K07" or not Path(name).is_file():
+    except ArchitectureError as error:
+        if not Path(name).is_file():
             raise
         remedy = f"name its model: resnet18={name}, timm/NAME={name} or torchvision/NAME={name}"
-        raise CheckpointError(error.what, where=name, remedy=remedy, code="K07") from error
+        raise ArchitectureError(error.what, where=name, remedy=remedy, code="K07") from error
     if isinstance(net, Detector):
         raise ConfigError("a detector cannot teach a classifier", where=name, code="C07")
     size = net.card.short_side

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from regard.errors import CheckpointError
+from regard.errors import ArchitectureError
 from regard.models.build import build
 from regard.models.catalog import preset
 from regard.models.classifiers import HEADS, Classifier
@@ -58,7 +58,7 @@ def load_classifier(
         assert isinstance(config, ClassifierConfig)
         heads = [tensor for key, tensor in tensors.items() if _is_head(key) and key.endswith(".weight")]
         if not heads:
-            raise CheckpointError(f"no weights of {name}: no classifying layer", where=where, code="K07")
+            raise ArchitectureError(f"no weights of {name}: no classifying layer", where=where, code="K07")
         config = replace(config, num_classes=len(heads[-1]))
     net = build(config, name, imagenet_categories() if config.num_classes == 1000 else None)
     load_exactly(net, tensors, where=where)
@@ -95,7 +95,7 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
     misfits += [k for k in theirs if k not in ours]
     if misfits:
         what = f"{source.card.name} does not fit {net.card.name}: {', '.join(misfits)}"[:300]
-        raise CheckpointError(what, remedy=remedy, code="K07")
+        raise ArchitectureError(what, remedy=remedy, code="K07")
     rows = {category.name: row for row, category in enumerate(source.card.categories)}
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     for key, tensor in ours.items():

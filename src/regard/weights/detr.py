@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from regard.errors import CheckpointError, ConfigError, MachineError
+from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError
 from regard.models.backbone import RESNETS
 from regard.models.build import Detector, build
 from regard.models.catalog import WEIGHTS, preset
@@ -77,9 +77,9 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
         tensors = {_our_name(key): value for key, value in tensors.items()}
     elif "query_embed.content.weight" in tensors:
         what = "weights of a DETR with anchors, without its settings"
-        raise CheckpointError(what, where=path, remedy="name the run's folder: it has them", code="K07")
+        raise ArchitectureError(what, where=path, remedy="name the run's folder: it has them", code="K07")
     else:
-        raise CheckpointError(
+        raise ArchitectureError(
             f"no weights of a known model ({len(tensors)} tensors, the first is {next(iter(tensors), 'none')!r})",
             where=path,
             remedy="expected the DETR authors' layout",
@@ -87,7 +87,7 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
         )
     if known is not None and _family(known) != _family(config):
         what = f"weights of a {_family(config)}, but {name} is a {_family(known)}"
-        raise CheckpointError(what, where=path, remedy="name the model that the file belongs to", code="K07")
+        raise ArchitectureError(what, where=path, remedy="name the model that the file belongs to", code="K07")
     net = build(config, name or _name_of(config))
     load_exactly(net, tensors, where=path)
     return net.eval()
@@ -158,7 +158,7 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
             misfits.append(f"{name} {before}, not {now}")
     if misfits:
         names = ", ".join(misfits)
-        raise CheckpointError(
+        raise ArchitectureError(
             f"{source.card.name} does not fit {net.card.name}: {names}"[:300],
             remedy="start from the same model",
             code="K07",
@@ -249,7 +249,7 @@ def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> 
     if blocks not in RESNET_OF_BLOCKS:
         what = "the backbone is none of torchvision's ResNets 18 to 152"
         remedy = "if it is of a run, name the run's folder, which has the settings"
-        raise CheckpointError(what, where=path, remedy=remedy, code="K07")
+        raise ArchitectureError(what, where=path, remedy=remedy, code="K07")
     prefix = "transformer.decoder.layers.0."
     return replace(
         known,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from regard.errors import CheckpointError
+from regard.errors import ArchitectureError, CheckpointError
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
@@ -57,7 +57,7 @@ def read_hub_folder(weights: Path) -> HubFolder:
     heads = heads if type(heads) is int and heads > 0 else None
     if config.get("hidden_act", "gelu") != "gelu":
         what = f"a model with hidden_act {config['hidden_act']!r:.30}, not gelu"
-        raise CheckpointError(what, where=weights.parent / "config.json", code="K07")
+        raise ArchitectureError(what, where=weights.parent / "config.json", code="K07")
     timm = config.get("pretrained_cfg")
     if isinstance(timm, dict):
         mean, std, crop = timm.get("mean"), timm.get("std"), timm.get("crop_pct")

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from regard.errors import CheckpointError, cause
+from regard.errors import ArchitectureError, CheckpointError, cause
 
 MAX_TENSORS = 10_000
 _MAX_HEADER = 16 << 20  # bytes; ten thousand tensors need 2 MB
@@ -118,6 +118,7 @@ def _misfit(
     unequal: list[str],
     where: str | Path,
 ) -> CheckpointError:
+    kind: type[CheckpointError] = ArchitectureError
     remedy, code = "name the model that the file belongs to", "K07"
     shapes = [f"{name} {_shape(tensors[name])}, the model has {_shape(own[name])}" for name in unequal]
     shared = sum(name in tensors for name in own)
@@ -131,14 +132,16 @@ def _misfit(
         ]
         what = f"not weights of {model} with its {len(own)} tensors: " + ", ".join(filter(None, parts))
     elif all(_differs_in_classes(name, own[name], tensors[name]) for name in unequal):
-        what, code = f"weights of {model} for another number of classes: {_some(shapes)}", "K08"
+        kind, code = CheckpointError, "K08"
+        what = f"weights of {model} for another number of classes: {_some(shapes)}"
         remedy = f"create it with the file's classes, or leave {', '.join(unequal)} out to train a new head"
     elif all("pos_embed" in name for name in unequal):
-        what, code = f"weights of {model} for another image size: {_some(shapes)}", "K09"
+        kind, code = CheckpointError, "K09"
+        what = f"weights of {model} for another image size: {_some(shapes)}"
         remedy = "create it with the file's image size, or resize the position embedding"
     else:
         what = f"not weights of this {model}: {len(unequal)} tensors of another shape ({_some(shapes)})"
-    return CheckpointError(what, where=where, remedy=remedy, code=code)
+    return kind(what, where=where, remedy=remedy, code=code)
 
 
 def _differs_in_classes(name: str, ours: Tensor, theirs: Tensor) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regard.attention import resize_positions
-from regard.errors import CheckpointError
+from regard.errors import ArchitectureError, CheckpointError
 from regard.models.configs.vit import VIT_PRESETS, ViTConfig
 
 # What stands in every such file: of the authors and timm, and of Hugging Face.
@@ -104,11 +104,11 @@ def read_vit(
     """
     if name is not None and name not in VIT_PRESETS:
         what = f"weights of a vision transformer, but {name} is none"
-        raise CheckpointError(what, where=where, remedy="name the model that the file belongs to", code="K07")
+        raise ArchitectureError(what, where=where, remedy="name the model that the file belongs to", code="K07")
     if not is_vit(tensors):
         first = next(iter(tensors), "none")[:100]
         what = f"no weights of a vision transformer ({len(tensors)} tensors, the first is {first!r})"
-        raise CheckpointError(what, where=where, remedy="name the model that the file belongs to", code="K07")
+        raise ArchitectureError(what, where=where, remedy="name the model that the file belongs to", code="K07")
     found = _our_names(tensors, where)
     notes: list[str] = []
     shown = _shown_by(found, where)
@@ -203,17 +203,17 @@ def _shown_by(tensors: Mapping[str, Tensor], where: str | Path) -> ViTConfig:
     """The settings that tensors show. Heads do not show: one is given."""
     if "head.weight" not in tensors:
         what = "weights of a vision transformer without a classifying layer"
-        raise CheckpointError(what, where=where, remedy="give the file of a classifier", code="K07")
+        raise ArchitectureError(what, where=where, remedy="give the file of a classifier", code="K07")
     for key, dimensions in _SHOWING.items():
         if key not in tensors or tensors[key].ndim != dimensions or not tensors[key].numel():
             shape = f"has the shape {tuple(tensors[key].shape)}" if key in tensors else "is missing"
-            raise CheckpointError(f"not weights of a vision transformer: {key} {shape}", where=where, code="K07")
+            raise ArchitectureError(f"not weights of a vision transformer: {key} {shape}", where=where, code="K07")
     width, patch = len(tensors["patch_embed.proj.weight"]), tensors["patch_embed.proj.weight"].shape[-1]
     front, rows = 2 if "dist_token" in tensors else 1, tensors["pos_embed"].shape[1]
     class_position = rows > front and isqrt(rows - front) ** 2 == rows - front
     if not class_position and (front == 2 or isqrt(rows) ** 2 != rows):
         what = f"{rows} rows of pos_embed are no square of patches behind {front} token{'s' * (front - 1)}"
-        raise CheckpointError(what, where=where, remedy="only positions of square images are known", code="K07")
+        raise ArchitectureError(what, where=where, remedy="only positions of square images are known", code="K07")
     depth = len({match[1] for key in tensors if (match := re.match(r"blocks\.(\d+)\.", key))})
     return ViTConfig(
         num_classes=len(tensors["head.weight"]),
@@ -238,7 +238,7 @@ def _check_same(shown: ViTConfig, config: ViTConfig, name: str, where: str | Pat
     if differing := _differences(shown, config):
         theirs, ours = (", ".join(f"{key}={getattr(c, key)}" for key in differing) for c in (shown, config))
         what = f"weights of a vision transformer with {theirs}, but {name} has {ours}"
-        raise CheckpointError(what, where=where, remedy="name the model that the file belongs to", code="K07")
+        raise ArchitectureError(what, where=where, remedy="name the model that the file belongs to", code="K07")
 
 
 def _preset_of(shown: ViTConfig, num_heads: int | None, where: str | Path) -> tuple[str, ViTConfig]:
@@ -252,5 +252,5 @@ def _preset_of(shown: ViTConfig, num_heads: int | None, where: str | Path) -> tu
     heads, rest = divmod(shown.embed_dim, 64)
     if shown.embed_dim not in _HEADS_OF_WIDTH and rest:
         what = f"a vision transformer of width {shown.embed_dim}, and nothing in the file tells its attention heads"
-        raise CheckpointError(what, where=where, remedy="name the model, or the run's folder", code="K07")
+        raise ArchitectureError(what, where=where, remedy="name the model, or the run's folder", code="K07")
     return "vit", replace(shown, num_heads=_HEADS_OF_WIDTH.get(shown.embed_dim, heads))
