@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from regard.data.coco.json_file import float_array
 from regard.data.coco.outlines import Segmentations, check_segmentations
+from regard.data.coco.tables import in_table, read_crowds
 from regard.data.report import Report
 
 _MAX_COORDINATE = 1e7  # pixels; larger values are mistakes
@@ -172,17 +173,13 @@ def _note_outside(
 
 
 def _crowds(rows: list[dict], report: Report) -> NDArray[np.bool_]:
-    """Return the crowd flags (N,). A missing iscrowd counts as 0 and is reported (A34)."""
-    values = [row.get("iscrowd", 0) for row in rows]
-    for k, value in enumerate(values):
-        if type(value) not in (int, bool, float) or value not in (0, 1):
-            what = f"iscrowd is {value!r:.40}, expected 0 or 1"
-            raise report.error("A34", what, "annotations", k, "iscrowd", remedy="write 0 or 1")
+    """Return the crowd flags (N,), and report missing ones (A34)."""
+    is_crowd = read_crowds(rows, in_table("annotations"), report)
     missing = [k for k, row in enumerate(rows) if "iscrowd" not in row]
     if missing:
         what = f"{len(missing)} of {len(rows)} objects have no iscrowd; 0 is used"
         report.add("A34", "fix", what, "annotations", missing[0], count=len(missing))
-    return np.array(values, dtype=np.bool_)
+    return is_crowd
 
 
 def _note_disagreement(corners: NDArray[np.float64], outlines: Segmentations, report: Report) -> None:

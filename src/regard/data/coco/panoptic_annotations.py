@@ -27,6 +27,7 @@ from regard.data.coco.tables import (
     index_of,
     note_unused,
     read_categories,
+    read_crowds,
     read_images,
     read_tables,
     safe_name,
@@ -126,7 +127,7 @@ def _read(report: Report, segment_folder: Path, image_folders: Sequence[Path]) -
     counts = np.array([len(row["segments_info"]) for row in annotations_json], dtype=np.int64)
     first = np.concatenate(([0], np.cumsum(counts)))
     ids = _segment_ids(infos, first, place, report)
-    segments = SegmentTable(ids, labels, _crowds(infos, place, report), _areas(infos, place, report))
+    segments = SegmentTable(ids, labels, read_crowds(infos, place, report), _areas(infos, place, report))
     taken = np.concatenate([np.arange(first[k], first[k + 1]) for k in order])
     columns = (segments.ids, segments.labels, segments.is_crowd, segments.areas)
     segments = SegmentTable(*(column[taken] for column in columns))
@@ -243,16 +244,6 @@ def _segment_ids(infos: list[dict], first: NDArray[np.int64], place: Place, repo
             what = f"duplicate segment id {ids[start + k]} in one image"
             raise report.error("A42", what, *place(start + k), "id", remedy="give each segment its own id")
     return ids
-
-
-def _crowds(infos: list[dict], place: Place, report: Report) -> NDArray[np.bool_]:
-    """Return the crowd flags (N,). A missing iscrowd counts as 0, as in predictions."""
-    values = [info.get("iscrowd", 0) for info in infos]
-    for k, value in enumerate(values):
-        if type(value) not in (int, bool) or value not in (0, 1):
-            what = f"iscrowd is {shorten(value)}, expected 0 or 1"
-            raise report.error("A34", what, *place(k), "iscrowd", remedy="write 0 or 1")
-    return np.array(values, dtype=np.bool_)
 
 
 def _areas(infos: list[dict], place: Place, report: Report) -> NDArray[np.float64]:

@@ -199,6 +199,16 @@ def read_images(
     return tuple(sorted(images, key=lambda image: image.id)), folder
 
 
+def read_crowds(rows: list[dict], place: Place, report: Report) -> NDArray[np.bool_]:
+    """Return `iscrowd` of all rows (N,), which must be 0 or 1 (A34). A missing one counts as 0."""
+    values = [row.get("iscrowd", 0) for row in rows]
+    for k, value in enumerate(values):
+        if type(value) not in (int, bool, float) or value not in (0, 1):
+            what = f"iscrowd is {shorten(value)}, expected 0 or 1"
+            raise report.error("A34", what, *place(k), "iscrowd", remedy="write 0 or 1")
+    return np.array(values, dtype=np.bool_)
+
+
 def safe_name(row: dict, place: tuple[str | int, ...], report: Report) -> str:
     """Return the `file_name` of a row. It must be a path inside the folder of the files (A32)."""
     name = row.get("file_name")

@@ -21,12 +21,12 @@ from regard.data.transforms.image import (
     ImagePipeline,
     ImageStep,
     RandomFlip,
+    check_range,
     integer,
     resize_image,
     uniform,
 )
 from regard.data.transforms.randaugment import RandAugment
-from regard.errors import ConfigError
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 MAX_ASPECT = 16  # evaluation crops longer images: one of a few bytes could otherwise fill the memory when resized
@@ -99,9 +99,9 @@ class Evaluation:
     crop_pct: float | None = 0.875
 
     def __post_init__(self) -> None:
-        _check("size", self.size, 1, math.inf)
+        check_range("size", self.size, 1)
         if self.crop_pct is not None:
-            _check("crop_pct", self.crop_pct, 0.05, 1)
+            check_range("crop_pct", self.crop_pct, 0.05, 1)
 
     def __call__(self, sample: ClassSample, generator: torch.Generator | None = None) -> ClassSample:
         image = sample.image
@@ -149,7 +149,7 @@ class SquareResize:
     size: int
 
     def __post_init__(self) -> None:
-        _check("size", self.size, 1, math.inf)
+        check_range("size", self.size, 1)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         return resize_image(image, (self.size, self.size), BICUBIC)
@@ -166,7 +166,7 @@ class RandomResizedCrop:
     size: int
 
     def __post_init__(self) -> None:
-        _check("size", self.size, 1, math.inf)
+        check_range("size", self.size, 1)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         top, left, height, width = self.draw(image.shape[-2], image.shape[-1], generator)
@@ -228,7 +228,7 @@ class RandomErasing:
     probability: float
 
     def __post_init__(self) -> None:
-        _check("erasing", self.probability, 0, 1)
+        check_range("erasing", self.probability, 0, 1)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         if uniform(generator) >= self.probability:
@@ -251,9 +251,3 @@ def _noise(height: int, width: int, generator: torch.Generator) -> Tensor:
     noise = torch.randn(3, height, width, generator=generator)
     mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (mean + std * noise).round().clamp(0, 255).to(torch.uint8)
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also catches NaN
-        limits = f"{low} or more" if high == math.inf else f"{low} to {high}"
-        raise ConfigError(f"{name} is {value}, expected {limits}", code="C03")

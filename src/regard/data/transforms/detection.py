@@ -16,8 +16,15 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from regard.data.samples import Sample
-from regard.data.transforms.image import ColorJitter, ImagePipeline, RandomFlip, integer, resize_image, uniform
-from regard.errors import ConfigError
+from regard.data.transforms.image import (
+    ColorJitter,
+    ImagePipeline,
+    RandomFlip,
+    check_range,
+    integer,
+    resize_image,
+    uniform,
+)
 from regard.structures.image_batch import IMAGENET_MEAN
 
 Transform = Callable[[Sample, torch.Generator], Sample]
@@ -36,8 +43,8 @@ def paper_augmentation(short_side: int = 800, max_size: int = 1333) -> Pipeline:
     Raises:
         ConfigError: a size below 1 pixel (C03).
     """
-    _check_pixels("short_side", short_side)
-    _check_pixels("max_size", max_size)
+    check_range("short_side", short_side, 1)
+    check_range("max_size", max_size, 1)
 
     def scaled(pixels: int) -> int:
         return max(1, round(pixels * short_side / 800))
@@ -59,7 +66,7 @@ def small_augmentation(size: int) -> Pipeline:
     Raises:
         ConfigError: a size below 1 pixel (C03).
     """
-    _check_pixels("size", size)
+    check_range("size", size, 1)
     return Pipeline((RandomFlip(), ScaleJitter(size, 0.7, 1.3), ImagePipeline((ColorJitter(0.2, saturation=False),))))
 
 
@@ -83,8 +90,8 @@ class EvaluationResize:
     max_size: int = 1333
 
     def __post_init__(self) -> None:
-        _check_pixels("short_side", self.short_side)
-        _check_pixels("max_size", self.max_size)
+        check_range("short_side", self.short_side, 1)
+        check_range("max_size", self.max_size, 1)
 
     def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         return resize(sample, resized_size(*sample.size, self.short_side, self.max_size))
@@ -228,8 +235,3 @@ def _pad(sample: Sample, top: int, left: int, size: int) -> Sample:
         masks[:, top : top + height, left : left + width] = sample.masks
     boxes = sample.boxes + torch.tensor([left, top, left, top])
     return replace(sample, image=image, boxes=boxes, masks=masks)
-
-
-def _check_pixels(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} is {value}, expected 1 pixel or more", code="C03")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -53,8 +54,7 @@ class ColorJitter:
     saturation: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:  # also catches NaN
-            raise ConfigError(f"color_jitter is {self.strength}, expected 0 to 1", code="C03")
+        check_range("color_jitter", self.strength, 0, 1)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
@@ -91,3 +91,14 @@ def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> 
 def integer(generator: torch.Generator, low: int, high: int) -> int:
     """Draw an integer from `low` to `high`, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Check that a setting is within `low`..`high`.
+
+    Raises:
+        ConfigError: it is not, or is NaN (C03).
+    """
+    if not low <= value <= high:
+        limits = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        raise ConfigError(f"{name} is {value}, expected {limits}", code="C03")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.errors import ConfigError
+from regard.data.transforms.image import check_range
 
 CUTMIX_PROBABILITY = 0.5  # of CutMix instead of Mixup where both are on, as in DeiT
 
@@ -56,14 +56,10 @@ class Mixing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limits = (
-            ("num_classes", 1, math.inf), ("mixup_alpha", 0, math.inf), ("cutmix_alpha", 0, math.inf),
-            ("label_smoothing", 0, 1), ("seed", 0, math.inf),
-        )  # fmt: skip
-        for name, low, high in limits:
-            if not low <= getattr(self, name) <= high:  # also catches NaN
-                what = f"{name} is {getattr(self, name)}, expected {low} to {high}"
-                raise ConfigError(what.replace("to inf", "or more"), where="mixing", code="C03")
+        for name in ("mixup_alpha", "cutmix_alpha", "seed"):
+            check_range(name, getattr(self, name), 0)
+        check_range("num_classes", self.num_classes, 1)
+        check_range("label_smoothing", self.label_smoothing, 0, 1)
 
     def __call__(self, pixels: Tensor, labels: Tensor, step: int, rank: int = 0) -> tuple[Tensor, Tensor]:
         """Mix a batch.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from regard.errors import ConfigError
+from regard.data.transforms.image import check_range
 from regard.structures.image_batch import IMAGENET_MEAN
 
 FILL = [float(round(255 * mean)) for mean in IMAGENET_MEAN]  # colour of pixels from outside the image
@@ -39,9 +39,7 @@ class RandAugment:
     magnitude: float = 9.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.magnitude <= MAX_MAGNITUDE:  # also catches NaN
-            what = f"magnitude is {self.magnitude}, expected 0 to {MAX_MAGNITUDE:g}"
-            raise ConfigError(what, where="RandAugment", code="C03")
+        check_range("magnitude", self.magnitude, 0, MAX_MAGNITUDE)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Augment an image (3, H, W) uint8."""
