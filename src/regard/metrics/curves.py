@@ -92,7 +92,7 @@ def confusion_matrix(
 
     Objects are first matched with detections of their own class, highest score first, as for AP: the diagonal holds
     AP's true positives at that score threshold. The others are then matched across classes. Detections on a crowd of
-    their class are ignored.
+    their class are ignored. hotcoco's matrix matches regardless of class from the start.
 
     Args:
         ground_truth, detections: as for `evaluate_detections`.

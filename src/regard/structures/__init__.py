@@ -1,1 +1,1 @@
-"""Data structures that all rooms share: batches, outputs, boxes, categories, segments."""
+"""Data structures that the whole package uses: image batches, model outputs, boxes, categories, segments."""

@@ -1,7 +1,7 @@
 """Geometry of boxes. Names give the format: xyxy for corners, cxcywh for centre and size, xywh as in COCO.
 
-Functions take any leading dimensions, keep the dtype and do not check finiteness. Under mixed precision pass float32:
-areas of half-precision boxes overflow and cancel.
+Functions take any leading dimensions and keep the dtype; NaN stays NaN. Under mixed precision pass float32: areas of
+half-precision boxes overflow and lose their digits when subtracted.
 """
 
 from __future__ import annotations
@@ -29,10 +29,16 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
 
 
 def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
-    """Compute the generalised IoU of boxes one by one, -1..1; leading dimensions broadcast.
+    """Compute the generalised IoU of boxes (Rezatofighi et al. 2019, algorithm 1).
 
-    For all pairs of (N, 4) and (M, 4) pass `boxes1[:, None]` and `boxes2[None]`: the result is (N, M). If an area is 0,
-    the term that divides by it and its gradient are 0, never NaN. (Rezatofighi et al. 2019, eq. 4.)
+    If an area is 0, the term that divides by it and its gradient are 0, not NaN.
+
+    Args:
+        boxes1_xyxy, boxes2_xyxy: (..., 4), whose leading dimensions broadcast. For all pairs of (N, 4) and (M, 4) pass
+            `boxes1[:, None]` and `boxes2[None]`.
+
+    Returns:
+        (...), -1..1; (N, M) for all pairs.
     """
     iou, union = _iou_and_union(boxes1_xyxy, boxes2_xyxy)
     ax0, ay0, ax1, ay1 = boxes1_xyxy.unbind(-1)
@@ -44,12 +50,12 @@ def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
 
 
 def iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
-    """Compute the intersection over union, 0..1, with the broadcasting of `generalized_iou`."""
+    """Compute the intersection over union of boxes (..., 4), 0..1. Leading dimensions broadcast."""
     return _iou_and_union(boxes1_xyxy, boxes2_xyxy)[0]
 
 
 def _iou_and_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    # Single coordinates are three times as fast as pairs, whose innermost dimension holds only two numbers.
+    # Separate coordinates are three times as fast as pairs in an innermost dimension of two.
     ax0, ay0, ax1, ay1 = boxes1_xyxy.unbind(-1)
     bx0, by0, bx1, by1 = boxes2_xyxy.unbind(-1)
     width = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
@@ -61,5 +67,5 @@ def _iou_and_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Te
 
 def _ratio(part: Tensor, area: Tensor) -> Tensor:
     """Return part / area, or 0 if the area is 0. Dividing by a tiny number would give unbounded gradients."""
-    nothing = area <= torch.finfo(area.dtype).tiny
-    return part.masked_fill(nothing, 0) / area.masked_fill(nothing, 1)
+    empty = area <= torch.finfo(area.dtype).tiny
+    return part.masked_fill(empty, 0) / area.masked_fill(empty, 1)

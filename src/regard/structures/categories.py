@@ -10,7 +10,10 @@ from regard.errors import DataError
 
 @dataclass(frozen=True)
 class Category:
-    """A class. `id` is the id in the data set; the index of a category in its list is the label in the model."""
+    """A class of a data set or model. Its label in the model is its index in the list of categories.
+
+    id: id in the data set. name: unique. is_thing: False for stuff (sky, grass), which has no instances.
+    """
 
     id: int
     name: str
@@ -19,13 +22,15 @@ class Category:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model carries besides its parameters, as `model.card`.
+    """Metadata of a model, its `card`. Checkpoints store it next to the parameters.
 
-    name: name of the model. categories: the class of every label.
-    short_side, max_size: evaluation resize of a detector in pixels; both the side of a classifier's square input.
-    crop_pct: of a classifier, side of the centre crop over the short side of the resized image; None for the whole
-        image, resized to a square.
-    panoptic: whether a detector was trained on panoptic annotations; with masks it then predicts segments.
+    name: name of the model.
+    categories: the class of every label.
+    short_side, max_size: in pixels; of a detector, length of the short side and maximum length of the long side in
+        evaluation; of a classifier, both are the side of its square input.
+    crop_pct: of a classifier, side of the centre crop over the short side of the resized image, above 0; None to resize
+        the whole image to a square.
+    panoptic: whether a detector was trained on panoptic annotations. With masks it then predicts segments.
     """
 
     name: str
@@ -37,12 +42,20 @@ class ModelCard:
 
 
 def knows_stuff(categories: Sequence[Category]) -> bool:
-    """Return whether any class is stuff, which only panoptic annotations have."""
+    """Return whether any class is stuff. Only panoptic annotations have stuff."""
     return not all(category.is_thing for category in categories)
 
 
 def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: str) -> list[int]:
-    """Return the model's label of every category of a data set, matched by name.
+    """Match the categories of a data set with those of a model by name.
+
+    Args:
+        model: categories of the model.
+        data: categories of the data set.
+        where: path or name of the data set, for the message.
+
+    Returns:
+        The model's label of every category of the data set, in the order of `data`.
 
     Raises:
         DataError: the data set has classes that the model does not know (K20).
@@ -54,7 +67,7 @@ def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: s
         raise DataError(
             f"the model does not know {len(missing)} of {len(data)} classes: {names}",
             where=where,
-            remedy="evaluate on data with the classes of its training",
+            remedy="use data with the classes that the model was trained on",
             code="K20",
         )
     return [known[category.name] for category in data]
@@ -69,7 +82,7 @@ _COCO_NAMES = (
     "toaster sink refrigerator - book clock vase scissors teddy_bear hair_drier toothbrush"
 )
 
-# Labels of the authors' detectors are COCO's ids, 0 to 90; eleven of them have no name and no objects.
+# The authors' detectors use COCO's ids as labels, 0 to 90. Eleven of these have no name and no objects.
 COCO: tuple[Category, ...] = tuple(
     Category(i, f"unused {i}" if name == "-" else name.replace("_", " "))
     for i, name in enumerate(["-", *_COCO_NAMES.split()])
@@ -87,7 +100,7 @@ _COCO_STUFF = {
     197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged", 200: "rug-merged",
 }  # fmt: skip
 
-# Labels of the authors' panoptic models, 0 to 249: things up to 90, then stuff, most of it without a name.
+# Labels of the authors' panoptic models, 0 to 249: things up to 90, then stuff, of which only some have a name.
 COCO_PANOPTIC: tuple[Category, ...] = (
     *COCO,
     *(Category(i, _COCO_STUFF.get(i, f"unused {i}"), is_thing=False) for i in range(len(COCO), 250)),

@@ -15,10 +15,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of one batch.
+    """B images, padded to one size.
 
-    pixels: (B, C, H, W), decoded uint8 or normalised float; padding is 0 in both.
-    sizes: (height, width) in pixels of each image without its padding.
+    pixels: (B, C, H, W), uint8 0..255 as decoded, or normalised float. Padding is 0.
+    sizes: (height, width) of each image without padding, in pixels.
     """
 
     pixels: Tensor
@@ -29,7 +29,7 @@ class ImageBatch:
         """Pad images (C, H, W) of one dtype to their largest height and width."""
         sizes = tuple((image.shape[-2], image.shape[-1]) for image in images)
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
-        # Decoders store the channels of a pixel together; keeping that order makes the copy three times as fast.
+        # Decoders store the channels of a pixel next to each other. Keeping that order triples the speed of the copy.
         packed = all(image.stride(-3) == 1 for image in images)
         pixels = images[0].new_zeros(len(images), images[0].shape[0], height, width)
         if packed:
@@ -43,7 +43,7 @@ class ImageBatch:
 
     @property
     def is_padded(self) -> bool:
-        """Whether any image has padding. Needs no synchronisation with the device."""
+        """Whether any image has padding. This does not wait for the device."""
         return any(size != tuple(self.pixels.shape[-2:]) for size in self.sizes)
 
     def padding_mask(self) -> Tensor | None:
@@ -72,9 +72,9 @@ class ImageBatch:
         return replace(self, pixels=pixels)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        """Return the batch on another device; the copy from pinned memory is asynchronous."""
+        """Return the batch on `device`. Copies from pinned memory are asynchronous."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
     def pin_memory(self) -> ImageBatch:
-        """Return the batch in page-locked memory. The data loader calls this."""
+        """Return the batch in page-locked memory. PyTorch's data loader calls this."""
         return replace(self, pixels=self.pixels.pin_memory())

@@ -1,4 +1,4 @@
-"""What models return. Losses, post-processing and results read these and nothing else of a model."""
+"""Outputs of models: all that losses, post-processing and results read of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Denoising(NamedTuple):
     """Predictions for the noised ground truth of a training step (DN-DETR), each with a known target.
 
     logits: (L, B, N, C), boxes: (L, B, N, 4) cxcywh in 0..1, for all L decoder layers.
-    target: (B, N) int64 on the host, index of the object in its image that the query copies, -1 for padding.
+    target: (B, N) int64 on the CPU, index in its image of the object that the query was made from, -1 for padding.
     """
 
     logits: Tensor
@@ -21,11 +21,12 @@ class Denoising(NamedTuple):
 
 
 class MaskInputs(NamedTuple):
-    """The tensors from which the mask head computes the masks of a batch.
+    """Inputs of the mask head for a batch.
 
-    hidden: (B, Q, C) queries after the last decoder layer. memory: (B, h*w, C) tokens after the encoder.
-    projected: (B, C, h, w) the projected features before it.
-    finer: maps of the backbone (B, C_i, h_i, w_i), from coarse to fine.
+    hidden: (B, Q, C) queries after the last decoder layer.
+    memory: (B, h*w, C) tokens after the encoder.
+    projected: (B, C, h, w) projected features before the encoder.
+    finer: (B, C_i, h_i, w_i) feature maps of the backbone, from coarse to fine.
     visible: (B, 1, 1, h*w) bool, True inside the image, or None without padding.
     """
 
@@ -41,11 +42,12 @@ class DetectionOutput(NamedTuple):
 
     logits: (B, Q, C+1) with the no-object class last (softmax models), or (B, Q, C) (sigmoid models).
     boxes: (B, Q, 4) cxcywh as fractions 0..1 of the unpadded image.
-    auxiliary: outputs of the earlier decoder layers, first layer first; empty if the model has none.
+    auxiliary: outputs of the earlier decoder layers, in their order; empty if the model has none.
     masks: (B, Q, h, w) mask logits, or None.
-    mask_inputs: inputs of `model.masks` for queries chosen later; None if the model has no masks.
-    num_groups: query groups of a training step (Group DETR): Q = num_groups * queries per group, group after group.
-    denoising: predictions for noised targets, in training only.
+    num_groups: number of query groups in training (Group DETR), one after the other: Q = num_groups * group size.
+    denoising: predictions for noised ground truth, in training only.
+    mask_inputs: inputs of `model.masks`, to compute the masks of selected queries later; None for a model without
+        masks.
     """
 
     logits: Tensor
@@ -58,7 +60,7 @@ class DetectionOutput(NamedTuple):
 
 
 class DistilledLogits(NamedTuple):
-    """Output of a distilled classifier in training: logits (B, C) of the class and the distillation token."""
+    """Output of a distilled classifier in training: logits (B, C) of the class token and of the distillation token."""
 
     class_logits: Tensor
     distillation_logits: Tensor

@@ -1,4 +1,4 @@
-"""Panoptic segments of an image, things and stuff: predictions and ground truth."""
+"""Panoptic segments of an image, both things and stuff, as predictions or ground truth."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from regard.structures.categories import Category
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PanopticSegments:
-    """The segments of one image. Every pixel belongs to at most one.
-
-    Tensors are moved to the CPU.
+    """The S segments of one image. A pixel belongs to at most one. Tensors are moved to the CPU.
 
     Args:
-        ids: (H, W) int64, 0 for void, else 1..S; segment i has row i - 1 of the tensors below.
+        ids: (H, W) int64, segment of each pixel, 1..S, or 0 for void. Segment i has row i - 1 of `labels` and `scores`.
         labels: (S,) int64, index into `categories`.
         scores: (S,) float32, 0..1; ones for ground truth.
         categories: all classes, things and stuff.
-        is_crowd: (S,) bool, for ground truth: regions of many objects; None if there are none.
+        is_crowd: (S,) bool, of ground truth: whether the segment is a group of objects; None if no segment is.
 
     Raises:
         ConfigError: shapes do not match, a pixel has an id above S, or a label has no category.
@@ -50,11 +48,11 @@ class PanopticSegments:
         lowest, highest = (int(values.min()), int(values.max())) if values.size else (0, 0)
         if lowest < 0 or highest > len(labels):
             wrong = lowest if lowest < 0 else highest
-            raise ConfigError(f"a pixel has segment {wrong}, there are 0 (void) to {len(labels)}")
+            raise ConfigError(f"a pixel has segment {wrong}, expected 0 (void) to {len(labels)}")
         if labels.numel() and not 0 <= labels.min() <= labels.max() < len(self.categories):
             wrong = next(label for label in labels.tolist() if not 0 <= label < len(self.categories))
             remedy = "pass the categories that the model was trained on"
-            raise ConfigError(f"label {wrong} among {len(self.categories)} categories", remedy=remedy)
+            raise ConfigError(f"label {wrong}, expected 0 to {len(self.categories) - 1}", remedy=remedy)
         for name, value in (("ids", ids), ("labels", labels), ("scores", scores)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "categories", tuple(self.categories))
@@ -79,11 +77,11 @@ class PanopticSegments:
         return torch.from_numpy(np.bincount(self.ids.numpy().ravel(), minlength=len(self) + 1)[1:])
 
     def translated(self, categories: Sequence[Category], label_of: Mapping[int, int]) -> PanopticSegments:
-        """Return the segments under other categories; classes that these do not have become void.
+        """Return the segments with other categories. Segments of classes that these do not have become void.
 
         Args:
             categories: the new categories.
-            label_of: label here -> index of its class in `categories`.
+            label_of: index in `categories` of the class of each old label.
         """
         kept = [row for row, label in enumerate(self.labels.tolist()) if label in label_of]
         number = torch.zeros(len(self) + 1, dtype=torch.int64)

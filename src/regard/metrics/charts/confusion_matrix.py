@@ -1,6 +1,7 @@
-"""The chart of a confusion matrix, for detectors and classifiers, from 2 to 1000 classes.
+"""The chart of a confusion matrix of a detector or classifier, for 2 to 1000 classes.
 
-It is ours: hotcoco draws detections only, and at 1000 classes its single wrong cells cannot be seen.
+Why not hotcoco's: it counts detections only, not a classifier's predictions, and matches them regardless of class, so
+that a true positive of AP may appear as a confusion with an overlapping object (see `curves.confusion_matrix`).
 """
 
 from __future__ import annotations
@@ -24,20 +25,25 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Maximum sizes that can be read: of matrices with numbers in the cells, and with names at the rows.
+# Maximum sizes of matrices with legible numbers in the cells, and with legible names at the rows.
 _MAX_COUNTS = 13
 _MAX_NAMES = 100
-_SMALLEST_DOT = 1 / 250  # of the side of the matrix: smaller cells are widened to this so that they can be seen
+_MIN_DOT = 1 / 250  # of the side of the matrix: smaller cells are widened to this, to be visible
 
 
 def draw_confusion_matrix(matrix: Ints, names: Sequence[str], title: str, *, background: bool = False) -> Figure:
-    """Draw the fraction of each row in shades of blue, with counts up to 13 classes and names up to 100.
+    """Draw the cells as fractions of their row, in shades of blue.
+
+    Up to 13 rows have counts in their cells, up to 100 have names.
 
     Args:
         matrix: (C, C) counts, rows truth, columns prediction; (C+1, C+1) with background last.
         names: names of the C classes.
         title: title of the chart.
         background: whether the last row and column are background.
+
+    Raises:
+        MachineError: matplotlib is not installed.
     """
     size = len(matrix)
     labels = [*(style.short_name(name) for name in names), *(["background"] if background else [])]
@@ -48,7 +54,7 @@ def draw_confusion_matrix(matrix: Ints, names: Sequence[str], title: str, *, bac
     totals = matrix.sum(axis=1, keepdims=True)
     fractions = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
     if background:
-        fractions[-1, -1] = np.nan  # background in truth and prediction at once is not counted
+        fractions[-1, -1] = np.nan  # background that is predicted as background is not counted
     _draw_cells(figure, axes, fractions)
     if size <= _MAX_COUNTS:
         _write_counts(axes, matrix, fractions)
@@ -78,8 +84,8 @@ def _draw_cells(figure: Figure, axes: Axes, fractions: Floats) -> None:
 
 
 def _widened(fractions: Floats) -> Floats:
-    """Give each cell the maximum of its neighbourhood, so that single cells can be seen. NaN rows stay."""
-    reach = math.ceil(len(fractions) * _SMALLEST_DOT) // 2
+    """Return the maximum around each cell, so that single cells can be seen. NaN rows stay NaN."""
+    reach = math.ceil(len(fractions) * _MIN_DOT) // 2
     if not reach:
         return fractions
     padded = np.pad(np.nan_to_num(fractions), reach)
@@ -111,6 +117,6 @@ def _style(axes: Axes, labels: Sequence[str], background: bool) -> None:
         axes.axhline(size - 1, color=GREY, linewidth=1)
         axes.axvline(size - 1, color=GREY, linewidth=1)
     last = ", background last" if background else ""
-    hidden = "" if named else f": {size - background} classes in their order{last}"
-    axes.set_xlabel(f"prediction{hidden}", color=INK)
-    axes.set_ylabel(f"truth{hidden}", color=INK)
+    order = "" if named else f": {size - background} classes in their order{last}"
+    axes.set_xlabel(f"prediction{order}", color=INK)
+    axes.set_ylabel(f"truth{order}", color=INK)

@@ -1,7 +1,4 @@
-"""Charts of a detector's scores, of a data set, and of a training.
-
-`style` holds their common look.
-"""
+"""Charts of a detector, of a data set with boxes, and of the metrics of a training."""
 
 from __future__ import annotations
 
@@ -25,21 +22,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _IOU_THRESHOLD, _SCORE_THRESHOLD = 0.5, 0.25
-_CONFUSIONS = f"Confusions at IoU {_IOU_THRESHOLD} and score {_SCORE_THRESHOLD}"
-# Maximum numbers that can be read: rows of names, points of a scatter plot.
-_MAX_BARS = 100
-_MAX_POINTS = 20_000
+_CONFUSION_TITLE = f"Confusions at IoU {_IOU_THRESHOLD} and score {_SCORE_THRESHOLD}"
+_MAX_BARS = 100  # classes in a chart of bars
+_MAX_POINTS = 20_000  # boxes in a scatter plot
+_MAX_NAMED_CURVES = 7  # more curves cannot be told apart
 
 
 def plot_detections(ground_truth: dict[str, Any], detections: CocoDetections, folder: str | Path) -> list[Path]:
-    """Save precision_recall.png, score_threshold.png and confusion_matrix.png into `folder`; returns their
-    paths.
+    """Save precision_recall.png, score_threshold.png and confusion_matrix.png into `folder`.
 
-    Arguments and errors of `evaluate_detections`; `MachineError` where matplotlib is not installed.
+    Args:
+        ground_truth, detections: as for `evaluate_detections`.
+        folder: is created.
+
+    Returns:
+        Paths of the three files.
+
+    Raises:
+        DataError: as for `evaluate_detections`.
+        MachineError: hotcoco or matplotlib is not installed.
     """
     curves = detection_curves(ground_truth, detections)
     matrix = confusion_matrix(ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD)
-    matrix_figure = draw_confusion_matrix(matrix, curves.names, _CONFUSIONS, background=True)
+    matrix_figure = draw_confusion_matrix(matrix, curves.names, _CONFUSION_TITLE, background=True)
     return [
         style.save(_draw_precision_recall(curves), Path(folder) / "precision_recall.png"),
         style.save(_draw_thresholds(curves), Path(folder) / "score_threshold.png"),
@@ -48,11 +53,20 @@ def plot_detections(ground_truth: dict[str, Any], detections: CocoDetections, fo
 
 
 def plot_dataset(ground_truth: dict[str, Any], folder: str | Path, *, of: int | None = None) -> Path:
-    """Save dataset.png: objects per class and image, and box sizes, of a COCO dict. Crowds are left out.
+    """Save dataset.png: objects per class, objects per image and box sizes. Crowds are left out.
 
-    of: how many images the data have, if these are some of them.
+    Args:
+        ground_truth: a validated COCO dict.
+        folder: is created.
+        of: number of images of the data set if `ground_truth` has only some of them.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        MachineError: matplotlib is not installed.
     """
-    objects = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
+    objects = [annotation for annotation in ground_truth["annotations"] if not annotation["iscrowd"]]
     figure = style.figure(11, min(max(6.0, 1.6 + 0.17 * len(ground_truth["categories"])), 16.0))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1), height_ratios=(1.6, 1))
     _draw_classes(figure.add_subplot(grid[:, 0]), ground_truth["categories"], objects)
@@ -66,27 +80,32 @@ def plot_dataset(ground_truth: dict[str, Any], folder: str | Path, *, of: int | 
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Save a picture of a training: its losses, its scores and its learning rate against the step.
+    """Save a chart of a training: losses, scores and learning rates against the step.
 
     Args:
         metrics: rows with "step" and some of "epoch", "train/loss", "train/loss_ce", "val/loss", "val/AP",
-            "val/AP50", "val/acc1", "lr", "lr_backbone" and the like. Rows need not share keys. Losses of
-            earlier decoder layers ("loss_ce_0") and other keys are left out; None and what is not finite are
-            gaps.
+            "val/AP50", "val/acc1", "lr", "lr_backbone" and the like. Rows may have different keys. None and values that
+            are not finite are gaps. Losses of earlier decoder layers ("loss_ce_0") and other keys are ignored.
+        path: the PNG file to write.
+
+    Returns:
+        `path`.
 
     Raises:
-        DataError: there is nothing to draw.
+        DataError: no row has a step and one of these metrics.
+        MachineError: matplotlib is not installed.
     """
     rows = [row for row in metrics if "step" in row]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     losses = [key for key in keys if re.fullmatch(r"(\w+/)?loss(_[a-z]+)*", key)]
     scores = [key for key in keys if re.fullmatch(r"val/(AP|PQ|SQ|RQ|mask_AP|mIoU|acc|top)\w*", key)]
-    if any(re.search("PQ|mask_AP", key) for key in scores):  # more could not be told apart
+    if any(re.search("PQ|mask_AP", key) for key in scores):  # more cannot be told apart
         scores = [key for key in scores if re.fullmatch(r"val/(PQ\w*|mask_AP|mask_AP50|AP|AP50)", key)]
     rates = [key for key in keys if re.fullmatch(r"(\w+/)?lr(_\w+)?", key)]
     panels = [(name, keys) for name, keys in (("loss", losses), ("score", scores), ("learning rate", rates)) if keys]
     if not panels:
-        raise DataError("nothing to draw in the metrics", where=path, remedy="train for a step first")
+        what = "no loss, score or learning rate among the metrics"
+        raise DataError(what, where=path, remedy="train for at least one step")
     figure = style.figure(5.2 * len(panels), 4.2)
     for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_series(axes, name, {key: _series(rows, key) for key in keys})
@@ -102,8 +121,7 @@ def _draw_precision_recall(curves: DetectionCurves) -> Figure:
     ranking = known[np.argsort(-ap50[known], kind="stable")]
     # A curve ends at the last recall that its class reaches; the drop from there to 0 would hide others.
     reached = np.where(curves.class_precision > 0, curves.class_precision, np.nan)
-    # More curves cannot be told apart: of many classes, only the weakest are named.
-    named = ranking if len(ranking) <= 7 else ranking[-3:]
+    named = ranking if len(ranking) <= _MAX_NAMED_CURVES else ranking[-3:]  # of many classes, the weakest
     for k in ranking[: len(ranking) - len(named)]:
         left.plot(curves.recall, reached[k], color=GREY, linewidth=0.7, alpha=0.45)
     mean = curves.mean_precision
@@ -148,18 +166,18 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
 
 def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: Sequence[Mapping[str, Any]]) -> None:
     counts = dict.fromkeys((category["id"] for category in categories), 0)
-    for a in objects:
-        counts[a["category_id"]] += 1
+    for annotation in objects:
+        counts[annotation["category_id"]] += 1
     names = {category["id"]: category["name"] for category in categories}
     ranking = sorted(counts, key=lambda id: -counts[id])[:_MAX_BARS]
     values = [counts[id] for id in ranking]
     axes.barh(range(len(ranking)), values, color=BLUE, height=0.7)
     fontsize = 9 if len(ranking) <= 40 else 7
     axes.set_yticks(range(len(ranking)), [style.short_name(names[id]) for id in ranking], fontsize=fontsize)
-    for place, value in enumerate(values):
+    for row, value in enumerate(values):
         axes.annotate(
             f"{value:,}",
-            (value, place),
+            (value, row),
             (3, 0),
             textcoords="offset points",
             va="center",
@@ -168,8 +186,8 @@ def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: 
         )
     axes.set_ylim(len(ranking) - 0.4, -0.6)
     axes.set_xlim(0, max([*values, 1]) * 1.18)
-    shown = f"The {_MAX_BARS} most frequent of {len(categories)} classes" if len(categories) > _MAX_BARS else "Classes"
-    axes.set_title(shown)
+    some = len(categories) > _MAX_BARS
+    axes.set_title(f"The {_MAX_BARS} most frequent of {len(categories)} classes" if some else "Classes")
     axes.set_xlabel("objects")
     style.apply(axes)
     axes.grid(axis="y", visible=False)
@@ -177,7 +195,7 @@ def _draw_classes(axes: Axes, categories: Sequence[Mapping[str, Any]], objects: 
 
 
 def _draw_box_sizes(axes: Axes, objects: Sequence[Mapping[str, Any]]) -> None:
-    sizes = np.array([a["bbox"][2:] for a in objects], np.float64).reshape(-1, 2)
+    sizes = np.array([annotation["bbox"][2:] for annotation in objects], np.float64).reshape(-1, 2)
     sizes = np.maximum(sizes, 0.5)
     if len(sizes) > _MAX_POINTS:
         sizes = np.random.default_rng(0).choice(sizes, _MAX_POINTS, replace=False)
@@ -212,8 +230,8 @@ def _draw_objects_per_image(
     from matplotlib.ticker import MaxNLocator
 
     counts = dict.fromkeys((image["id"] for image in images), 0)
-    for a in objects:
-        counts[a["image_id"]] += 1
+    for annotation in objects:
+        counts[annotation["image_id"]] += 1
     values = np.array(list(counts.values()), np.int64)
     largest = int(values.max(initial=1))
     step = math.ceil((largest + 1) / 40)
@@ -250,9 +268,9 @@ def _draw_series(axes: Axes, name: str, series: Mapping[str, tuple[Floats, Float
             markersize=4,
             label=label,
         )
-    everything = np.concatenate([values for _, values in series.values()])
-    everything = everything[np.isfinite(everything)]
-    if name != "score" and len(everything) and everything.min() > 0 and everything.max() > 30 * everything.min():
+    finite = np.concatenate([values for _, values in series.values()])
+    finite = finite[np.isfinite(finite)]
+    if name != "score" and len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
         axes.set_yscale("log")
         style.plain_log(axes.yaxis)
     axes.set_title(name)
@@ -269,7 +287,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats
 
 
 def _smooth(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Average over windows of a fiftieth of the curve."""
+    """Return moving averages of steps and values (N,), over windows of N // 50 points."""
     window = np.ones(len(values) // 50)
     known = np.isfinite(values)
     sums = np.convolve(np.where(known, values, 0), window, "valid")

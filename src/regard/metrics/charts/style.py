@@ -1,6 +1,6 @@
 """The common look of charts: size, colours, axes, legends and names.
 
-Only matplotlib's objects are used, not pyplot: the caller's figures stay untouched, and no display is needed.
+Charts use matplotlib's objects, not pyplot, so that they need no display and leave the figures of the caller alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008): colour-blind people can tell them apart. Their yellow is too pale for a line on white.
+# Okabe and Ito (2008), for colour-blind people as well. Their yellow is left out: too pale for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#000000")
 BLUE, ORANGE, GREEN = COLORS[:3]
 INK, GREY, PALE = "#222222", "#8A8A8A", "#E6E6E6"
@@ -44,14 +44,14 @@ def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes, without a warning.
+        # Characters that the font lacks are drawn as boxes. The warning about each of them would not help the user.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
     return path
 
 
 def apply(axes: Axes) -> None:
-    """Apply the common look to axes, after everything is drawn."""
+    """Apply the common look to axes. Call this after everything is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=INK, labelsize=9, color=GREY)
@@ -61,18 +61,18 @@ def apply(axes: Axes) -> None:
 
 
 def unit_square(axes: Axes, x: str, y: str) -> None:
-    """Set axes up for fractions 0..1, with labels."""
+    """Apply the common look to axes of fractions 0..1; `x` and `y` are their labels."""
     axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel=x, ylabel=y)
     apply(axes)
 
 
 def legend(axes: Axes) -> None:
-    """Draw a legend where there is room."""
+    """Draw a legend inside the axes, at the place that hides least."""
     axes.legend(loc="best", fontsize=9, labelcolor=INK, framealpha=0.9, edgecolor="none")
 
 
 def legend_below(axes: Axes, title: str | None = None) -> None:
-    """Draw a legend below the axes."""
+    """Draw a legend of two columns below the axes."""
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.13),
@@ -87,7 +87,7 @@ def legend_below(axes: Axes, title: str | None = None) -> None:
 
 
 def plain_log(axis: Axis) -> None:
-    """Label 1, 2 and 5 of every decade with plain numbers."""
+    """Label 1, 2 and 5 of every decade of a logarithmic axis with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -96,7 +96,7 @@ def plain_log(axis: Axis) -> None:
 
 
 def short_name(name: str) -> str:
-    """Return a name for a chart: on one line, at most 26 characters, with `$` escaped."""
+    """Return a class name for a chart: one line of at most 26 characters, with `$` escaped."""
     # Shorten the middle: names of a data set differ at the end as often as at the start.
     name = escape(name)
     return (name if len(name) <= 26 else f"{name[:15]}…{name[-10:]}").replace("$", r"\$")
