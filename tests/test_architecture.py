@@ -89,6 +89,29 @@ def test_models_and_losses_do_not_know_each_other():
             assert not [m for m, _ in imports_of(path) if room_of(m) == other], path
 
 
+# Verbs of the Python API, each keyword of which users know.
+PUBLIC_VERBS = {"runs/__init__.py train", "explanations/explain.py explain", "models/augment.py augment"}
+
+
+def test_files_and_functions_fit_a_screen():
+    """450 lines of a file, 60 of a function, 8 arguments; layers (`__init__` of modules) take as many as they need."""
+    wrong = []
+    for path in sorted(ROOT.rglob("*.py")):
+        place, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        if len(text.splitlines()) > 450:
+            wrong.append(f"{place} has {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len([name for name in names if name not in ("self", "cls")])
+                if lines > 60:
+                    wrong.append(f"{place} {node.name} has {lines} lines")
+                if count > 8 and node.name != "__init__" and f"{place} {node.name}" not in PUBLIC_VERBS:
+                    wrong.append(f"{place} {node.name} has {count} arguments")
+    assert not wrong, "\n".join(wrong)
+
+
 def loaded_by(*commands: str, folder: Path) -> tuple[set[str], list[str]]:
     """Run commands one after the other in a new process; return its heavy packages and the exit codes."""
     code = (

@@ -49,31 +49,29 @@ def augment(
     """Replace convolutions of a CNN by augmented ones, in place, and print a table of the replacements.
 
     The paper's rule: in every block the first convolution larger than 1x1, on maps of at most `largest_map` cells a
-    side; on the largest of these, attention works at half the size. The remaining channels of the convolution keep
-    their weights. Attention starts from random weights: train the network further.
+    side; on the largest of these, attention works at half the size. Remaining channels of the convolution keep their
+    weights; attention starts from random ones.
 
     Args:
-        module: a CNN of torchvision, timm or your own, that takes images (B, 3, H, W).
+        module: a CNN that takes images (B, 3, H, W).
         layers: names of the convolutions to replace instead, as in `module.named_modules()`.
-        image_size: side, or (height, width), of the images to come, in pixels; others work as well.
+        image_size: side or (height, width) of the images in pixels; other sizes work too.
         key_ratio: kappa of the paper; see `attention_channels`.
         value_ratio: upsilon of the paper.
-        num_heads: attention heads.
+        num_heads: number of heads.
         largest_map: maximum side of a map that is augmented, in cells.
         position: as in `AugmentedConv2d`.
         quiet: print nothing.
 
     Returns:
-        `module`. `module.augmented` lists the replacements, each a `Replacement`.
+        `module`; `module.augmented` lists each `Replacement`.
 
     Raises:
-        ConfigError: no convolution fits, a name is not that of a convolution that can be augmented, or a number is
-            out of range. The network is unchanged then.
+        ConfigError: no convolution fits, or a name or number is wrong. The network is unchanged then.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width, num_heads) < 1:
-        what = f"image_size={image_size} and num_heads={num_heads}, expected at least 1"
-        raise ConfigError(what, where="augment", code="C03")
+        raise ConfigError(f"image_size={image_size} and num_heads={num_heads}, expected at least 1", code="C03")
     sizes = _map_sizes(module, height, width)
     names = _by_the_rule(module, sizes, largest_map, num_heads) if layers is None else list(layers)
     if not names:
@@ -89,17 +87,20 @@ def augment(
         new = _augmented(name, old, size, (key_ratio, value_ratio, num_heads), position, pooled)
         module_of[name] = new
         counts = (_count(old), _count(new))
-        replacements.append(
-            Replacement(name, size, old.out_channels, new.key_channels, new.value_channels, pooled, counts)
-        )
+        channels = old.out_channels, new.key_channels, new.value_channels
+        replacements.append(Replacement(name, size, *channels, pooled, counts))
     for name, new_module in module_of.items():
         module.set_submodule(name, new_module)
     module.augmented = replacements  # type: ignore[assignment]
     if not quiet:
-        from rich.console import Console
-
-        Console(stderr=True).print(table(replacements))
+        _print(table(replacements))
     return module
+
+
+def _print(shown: Table) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(shown)
 
 
 def _convolutions(
