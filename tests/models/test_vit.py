@@ -285,7 +285,7 @@ def test_start():
 
 @pytest.mark.parametrize("config", [SMALL, DISTILLED, THIRD])
 def test_one_graph(config):
-    model = random_model(config)
+    model = random_model(replace(config, depth=2))  # the last block is not like the others
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for size in ((32, 32), (16, 40)):
