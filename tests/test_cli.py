@@ -33,13 +33,7 @@ from run_files import small_detector, write_run
 VERBS = ("quickstart", "train", "evaluate", "predict", "explain", "models", "study", "benchmark", "data")
 
 
-# Real processes: the entry point, its exit code and its streams
-
-
-def test_version_of_the_module():
-    finished = subprocess.run([sys.executable, "-m", "regard", "--version"], capture_output=True, text=True)
-    versions = f"regard {regard.__version__}, torch {torch.__version__}, device "
-    assert (finished.returncode, finished.stderr) == (0, "") and finished.stdout.startswith(versions)
+# A real process: the entry point, its exit code and its streams
 
 
 def test_an_error_of_the_module(tmp_path):
@@ -52,6 +46,11 @@ def test_an_error_of_the_module(tmp_path):
 
 
 # Help and words
+
+
+def test_version(capsys):
+    versions = f"regard {regard.__version__}, torch {torch.__version__}, device "
+    assert run(capsys, "--version").worked().startswith(versions)
 
 
 @pytest.mark.parametrize(
