@@ -79,13 +79,12 @@ def augment(
         raise ConfigError(what, remedy="raise largest_map, or name the layers", code="C09")
     convolutions = _convolutions(module, names, sizes)
     largest = max(max(sizes[name]) for name in names)
-    module_of: dict[str, nn.Module] = {}
+    module_of: dict[str, AugmentedConv2d] = {}
     replacements = []
     for name, old in convolutions.items():  # all are made before the network is changed
         size = sizes[name]
         pooled = layers is None and max(size) == largest and largest > largest_map // 2
-        new = _augmented(name, old, size, (key_ratio, value_ratio, num_heads), position, pooled)
-        module_of[name] = new
+        new = module_of[name] = _augmented(name, old, size, (key_ratio, value_ratio, num_heads), position, pooled)
         counts = (_count(old), _count(new))
         channels = old.out_channels, new.key_channels, new.value_channels
         replacements.append(Replacement(name, size, *channels, pooled, counts))
