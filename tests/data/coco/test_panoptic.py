@@ -409,9 +409,9 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ids", "labels", "crowd", "what"),
     [
-        (torch.full((2, 2), 2), [0], None, "a pixel has segment 2, there are 0 (void) to 1"),
+        (torch.full((2, 2), 2), [0], None, "a pixel has segment 2, expected 0 (void) to 1"),
         (torch.full((2, 2), -1), [0], None, "a pixel has segment -1"),
-        (torch.ones(2, 2), [3], None, "label 3 among 3 categories"),
+        (torch.ones(2, 2), [3], None, "label 3, expected 0 to 2"),
         (torch.ones(2), [0], None, "expected ids"),
         (torch.ones(2, 2), [0], [True, False], "expected is_crowd"),
     ],
