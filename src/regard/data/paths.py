@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from regard.config import near_path
-from regard.data.image_errors import unreadable
 from regard.errors import DataError, ImageError
 
 GENERATED = ("shapes", "digits")  # words for generated data; a folder of such a name is `./shapes`
@@ -74,6 +73,8 @@ def open_file(path: Path) -> BinaryIO:
             raise ImageError("link to a missing file", where=path, remedy="restore it", code="I27") from error
         raise ImageError("no such file", where=path, remedy="check the path", code="I29") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        from regard.data.image_errors import unreadable  # imports Pillow
+
         raise unreadable(error, path) from error
     kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
     raise ImageError(f"{kind} instead of an image file", where=path, remedy="check the path", code="I27")

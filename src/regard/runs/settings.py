@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from regard.config import apply_mapping, apply_overrides
-from regard.data.class_images.imagenet import is_imagenet
 from regard.data.paths import check_data, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import preset
@@ -49,8 +48,10 @@ def resolve(
     elif model is None:
         raise ConfigError("which model?", remedy="see: regard models", code="C09")
     else:
-        if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig) and is_imagenet(data):
-            recipe = imagenet_recipe(model)
+        if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig):
+            from regard.data.class_images.imagenet import is_imagenet  # imports numpy
+
+            recipe = imagenet_recipe(model) if is_imagenet(data) else None
         settings = recipe_for(model, recipe)
     changes: dict[str, Any] = {} if data is None else {"data": data_text(data)}
     if epochs is not None:
