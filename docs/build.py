@@ -10,12 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from error_page import errors_page
+from links import broken_links
 from reference_pages import api_page, commands_page, models_page, settings_page
 
 ROOT = Path(__file__).parents[1]
@@ -62,36 +60,6 @@ def root_page(name: str) -> str:
     text = (ROOT / name).read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
     return re.sub(r"\[([^\]]+)\]\((?!http|#|[\w/]+\.(?:md|png|jpg))[^)]+\)", r"\1", text)
-
-
-class Page(HTMLParser):
-    """The targets of a page's links and pictures, and the anchors that it has."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.targets: list[str] = []
-        self.anchors: set[str] = {""}
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        for name, value in attributes:
-            if name in ("id", "name") and value:
-                self.anchors.add(value)
-            elif name in ("href", "src") and value is not None:
-                self.targets.append(value)
-
-
-def broken_links(site: Path) -> Iterator[str]:
-    """Yield each link of a page that leads to no file of the site or to no anchor of a page."""
-    pages = {path.resolve(): Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
-    for path, page in pages.items():
-        for target in sorted(set(page.targets)):
-            url = urlsplit(target)
-            if url.scheme in ("http", "https", "data", "mailto"):
-                continue
-            file = (path.parent / unquote(url.path)).resolve() if url.path else path
-            if not file.is_file() or (file in pages and unquote(url.fragment) not in pages[file].anchors):
-                yield f"{path.relative_to(site.resolve())}: broken link {target}"
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class Reader:
         match statement:
             case ast.Return() | ast.Raise() | ast.Continue() | ast.Break():
                 return []
-            case ast.Assign(targets=[target], value=value):
+            case ast.Assign(targets=[target], value=value) | ast.AnnAssign(target=target, value=ast.expr() as value):
                 return [way for texts in ways for way in self._bind(target, value, texts, module)]
             case ast.If(body=body, orelse=orelse):
                 return run(body) + run(orelse)
@@ -183,6 +183,7 @@ class Reader:
         """Add the messages of all calls in an expression."""
         for call in (inner for inner in ast.walk(node) if isinstance(inner, ast.Call)):
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            name = texts.get(name) or name  # a variable that holds the class of an error
             given = {keyword.arg: keyword.value for keyword in call.keywords}
             first = given.get("code") or (call.args[0] if call.args else None)
             if name in EXIT_CODES and call.args:
@@ -221,6 +222,8 @@ class Reader:
         match node:
             case ast.Constant(value=str() as text):
                 return [text]
+            case ast.Name(id=name) if name in EXIT_CODES:
+                return [name]
             case ast.Name(id=name):
                 return [texts[name] if name in texts else module.constants.get(name) or self.shared.constants.get(name)]
             case ast.IfExp(body=body, orelse=orelse):

@@ -2,60 +2,74 @@
 
 import ast
 import dataclasses
-import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import regard
+from error_page import SOURCE, Reader, errors_page
+from links import broken_links
+from reference_pages import FAMILY_TITLES, commands_page, field_meanings, models_page, settings_page
 from regard.cli import app
+from regard.config import apply_overrides
 from regard.data.generated.shapes import ShapesConfig
-from regard.errors import CODES
+from regard.data.images import read_image
+from regard.errors import CODES, RegardError
 from regard.models.catalog import list_models
 from regard.models.configs import FAMILIES
 from regard.recipes.classification import ClassificationRecipe
 from regard.recipes.detection import DetectionRecipe
+from regard.training.config import TrainingConfig
+from regard.weights.load import load
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [DetectionRecipe, ClassificationRecipe, ShapesConfig, *map(type, FAMILIES.values())]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
-@pytest.fixture(scope="module")
-def build():
-    spec = importlib.util.spec_from_file_location("build_docs", ROOT / "docs" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def commands(group=app, words=()):
+    """The words of every command."""
+    for name in group:
+        if not name.startswith("-"):
+            if group[name].default_command is not None:
+                yield (*words, name)
+            yield from commands(group[name], (*words, name))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
-def test_every_setting_has_a_meaning(build, config):
-    meanings = {
-        name: text for base in reversed(config.__mro__[:-1]) for name, text in build.field_meanings(base).items()
-    }
+def test_every_setting_has_a_meaning(config):
+    meanings = field_meanings(config)
     missing = [f.name for f in dataclasses.fields(config) if f.name != "model" and not meanings.get(f.name)]
     assert not missing, f"{config.__name__}: write the meaning of {missing} as a comment at the field"
 
 
-def test_the_settings_page_has_every_setting(build):
-    page = build.settings_page()
+def test_the_settings_page_has_every_setting_with_its_default():
+    page = settings_page()
     for config in CONFIGS:
         for field in dataclasses.fields(config):
-            assert field.name == "model" or re.search(rf"`(model\.)?{field.name}`", page), field.name
+            assert field.name in ("model", "name") or re.search(rf"\| `(model\.)?{field.name}` \|", page), field.name
+    assert re.search(r"\| `amp` \| `off`, `bf16`, `fp16` \| `off` \| \w+", page)
+    assert re.search(r"\| `minutes` \| number or `none` \| `none` \|", page)
+    assert re.search(r"\| `model.layers` \| whole numbers with commas \| `3,4,6,3` \|", page)
+    assert FAMILY_TITLES.keys() == FAMILIES.keys()
 
 
-def test_the_commands_page_has_every_command_and_option(build):
-    page = build.commands_page()
-    for words in ("quickstart", "train", "evaluate", "predict", "explain", "models", "benchmark", "data check"):
-        assert f"## regard {words}\n" in page
-    assert "`--threshold`" in page and "| `MODEL` |" in page
-    assert not re.search(r"\|  \|$", page, re.M), "an argument without an explanation"
+def test_the_commands_page_explains_every_command_and_argument():
+    page = commands_page()
+    named = list(commands())
+    assert len(named) > 10
+    for words in named:
+        assert re.search(rf"^#+ regard {' '.join(words)}$", page, re.M), words
+    arguments = re.findall(r"^\* `(.+?)`(.*)$", page, re.M)
+    assert len(arguments) > 50
+    unexplained = [name for name, meaning in arguments if not re.match(r": \S", meaning)]
+    assert not unexplained
 
 
-def test_the_models_page_has_every_model(build):
-    page = build.models_page()
+def test_the_models_page_has_every_model():
+    page = models_page()
     assert all(f"| `{name}` |" in page for name in list_models())
 
 
@@ -72,10 +86,41 @@ def test_every_error_code_has_a_meaning():
     assert not set(CODES) - used, "codes that nothing raises"
 
 
-def test_the_errors_page_gives_messages_and_remedies(build):
-    page = build.errors_page()
-    assert all(f"### {code}\n" in page for code in CODES)
-    assert "- `JPEG is cut off before its end`; remedy: `copy or download it again`" in page
+def test_every_error_code_has_messages_on_its_page():
+    messages = Reader(SOURCE).messages
+    assert not [code for code in CODES if not messages[code]]
+    page = errors_page()
+    assert all(re.search(rf"^### {code}: .+ {{ #{code.lower()} }}\n\n(Exit code \d:|`)", page, re.M) for code in CODES)
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("C01", lambda folder: apply_overrides(TrainingConfig(), ["lt=1"])),
+        ("C03", lambda folder: apply_overrides(TrainingConfig(), ["epochs=-1"])),
+        ("I01", lambda folder: read_image(folder / "empty")),
+        ("I03", lambda folder: read_image(folder / "page")),
+        ("K03", lambda folder: load(folder / "empty.pth")),  # the code is handed on as an argument
+        ("K06", lambda folder: load(folder / "page.safetensors")),
+    ],
+)
+def test_the_errors_page_has_the_message_remedy_and_exit_code_of_a_real_error(tmp_path, code, cause):
+    for name, content in {"empty": b"", "page": b"<html>", "empty.pth": b"", "page.safetensors": b"<html>"}.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(RegardError) as caught:
+        cause(tmp_path)
+    error = caught.value
+    assert error.code == code
+    assert any(
+        fits(message.what, error.what) and fits(message.remedy, error.remedy or "")
+        for message in Reader(SOURCE).messages[code]
+        if message.outcome == str(error.exit_code)
+    ), error
+
+
+def fits(template, text):
+    """Whether a text is a template with values in place of the names in braces."""
+    return re.fullmatch(".*".join(map(re.escape, re.split(r"{[^}]*}", template))), text) is not None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
@@ -88,8 +133,30 @@ def test_commands_are_understood(page):
             app.parse_args(words, exit_on_error=False, print_error=False)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
+def test_python_names_exist(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "regard":
+                assert hasattr(regard, node.attr), node.attr
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("regard"):
+                exec(ast.unparse(node))
+
+
 @pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_exist(page):
-    made = {"settings.md", "commands.md", "api.md", "models.md", "errors.md"}  # the strict build checks these
+    made = {"settings.md", "commands.md", "api.md", "models.md", "errors.md"}  # the build checks these
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert Path(target).name in made or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_broken_links_of_a_built_site_are_found(tmp_path):
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide/detect.html").write_text('<h1 id="top">Detect</h1><a href="../index.html#home">home</a>')
+    (tmp_path / "a.png").write_bytes(b"")
+    good = '<p id="home"><a href="guide/detect.html#top">x</a><a href="#home">x</a><img src="a.png">'
+    (tmp_path / "index.html").write_text(good)
+    assert not list(broken_links(tmp_path))
+    for target in ("nowhere.html", "guide/detect.html#nowhere", "#nowhere", "b.png", "guide"):
+        (tmp_path / "index.html").write_text(f'{good}<img src="{target}">')
+        assert list(broken_links(tmp_path)) == [f"index.html: broken link {target}"]
