@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from regard.safe_files import atomic_file, atomic_folder, hold_lock, replace_text
+from regard.safe_files import atomic_file, hold_lock, replace_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -36,23 +36,6 @@ def test_a_file_is_flushed_before_its_name_and_its_name_after(tmp_path, monkeypa
     replace_text(tmp_path / "a", "text")
     first, second = order
     assert first.startswith(f"{tmp_path}/.a.tmp-") and second == str(tmp_path)
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "data"
-    with pytest.raises(ZeroDivisionError), atomic_folder(path) as temporary:
-        (temporary / "sub").mkdir(parents=True)
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-    with atomic_folder(path) as temporary:
-        (temporary / "sub").mkdir(parents=True)
-        (temporary / "sub" / "a").write_text("first")
-        assert not path.exists()
-    with atomic_folder(path) as temporary:  # two processes make the same folder: the first to finish keeps it
-        temporary.mkdir()
-    assert [p.name for p in tmp_path.iterdir()] == ["data"] and (path / "sub" / "a").read_text() == "first"
-    with pytest.raises(FileNotFoundError), atomic_folder(tmp_path / "other"):
-        pass
 
 
 def test_a_lock_has_one_holder_and_leaves_nothing(tmp_path):

@@ -1,11 +1,10 @@
-"""Write files and folders so that they are complete or absent, and by one process at a time."""
+"""Write files so that they are complete or absent, and by one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -57,27 +56,6 @@ def replace_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, with the guarantee of `atomic_file`."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; make a folder there. It becomes `path` when the block ends.
-
-    If another process makes `path` in the meantime, its folder stays and this one is dropped.
-    """
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        for place in (temporary, *temporary.rglob("*")):
-            sync(place)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-        sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -19,8 +19,7 @@ def cache_folder() -> Path:
 def cached_folder(name: str, write: Callable[[Path], None]) -> Path:
     """Return the folder `name` of the cache; `write` makes it at the first call. It is complete or absent.
 
-    Unlike `safe_files.atomic_folder`, does not flush every file: that takes twice as long as drawing the images, and
-    they can be drawn again.
+    Files are not flushed to the disk: that takes twice as long as drawing the images, which can be drawn again.
     """
     folder = cache_folder() / name
     if not folder.exists():
