@@ -198,7 +198,16 @@ class Reader:
                     if CODES.keys() & set(arguments.values()):
                         self._run(function.body, [arguments], self.homes[id(function)], depth + 1)
 
-    def _add(self, code: ast.expr | None, what: ast.expr, remedy: ast.expr | None, outcome: object, texts: Texts, module: Module) -> None:  # fmt: skip  # noqa: E501
+    def _add(
+        self,
+        code: ast.expr | None,
+        what: ast.expr,
+        remedy: ast.expr | None,
+        outcome: object,
+        texts: Texts,
+        module: Module,
+    ) -> None:
+        """Add a message of a code, for each text that the expressions can have."""
         options = [[None] if node is None else self._texts(node, texts, module) for node in (code, what, remedy)]
         for key, message, way_out in itertools.product(*options):
             if key in CODES and (message or not isinstance(what, ast.Name)):

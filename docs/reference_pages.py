@@ -73,7 +73,7 @@ def settings_page() -> str:
 
 def settings_table(config: type, *, without: type | None = None, prefix: str = "") -> str:
     """Return a table of the fields of a dataclass, without those of the class `without`."""
-    known = {field.name for field in dataclasses.fields(without)} if without else set()  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(without)} if without else set()
     meanings = field_meanings(config)
     rows = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(config):

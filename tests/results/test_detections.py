@@ -63,7 +63,7 @@ class TestDetections:
         found = detections()
         assert [found[i] for i in range(len(found))] == list(found) == found.to_dicts()
         for position in (np.int64(2), np.array(2), torch.tensor(2), -2):
-            assert found[position]["label"] == "Waschbär"  # type: ignore[index]
+            assert found[position]["label"] == "Waschbär"
         for position in (4, np.int64(4), torch.tensor(-5)):
             with pytest.raises(IndexError):
                 found[position]

@@ -138,7 +138,7 @@ def test_processes_start_when_all_have_connected(tmp_path):
     real = dist.init_process_group
 
     def init(*arguments: object, **options: object) -> None:
-        real(*arguments, **options)  # type: ignore[arg-type]
+        real(*arguments, **options)
         if dist.get_rank() == 1:
             time.sleep(0.5)
             (tmp_path / "connected").touch()

@@ -89,14 +89,9 @@ def evaluate(
         batch_size: images per batch; 1 for detectors and 64 for classifiers if not given.
         workers: processes that load images.
     """
-    from regard.data.paths import check_data
-    from regard.weights.source import check_source
-
     if of_classifiers and of_detectors:
         what = "--submission is for detectors, --probe, --throughput, --real and --all-images are for classifiers"
         raise ConfigError(what, remedy="leave one kind out", code="C09")
-    check_source(checkpoint)
-    check_data(data)
     from rich.console import Console
 
     from regard.evaluation import evaluate

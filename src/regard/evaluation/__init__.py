@@ -57,7 +57,10 @@ def evaluate(
         raise ConfigError(what, code="C03")
 
     from regard.data.paths import check_data, data_text
+    from regard.weights.source import check_source
 
+    if isinstance(source, (str, Path)):
+        check_source(source)
     text = data_text(data)
     check_data(text)
 
