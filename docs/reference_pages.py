@@ -75,11 +75,11 @@ def settings_table(config: type, *, without: type | None = None, prefix: str = "
     """Return a table of the fields of a dataclass, without those of the class `without`."""
     known = {field.name for field in dataclasses.fields(without)} if without else set()
     meanings = field_meanings(config)
-    rows = ["| setting | values | default | meaning |", "| --- | --- | --- | --- |"]
+    rows = ["| setting | default | meaning | values |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(config):
         if field.name not in known | {"model", "name"}:  # the network has a table of its own; the name is MODEL
             meaning = meanings.get(field.name, "").rstrip(".")
-            rows.append(f"| `{prefix}{field.name}` | {values_of(str(field.type))} | {default_of(field)} | {meaning} |")
+            rows.append(f"| `{prefix}{field.name}` | {default_of(field)} | {meaning} | {values_of(str(field.type))} |")
     return "\n".join(rows) + "\n"
 
 
@@ -135,6 +135,7 @@ def recipes(title: str, named: Mapping[str, Callable]) -> list[str]:
 def commands_page() -> str:
     """Return every command with its arguments, as cyclopts documents the application."""
     text = app.generate_docs(output_format="markdown")
+    text = re.sub(r", --empty-[\w-]+(?=`)| \*\[default: False\]\*", "", text)
     sections = {part.split(maxsplit=3)[2]: part for part in re.split(r"^(?=## regard )", text, flags=re.M)[1:]}
     rest = sorted(sections.keys() - set(COMMANDS))
     parts = [

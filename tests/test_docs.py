@@ -3,12 +3,12 @@
 import ast
 import dataclasses
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 import regard
+from documents import blocks, console_lines, regard_commands
 from error_page import SOURCE, Reader, errors_page
 from links import broken_links
 from reference_pages import FAMILY_TITLES, commands_page, field_meanings, models_page, settings_page
@@ -50,9 +50,9 @@ def test_the_settings_page_has_every_setting_with_its_default():
     for config in CONFIGS:
         for field in dataclasses.fields(config):
             assert field.name in ("model", "name") or re.search(rf"\| `(model\.)?{field.name}` \|", page), field.name
-    assert re.search(r"\| `amp` \| `off`, `bf16`, `fp16` \| `off` \| \w+", page)
-    assert re.search(r"\| `minutes` \| number or `none` \| `none` \|", page)
-    assert re.search(r"\| `model.layers` \| whole numbers with commas \| `3,4,6,3` \|", page)
+    assert re.search(r"\| `amp` \| `off` \| \w.* \| `off`, `bf16`, `fp16` \|", page)
+    assert re.search(r"\| `minutes` \| `none` \| \w.* \| number or `none` \|", page)
+    assert re.search(r"\| `model.layers` \| `3,4,6,3` \| \w.* \| whole numbers with commas \|", page)
     assert FAMILY_TITLES.keys() == FAMILIES.keys()
 
 
@@ -124,18 +124,17 @@ def fits(template, text):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
-def test_commands_are_understood(page):
-    blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.S)
-    for line in "\n".join(blocks).splitlines():
-        command = re.search(r"\bregard (?!@)(.*)", line.split(" #")[0])
-        if command and "pip" not in line and "pytest" not in line:
-            words = [word for word in shlex.split(command[1]) if word != "..."]
-            app.parse_args(words, exit_on_error=False, print_error=False)
+def test_commands_are_understood_and_can_be_pasted(page):
+    text = page.read_text()
+    for words in regard_commands(text):
+        app.parse_args(words, exit_on_error=False, print_error=False)
+    starts = r"(OMP_NUM_THREADS=1 )?(uv (run|add|sync) |pip install )"
+    assert not [line for line in console_lines(text) if not re.match(starts, line)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
 def test_python_names_exist(page):
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+    for block in blocks(page.read_text(), "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "regard":
                 assert hasattr(regard, node.attr), node.attr

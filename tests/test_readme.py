@@ -1,45 +1,52 @@
-"""What the README says can be typed."""
+"""What the README says can be typed where the reader stands: in a checkout."""
 
 import ast
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 import regard
+from documents import blocks, console_lines, regard_commands
 from regard.cli import app
+from regard.models.catalog import list_models
+from regard.results.detections import Detections
+from regard.runs.settings import resolve
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
-
-
-def commands() -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks("console") for line in block.splitlines()]
-    inline = re.findall(r"`((?:torchrun|regard) [^`]+)`", README)
-    return [line[line.index("regard ") :] for line in lines + inline if "regard " in line and "pytest" not in line]
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = regard_commands(README)
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_are_understood(command):
-    words = [word for word in shlex.split(command)[1:] if word != "..."]
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_commands_are_understood(words):
     app.parse_args(words, exit_on_error=False, print_error=False)
 
 
-def test_there_are_commands():
-    assert len(commands()) >= 10
+@pytest.mark.parametrize("words", [w for w in COMMANDS if w[0] == "train" and "--resume" not in w], ids=" ".join)
+def test_models_recipes_and_settings_exist(words):
+    model, settings = words[1], [word for word in words if "=" in word]
+    assert model in list_models()
+    recipe = words[words.index("--recipe") + 1] if "--recipe" in words else None
+    resolve(model, words[words.index("--data") + 1], None, None, False, recipe, None, settings)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+def test_commands_can_be_pasted_in_a_checkout():
+    assert len(COMMANDS) >= 25
+    assert not [line for line in console_lines(README) if not re.match(r"(OMP_\w+=1 )?(uv |pip install )", line)]
+
+
+def test_the_first_screen_shows_picture_commands_and_python():
+    screen = "\n".join(README.splitlines()[:32])
+    assert "uv run regard quickstart" in screen and "regard.predict(" in screen and "![" in screen
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("block", blocks(README, "python"))
 def test_python_names_exist(block):
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "regard":
             assert callable(getattr(regard, node.attr))
-    from regard.results.detections import Detections
-
     for name in re.findall(r"result\.(\w+)|(to_\w+)\(", block):
         assert hasattr(Detections, name[0] or name[1])
 
@@ -50,6 +57,5 @@ def test_inline_names_exist():
 
 
 def test_files_exist():
-    root = Path(__file__).parents[1]
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (root / target).exists(), target
+        assert (ROOT / target).exists(), target

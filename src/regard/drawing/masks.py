@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from regard.drawing.boxes import Color, Tag, canvas, draw_tag, fitted, overlap, rgb_copy
+from regard.errors import MachineError
 
 SHARE = 0.55  # of the colour in a segment's pixels
 COARSE = 256  # cells of the longer side in which the middle of a segment is looked for
@@ -109,7 +110,11 @@ def _name(picture: Image.Image, ids: np.ndarray, texts: Sequence[tuple[str, str]
 
 def _middle(mask: np.ndarray) -> tuple[int, int] | None:
     """Return (x, y) of the pixel farthest from the border of a segment; None for a segment without pixels."""
-    from scipy.ndimage import distance_transform_edt
+    try:
+        from scipy.ndimage import distance_transform_edt
+    except ImportError as error:
+        remedy = "install it with: pip install 'regard[train]'"
+        raise MachineError("drawing segments needs scipy", remedy=remedy) from error
 
     step = max(1, max(mask.shape) // COARSE)
     coarse = mask[::step, ::step]

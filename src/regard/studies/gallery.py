@@ -67,8 +67,8 @@ def gallery(output: Path, page: Path | None) -> None:
     lines = [
         "# Gallery",
         "",
-        "Drawn by `regard study gallery --page docs/gallery.md`: small models, trained in minutes on two CPU cores.",
-        "The commands below draw the like for any model and image.",
+        "Drawn by `uv run regard study gallery --page docs/gallery.md`: small models, trained in minutes on two CPU",
+        "cores. The command above each picture draws the same for your model and image.",
     ]
     for entry in entries(runs):
         entry.draw(pictures / f"{entry.name}.png")
@@ -91,54 +91,54 @@ def _of_detectors(panoptic: Any, encoder: Any) -> list[Entry]:
     scene = scenes[0]
     return [
         Entry(
-            "panoptic",
-            "Panoptic segmentation",
-            "Every pixel belongs to a thing or to stuff. A mask head follows each query of DETR (section 4.4).",
-            "regard predict runs/panoptic photos/ --output drawn/ --json segments.json",
-            lambda path: _segments(panoptic, scenes).save(path),
+            "heads",
+            "Head by head",
+            "Cross-attention of one detection in the last decoder layer (DETR, figure 6).",
+            "uv run regard explain runs/panoptic scene.png --what heads --point 44 42",
+            lambda path: explain(panoptic, scene, "heads", point=_thing(panoptic, scene)).save(path),
         ),
         Entry(
             "decoder",
             "Where the decoder looks",
-            "Cross-attention of each detection in the last decoder layer, mean of its heads (DETR, figure 6).",
-            "regard explain runs/panoptic scene.png",
+            "The same for every detection, mean of the heads.",
+            "uv run regard explain runs/panoptic scene.png",
             lambda path: explain(panoptic, scene).save(path),
-        ),
-        Entry(
-            "heads",
-            "Head by head",
-            "The same for one detection, head by head.",
-            "regard explain runs/panoptic scene.png --what heads --point 44 42",
-            lambda path: explain(panoptic, scene, "heads", point=_thing(panoptic, scene)).save(path),
         ),
         Entry(
             "relevance",
             "What counts for the class",
             "Attention weighted by the gradient of each detection's class, through all layers (Chefer et al. 2021).",
-            "regard explain runs/panoptic scene.png --what relevance",
+            "uv run regard explain runs/panoptic scene.png --what relevance",
             lambda path: explain(panoptic, scene, "relevance").save(path),
         ),
         Entry(
             "layers",
             "Layer by layer",
             "Boxes of the same queries after each decoder layer, over where they look together.",
-            "regard explain runs/panoptic scene.png --what layers",
+            "uv run regard explain runs/panoptic scene.png --what layers",
             lambda path: explain(panoptic, scene, "layers").save(path),
         ),
         Entry(
             "encoder",
             "Where places of the image look",
             "Self-attention in the encoder from the centres of the detections (figure 3).",
-            "regard explain runs/encoder scene.png --what encoder",
+            "uv run regard explain runs/encoder scene.png --what encoder",
             lambda path: explain(encoder, _fullest(encoder, files), "encoder").save(path),
         ),
         Entry(
             "queries",
             "Where each query finds its objects",
             "A dot for the middle of its box in each validation image: green for small boxes, orange for wide, blue for"
-            " high ones (figure 7). Some queries have specialised in sky and ground.",
-            "regard explain runs/panoptic shapes/val/",
+            " tall ones (figure 7). Some queries have specialised in sky and ground.",
+            "uv run regard explain runs/panoptic shapes/val/",
             lambda path: explain_queries(panoptic, folder / "val").save(path),
+        ),
+        Entry(
+            "panoptic",
+            "Panoptic segmentation",
+            "Every pixel belongs to a thing or to stuff. A mask head follows each query of DETR (section 4.4).",
+            "uv run regard predict runs/panoptic photos/ --output drawn/ --json segments.json",
+            lambda path: _segments(panoptic, scenes).save(path),
         ),
     ]
 
@@ -150,21 +150,21 @@ def _of_classifiers(augmented: Any, deit: Any) -> list[Entry]:
             "rollout",
             "A transformer reads a digit",
             "Attention rolled out through all blocks of a small DeiT (Abnar and Zuidema 2020).",
-            "regard explain runs/deit digit.png",
+            "uv run regard explain runs/deit digit.png",
             lambda path: explain(deit, digit).save(path),
         ),
         Entry(
             "tokens",
             "Class token and distillation token",
             "Block by block, mean of the heads.",
-            "regard explain runs/deit digit.png --what tokens",
+            "uv run regard explain runs/deit digit.png --what tokens",
             lambda path: explain(deit, digit, "tokens").save(path),
         ),
         Entry(
             "augmented",
             "Attention next to a convolution",
             "Each head of an attention-augmented ResNet from one pixel; below without the relative positions.",
-            "regard explain runs/augmented digit.png --what heads --layer 0",
+            "uv run regard explain runs/augmented digit.png --what heads --layer 0",
             lambda path: explain(augmented, digit, "heads", layer=0).save(path),
         ),
     ]
