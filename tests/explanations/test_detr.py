@@ -48,12 +48,12 @@ def test_every_kind_of_every_form(changes):
             continue
         found = regard.explain(net, photo(48, 80), what, threshold=0.0)
         assert len(found) > 0
-        for look in found.looks:
-            assert look.weights.shape == cells and (look.weights >= 0).all()
+        for saliency in found.maps:
+            assert saliency.weights.shape == cells and (saliency.weights >= 0).all()
             if what == "relevance":
-                assert look.weights.max() > 0
+                assert saliency.weights.max() > 0
             else:
-                assert abs(look.weights.sum().item() - 1) < 1e-5
+                assert abs(saliency.weights.sum().item() - 1) < 1e-5
 
 
 def test_attention_of_the_backbone_is_not_the_transformers():
@@ -68,7 +68,7 @@ def test_attention_of_the_backbone_is_not_the_transformers():
             net([torch.zeros(3, 64, 96)])
         assert len(recorder.calls) == 2 + 2 * 3 + (len(layers) if method == "fused" else 0)
         found.append(regard.explain(net, photo(64, 96), "relevance", threshold=0.0))
-    for fused, plain in zip(found[0].looks, found[1].looks, strict=True):
+    for fused, plain in zip(found[0].maps, found[1].maps, strict=True):
         scale = plain.weights.max()
         torch.testing.assert_close(fused.weights / scale, plain.weights / scale, atol=1e-4, rtol=1e-3)
 
@@ -128,28 +128,28 @@ def test_boxes_and_points_are_pixels_of_the_image():
     predicted = regard.predict(net, image, threshold=0.0)
     best = predicted.boxes[predicted.scores.argsort(descending=True)]
     found = regard.explain(net, image, threshold=0.0)
-    boxes = torch.cat([look.boxes for look in found.looks])
+    boxes = torch.cat([saliency.boxes for saliency in found.maps])
     assert len(boxes) == 5 and (boxes[:, None] - best).abs().amax(-1).amin(1).max() < 1e-3
     assert boxes[:, [0, 2]].max() > 60  # beyond the height
     batch = ImageBatch.from_images([EvaluationResize(64, 128)(Sample(torch.from_numpy(image).permute(2, 0, 1))).image])
     with torch.no_grad():
         output = net.eval()(batch.normalized())
-    layers = regard.explain(net, image, "layers", threshold=0.0).looks
-    for layer, look in zip([*output.auxiliary, output], layers, strict=True):
+    layers = regard.explain(net, image, "layers", threshold=0.0).maps
+    for layer, saliency in zip([*output.auxiliary, output], layers, strict=True):
         x, y, w, h = (layer.boxes[0].double() * torch.tensor([120, 40, 120, 40])).unbind(-1)
         corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=-1)
-        assert (look.boxes[:, None].double() - corners).abs().amax(-1).amin(1).max() < 1e-3
+        assert (saliency.boxes[:, None].double() - corners).abs().amax(-1).amin(1).max() < 1e-3
     assert not torch.allclose(layers[0].boxes, layers[-1].boxes, atol=0.1)
 
 
 def test_heads_are_those_of_the_smallest_detection_at_the_point():
     net, image = small(), photo(40, 120)
-    boxes = torch.cat([look.boxes for look in regard.explain(net, image, threshold=0.0).looks])
+    boxes = torch.cat([saliency.boxes for saliency in regard.explain(net, image, threshold=0.0).maps])
     x, y = ((boxes[0, :2] + boxes[0, 2:]) / 2).tolist()
     inside = [b for b in boxes if b[0] <= x < b[2] and b[1] <= y < b[3]]
     smallest = min(inside, key=lambda b: float((b[2] - b[0]) * (b[3] - b[1])))
-    look = regard.explain(net, image, "heads", threshold=0.0, point=(x, y)).looks[0]
-    torch.testing.assert_close(look.boxes[0], smallest)
+    saliency = regard.explain(net, image, "heads", threshold=0.0, point=(x, y)).maps[0]
+    torch.testing.assert_close(saliency.boxes[0], smallest)
 
 
 def test_places_in_one_cell_have_one_map():
@@ -180,7 +180,7 @@ def test_the_caller_finds_all_as_it_was():
         found = regard.explain(net, image, threshold=0.0)
     regard.predict(net, image)
     assert [module.training for module in net.modules()] == modes and any(modes) and not all(modes)
-    assert all(abs(look.weights.sum().item() - 1) < 1e-5 for look in found.looks)
+    assert all(abs(saliency.weights.sum().item() - 1) < 1e-5 for saliency in found.maps)
 
 
 def test_the_encoder_is_kept_where_it_is_shown():
@@ -193,4 +193,4 @@ def test_a_compiled_model_is_explained_as_it_is():
     net, image = small(), photo(40, 120)
     expected = regard.explain(net, image, threshold=0.0)
     found = regard.explain(torch.compile(net), image, threshold=0.0)
-    assert all(torch.equal(a.weights, b.weights) for a, b in zip(found.looks, expected.looks, strict=True))
+    assert all(torch.equal(a.weights, b.weights) for a, b in zip(found.maps, expected.maps, strict=True))

@@ -21,7 +21,7 @@ from regard.data.samples import ClassSample
 from regard.data.transforms.classification import Evaluation
 from regard.errors import ConfigError, MachineError
 from regard.explanations.detr import covered, relevance
-from regard.explanations.explain import Explanation, Look, explain_queries
+from regard.explanations.explain import Explanation, SaliencyMap, explain_queries
 from regard.explanations.recording import AttentionRecorder
 from regard.explanations.vit import rollout
 from regard.models.build import build, create
@@ -106,13 +106,13 @@ def test_maps_of_heads_are_the_attention_of_the_model(vit):
     with eager:
         logits = vit(prepared(vit).requires_grad_())
     torch.testing.assert_close(logits, vit(prepared(vit)))  # fused
-    for look, row in zip(found.looks, eager.weights[1][0, :, 0], strict=True):
-        torch.testing.assert_close(look.weights.flatten(), row[2:].detach(), atol=1e-6, rtol=1e-5)
-        assert abs((look.weights.sum() + row[:2].sum()).item() - 1) < 1e-5
+    for saliency, row in zip(found.maps, eager.weights[1][0, :, 0], strict=True):
+        torch.testing.assert_close(saliency.weights.flatten(), row[2:].detach(), atol=1e-6, rtol=1e-5)
+        assert abs((saliency.weights.sum() + row[:2].sum()).item() - 1) < 1e-5
     of_tokens = regard.explain(vit, PHOTO, "tokens")
     assert len(of_tokens) == 2 * len(vit.blocks)
     expected = eager.weights[0][0, :, 1].mean(0)[2:].detach()
-    torch.testing.assert_close(of_tokens.looks[1].weights.flatten(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(of_tokens.maps[1].weights.flatten(), expected, atol=1e-6, rtol=1e-5)
     both = vit.attention(torch.cat((torch.randn(1, 3, 32, 32), prepared(vit))))
     torch.testing.assert_close(both[1][1], eager.weights[1][0].detach(), atol=1e-6, rtol=1e-5)  # not of its neighbour
 
@@ -122,8 +122,8 @@ def test_a_patch_looks_from_where_it_is(vit):
     found = regard.explain(vit, PHOTO, "patch", point=(79.0, 16.5))
     row = 2 + 2 * 8 + 7
     expected = vit.attention(prepared(vit))[0][0].mean(0)[row, 2:]
-    torch.testing.assert_close(found.looks[0].weights.flatten(), expected.detach())
-    assert found.looks[0].extent == (0, 0, 80, 48) and found.looks[0].point == (79.0, 16.5)
+    torch.testing.assert_close(found.maps[0].weights.flatten(), expected.detach())
+    assert found.maps[0].extent == (0, 0, 80, 48) and found.maps[0].point == (79.0, 16.5)
 
 
 def test_relevance_of_vit_is_chefers_rule(vit):
@@ -137,9 +137,9 @@ def test_relevance_of_vit_is_chefers_rule(vit):
         update[: len(weighted)] = weighted @ expected
         expected = expected + update
     found = regard.explain(vit, PHOTO, "relevance")
-    for token, look in enumerate(found.looks):
-        torch.testing.assert_close(look.weights.flatten(), expected[token, 2:], atol=1e-6, rtol=1e-4)
-        assert look.weights.max() > 0
+    for token, saliency in enumerate(found.maps):
+        torch.testing.assert_close(saliency.weights.flatten(), expected[token, 2:], atol=1e-6, rtol=1e-4)
+        assert saliency.weights.max() > 0
 
 
 @pytest.mark.parametrize("size", [(90, 240), (240, 90), (64, 64)])
@@ -167,18 +167,18 @@ def test_maps_of_detr_are_its_attention(detr):
     with eager:
         output = detr(ImageBatch(batch.pixels.requires_grad_(), batch.sizes))
     order = output.logits[0].softmax(-1)[:, :-1].max(-1).values.argsort(descending=True)
-    for look, query in zip(found.looks, order.tolist(), strict=False):
+    for saliency, query in zip(found.maps, order.tolist(), strict=False):
         expected = eager.weights[-1][0].mean(0)[query].detach()
-        torch.testing.assert_close(look.weights.flatten(), expected, atol=1e-6, rtol=1e-5)
-        assert abs(look.weights.sum().item() - 1) < 1e-5
+        torch.testing.assert_close(saliency.weights.flatten(), expected, atol=1e-6, rtol=1e-5)
+        assert abs(saliency.weights.sum().item() - 1) < 1e-5
     one = regard.explain(detr, PHOTO, "heads", threshold=0.0)
-    torch.testing.assert_close(one.looks[2].weights.flatten(), eager.weights[-1][0, 2, order[0]].detach())
+    torch.testing.assert_close(one.maps[2].weights.flatten(), eager.weights[-1][0, 2, order[0]].detach())
     encoder = regard.explain(detr, PHOTO, "encoder", point=(70.0, 3.0), layer=0, head=1)
-    w = encoder.looks[0].weights.shape[1]
+    w = encoder.maps[0].weights.shape[1]
     cell = int(3 / 48 * 64 / 8) * w + int(70 / 80 * 106 / 8)
-    torch.testing.assert_close(encoder.looks[0].weights.flatten(), eager.weights[0][0, 1, cell].detach())
+    torch.testing.assert_close(encoder.maps[0].weights.flatten(), eager.weights[0][0, 1, cell].detach())
     layers = regard.explain(detr, PHOTO, "layers", threshold=0.0)
-    assert len(layers) == SMALL.decoder_layers and all(len(look.boxes) == len(found) for look in layers.looks)
+    assert len(layers) == SMALL.decoder_layers and all(len(saliency.boxes) == len(found) for saliency in layers.maps)
 
 
 def _resized(net, image):
@@ -227,7 +227,7 @@ def test_augmented_networks(monkeypatch):
     torch.manual_seed(0)
     net = create("aa_resnet20", num_classes=4).eval()
     found = regard.explain(net, PHOTO)
-    assert all(abs(look.weights.sum().item() - 1) < 1e-5 for look in found.looks)
+    assert all(abs(saliency.weights.sum().item() - 1) < 1e-5 for saliency in found.maps)
     layers = [m for m in net.modules() if isinstance(m, AugmentedConv2d)]
     assert len(found) == len(layers)
     seen = {}
@@ -236,12 +236,12 @@ def test_augmented_networks(monkeypatch):
     net(prepared(net))
     weights = layers[0].attention_logits(seen[layers[0]])[0].softmax(-1)
     cell = 8 * 16 + 8
-    torch.testing.assert_close(found.looks[0].weights.flatten(), weights.mean(0)[cell].detach())
+    torch.testing.assert_close(found.maps[0].weights.flatten(), weights.mean(0)[cell].detach())
     heads = regard.explain(net, PHOTO, "heads", layer=0)
     count = layers[0].num_heads
     assert len(heads) == 2 * count and heads.columns == count
-    torch.testing.assert_close(heads.looks[1].weights.flatten(), weights[1, cell].detach())
-    assert (heads.looks[1].weights - heads.looks[count + 1].weights).abs().max() > 1e-4  # without relative logits
+    torch.testing.assert_close(heads.maps[1].weights.flatten(), weights[1, cell].detach())
+    assert (heads.maps[1].weights - heads.maps[count + 1].weights).abs().max() > 1e-4  # without relative logits
 
     kept = []
 
@@ -255,15 +255,15 @@ def test_augmented_networks(monkeypatch):
     monkeypatch.setattr("regard.attention.augmented_conv.relative_attention", eager)
     logits = net(prepared(net).requires_grad_())
     logits[0, logits[0].argmax()].backward()
-    for look, weights in zip(relevant.looks, kept, strict=True):
+    for saliency, weights in zip(relevant.maps, kept, strict=True):
         expected = (weights * weights.grad).clamp(min=0).mean(1)[0].sum(0).detach()
-        torch.testing.assert_close(look.weights.flatten() / expected.max(), expected / expected.max())
+        torch.testing.assert_close(saliency.weights.flatten() / expected.max(), expected / expected.max())
 
 
 def test_weights_on_pixels():
     """Cells of 10 x 10 pixels that begin left of the image; outside of them there is nothing."""
-    look = Look(torch.tensor([[1.0, 5.0]]), "", (-5.0, 0.0, 15.0, 10.0))
-    found = look.on_pixels((12, 20))
+    saliency = SaliencyMap(torch.tensor([[1.0, 5.0]]), "", (-5.0, 0.0, 15.0, 10.0))
+    found = saliency.on_pixels((12, 20))
     torch.testing.assert_close(found[5, [0, 4, 9, 14]], torch.tensor([1.2, 2.8, 4.8, 5.0]))
     assert (found[10:] == 0).all() and (found[:, 15:] == 0).all()
 
@@ -277,7 +277,7 @@ def test_arrays_and_pictures(vit, tmp_path):
         found.save(tmp_path / "photo.png" / "maps.npz")
     with np.load(tmp_path / "new" / "maps.NPZ") as arrays:
         assert set(arrays) == {"weights", "extents", "points", "titles", "size"}
-        assert np.array_equal(arrays["weights"][1], found.looks[1].weights.numpy())
+        assert np.array_equal(arrays["weights"][1], found.maps[1].weights.numpy())
         assert arrays["titles"].tolist() == ["rollout, class token", "rollout, distillation token"]
         assert arrays["size"].tolist() == [48, 80] and np.isnan(arrays["points"]).all()
     found.save(tmp_path / "maps.png")
@@ -317,13 +317,13 @@ def test_relevance_inside_code_without_gradients(vit, detr):
         with mode():
             found = [regard.explain(net, PHOTO, "relevance", **given) for net, given in options]
         for one, other in zip(found, expected, strict=True):
-            assert all(torch.equal(a.weights, b.weights) for a, b in zip(one.looks, other.looks, strict=True))
+            assert all(torch.equal(a.weights, b.weights) for a, b in zip(one.maps, other.maps, strict=True))
     assert all(parameter.grad is None for net in (vit, detr) for parameter in net.parameters())
 
 
 def test_a_shallow_and_a_merging_transformer():
     net = build(ViTConfig(num_classes=3, depth=1, embed_dim=32, num_heads=2, patch_size=8, image_size=32), "shallow")
-    assert regard.explain(net, PHOTO, "relevance").looks[0].weights.shape == (4, 4)
+    assert regard.explain(net, PHOTO, "relevance").maps[0].weights.shape == (4, 4)
     for what in ("rollout", "relevance"):
         with pytest.raises(ConfigError, match="merged tokens"):
             regard.explain(merge_tokens(net, 2), PHOTO, what)
@@ -334,8 +334,8 @@ def test_any_augmented_network():
     net = regard.augment(torchvision.models.resnet18(num_classes=3), image_size=64, quiet=True)
     found = regard.explain(net, PHOTO, image_size=64)
     names = [name for name, module in net.named_modules() if isinstance(module, AugmentedConv2d)]
-    assert [look.title for look in found.looks] == names
-    assert regard.explain(net, PHOTO, "relevance", image_size=64).looks[0].title.split("for ")[1].startswith("class ")
+    assert [saliency.title for saliency in found.maps] == names
+    assert regard.explain(net, PHOTO, "relevance", image_size=64).maps[0].title.split("for ")[1].startswith("class ")
 
 
 def test_models_without_such_attention(detr):

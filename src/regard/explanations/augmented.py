@@ -11,7 +11,7 @@ from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
 from regard.errors import ConfigError
 from regard.explanations.checks import cell_of, check_kind, chosen
-from regard.explanations.explanation import Box, Look
+from regard.explanations.explanation import Box, SaliencyMap
 from regard.structures.categories import ModelCard
 
 # Kinds of explanation with the options that each uses.
@@ -37,7 +37,7 @@ def explain_augmented(
     point: tuple[float, float] | None,
     layer: int | None,
     head: int | None,
-) -> tuple[list[Look], int]:
+) -> tuple[list[SaliencyMap], int]:
     """Return maps over the cells of attention layers for one image, and the number of maps per row of the picture.
 
     * `layers`: of the cell at `point` (the middle if None) in each layer, mean of heads (or one head).
@@ -59,27 +59,27 @@ def explain_augmented(
         title = card.categories[label].name if card.categories else f"class {label}"
         of_outputs = torch.autograd.grad(logits[0, label], [call.attended for call in calls])
         found = zip(calls, of_outputs, strict=True)
-        return [Look(_relevance(call, g), f"{call.name}, for {title}", extent) for call, g in found], 4
+        return [SaliencyMap(_relevance(call, g), f"{call.name}, for {title}", extent) for call, g in found], 4
     if what == "heads":
         call = calls[chosen("layer", layer, len(calls), -1)]
         parts = [True, False] if call.layer.relative is not None else [True]
-        looks = []
+        maps = []
         for relative in parts:
             weights, grid = _weights(call, relative=relative)
             row, at = _row(point, extent, grid)
             title = "" if relative or len(parts) == 1 else ", content only"
-            looks += [
-                Look(w[row].unflatten(0, grid), f"{call.name}, head {i}{title}", extent, at)
+            maps += [
+                SaliencyMap(w[row].unflatten(0, grid), f"{call.name}, head {i}{title}", extent, at)
                 for i, w in enumerate(weights)
             ]
-        return looks, len(looks) // len(parts)
-    looks = []
+        return maps, len(maps) // len(parts)
+    maps = []
     for call in calls:
         weights, grid = _weights(call, relative=True)
         row, at = _row(point, extent, grid)
         mean = weights.mean(0) if head is None else weights[chosen("head", head, len(weights), 0)]
-        looks.append(Look(mean[row].unflatten(0, grid), call.name, extent, at))
-    return looks, 4
+        maps.append(SaliencyMap(mean[row].unflatten(0, grid), call.name, extent, at))
+    return maps, 4
 
 
 def _calls(net: nn.Module, pixels: Tensor) -> tuple[list[Call], Tensor]:

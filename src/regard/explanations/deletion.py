@@ -69,7 +69,7 @@ def detection_score(output: DetectionOutput, label: int, box: Tensor, *, softmax
 def _curve(score: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, weights: Tensor, steps: int) -> Curve:
     if weights.shape != start.shape[-2:]:
         what = f"weights {tuple(weights.shape)} for an image of {tuple(start.shape[-2:])} pixels"
-        raise ConfigError(what, remedy="bring them to its size with Look.on_pixels")
+        raise ConfigError(what, remedy="bring them to its size with SaliencyMap.on_pixels")
     order = weights.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)

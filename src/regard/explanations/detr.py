@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regard.errors import ConfigError
 from regard.explanations.checks import cell_of, check_kind, chosen
-from regard.explanations.explanation import Box, Look
+from regard.explanations.explanation import Box, SaliencyMap
 from regard.explanations.options import ExplanationOptions
 from regard.explanations.recording import Attended, AttentionRecorder, gradients
 from regard.models.detr import DETR, AttentionMaps
@@ -44,14 +44,14 @@ class Found:
     def __len__(self) -> int:
         return len(self.titles)
 
-    def look(self, number: int, weights: Tensor, title: str, extent: Box) -> Look:
+    def saliency_map(self, number: int, weights: Tensor, title: str, extent: Box) -> SaliencyMap:
         """A map (h, w) with the box of one detection."""
-        return Look(weights, title, extent, boxes=self.boxes[number][None], labels=[self.labels[number]])
+        return SaliencyMap(weights, title, extent, boxes=self.boxes[number][None], labels=[self.labels[number]])
 
 
 def explain_detr(
     net: DETR, batch: ImageBatch, size: tuple[int, int], what: str, options: ExplanationOptions
-) -> tuple[list[Look], int]:
+) -> tuple[list[SaliencyMap], int]:
     """Return maps over the feature map of one image, and the number of maps per row of the picture.
 
     * `decoder`: cross-attention of each detection in a decoder layer, mean of heads (or one head). DETR, figure 6.
@@ -94,15 +94,15 @@ def explain_detr(
         one = _at(found, options.point)
         heads = cross[:, found.queries[one]].unflatten(1, grid)
         titles = [f"{found.titles[one]}, head {i}" for i in range(len(heads))]
-        return [found.look(one, row, title, extent) for row, title in zip(heads, titles, strict=True)], COLUMNS
+        return [found.saliency_map(one, row, title, extent) for row, title in zip(heads, titles, strict=True)], COLUMNS
     rows = _heads(cross, options.head)[found.queries].unflatten(1, grid)
     pairs = enumerate(zip(rows, found.titles, strict=True))
-    return [found.look(i, row, title, extent) for i, (row, title) in pairs], COLUMNS
+    return [found.saliency_map(i, row, title, extent) for i, (row, title) in pairs], COLUMNS
 
 
 def _encoder(
     maps: AttentionMaps, found: Found, extent: Box, size: tuple[int, int], options: ExplanationOptions
-) -> list[Look]:
+) -> list[SaliencyMap]:
     assert maps.encoder is not None
     grid = maps.feature_size
     weights = _heads(maps.encoder[chosen("layer", options.layer, len(maps.encoder), -1), 0], options.head)
@@ -111,7 +111,7 @@ def _encoder(
     for point in points:
         place_of.setdefault(cell_of(point, extent, grid), point)
     return [
-        Look(weights[y * grid[1] + x].unflatten(0, grid), f"from {at[0]:.0f}, {at[1]:.0f}", extent, at)
+        SaliencyMap(weights[y * grid[1] + x].unflatten(0, grid), f"from {at[0]:.0f}, {at[1]:.0f}", extent, at)
         for (y, x), at in list(place_of.items())[:POINTS]
     ]
 
@@ -186,19 +186,19 @@ def _at(found: Found, point: tuple[float, float] | None) -> int:
 def _layers(
     output: DetectionOutput, cross: Tensor, found: Found, grid: tuple[int, int], extent: Box,
     size: tuple[int, int],
-) -> list[Look]:  # fmt: skip
+) -> list[SaliencyMap]:  # fmt: skip
     """Return one map per decoder layer: the mean of the maps of all detections, with their boxes of that layer."""
-    looks = []
+    maps = []
     for number, (layer, weights) in enumerate(zip([*output.auxiliary, output], cross, strict=True)):
         if not len(found):
             break
         mean = weights[:, found.queries].mean((0, 1)).unflatten(0, grid)
         boxes = _in_pixels(layer.boxes[0, found.queries], size)
-        looks.append(Look(mean, f"decoder layer {number}", extent, boxes=boxes, labels=found.labels))
-    return looks
+        maps.append(SaliencyMap(mean, f"decoder layer {number}", extent, boxes=boxes, labels=found.labels))
+    return maps
 
 
-def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: float) -> list[Look]:
+def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: float) -> list[SaliencyMap]:
     with torch.no_grad():
         features = net.backbone(batch.pixels)[-1]
     grid = features.shape[-2], features.shape[-1]
@@ -209,11 +209,11 @@ def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: f
     # Those of the transformer come last: a backbone may have attention of its own.
     calls = recorder.calls[-(net.config.encoder_layers + 2 * net.config.decoder_layers) :]
     found = _detections(net, output, size, threshold)
-    looks = []
+    maps = []
     for number, (query, label) in enumerate(zip(found.queries.tolist(), found.labels, strict=True)):
         row = relevance(output.logits[0, query, label], calls, net.config.encoder_layers)[query]
-        looks.append(found.look(number, row.unflatten(0, grid), found.titles[number], extent))
-    return looks
+        maps.append(found.saliency_map(number, row.unflatten(0, grid), found.titles[number], extent))
+    return maps
 
 
 def relevance(score: Tensor, calls: Sequence[Attended], encoder_layers: int) -> Tensor:

@@ -22,7 +22,7 @@ from regard.errors import ConfigError
 from regard.explanations.augmented import explain_augmented
 from regard.explanations.detr import explain_detr
 from regard.explanations.explanation import Explanation as Explanation
-from regard.explanations.explanation import Look as Look
+from regard.explanations.explanation import SaliencyMap as SaliencyMap
 from regard.explanations.options import ExplanationOptions
 from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
@@ -88,7 +88,7 @@ def explain(
     # Under the caller's autocast, rows of attention would sum to 1 only within 1e-3.
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):
-            kind, looks, columns = _explain_detector(net, pixels, where, what, options)
+            kind, maps, columns = _explain_detector(net, pixels, where, what, options)
         elif isinstance(net, Detector):
             remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
             raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
@@ -96,35 +96,35 @@ def explain(
             raise ConfigError("threshold is for detectors", remedy="leave it out", code="C09")
         else:
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
-            kind, looks, columns = _explain_classifier(net, card, pixels, where, what, options)
-    return Explanation(kind, tuple(looks), columns, _picture(pixels), path)
+            kind, maps, columns = _explain_classifier(net, card, pixels, where, what, options)
+    return Explanation(kind, tuple(maps), columns, _picture(pixels), path)
 
 
 def _explain_detector(
     net: DETR, pixels: Tensor, device: torch.device, what: str | None, options: ExplanationOptions
-) -> tuple[str, list[Look], int]:
+) -> tuple[str, list[SaliencyMap], int]:
     resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
     batch = ImageBatch.from_images([resized]).to(device).normalized()
     kind = "decoder" if what is None else what
     minimum = default_threshold(net) if options.threshold is None else options.threshold
     size = pixels.shape[-2], pixels.shape[-1]
-    looks, columns = explain_detr(net, batch, size, kind, replace(options, threshold=minimum))
-    return kind, looks, columns
+    maps, columns = explain_detr(net, batch, size, kind, replace(options, threshold=minimum))
+    return kind, maps, columns
 
 
 def _explain_classifier(
     net: nn.Module, card: ModelCard, pixels: Tensor, device: torch.device, what: str | None, options: ExplanationOptions
-) -> tuple[str, list[Look], int]:
+) -> tuple[str, list[SaliencyMap], int]:
     batch, extent = _for_classifier(card, pixels)
     images = batch.to(device).pixels
     point, layer, head = options.point, options.layer, options.head
     if isinstance(net, VisionTransformer):
         kind = "rollout" if what is None else what
-        looks, columns = explain_vit(net, images, extent, kind, point=point, layer=layer, head=head)
+        maps, columns = explain_vit(net, images, extent, kind, point=point, layer=layer, head=head)
     else:
         kind = "layers" if what is None else what
-        looks, columns = explain_augmented(net, card, images, extent, kind, point=point, layer=layer, head=head)
-    return kind, looks, columns
+        maps, columns = explain_augmented(net, card, images, extent, kind, point=point, layer=layer, head=head)
+    return kind, maps, columns
 
 
 def explain_queries(model: Model | str | Path, folder: str | Path, *, device: str = "auto") -> QueryPlaces:

@@ -26,7 +26,7 @@ MIN_SIDE, MAX_SIDE = 240, 480  # longer side of a map in the picture, in pixels
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class SaliencyMap:
     """One map over the image: the attention of a query, a token, a pixel or a head.
 
     Args:
@@ -71,21 +71,21 @@ class Explanation:
 
     Args:
         what: the kind of maps, as for `regard.explain`.
-        looks: the maps, in reading order.
+        maps: the maps, in reading order.
         columns: number of maps per row of the picture.
         image: the original as displayed, RGB.
         path: its file, or None.
     """
 
     what: str
-    looks: Sequence[Look]
+    maps: Sequence[SaliencyMap]
     columns: int
     image: Image.Image
     path: str | None = None
 
     def __len__(self) -> int:
         """Return the number of maps."""
-        return len(self.looks)
+        return len(self.maps)
 
     def arrays(self) -> dict[str, Any]:
         """Return all maps as arrays.
@@ -93,18 +93,18 @@ class Explanation:
         `weights` (N, h, w) float32, or `weights_0`, `weights_1`, ... if sizes differ; `extents` (N, 4) and `points`
         (N, 2) in pixels of the original, NaN for none; `titles` (N,) text; `size` (height, width) of the original.
         """
-        maps = [look.weights.numpy() for look in self.looks]
+        weights = [saliency.weights.numpy() for saliency in self.maps]
         found: dict[str, Any] = {}
-        if len({one.shape for one in maps}) == 1:
-            found["weights"] = np.stack(maps)
+        if len({one.shape for one in weights}) == 1:
+            found["weights"] = np.stack(weights)
         else:
-            found |= {f"weights_{number}": one for number, one in enumerate(maps)}
+            found |= {f"weights_{number}": one for number, one in enumerate(weights)}
         nowhere = (math.nan, math.nan)
         return {
             **found,
-            "extents": np.array([look.extent for look in self.looks], dtype=np.float64).reshape(-1, 4),
-            "points": np.array([look.point or nowhere for look in self.looks], dtype=np.float64).reshape(-1, 2),
-            "titles": np.array([look.title for look in self.looks], dtype=str),
+            "extents": np.array([saliency.extent for saliency in self.maps], dtype=np.float64).reshape(-1, 4),
+            "points": np.array([saliency.point or nowhere for saliency in self.maps], dtype=np.float64).reshape(-1, 2),
+            "titles": np.array([saliency.title for saliency in self.maps], dtype=str),
             "size": np.array([self.image.height, self.image.width]),
         }
 
@@ -114,10 +114,10 @@ class Explanation:
         Raises:
             ConfigError: there is no map to draw.
         """
-        if not self.looks:
+        if not self.maps:
             raise ConfigError(f"nothing to draw: no {self.what} maps", remedy="lower the threshold", code="C09")
-        drawn = [_draw(look, self.image) for look in self.looks]
-        return grid(drawn, columns=min(self.columns, len(drawn)), captions=[look.title for look in self.looks])
+        drawn = [_draw(saliency, self.image) for saliency in self.maps]
+        return grid(drawn, columns=min(self.columns, len(drawn)), captions=[saliency.title for saliency in self.maps])
 
     def save(self, path: str | Path) -> None:
         """Write `plot` to a picture file, or `arrays` to one that ends in `.npz`. Missing folders are created.
@@ -143,26 +143,26 @@ class Explanation:
         return f"Explanation({self.what}, {len(self)} maps{place})"
 
 
-def _draw(look: Look, image: Image.Image) -> Image.Image:
+def _draw(saliency: SaliencyMap, image: Image.Image) -> Image.Image:
     """Draw the image in grey with heat, the point and boxes, at least `MIN_SIDE` pixels large."""
     longest = max(image.size)
     scale = min(max(longest, MIN_SIDE), MAX_SIDE) / longest
     width, height = (max(1, round(side * scale)) for side in image.size)
     kernel = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
     grey = np.asarray(image.convert("L").resize((width, height), kernel), dtype=np.float32)[..., None] / 255
-    scaled = Look(look.weights, look.title, _times(look.extent, scale))
+    scaled = SaliencyMap(saliency.weights, saliency.title, _times(saliency.extent, scale))
     weights = scaled.on_pixels((height, width))
-    least, most = look.weights.min(), look.weights.max()
+    least, most = saliency.weights.min(), saliency.weights.max()
     heat = ((weights - least) / (most - least).clamp(min=torch.finfo(weights.dtype).tiny)).clamp(min=0).numpy()
     share = SHARE * heat[..., None]
     pixels = grey * (1 - share) + _colors(heat) * share
     picture = Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
     pen = ImageDraw.Draw(picture)
-    for label, box in zip(look.labels, [] if look.boxes is None else look.boxes.tolist(), strict=True):
+    for label, box in zip(saliency.labels, [] if saliency.boxes is None else saliency.boxes.tolist(), strict=True):
         x0, y0, x1, y1 = (value * scale for value in box)
         pen.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=class_color(label), width=2)
-    if look.point is not None:
-        x, y = (value * scale for value in look.point)
+    if saliency.point is not None:
+        x, y = (value * scale for value in saliency.point)
         pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill="white", outline="black", width=2)
     return picture
 

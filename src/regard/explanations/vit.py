@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.explanations.checks import cell_of, check_kind, chosen
-from regard.explanations.explanation import Box, Look
+from regard.explanations.explanation import Box, SaliencyMap
 from regard.explanations.recording import AttentionRecorder, gradients
 from regard.models.vit import VisionTransformer
 
@@ -41,7 +41,7 @@ def explain_vit(
     point: tuple[float, float] | None,
     layer: int | None,
     head: int | None,
-) -> tuple[list[Look], int]:
+) -> tuple[list[SaliencyMap], int]:
     """Return maps over the patches of one image, and the number of maps per row of the picture.
 
     * `rollout`: of the class token, and of the distillation token if there is one, through all blocks.
@@ -59,29 +59,29 @@ def explain_vit(
     grid = tuple(side // net.config.patch_size for side in pixels.shape[-2:])
     names = ("class token", "distillation token")[:count]
 
-    def look(row: Tensor, title: str, at: tuple[float, float] | None = None) -> Look:
-        return Look(row[count:].unflatten(0, grid), title, extent, at)
+    def saliency(row: Tensor, title: str, at: tuple[float, float] | None = None) -> SaliencyMap:
+        return SaliencyMap(row[count:].unflatten(0, grid), title, extent, at)
 
     with torch.no_grad():
         weights = [block[0] for block in net.attention(pixels)]  # (heads, N, N)
     if what == "relevance":
         relevance, name = _relevance(net, pixels)
-        return [look(relevance[token], f"for {name}, {names[token]}") for token in range(count)], count
+        return [saliency(relevance[token], f"for {name}, {names[token]}") for token in range(count)], count
     if what == "rollout":
         joint = rollout([block[None] for block in weights])[0]
-        return [look(joint[token], f"rollout, {names[token]}") for token in range(count)], count
+        return [saliency(joint[token], f"rollout, {names[token]}") for token in range(count)], count
     if what == "heads":
         number = chosen("layer", layer, len(weights), -1)
         rows = weights[number][:, 0]
-        return [look(row, f"block {number}, head {i}") for i, row in enumerate(rows)], 4
+        return [saliency(row, f"block {number}, head {i}") for i, row in enumerate(rows)], 4
     one = None if head is None else chosen("head", head, len(weights[0]), 0)
     means = [block.mean(0) if one is None else block[one] for block in weights]
     if what == "tokens":
         shown = [(i, token) for i in range(len(means)) for token in range(count)]
-        return [look(means[i][token], f"block {i}, {names[token]}") for i, token in shown], 4 if count == 2 else 6
+        return [saliency(means[i][token], f"block {i}, {names[token]}") for i, token in shown], 4 if count == 2 else 6
     cell = cell_of(point, extent, grid)
     row = count + cell[0] * grid[1] + cell[1]
-    return [look(mean[row], f"block {i}", point or _middle(extent)) for i, mean in enumerate(means)], 6
+    return [saliency(mean[row], f"block {i}", point or _middle(extent)) for i, mean in enumerate(means)], 6
 
 
 def _relevance(net: VisionTransformer, pixels: Tensor) -> tuple[Tensor, str]:

@@ -23,7 +23,7 @@ from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.explanations.deletion import deletion_curve, detection_score, insertion_curve
-from regard.explanations.explain import Explanation, Look, explain
+from regard.explanations.explain import Explanation, SaliencyMap, explain
 from regard.models.detr import DETR
 from regard.safe_files import replace_text
 from regard.structures.boxes import xyxy_to_cxcywh
@@ -71,11 +71,11 @@ def measure(net: DETR, images: int) -> Areas:
         pixels = dataset[index].image
         kinds = {what: explain(net, pixels, what, threshold=LEAST) for what in KINDS}
         for number in range(len(kinds["decoder"])):
-            looks = {what: found.looks[number] for what, found in kinds.items()}
-            one = looks["decoder"]
+            found = {what: explanation.maps[number] for what, explanation in kinds.items()}
+            one = found["decoder"]
             assert one.boxes is not None
-            looks["random"] = Look(torch.rand(one.weights.shape, generator=generator), "", one.extent)
-            maps = {name: look.on_pixels(_size(pixels)) for name, look in looks.items()}
+            found["random"] = SaliencyMap(torch.rand(one.weights.shape, generator=generator), "", one.extent)
+            maps = {name: saliency.on_pixels(_size(pixels)) for name, saliency in found.items()}
             maps["box, uniform"] = _inside(one.boxes[0], _size(pixels), generator)
             score = _score(net, kinds["decoder"], number)
             seen = ImageBatch.from_images([pixels]).normalized().pixels[0]
@@ -112,11 +112,11 @@ def _size(pixels: Tensor) -> tuple[int, int]:
 
 def _score(net: DETR, found: Explanation, number: int) -> Callable[[Tensor], Tensor]:
     """How well the detection `number` is still found in changed images."""
-    look = found.looks[number]
-    assert look.boxes is not None
-    (label,) = look.labels
+    detection = found.maps[number]
+    assert detection.boxes is not None
+    (label,) = detection.labels
     width, height = found.image.size
-    box = xyxy_to_cxcywh(look.boxes[0]) / torch.tensor([width, height, width, height])
+    box = xyxy_to_cxcywh(detection.boxes[0]) / torch.tensor([width, height, width, height])
 
     def score(images: Tensor) -> Tensor:
         batch = ImageBatch(images, tuple((images.shape[-2], images.shape[-1]) for _ in images))

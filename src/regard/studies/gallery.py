@@ -184,10 +184,10 @@ def _fullest(model: Any, files: Sequence[Path]) -> Path:
 
 def _thing(model: Any, scene: Path) -> tuple[float, float] | None:
     """Return the centre of the thing with the highest score in an image, or None."""
-    for look in explain(model, scene).looks:
-        assert look.boxes is not None
-        if model.card.categories[look.labels[0]].is_thing:
-            x0, y0, x1, y1 = look.boxes[0].tolist()
+    for found in explain(model, scene).maps:
+        assert found.boxes is not None
+        if model.card.categories[found.labels[0]].is_thing:
+            x0, y0, x1, y1 = found.boxes[0].tolist()
             return (x0 + x1) / 2, (y0 + y1) / 2
     return None
 
