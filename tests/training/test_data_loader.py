@@ -8,14 +8,21 @@ import pytest
 import torch
 
 from regard.errors import DataError
-from regard.training.data_loader import Augmented, EndlessBatches, mix, raising, training_loader, worker_count
+from regard.training.data_loader import (
+    Augmented,
+    InfiniteBatchSampler,
+    mix,
+    raise_errors,
+    training_loader,
+    worker_count,
+)
 from regard.training.distributed import Processes
 
 CPU = torch.device("cpu")
 
 
 def batches(length=10, size=4, seed=1, rank=0, world=1, start=0, count=6):
-    return list(islice(EndlessBatches(length, size, seed, Processes(rank, world, CPU), start), count))
+    return list(islice(InfiniteBatchSampler(length, size, seed, Processes(rank, world, CPU), start), count))
 
 
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
@@ -63,8 +70,8 @@ def noisy(sample, generator):
 
 
 def load(dataset, workers, start=0, count=5):
-    order = EndlessBatches(7, 3, 5, Processes(0, 1, CPU), start)
-    return [b.clone() for b in islice(raising(training_loader(dataset, order, torch.stack, workers, CPU)), count)]
+    order = InfiniteBatchSampler(7, 3, 5, Processes(0, 1, CPU), start)
+    return [b.clone() for b in islice(raise_errors(training_loader(dataset, order, torch.stack, workers, CPU)), count)]
 
 
 def test_workers_and_restarts_change_nothing():
@@ -80,7 +87,7 @@ def test_no_more_workers_than_cores():
     assert 1 <= cores <= (os.cpu_count() or 1) and worker_count(0) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        order = EndlessBatches(7, 3, 5, Processes(0, 1, CPU), 0)
+        order = InfiniteBatchSampler(7, 3, 5, Processes(0, 1, CPU), 0)
         loader = training_loader(Augmented(Numbers(), noisy, seed=3), order, torch.stack, 10**6, CPU)
     assert loader.num_workers == cores
 
@@ -111,7 +118,7 @@ def deit_stream(length, rank, world, epoch, repeats=3):
 
 
 def repeated(length, size=64, seed=0, rank=0, world=1, start=0):
-    return EndlessBatches(length, size, seed, Processes(rank, world, CPU), start, repeats=3)
+    return InfiniteBatchSampler(length, size, seed, Processes(rank, world, CPU), start, repeats=3)
 
 
 @pytest.mark.parametrize("world", [1, 2, 8])

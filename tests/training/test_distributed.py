@@ -29,9 +29,9 @@ from regard.losses import SetCriterion
 from regard.losses.detection import average_over_processes
 from regard.training import loop
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
-from regard.training.data_loader import EndlessBatches
+from regard.training.data_loader import InfiniteBatchSampler
 from regard.training.distributed import Processes, choose_device, processes
-from regard.training.launch import first_failure, launch_command, quiet_threads, run_processes
+from regard.training.launch import first_failure, launch_command, run_processes, thread_environment
 from regard.training.loop import Stopped, Trainer, TrainingConfig
 from regard.training.reports import Reporter, read_rows
 from run_files import small_detector
@@ -52,7 +52,7 @@ class Plane:
     def __init__(self, processes: Processes, batch_size: int, spoilt: int | None = None) -> None:
         generator = torch.Generator().manual_seed(3)
         self.points = torch.randn(24, 3, generator=generator, dtype=torch.float64)
-        self.order = EndlessBatches(24, batch_size, 1, processes)
+        self.order = InfiniteBatchSampler(24, batch_size, 1, processes)
         self.batches_per_epoch = self.order.batches_per_epoch
         self.spoilt = spoilt
 
@@ -106,8 +106,8 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path, accumulate):
 def test_messages(tmp_path):
     def messages(group: Processes, _: Path) -> tuple:
         numbers = torch.full((2,), float(group.rank))
-        group.share([numbers])
-        group.wait()
+        group.broadcast([numbers])
+        group.barrier()
         gathered = group.gather({"rank": group.rank})
         flags = group.any(group.rank == 2), group.any(False), group.any(True)
         return gathered, flags, numbers.tolist(), float(average_over_processes(group.rank, CPU)), group.is_main
@@ -158,7 +158,7 @@ def test_the_process_that_failed_first_reports_it(tmp_path, monkeypatch):
             monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / str(group.rank) / "error.json"))
             if group.rank == rank:
                 raise DataError("a bad image")
-            group.wait()
+            group.barrier()
 
         return fail
 
@@ -177,8 +177,8 @@ def test_the_process_that_failed_first_reports_it(tmp_path, monkeypatch):
 def test_alone_needs_no_messages():
     one = Processes(0, 1, CPU)
     assert one.is_main and one.gather(5) == [5] and one.any(True) and not one.any(False)
-    one.wait()
-    one.share([torch.zeros(1)])
+    one.barrier()
+    one.broadcast([torch.zeros(1)])
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
@@ -298,7 +298,7 @@ def test_scores_of_a_run_of_several_processes_can_be_had_again(tmp_path, ema):
     run = tmp_path / "run"
     words = ["train", "detr_tiny", "--data", str(tmp_path / "data"), "--output", str(run), "--quiet", f"ema={ema}"]
     small = ["workers=0", "batch_size=2", "device=cpu", "evaluate_every=1", "epochs=2", "lr=0.01"]
-    subprocess.run(launch_command([*words, *small], 2), env=quiet_threads(2), check=True, timeout=300)
+    subprocess.run(launch_command([*words, *small], 2), env=thread_environment(2), check=True, timeout=300)
     written = json.loads((run / "metrics.json").read_text())
     regard.evaluate(run, tmp_path / "data", output=tmp_path / "again", workers=0, device="cpu")
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())
@@ -340,9 +340,9 @@ def test_command_and_environment(monkeypatch):
     assert launch_command(words, 1) == [sys.executable, "-m", "regard", *words]
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert quiet_threads(2)["OMP_NUM_THREADS"] == "3" and quiet_threads(20)["OMP_NUM_THREADS"] == "1"
+    assert thread_environment(2)["OMP_NUM_THREADS"] == "3" and thread_environment(20)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert quiet_threads(2)["OMP_NUM_THREADS"] == "5" and quiet_threads(2)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert thread_environment(2)["OMP_NUM_THREADS"] == "5" and thread_environment(2)["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_a_failure_of_several_processes_is_one_line(tmp_path, capfd):

@@ -59,7 +59,7 @@ def test_an_error_of_an_evaluation_loses_nothing(tmp_path, monkeypatch):
         def evaluate(self, model, step):
             raise DataError("a validation image is broken")
 
-    monkeypatch.setattr("regard.training.loop.SAVE_FIRST", 0.0)
+    monkeypatch.setattr("regard.training.loop.SAVE_BEFORE_EVALUATION", 0.0)
     whole = trainer(tmp_path / "a")
     whole.fit()
     with pytest.raises(DataError):

@@ -14,7 +14,7 @@ import torch
 from line_task import CONFIG, Line, trainer
 from regard.errors import MachineError
 from regard.training.checkpoints import newest_checkpoint
-from regard.training.data_loader import Augmented, EndlessBatches, raising, training_loader
+from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
 from regard.training.loop import Stopped
 
@@ -36,9 +36,9 @@ class Loaded(Line):
         return index, torch.full((1, 3), float(index))
 
     def batches(self, start):
-        order = EndlessBatches(6, 1, 1, Processes(0, 1, CPU), start)
+        order = InfiniteBatchSampler(6, 1, 1, Processes(0, 1, CPU), start)
         data = Augmented(self, lambda sample, _: sample, seed=1)
-        return raising(training_loader(data, order, lambda samples: samples[0], 1, CPU))
+        return raise_errors(training_loader(data, order, lambda samples: samples[0], 1, CPU))
 
     def loss(self, model, batch):
         self.act(len(self.seen))

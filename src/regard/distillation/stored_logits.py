@@ -30,7 +30,7 @@ from regard.distillation.teachers import Teacher
 from regard.errors import CheckpointError, ConfigError
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.image_batch import ImageBatch
-from regard.training.data_loader import Augmented, Caught, raising, worker_count
+from regard.training.data_loader import Augmented, ErrorsAsValues, raise_errors, worker_count
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 FLUSH_EVERY = 20  # batches; an interrupted run repeats at most these
@@ -119,10 +119,10 @@ def store_logits(
     files, done = _prepare(folder, plan)
     places = [divmod(number, count) for number in range(done, total)]
     loader = DataLoader(
-        Caught(data), options.batch_size, sampler=places, collate_fn=_collate, num_workers=worker_count(workers),
-        pin_memory=device.type == "cuda",
+        ErrorsAsValues(data), options.batch_size, sampler=places, collate_fn=_collate,
+        num_workers=worker_count(workers), pin_memory=device.type == "cuda",
     )  # fmt: skip
-    for number, batch in enumerate(raising(loader), start=1):
+    for number, batch in enumerate(raise_errors(loader), start=1):
         logits = teacher(batch.to(device).normalized().pixels).cpu()
         for file, part in zip(files, [logits] if top is None else _most_likely(logits, top), strict=True):
             file.reshape(total, -1)[done : done + len(logits)] = part.numpy()

@@ -8,7 +8,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from regard.training.data_loader import Caught, MapDataset, collate_caught, outlive_signals, raising, worker_count
+from regard.training.data_loader import (
+    ErrorsAsValues,
+    MapDataset,
+    collate_or_error,
+    ignore_stop_signals,
+    raise_errors,
+    worker_count,
+)
 
 
 def evaluation_batches(
@@ -28,13 +35,13 @@ def evaluation_batches(
         indices: the samples to use; all if None.
     """
     loader = DataLoader(
-        Caught(_Transformed(dataset, transform, range(len(dataset)) if indices is None else indices)),
+        ErrorsAsValues(_Transformed(dataset, transform, range(len(dataset)) if indices is None else indices)),
         batch_size,
-        collate_fn=partial(collate_caught, collate),
+        collate_fn=partial(collate_or_error, collate),
         num_workers=worker_count(workers),
-        worker_init_fn=outlive_signals,
+        worker_init_fn=ignore_stop_signals,
     )
-    return raising(loader)
+    return raise_errors(loader)
 
 
 class _Transformed(Dataset):

@@ -24,7 +24,7 @@ from regard.losses import DistillationLoss
 from regard.models.classifiers import Classifier
 from regard.recipes.classification import ClassificationRecipe
 from regard.structures.outputs import DistilledLogits
-from regard.training.data_loader import Augmented, EndlessBatches, raising, training_loader
+from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
 
 
@@ -78,16 +78,16 @@ class ClassificationTask:
     def batches(self, start: int) -> Iterator[ClassificationBatch]:
         """Yield batches without end; draw the first one of a run to `pictures/train_batch.jpg`."""
         loader = training_loader(self.data, self._order(start), collate, self.settings.workers, self.processes.device)
-        batches = (replace(batch, number=number) for number, batch in enumerate(raising(loader), start))
+        batches = (replace(batch, number=number) for number, batch in enumerate(raise_errors(loader), start))
         if start == 0 and self.pictures is not None:
             first = next(batches)
             self._draw(first, self.pictures / "train_batch.jpg")
             return itertools.chain([first], batches)
         return batches
 
-    def _order(self, start: int) -> EndlessBatches:
+    def _order(self, start: int) -> InfiniteBatchSampler:
         length, settings = len(self.data.dataset), self.settings
-        return EndlessBatches(
+        return InfiniteBatchSampler(
             length, settings.batch_size, settings.seed, self.processes, start, settings.repeated_augmentation
         )
 

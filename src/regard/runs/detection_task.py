@@ -25,7 +25,7 @@ from regard.evaluation.detection_pictures import draw_batch
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.recipes.detection import DetectionRecipe
-from regard.training.data_loader import Augmented, EndlessBatches, raising, training_loader
+from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
 
 
@@ -63,7 +63,7 @@ class DetectionTask:
     def batches(self, start: int) -> Iterator[DetectionBatch]:
         """Yield batches without end; draw the first one of a run to `pictures/train_batch.jpg`."""
         loader = training_loader(self.data, self._order(start), collate, self.settings.workers, self.processes.device)
-        batches = raising(loader)
+        batches = raise_errors(loader)
         if start == 0 and self.pictures is not None:
             first = next(batches)
             picture = draw_batch(first.images, first.targets, self.categories)
@@ -71,9 +71,9 @@ class DetectionTask:
             return itertools.chain([first], batches)
         return batches
 
-    def _order(self, start: int) -> EndlessBatches:
+    def _order(self, start: int) -> InfiniteBatchSampler:
         length = len(self.data.dataset)
-        return EndlessBatches(length, self.settings.batch_size, self.settings.seed, self.processes, start)
+        return InfiniteBatchSampler(length, self.settings.batch_size, self.settings.seed, self.processes, start)
 
     def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the weighted sum of all losses, and each of them."""

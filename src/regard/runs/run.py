@@ -95,10 +95,10 @@ def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) 
     if output is None:
         number = next(n for n in itertools.count(1) if not Path("runs", f"{name}-{n}").exists())
         output = Path(group.gather(str(Path("runs", f"{name}-{number}")))[0])
-        group.wait()
+        group.barrier()
     if group.is_main:
         _make_run_folder(output, resume)
-    group.wait()
+    group.barrier()
     return output
 
 
@@ -131,7 +131,7 @@ def _finish(
     settings: Recipe, run: Path, group: Processes, task: DetectionTask | ClassificationTask
 ) -> dict[str, float]:
     """Write `metrics.json` and pictures of the best checkpoint, and training curves. Returns its scores."""
-    group.wait()
+    group.barrier()
     best = read_checkpoint(best_checkpoint(run), parts=[])
     scores = best.state["progress"]["scores"]
     if group.is_main:

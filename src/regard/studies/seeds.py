@@ -17,7 +17,7 @@ from rich.table import Table
 from regard.errors import ConfigError
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.distributed import choose_device
-from regard.training.launch import launch_command, quiet_threads
+from regard.training.launch import launch_command, thread_environment
 
 
 def claim(output: Path, plan: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def _train(run: Path, words: Sequence[str], at_once: int) -> int:
         return 0
     arguments = ["--resume"] if (run / "config.yaml").is_file() else list(words)
     command = launch_command(["train", *arguments, "--output", str(run), "--quiet"], 1)
-    return subprocess.run(command, env=quiet_threads(at_once)).returncode
+    return subprocess.run(command, env=thread_environment(at_once)).returncode
 
 
 def _draw(scores: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Write checkpoints that are complete or absent, whatever interrupts the run.
+"""Write checkpoints that are complete or absent, even if the process or the machine crashes.
 
-All files of a checkpoint are written and flushed under a temporary name and renamed together; only then are older
-checkpoints removed.
+The files of a checkpoint are written and flushed in a temporary folder, which is then renamed. Older checkpoints are
+removed only after that.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from regard.training.checkpoints import (
     COMPLETE_NAME,
     SCHEMA,
     is_finite,
-    is_sound,
+    is_intact,
     list_checkpoints,
     manifest_digest,
 )
 
-KEPT = 2  # sound checkpoints that stay, newest first
+KEPT = 2  # number of the newest intact checkpoints to keep
 _TEMPORARY_NAME = re.compile(r"step_\d+(\.old)?\.tmp-(\d+)")
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DTYPE_NAMES = {
@@ -58,24 +58,25 @@ def save_checkpoint(
     *,
     protect: Collection[int] = (),
 ) -> Path:
-    """Write `folder/step_N` and return its path once it survives a crash of the process or of the machine.
+    """Write `folder/step_N` and return its path after the files are on the disk.
 
-    Tensors are written one by one, so the host never holds a second copy of all. They may be on any device, have any
-    strides and share memory: each name gets its own bytes. An existing checkpoint of the same step is replaced. Only
-    one process may write to a folder at a time (`lock_run`). The newest `KEPT` sound checkpoints stay.
+    Tensors are copied to the CPU one by one, to save memory. They may be on any device, have any strides and share
+    memory; shared memory is written once per name. An existing checkpoint of the same step is replaced. The newest
+    `KEPT` intact checkpoints are kept, older ones are removed. Only one process may write to a folder at a time
+    (`lock_run`).
 
     Args:
-        folder: the run's `checkpoints` folder; made if missing.
+        folder: the `checkpoints` folder of the run; created if missing.
         step: optimizer steps done.
-        tensors: part -> name -> whole (not sharded) tensor; a part's name becomes the name of a file.
-        state: values that JSON can hold, without NaN or infinity.
-        protect: steps that stay too, such as the best one.
+        tensors: part -> name -> unsharded tensor. Each part is written to a file of its name.
+        state: JSON values without NaN or infinity.
+        protect: steps to keep in addition, such as the best one.
 
     Raises:
         MachineError: the disk is full (T05), or the folder cannot be written (T06).
         DivergedError: a tensor holds NaN or infinity (T07).
         ValueError, TypeError: an invalid name, dtype or `state`.
-        Earlier checkpoints are intact after any of them.
+        Earlier checkpoints stay intact in all these cases.
     """
     text = json.dumps(dict(state), allow_nan=False, indent=1).encode()
     parts = {_part_file(part): _SafetensorsFile(part, content) for part, content in tensors.items()}
@@ -97,7 +98,7 @@ def save_checkpoint(
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _save_failure(error, folder, step, needed) from error
+            raise _save_error(error, folder, step, needed) from error
         raise
     return final
 
@@ -105,8 +106,8 @@ def save_checkpoint(
 class _SafetensorsFile:
     """The bytes of a part in the safetensors format, tensor by tensor.
 
-    The library's own writer needs all tensors on the host at once and refuses shared memory, and its file would have
-    to be read again for the hash.
+    The writer of the safetensors library needs all tensors on the CPU at once, refuses shared memory and computes no
+    hash, so its file would have to be read again.
     """
 
     def __init__(self, part: str, content: Mapping[str, Tensor]) -> None:
@@ -127,6 +128,7 @@ class _SafetensorsFile:
         self.size = len(self.header) + end
 
     def chunks(self) -> Iterator[bytes | memoryview]:
+        """Yield the header, then the bytes of each tensor."""
         yield self.header
         for name, tensor in self.tensors:
             host = tensor.detach().cpu().contiguous()
@@ -187,23 +189,23 @@ def _publish(staging: Path, final: Path) -> None:
 
 
 def _prune(folder: Path, written: Path, protect: Collection[int]) -> None:
-    """Remove checkpoints older than the newest `KEPT` sound ones, which are read again to be sure."""
+    """Remove checkpoints older than the newest `KEPT` intact ones, which are read again to verify them."""
     checkpoints = list_checkpoints(folder)
     if len(checkpoints) <= KEPT:
         return
-    sound = 0
+    intact = 0
     for step, path in checkpoints:
-        if sound < KEPT:
-            sound += path == written or is_sound(path)
+        if intact < KEPT:
+            intact += path == written or is_intact(path)
         elif path != written and step not in protect:
             _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """Rename a checkpoint, then remove it: removing its files takes a while and may be interrupted."""
-    doomed = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    """Rename a checkpoint, then remove it: an interrupted removal must not leave an incomplete checkpoint."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    path.rename(temporary)
+    shutil.rmtree(temporary)
 
 
 def _clean_up(folder: Path) -> None:
@@ -232,10 +234,10 @@ def _is_another_process(pid: int) -> bool:
     return True
 
 
-def _save_failure(error: OSError, folder: Path, step: int, needed: int) -> MachineError:
+def _save_error(error: OSError, folder: Path, step: int, needed: int) -> MachineError:
     remedy = "no earlier checkpoint exists"
     with contextlib.suppress(RegardError, OSError, StopIteration):
-        last, path = next(found for found in list_checkpoints(folder) if is_sound(found[1]))
+        last, path = next(found for found in list_checkpoints(folder) if is_intact(found[1]))
         remedy = f"step {last} is intact at {path}"
     if error.errno not in _FULL_DISK:
         what = f"saving step {step} failed: {error.strerror or error}"

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: their format and how they are read.
+"""Read the checkpoints of a run.
 
 `RUN/checkpoints/step_N/` holds one safetensors file per part (model, ema, optimizer), `state.json`, and
-`manifest.json` with the size and SHA-256 of each. Reading compares every byte with the manifest, because safetensors
-alone does not notice a flipped bit. `checkpoint_writer.py` writes them.
+`manifest.json` with the size and SHA-256 of each. Reading compares each file with the manifest, because safetensors
+alone does not notice a flipped bit. `checkpoint_writer.py` writes checkpoints.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _FILE_NAME = re.compile(r"\w+\.(safetensors|json)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory.
+    """The content of a checkpoint.
 
     Attributes:
         path: its folder.
         step: optimizer steps done.
-        tensors: part ("model", "ema", "optimizer") -> name -> tensor, bit for bit what was saved.
-        state: the JSON part: progress, settings, categories and so on.
+        tensors: part ("model", "ema", "optimizer") -> name -> CPU tensor, equal to the saved one bit for bit.
+        state: the content of `state.json`: progress, settings, categories and so on.
     """
 
     path: Path
@@ -47,29 +47,29 @@ class Checkpoint:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the sound checkpoint of the highest step in `folder`, or None.
+    """Return the intact checkpoint of the highest step in `folder`, or None.
 
     Steps are read from the manifests, not from names or times. Incomplete and damaged checkpoints are skipped, each
     with one warning.
 
     Raises:
-        NewerVersionError: a newer version wrote one of them (K19). An older step instead would hide that.
-        MachineError: a file may not be read (T06).
+        NewerVersionError: a newer version wrote one of them (K19). It is not skipped, as an older step would hide it.
+        MachineError: no permission to read a file (T06).
     """
-    return next((path for _, path in list_checkpoints(folder) if is_sound(path)), None)
+    return next((path for _, path in list_checkpoints(folder) if is_intact(path)), None)
 
 
 def read_checkpoint(path: Path, *, parts: Sequence[str] | None = None) -> Checkpoint:
-    """Read the folder of a checkpoint and compare it with its manifest. Tensors are on the CPU.
+    """Read a checkpoint and compare it with its manifest. Tensors are on the CPU.
 
     Args:
-        path: the folder.
+        path: the folder `RUN/checkpoints/step_N`.
         parts: the parts to read ("model", "ema", "optimizer"); None reads all. Files of other parts are not opened.
 
     Raises:
-        CheckpointError: the folder or a file is missing (K01, K02, K17, K18); a file is empty, cut or changed
+        CheckpointError: the folder or a file is missing (K01, K02, K17, K18); a file is empty, truncated or changed
             (K03, K04, K05); a tensor holds NaN or infinity (K11); a newer version wrote it (K19).
-        MachineError: a file may not be read (T06).
+        MachineError: no permission to read a file (T06).
     """
     manifest = _read_manifest(path)
     files, step = manifest["files"], manifest["step"]
@@ -89,13 +89,13 @@ def read_checkpoint(path: Path, *, parts: Sequence[str] | None = None) -> Checkp
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, path) of the checkpoints whose manifest is sound, highest step first."""
+    """Return (step, path) of the checkpoints whose manifest is intact, highest step first."""
     try:
         paths = {path for path in folder.iterdir() if COMPLETE_NAME.fullmatch(path.name)}
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _unreadable(error, folder) from error
+        raise _permission_error(error, folder) from error
     found = []
     for path in sorted(paths):
         if path.suffix == ".old" and path.with_suffix("") in paths:  # Its replacement is complete.
@@ -105,8 +105,8 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def is_sound(path: Path) -> bool:
-    """Return whether every file of a checkpoint equals its entry in the manifest; warn if not."""
+def is_intact(path: Path) -> bool:
+    """Return whether each file of a checkpoint agrees with the manifest; warn if not."""
     with _skipping_damaged():
         for name, entry in _read_manifest(path)["files"].items():
             _read_file(path / name, entry)
@@ -120,7 +120,10 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
-    """Return the checksum of the manifest's other entries. Never change it: it tells newer schemas from damage."""
+    """Return the SHA-256 of the manifest's other entries.
+
+    Never change the computation: it distinguishes a newer schema from damage.
+    """
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -142,13 +145,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     text = _read_bytes(place, missing="K17")
     try:
         manifest = json.loads(text)
-        is_whole = manifest.pop("sha256") == manifest_digest(manifest)
+        is_valid = manifest.pop("sha256") == manifest_digest(manifest)
         is_newer = manifest["schema"] > SCHEMA
         # A name with a slash could lead outside the folder.
-        is_whole = is_whole and (is_newer or all(_FILE_NAME.fullmatch(name) for name in manifest["files"]))
+        is_valid = is_valid and (is_newer or all(_FILE_NAME.fullmatch(name) for name in manifest["files"]))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        is_whole = False
-    if not is_whole:
+        is_valid = False
+    if not is_valid:
         code = "K05" if text else "K03"
         raise CheckpointError("damaged manifest", where=place, remedy="use another checkpoint", code=code)
     if is_newer:
@@ -177,11 +180,11 @@ def _read_bytes(path: Path, missing: str) -> bytes:
         what = f"{path.name} is missing"
         raise CheckpointError(what, where=path, remedy="copy the whole folder", code=missing) from None
     except PermissionError as error:
-        raise _unreadable(error, path) from error
-    except OSError as error:  # A bad block; another checkpoint may be sound.
+        raise _permission_error(error, path) from error
+    except OSError as error:  # A bad block; another checkpoint may be intact.
         raise CheckpointError(f"cannot be read: {error.strerror}", where=path, code="K05") from error
 
 
-def _unreadable(error: OSError, path: Path) -> MachineError:
+def _permission_error(error: OSError, path: Path) -> MachineError:
     what = f"cannot be read: {error.strerror}"
     return MachineError(what, where=path, remedy="correct its permissions", code="T06")

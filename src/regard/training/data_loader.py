@@ -1,4 +1,4 @@
-"""Which sample comes when: a function of (seed, epoch, sample), whatever the number of workers and restarts."""
+"""Data loading whose order and randomness depend on (seed, epoch, sample) only, not on workers or restarts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regard.training.distributed import Processes
 
 
 class MapDataset(Protocol):
-    """Samples by number."""
+    """A data set with integer indices."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +25,7 @@ class MapDataset(Protocol):
 
 
 def mix(*numbers: int) -> int:
-    """One seed from several numbers; different numbers give different seeds, as good as random (SplitMix64)."""
+    """Return one seed made from several numbers. Other numbers give an independent seed (SplitMix64)."""
     state = 0
     for number in numbers:
         state = (state ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
@@ -36,7 +36,7 @@ def mix(*numbers: int) -> int:
 
 
 class Augmented(Dataset):
-    """Samples as training sees them: `transform(sample, generator)` with a generator for (seed, epoch, index)."""
+    """Samples with augmentation: `transform(sample, generator)`, the generator seeded with (seed, epoch, index)."""
 
     def __init__(self, dataset: MapDataset, transform: Callable[[Any, torch.Generator], Any], seed: int) -> None:
         self.dataset = dataset
@@ -49,21 +49,23 @@ class Augmented(Dataset):
         return self.transform(self.dataset[index], generator)
 
 
-class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (view, index) for one process, epoch after epoch without end, from any batch on.
+class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Yield batches of (view, index) for one process, epoch after epoch without end.
 
-    All processes together see every sample once an epoch; a few come twice where the processes do not divide them.
-    A view is the number of the epoch. With `repeats` an epoch has as many samples, but fewer different ones, each in
-    several views side by side (repeated augmentation: Hoffer et al. 2020). Their order is that of DeiT's samplers.py,
-    which cuts it to a multiple of 256, for seed 0.
+    All processes together see each sample once per epoch. If their number does not divide the number of samples, a few
+    samples come twice. The view is the number of the epoch and seeds the augmentation.
+
+    With `repeats` > 1 an epoch has the same number of samples but fewer different ones, each in several views one after
+    the other (repeated augmentation, Hoffer et al. 2020). For seed 0 their order is that of DeiT's samplers.py, which
+    cuts an epoch to a multiple of 256.
 
     Args:
-        length: samples.
-        batch_size: samples of a batch in each process.
-        seed: of the order.
-        processes: this process among all.
-        start: batches to pass over.
-        repeats: views of a sample in an epoch.
+        length: number of samples in the data set.
+        batch_size: samples per batch and process.
+        seed: seed of the order.
+        processes: the rank of this process and the number of all.
+        start: number of batches to skip.
+        repeats: views per sample and epoch.
     """
 
     def __init__(
@@ -102,46 +104,55 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         return places[self.rank :: self.world_size][: self._repeated_count()]
 
     def _repeated_count(self) -> int:
-        """Samples of an epoch for each process; DeiT's are none where there are fewer than 256."""
+        """Return the samples per epoch and process. Unlike DeiT's sampler, not 0 for fewer than 256 samples."""
         whole = self.length // 256 * 256 if self.length >= 256 else self.length
         return max(1, whole // self.world_size)
 
 
 def worker_count(wanted: int) -> int:
-    """How many processes load images: no more than there are cores for them, or they are slower together."""
+    """Return the number of worker processes: `wanted`, but at most the available cores, as more are slower."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(wanted, cores)
 
 
 def training_loader(
-    dataset: Augmented, batches: EndlessBatches, collate: Callable, workers: int, device: torch.device
+    dataset: Augmented, batches: InfiniteBatchSampler, collate: Callable, workers: int, device: torch.device
 ) -> DataLoader:
-    """Batches without end, to be read through `raising`. Workers start once and live as long as the iterator."""
+    """Return a loader of infinite batches; read it through `raise_errors`.
+
+    Args:
+        dataset: samples with augmentation.
+        batches: which samples make a batch.
+        collate: list of samples -> batch.
+        workers: worker processes wanted (see `worker_count`); they live as long as the iterator.
+        device: where the batches go; memory is pinned for CUDA.
+    """
     workers = worker_count(workers)
     return DataLoader(
-        Caught(dataset),
+        ErrorsAsValues(dataset),
         batch_sampler=batches,
-        collate_fn=partial(collate_caught, collate),
+        collate_fn=partial(collate_or_error, collate),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
-        worker_init_fn=outlive_signals,
-        generator=torch.Generator(),  # or the loader would draw from the generator that the model's dropout uses
+        worker_init_fn=ignore_stop_signals,
+        generator=torch.Generator(),  # otherwise it draws from the global generator, which dropout uses
     )
 
 
-class Caught(Dataset):
-    """Samples, or in their place the error that a sample raised.
+class ErrorsAsValues(Dataset):
+    """A data set that returns a sample's RegardError instead of raising it.
 
-    torch makes anew what a worker process raises: of the same type, with the traceback for its message. So errors
-    travel as values, through `collate_caught`, and `raising` raises them where the batches arrive.
+    torch re-creates an exception of a worker process with the traceback as its message, so its one line and its code
+    are lost. Errors therefore pass through the loader as values: `collate_or_error` returns them as a batch and
+    `raise_errors` raises them in the main process.
     """
 
     def __init__(self, dataset: MapDataset | Augmented) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # never asked of `Augmented`, which has no end
+        return len(self.dataset)  # type: ignore[arg-type]  # `Augmented` has no length and is never asked for one
 
     def __getitem__(self, place: Any) -> Any:
         try:
@@ -150,32 +161,44 @@ class Caught(Dataset):
             return error
 
 
-def collate_caught(collate: Callable, samples: Sequence[Any]) -> Any:
-    """A batch of the samples, or the first error among them."""
+def collate_or_error(collate: Callable, samples: Sequence[Any]) -> Any:
+    """Return a batch of the samples, or the first error among them."""
     return next((sample for sample in samples if isinstance(sample, RegardError)), None) or collate(samples)
 
 
-def raising(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader over `Caught` samples; the errors among them are raised."""
-    with naming_killed_workers():
+def raise_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches of a loader over `ErrorsAsValues`.
+
+    Raises:
+        RegardError: the error of a sample.
+        MachineError: a worker process was killed (T10).
+    """
+    with explain_killed_workers():
         for batch in batches:
             if isinstance(batch, RegardError):
                 raise batch
             yield batch
 
 
-def outlive_signals(worker: int) -> None:
-    """Ctrl-C, `timeout` and job managers signal all processes of a job, but the trainer answers for its workers.
+def ignore_stop_signals(worker: int) -> None:
+    """Ignore SIGINT and the first SIGTERM in a worker process (a `worker_init_fn`); a second SIGTERM ends it.
 
-    It finishes its step, for which it may need another batch. A second SIGTERM ends a worker as usual.
+    Ctrl-C, `timeout` and job managers signal all processes of a job. The main process finishes its step first, for
+    which it may need another batch from its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @contextmanager
-def naming_killed_workers() -> Iterator[None]:
-    """Say what it means that a worker was killed. torch raises it anywhere: from a handler of the child's signal."""
+def explain_killed_workers() -> Iterator[None]:
+    """Turn torch's RuntimeError about a killed worker into a MachineError with a remedy.
+
+    torch raises it from a signal handler, so it can come from any line of the main process.
+
+    Raises:
+        MachineError: a worker process was killed (T10).
+    """
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""One process or several: `torchrun --nproc-per-node 4 -m regard train ...` starts this file's only user four times."""
+"""Training in one process or several (`torchrun --nproc-per-node 4 -m regard train ...`); choice of the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from regard.training.launch import first_failure
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run."""
+    """The place of this process among those of a run, and collective operations on all of them.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        device: the device of this process.
+    """
 
     rank: int
     world_size: int
@@ -30,7 +36,7 @@ class Processes:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The `value` of every process, in every process. Values are sent pickled, between our own processes only."""
+        """Return the values of all processes, by rank, in every process. They are pickled on their way."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -38,28 +44,32 @@ class Processes:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process."""
+        """Return whether `flag` is true in any process."""
         if self.world_size == 1:
             return flag
         total = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(total)
         return bool(total.item())
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
-        """Put the first process's values into the tensors of all."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the values of the first process into the tensors of all, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def wait(self) -> None:
-        """Return when every process has come here."""
+    def barrier(self) -> None:
+        """Wait until every process has called this."""
         if self.world_size > 1:
             dist.barrier()
 
 
 @contextmanager
 def processes(device: str = "auto") -> Iterator[Processes]:
-    """Join the processes that torchrun started, or be the only one."""
+    """Join the process group that torchrun started, or be the only process.
+
+    Raises:
+        ConfigError, MachineError: the device is unknown or missing (C10).
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = choose_device(device)
@@ -69,16 +79,16 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, chosen)
         return
-    # The first process alone looks through the data, draws and writes checkpoints while the others wait. One that
-    # died is not waited for: torchrun ends the rest.
+    # Long, as the others wait while the first process checks the data, draws pictures and writes checkpoints. A dead
+    # process does not cost this time: torchrun ends the rest.
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         group = Processes(dist.get_rank(), world_size, chosen)
-        # A process that failed while another still connects would leave that one with a connection error.
-        group.wait()
+        # If a process failed while another one connects, that one would report a connection error.
+        group.barrier()
         yield group
     except BaseException as error:
-        # Before the others lose the connection, or they could report that first.
+        # Record it before the others lose the connection and report that first.
         first_failure(getattr(error, "exit_code", 1))
         raise
     finally:
@@ -86,11 +96,11 @@ def processes(device: str = "auto") -> Iterator[Processes]:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """A device by name; `auto` is the best that is there.
+    """Return a device by name; `auto` takes CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: not a device's name.
-        MachineError: the device is not there. We never fall back to the CPU unasked.
+        ConfigError: not the name of a device (C10).
+        MachineError: the machine has no such device (C10). There is no silent fallback to the CPU.
     """
     if name == "auto":
         if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""LAMB: AdamW whose steps are scaled layer by layer, for batches of thousands. (You et al. 2020, algorithm 2.)"""
+"""LAMB (You et al. 2020, algorithm 2): AdamW with a scale per parameter tensor, for batches of thousands."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 
 
 class Lamb(torch.optim.Optimizer):
-    """Each parameter moves along `u = m' / (sqrt(v') + eps) + weight_decay w`, by `lr |w| / |u|`.
+    """The LAMB optimizer: `w <- w - lr |w| / |u| u` with `u = m' / (sqrt(v') + eps) + weight_decay w`.
 
-    m', v' are Adam's moments with their correction of the first steps. Parameters without weight decay (biases,
-    normalisation) move by `lr` as in AdamW, and so do those whose norm or step is 0: so does apex's FusedLAMB, with
-    which DeiT III was trained. That also clips all gradients to a norm of 1; here that is the loop's `max_norm`.
+    m' and v' are Adam's moments after bias correction. The trust ratio |w| / |u| is 1 for parameters without weight
+    decay (biases, normalisation), and where |w| or |u| is 0. This is apex's FusedLAMB, with which DeiT III was trained,
+    without its clipping of all gradients to norm 1: the training loop clips by `max_norm`.
 
     Args:
-        params: parameters, or groups of them.
+        params: parameters, or parameter groups.
         lr: learning rate.
-        betas, eps: of Adam's moments.
-        weight_decay: decoupled, inside the scaled step.
+        betas: decay rates of the first and second moment, 0..1.
+        eps: term added to the denominator.
+        weight_decay: decoupled weight decay, added to `u` before the scaling.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step for all parameters that have a gradient; nothing waits for the device."""
+        """Update all parameters that have a gradient, without waiting for the device. `closure` must be None."""
         assert closure is None
         for group in self.param_groups:
             learnt = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -66,7 +67,7 @@ class Lamb(torch.optim.Optimizer):
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())  # on the host, where nobody has to wait for it
+            state["step"] = torch.zeros(())  # on the CPU, so that reading it does not wait for the device
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state

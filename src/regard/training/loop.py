@@ -1,8 +1,8 @@
 """The training loop. It knows neither models nor losses: a `Task` joins them.
 
-A step's randomness is a function of (seed, step), and the data's of (seed, epoch, sample). So a run that was killed at
-any moment goes on from its last checkpoint to the very weights that it would have reached: bit for bit on a CPU, with
-schedules that count steps. Kernels of GPUs may add in any order, and no two trainings see the same clock.
+The randomness of a step is a function of (seed, step), that of the data of (seed, epoch, sample). A killed run that
+resumes from its last checkpoint therefore reaches the same weights as an uninterrupted one. They are equal bit for bit
+on a CPU with a schedule that counts steps. GPU kernels may sum in any order, and `minutes` depends on the clock.
 """
 
 from __future__ import annotations
@@ -24,53 +24,54 @@ from regard.errors import ConfigError, DivergedError, RegardError
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.config import TrainingConfig
-from regard.training.data_loader import mix, naming_killed_workers
+from regard.training.data_loader import explain_killed_workers, mix
 from regard.training.distributed import Processes
 from regard.training.lamb import Lamb
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
 
-SAVE_FIRST = 60.0  # seconds of training since the last checkpoint, after which one is written before an evaluation
+# Seconds since the last checkpoint after which one is written before an evaluation.
+SAVE_BEFORE_EVALUATION = 60.0
 
 
 class Task(Protocol):
-    """What a job tells the loop."""
+    """The data, the loss and the evaluation of a training run."""
 
     batches_per_epoch: int
-    score: str  # name of the number that `evaluate` gives and that is to grow
+    score: str  # key in the result of `evaluate` that selects the best checkpoint; higher is better
 
     def batches(self, start: int) -> Iterator[Any]:
-        """Batches without end, from batch number `start` on."""
+        """Yield batches forever, from batch number `start` (from 0) on."""
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The scalar to minimise, and scalars to report. `batch` is still on the host."""
+        """Return the scalar to minimise, and scalars to report. `batch` is on the CPU."""
 
     def describe(self, batch: Any) -> str:
-        """Which samples a batch holds, for error messages."""
+        """Return the names of the samples in a batch, separated by ", ", for error messages."""
 
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Numbers of the validation data; the same in every process."""
+        """Return the scores on the validation data, the same in every process."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; kept in its checkpoints."""
+    """The progress of a run. Its checkpoints keep it, so the names of the fields are part of their format."""
 
-    step: int = 0
+    step: int = 0  # optimizer steps done
     seconds: float = 0.0  # spent in training, without evaluation
     best_score: float | None = None
     best_step: int | None = None
-    since_best: int = 0
-    judged_step: int = 0  # of the last evaluation
+    since_best: int = 0  # evaluations since the best one
+    judged_step: int = 0  # step of the last evaluation
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
 class Stopped(RegardError):
-    """The run was asked to stop, by a signal, and has saved its state."""
+    """A signal stopped the run; its state is saved. The exit code is 128 + the number of the signal."""
 
     def __init__(self, number: int, step: int, run: Path) -> None:
-        super().__init__(f"stopped at step {step}", where=run, remedy="go on with --resume")
+        super().__init__(f"stopped at step {step}", where=run, remedy="continue with --resume")
         self.exit_code = 128 + number
 
 
@@ -78,13 +79,13 @@ class Trainer:
     """One training run.
 
     Args:
-        model: on its device.
+        model: the model, on its device.
         task: data, loss and evaluation.
-        config: how to train.
+        config: settings of the training.
         run: the run's folder.
-        processes: this process among all of the run.
-        state: what is kept in each checkpoint beside weights and progress (JSON).
-        reporter: where progress goes.
+        processes: the rank and the device of this process.
+        state: JSON values to store in each checkpoint, in addition to weights and progress.
+        reporter: receives progress and scores.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
         self.average = MovingAverage(model, config.ema) if config.ema else None
         self.progress = Progress()
-        # What a step is: a run that goes on with other numbers would count its epochs anew.
+        # A resumed run with other numbers would count its epochs differently.
         self.state = {
             **state,
             "units": {"batches_per_epoch": task.batches_per_epoch, "accumulate": config.accumulate},
@@ -119,14 +120,16 @@ class Trainer:
 
     @property
     def result(self) -> nn.Module:
-        """The model that is evaluated: the average if there is one."""
+        """The model that is evaluated: the moving average of the weights if there is one."""
         return self.average.model if self.average else self.model
 
     def resume(self) -> bool:
-        """Go on from the newest sound checkpoint; False if there is none.
+        """Load the newest intact checkpoint; return False if there is none.
 
         Raises:
-            ConfigError: another model than that of the checkpoint, or steps of another size (C13).
+            ConfigError: the checkpoint is of another model, or of other batches per step or epoch (C13).
+            CheckpointError: the optimizer state does not fit (K07).
+            NewerVersionError: a newer version of regard wrote the checkpoint (K19).
         """
         path = newest_checkpoint(self.folder)
         if path is None:
@@ -141,48 +144,49 @@ class Trainer:
         if self.average:
             self.average.model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
         load_optimizer(self.optimizer, self.model.named_parameters(), checkpoint.tensors["optimizer"])
-        if checkpoint.state["scaler"]:  # empty unless the run has had amp=fp16 before
+        if checkpoint.state["scaler"]:  # empty unless an earlier part of the run used amp=fp16
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = Progress(**checkpoint.state["progress"])
         self.reporter.rewind(self.progress.step, checkpoint.state.get("pending", ()))
         return True
 
     def fit(self) -> Progress:
-        """Train to the end, to an early stop or to a signal.
+        """Train until all epochs are done, patience runs out or a signal comes.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; the weights of the step before are not touched.
+            DivergedError: a loss or gradient is not finite (T07); the weights of the previous step are unchanged.
             Stopped: SIGTERM or SIGINT came; a checkpoint is written first.
+            MachineError: a worker process was killed (T10), or a checkpoint cannot be written (T05, T06).
         """
         with (
-            _signals() as asked,
-            naming_killed_workers(),
+            _catch_stop_signals() as received,
+            explain_killed_workers(),
             self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch),
         ):
             batches = self.task.batches(self.progress.step * self.config.accumulate)
             self._saved_at = time.monotonic()
-            share = self._share_done()
-            # A run that was stopped at the last step of an epoch has that epoch's evaluation before it.
-            if self._judge_if_due(share):
+            share = self._fraction_done()
+            # A run that was stopped at the last step of an epoch has not evaluated that epoch yet.
+            if self._evaluate_if_due(share):
                 self._save()
             while share < 1.0 and not self._is_stale():
                 started = time.monotonic()
                 logs = self._step(batches, share)
                 self.progress.seconds += time.monotonic() - started
                 self.progress.step += 1
-                share = self._share_done()
+                share = self._fraction_done()
                 self.reporter.step(self.progress.step, self.progress.seconds, share, logs)
-                stop = self.processes.any(bool(asked))
-                judged = not stop and self._judge_if_due(share)
-                if stop or judged or time.monotonic() - self._saved_at >= 60 * self.config.save_minutes:
+                stop = self.processes.any(bool(received))
+                evaluated = not stop and self._evaluate_if_due(share)
+                if stop or evaluated or time.monotonic() - self._saved_at >= 60 * self.config.save_minutes:
                     self._save()
                 if stop:
-                    self.processes.wait()  # whoever leaves first makes torchrun end the others
-                    raise Stopped(asked[0] if asked else signal.SIGTERM, self.progress.step, self.run)
+                    self.processes.barrier()  # torchrun ends all processes as soon as one exits with an error
+                    raise Stopped(received[0] if received else signal.SIGTERM, self.progress.step, self.run)
         return self.progress
 
     def _step(self, batches: Iterator[Any], share: float) -> dict[str, Tensor]:
-        """One step of the optimizer. It waits for the device where the loss does, and to ask whether all is finite."""
+        """Run one optimizer step. It waits for the device in the loss and in the check for finite values."""
         config, step = self.config, self.progress.step
         factor = learning_rate_factor(config, step=step, progress=share)
         for group in self.optimizer.param_groups:
@@ -194,7 +198,7 @@ class Trainer:
         for _ in range(config.accumulate):
             batch = next(batches)
             seen.append(batch)
-            with self._autocast(), self._naming_the_step(seen):
+            with self._autocast(), self._add_step_to_error(seen):
                 loss, logs = self.task.loss(self._parallel, batch)
             self.scaler.scale(loss / config.accumulate).backward()
             total += loss.detach() / config.accumulate
@@ -212,13 +216,14 @@ class Trainer:
         return {"loss": total, **mean_by_name(parts), "grad_norm": norm.detach(), "lr": lr}
 
     def _check_finite(self, total: Tensor, norm: Tensor, seen: list[Any]) -> None:
+        """Raise a DivergedError in all processes if the loss or the gradient of any is not finite."""
         values = torch.stack((total.float(), norm.float())).tolist()
-        # A scaler answers to infinite gradients itself, with a smaller scale.
+        # The scaler skips steps with infinite gradients and lowers its scale.
         wrong = not math.isfinite(values[0]) or not (math.isfinite(values[1]) or self.scaler.is_enabled())
         if self.processes.any(wrong):
             own_loss = not math.isfinite(values[0])
             any_loss = self.processes.any(own_loss)
-            # Gradients are averaged over the processes: they do not show where the first bad number came from.
+            # Gradients are averaged over the processes, so they do not show which one had the first non-finite value.
             own = own_loss or (self.processes.world_size == 1 and not any_loss)
             place = " in another process" if any_loss and not own_loss else ""
             raise DivergedError(
@@ -229,12 +234,12 @@ class Trainer:
             )
 
     def _samples_of(self, batches: list[Any]) -> str:
-        """The first of the samples, for an error of one line."""
+        """Return the names of the first four samples, for an error of one line."""
         names = ", ".join(self.task.describe(batch) for batch in batches).split(", ")
         return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
     @contextmanager
-    def _naming_the_step(self, seen: list[Any]) -> Iterator[None]:
+    def _add_step_to_error(self, seen: list[Any]) -> Iterator[None]:
         try:
             yield
         except DivergedError as error:
@@ -249,8 +254,8 @@ class Trainer:
         dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.amp]
         return torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def _share_done(self) -> float:
-        """How much of the training is done, 0..1, by steps or by the clock, whichever is further."""
+    def _fraction_done(self) -> float:
+        """Return the fraction of the training that is done, 0..1: by steps or by the clock, whichever is larger."""
         share = self.progress.step / self.total_steps
         if self.config.minutes is not None:
             share = max(share, max(self.processes.gather(self.progress.seconds)) / (60 * self.config.minutes))
@@ -259,22 +264,22 @@ class Trainer:
     def _is_stale(self) -> bool:
         return 0 < self.config.patience <= self.progress.since_best
 
-    def _judge_if_due(self, share: float) -> bool:
-        """Evaluate after so many epochs and at the end, once."""
+    def _evaluate_if_due(self, share: float) -> bool:
+        """Evaluate every `evaluate_every` epochs and at the end, once per step; return whether this was done."""
         progress = self.progress
         due = share >= 1.0 or progress.step % (self.steps_per_epoch * self.config.evaluate_every) == 0
         if due and progress.judged_step != progress.step:
-            # An evaluation reads other images, and may end the run on one of them.
-            if time.monotonic() - self._saved_at >= SAVE_FIRST:
+            # An evaluation reads other images; a damaged one ends the run.
+            if time.monotonic() - self._saved_at >= SAVE_BEFORE_EVALUATION:
                 self._save()
-            self._judge()
+            self._evaluate()
             return True
         return False
 
-    def _judge(self) -> None:
+    def _evaluate(self) -> None:
         progress = self.progress
-        # Each process has batch statistics of its own; those of the first are what is saved.
-        self.processes.share(self.result.buffers())
+        # Each process has its own batch norm statistics. The checkpoint holds those of the first.
+        self.processes.broadcast(self.result.buffers())
         scores = self.task.evaluate(self.result, progress.step)
         progress.scores = {name: value for name, value in scores.items() if math.isfinite(value)}
         progress.judged_step = progress.step
@@ -286,12 +291,14 @@ class Trainer:
         self.reporter.evaluation(progress.step, progress.scores, best=progress.best_step == progress.step)
 
     def _save(self) -> None:
-        """Write a checkpoint, in the first process. Nobody waits for it: its clock alone says when."""
+        """Write a checkpoint in the first process; the others do not wait. Only its clock decides when to save."""
         self._saved_at = time.monotonic()
         if not self.processes.is_main:
             return
-        kept = optimizer_tensors(self.optimizer, self.model.named_parameters())
-        tensors = {"model": self.model.state_dict(), "optimizer": kept}
+        tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.model.named_parameters()),
+        }
         if self.average:
             tensors["ema"] = self.average.model.state_dict()
         state = {
@@ -302,7 +309,7 @@ class Trainer:
         }
         protect = () if self.progress.best_step is None else (self.progress.best_step,)
         save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
-        self.reporter.saved()
+        self.reporter.flush()
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
@@ -315,29 +322,29 @@ def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.o
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What differs in two nested dictionaries, in words."""
+    """Describe each value that differs between two nested dictionaries."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [found for key in {**old, **new} for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
     return [] if old == new else [f"{path.strip('.')} was {old}, is {new}"]
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The list fills when SIGTERM or SIGINT comes; a second one ends the process as usual."""
-    asked: list[int] = []
-    before: dict[signal.Signals, Any] = {}
+def _catch_stop_signals() -> Iterator[list[int]]:
+    """Yield a list that receives the number of a SIGTERM or SIGINT. A second signal ends the process as usual."""
+    received: list[int] = []
+    previous: dict[signal.Signals, Any] = {}
 
-    def note(number: int, _: object) -> None:
-        asked.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+    def record(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: whoever started us decides
+            previous[number] = signal.signal(number, record)
+    except ValueError:  # Python allows handlers in the main thread only
         pass
     try:
-        yield asked
+        yield received
     finally:
-        for known, handler in before.items():
+        for known, handler in previous.items():
             signal.signal(known, handler)

@@ -1,4 +1,4 @@
-"""The state of an optimizer as named tensors, so that a checkpoint needs no pickle."""
+"""Convert the state of an optimizer to named tensors and back, so that a checkpoint needs no pickle."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from regard.errors import CheckpointError, ConfigError
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """The state of an optimiser as flat tensors, named after the parameters and not after their order.
+    """Return the state of an optimizer as a flat dictionary of tensors, by the names of the parameters.
 
-    Keys: `exp_avg/<parameter>` and so on; `untouched/<parameter>` (empty) for a parameter that has had no
-    gradient yet; `lr/<group>` (float64) for each parameter group. Other settings of the groups belong to the
-    recipe. The tensors are the optimiser's own: save them before its next step.
+    Keys: `exp_avg/<parameter>`, `step/<parameter>` and so on; `untouched/<parameter>` (empty) for a parameter that has
+    had no gradient yet; `lr/<group>` (scalar, float64) for each parameter group. Other settings of
+    the groups come from the recipe. The tensors are not copied: save them before the next step.
 
     Args:
+        optimizer: an optimizer whose state consists of tensors.
         parameters: `model.named_parameters()`.
 
     Raises:
-        ConfigError: the optimiser keeps state that is not tensors, or parameters that have no name.
+        ConfigError: the optimizer has state that is no tensor, or a parameter that has no name.
     """
     tensors: dict[str, Tensor] = {}
     for index, group in enumerate(optimizer.param_groups):
         tensors[f"lr/{index}"] = torch.tensor(float(group["lr"]), dtype=torch.float64)
-    for name, parameter, _ in _named_slots(optimizer, parameters):
+    for name, parameter, _ in _named_parameters(optimizer, parameters):
         kept = {key: value for key, value in optimizer.state.get(parameter, {}).items() if value is not None}
         for key, value in kept.items():
             if not isinstance(value, Tensor):
@@ -42,32 +43,35 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[tup
 def load_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put what `optimizer_tensors` gave into an optimiser of the same kind; bit for bit, `step` included.
+    """Load the tensors of `optimizer_tensors` into an optimizer of the same class, bit for bit.
 
-    Nothing is changed where an error is raised.
+    Args:
+        optimizer: the optimizer; unchanged if an error is raised.
+        parameters: `model.named_parameters()`.
+        tensors: what `optimizer_tensors` returned.
 
     Raises:
-        CheckpointError: tensors are missing, extra, or of another shape or dtype (K07).
-        ConfigError: the optimiser holds parameters that have no name.
+        CheckpointError: tensors are missing, unexpected, or of another shape or dtype (K07).
+        ConfigError: the optimizer has a parameter that has no name.
     """
-    slots = list(_named_slots(optimizer, parameters))
+    named = list(_named_parameters(optimizer, parameters))
     scalar = torch.empty((), dtype=torch.float64, device="meta")
     wanted = {f"lr/{index}": scalar for index in range(len(optimizer.param_groups))}
     places = {}
-    for name, parameter, group in slots:
+    for name, parameter, group in named:
         if f"untouched/{name}" in tensors:
             wanted[f"untouched/{name}"] = torch.empty(0, device="meta")
             continue
-        for key, value in _first_state(optimizer, parameter, group).items():
+        for key, value in _initial_state(optimizer, parameter, group).items():
             wanted[f"{key}/{name}"] = torch.empty_like(value, device="meta")
             places[f"{key}/{name}"] = (parameter, key, value.device)
     _compare(tensors, wanted)
-    for _, parameter, _ in slots:
+    for _, parameter, _ in named:
         optimizer.state.pop(parameter, None)
     for full_name, (parameter, key, device) in places.items():
         value = tensors[full_name].to(device, copy=True)
         if value.shape == parameter.shape:
-            # In the parameter's own memory order: fused kernels walk both side by side without looking at strides.
+            # In the memory order of the parameter: fused kernels ignore strides.
             value = torch.empty_like(parameter, dtype=value.dtype, device=device).copy_(value).detach()
         optimizer.state.setdefault(parameter, {})[key] = value
     for index, group in enumerate(optimizer.param_groups):
@@ -75,10 +79,10 @@ def load_optimizer(
         group["lr"] = rate.to(group["lr"]) if isinstance(group["lr"], Tensor) else rate.item()
 
 
-def _named_slots(
+def _named_parameters(
     optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-    """(name, parameter, group) of every parameter that the optimiser holds."""
+    """Yield (name, parameter, group) for each parameter of the optimizer."""
     names = {parameter: name for name, parameter in parameters}
     for index, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
@@ -88,8 +92,8 @@ def _named_slots(
             yield names[parameter], parameter, group
 
 
-def _first_state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the optimiser keeps for a parameter: seen on a stand-in, as state appears with the first step."""
+def _initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state that the optimizer creates for a parameter in its first step, which is run on a zero copy."""
     stand_in = torch.nn.Parameter(torch.zeros_like(parameter))
     stand_in.grad = torch.zeros_like(stand_in)
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}

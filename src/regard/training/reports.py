@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar, lines of text, `metrics.jsonl`, `metrics.csv`, TensorBoard."""
+"""Report the progress of a run: a progress bar, lines of text, `metrics.jsonl`, `metrics.csv` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from torch import Tensor
 
 from regard.safe_files import replace_text
 
-# Shown beside the progress bar; all others are in the files.
-SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")  # of training
-JUDGED = ("PQ", "mask_AP", "AP", "AP50", "top1", "top5", "loss")  # of an evaluation
+# Shown on the screen; the files have all numbers.
+TRAINING_METRICS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")
+EVALUATION_METRICS = ("PQ", "mask_AP", "AP", "AP50", "top1", "top5", "loss")
 
 
 class Reporter:
-    """Collects numbers of the steps and writes their means.
+    """Collect the numbers of the steps; print and write their means.
 
     Args:
         run: the run's folder, or None to write no files (processes other than the first).
         log_every: steps between rows of `metrics.jsonl`.
-        images_per_step: of all processes together, for the throughput.
+        images_per_step: images of one step in all processes together, for the throughput.
         quiet: print nothing.
     """
 
@@ -39,8 +39,8 @@ class Reporter:
         self.log_every = log_every
         self.images_per_step = images_per_step
         self.console = Console(file=sys.stderr, quiet=quiet or run is None)
-        self._waiting: list[Mapping[str, Tensor]] = []  # numbers of the steps since the last row
-        self._fetched: list[dict[str, float | None]] = []  # the earlier of them, on the host already
+        self._waiting: list[Mapping[str, Tensor]] = []  # numbers of the steps since the last row, on the device
+        self._fetched: list[dict[str, float | None]] = []  # the earlier ones of these steps, on the CPU
         self._since = (0, 0.0)  # step and seconds of training at the last row
         self._bar: Progress | None = None
         self._steps_per_epoch = 1
@@ -48,10 +48,16 @@ class Reporter:
 
     @contextmanager
     def training(self, step: int, seconds: float, steps_per_epoch: int) -> Iterator[None]:
-        """Show a progress bar, on a terminal. `step` and `seconds` of training are done already."""
+        """Show a progress bar if the output is a terminal, and write `metrics.csv` at the end.
+
+        Args:
+            step: optimizer steps done before.
+            seconds: seconds of training done before.
+            steps_per_epoch: optimizer steps per epoch.
+        """
         self._since, self._steps_per_epoch = (step, seconds), steps_per_epoch
         self._board = _tensorboard(self.run)
-        # Without redirection: a forked loader process that prints would wait for ever for the bar's lock.
+        # No redirection: a forked worker process that prints would wait forever for the bar's lock.
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -68,11 +74,18 @@ class Reporter:
                 yield
             finally:
                 self._bar = None
-                if self.run is not None:  # once, not with every checkpoint: it reads all rows there are
+                if self.run is not None:  # once, not at every checkpoint: it reads all rows
                     write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
 
     def step(self, step: int, seconds: float, share: float, logs: Mapping[str, Tensor]) -> None:
-        """Take the numbers of a step. `seconds` of training so far; `share` of it that is done."""
+        """Record the numbers of a step.
+
+        Args:
+            step: optimizer steps done.
+            seconds: seconds of training so far.
+            share: fraction of the training that is done, 0..1.
+            logs: name -> scalar tensor.
+        """
         self._waiting.append(logs)
         count = len(self._fetched) + len(self._waiting)
         if count >= self.log_every or step % self._steps_per_epoch == 0 or share >= 1.0:
@@ -81,29 +94,29 @@ class Reporter:
     def evaluation(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Write and print the numbers of an evaluation."""
         self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
-        main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in JUDGED)
+        main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in EVALUATION_METRICS)
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
 
-    def saved(self) -> None:
-        """Bring TensorBoard's rows onto the disk too: they belong to the checkpoint that was just written."""
+    def flush(self) -> None:
+        """Write TensorBoard's rows to the disk, so that they are as recent as the checkpoint."""
         if self._board is not None:
             self._board.flush()
 
     def say(self, text: str) -> None:
-        """A line of text above the bar."""
+        """Print a line of text above the progress bar."""
         (self._bar.console if self._bar else self.console).print(text, markup=False, highlight=False, soft_wrap=True)
 
     def pending(self) -> list[dict[str, float | None]]:
-        """Numbers of the steps since the last row: kept in checkpoints, or a resumed run would write other rows."""
+        """Return the numbers of the steps since the last row; a resumed run needs them to write the same rows."""
         if self._waiting:
-            # One copy from the device for all numbers of all steps.
+            # A single transfer from the device for all numbers of all steps.
             values = iter(torch.stack([v.float() for logs in self._waiting for v in logs.values()]).tolist())
-            self._fetched += [{name: _known(next(values)) for name in logs} for logs in self._waiting]
+            self._fetched += [{name: _finite_or_none(next(values)) for name in logs} for logs in self._waiting]
             self._waiting = []
         return list(self._fetched)
 
     def rewind(self, step: int, pending: Iterable[Mapping[str, float | None]] = ()) -> None:
-        """Drop rows of steps after `step`, and half a line that a kill may have left; take what was `pending`."""
+        """Remove the rows of steps after `step` and an incomplete last line; restore what `pending` returned."""
         self._waiting, self._fetched = [], [dict(numbers) for numbers in pending]
         if self.run is None or not (self.run / "metrics.jsonl").exists():
             return
@@ -121,9 +134,11 @@ class Reporter:
         if torch.cuda.is_available():
             row["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self._write(row)
-        note = "  ".join(f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in SHOWN if means.get(k) is not None)
+        note = "  ".join(
+            f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in TRAINING_METRICS if means.get(k) is not None
+        )
         left = seconds * (1 / share - 1) if share else 0.0
-        note += f"  {speed:.1f} images/s  {_clock(left)} left"
+        note += f"  {speed:.1f} images/s  {_format_duration(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=share, note=note)
         if not self.console.is_terminal and step % self._steps_per_epoch == 0:
@@ -144,7 +159,7 @@ class Reporter:
 
 
 def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean of every name over those that have it, detached."""
+    """Return the mean of each name over the dictionaries that have it, detached."""
     if len(logs) == 1:
         return {name: value.detach() for name, value in logs[0].items()}
     names = dict.fromkeys(name for numbers in logs for name in numbers)
@@ -152,7 +167,7 @@ def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line that was cut off is left out."""
+    """Return the rows of a `metrics.jsonl`, without an incomplete last line."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -163,7 +178,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_csv(source: Path, path: Path) -> None:
-    """The rows of a `metrics.jsonl` as a table with a column for every name."""
+    """Write the rows of a `metrics.jsonl` as a CSV table with one column per name."""
     rows = read_rows(source) if source.exists() else []
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -174,7 +189,7 @@ def write_csv(source: Path, path: Path) -> None:
 
 
 def _means(numbers: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Mean of every name over the steps that have it: a batch without objects has fewer losses."""
+    """Return the mean of each name over the steps that have it: a batch without objects has fewer losses."""
     known: dict[str, list[float]] = {}
     for step in numbers:
         for name, value in step.items():
@@ -182,19 +197,19 @@ def _means(numbers: Sequence[Mapping[str, float | None]]) -> dict[str, float | N
     return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 
-def _known(value: float) -> float | None:
-    """None for what JSON cannot hold: infinite gradients, which fp16 skips."""
+def _finite_or_none(value: float) -> float | None:
+    """Return None for a value that JSON cannot hold, such as an infinite gradient norm, whose step fp16 skips."""
     return value if math.isfinite(value) else None
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _tensorboard(run: Path | None) -> Any:
-    """A writer where TensorBoard is installed (`pip install 'regard[log]'`), else None."""
+    """Return a writer if TensorBoard is installed (`pip install 'regard[log]'`), else None."""
     if run is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""One job at a time writes to a run folder."""
+"""The lock of a run folder, to which only one job may write at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from regard.safe_files import hold_lock
 
 @contextlib.contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Hold the run folder for this process, so that no second job writes to it.
+    """Lock the run folder for this process, so that no second job writes to it.
 
-    Where the system has no locks (Windows, some network file systems), the run continues without one after a
-    warning.
+    On systems without file locks (Windows, some network file systems) a warning is given and nothing is locked.
+
+    Args:
+        run: the run folder; created if missing.
 
     Raises:
         MachineError: another job holds the folder (T14), or it cannot be written (T06).
@@ -36,5 +38,5 @@ def lock_run(run: Path) -> Iterator[None]:
             what = f"cannot write to the run folder: {error.strerror}"
             raise MachineError(what, where=run, remedy="choose another --output", code="T06") from error
         if not locked:
-            warnings.warn(f"{run} cannot be locked here: start no second job on it", stacklevel=3)
+            warnings.warn(f"{run} cannot be locked on this file system: start no second job in it", stacklevel=3)
         yield

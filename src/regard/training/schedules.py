@@ -1,4 +1,4 @@
-"""Learning rates, parameter groups and the moving average of the weights."""
+"""Learning rate schedules, parameter groups and the exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from regard.training.config import TrainingConfig
 
-# Of DeiT's recipes: epochs of warm-up, and its first rate (timm 0.3.2 as main.py calls it).
+# DeiT's recipes: number of warm-up epochs and the first learning rate (timm 0.3.2 as DeiT's main.py calls it).
 DEIT_WARMUP, DEIT_WARMUP_LR = 5, 1e-6
 
 
 def learning_rate_factor(config: TrainingConfig, *, step: int, progress: float) -> float:
-    """Return the factor of the learning rate at a step, by `config.schedule`.
+    """Return the factor by which `config.lr` is multiplied at a step.
 
-    `step` divides by ten at each of the shares `milestones` of the training (DETR: epoch 200 of 300); `cosine` falls
-    to 0 along half a wave; `deit` and `deit_corrected` change once per epoch, see `deit_learning_rate`, and have their
-    own warm-up.
+    The schedule `step` divides by ten at each fraction of the training in `milestones` (DETR: epoch 200 of 300). The
+    schedule `cosine` falls to 0 along half a period. Both rise linearly from 0 over the first `warmup_steps` steps and
+    over the first fraction `warmup_share` of the training. The schedules `deit` and `deit_corrected` change once per
+    epoch and have their own warm-up, see `deit_learning_rate`.
 
     Args:
-        config: settings of the run. The factor rises linearly from 0 over `warmup_steps` steps and over the share
-            `warmup_share` of the training.
-        step: steps done.
-        progress: share of the training that is done, 0..1.
+        config: settings of the run.
+        step: optimizer steps done.
+        progress: fraction of the training that is done, 0..1.
     """
     if config.schedule.startswith("deit"):
         epoch = min(int(progress * config.epochs + 1e-9), config.epochs - 1)
@@ -41,17 +41,17 @@ def learning_rate_factor(config: TrainingConfig, *, step: int, progress: float) 
 
 
 def deit_learning_rate(epoch: int, epochs: int, lr: float, min_lr: float = 1e-5, *, published: bool = True) -> float:
-    """The learning rate of an epoch as DeiT trains: 5 epochs of linear warm-up from 1e-6, then a cosine.
+    """Return the learning rate of an epoch in DeiT's recipe: 5 epochs of linear warm-up from 1e-6, then a cosine.
 
-    The cosine runs over all epochs, those of the warm-up too. In the authors' main.py the schedule steps after the
-    epoch has ended and counts from 0, so that the first rate serves for two epochs: epoch e has the rate of e - 1.
+    The cosine counts all epochs, including those of the warm-up. The authors' main.py advances the schedule after each
+    epoch with a number that counts from 0, so the first two epochs have the same rate: epoch e has the rate of e - 1.
 
     Args:
-        epoch: from 0.
-        epochs: of the run.
-        lr: highest rate.
-        min_lr: that to which the cosine falls.
-        published: with the epoch that comes twice; False: each epoch has its own rate.
+        epoch: number of the epoch, from 0.
+        epochs: number of epochs of the run.
+        lr: peak learning rate, towards which the warm-up rises.
+        min_lr: learning rate towards which the cosine falls.
+        published: True delays the schedule by one epoch, as in the authors' code; False does not.
     """
     if published:
         epoch = max(0, epoch - 1)
@@ -63,41 +63,43 @@ def deit_learning_rate(epoch: int, epochs: int, lr: float, min_lr: float = 1e-5,
 def parameter_groups(
     model: nn.Module, lr: float, lr_backbone: float, weight_decay: float = 0.0, decay: str = "all"
 ) -> list[dict]:
-    """Parameters by learning rate and weight decay. Frozen ones are left out.
-
-    A backbone has a learning rate of its own; a rate of 0 freezes it, as in DETR's main.py.
+    """Return the parameter groups of an optimizer, by learning rate and weight decay, without frozen parameters.
 
     Args:
-        decay: what `weight_decay` is for: `all` parameters, as DETR trains, or `matrices`: not for biases,
-            normalisation and parameters of the names in `model.no_weight_decay`, as DeiT trains.
+        model: the model; parameters whose name starts with `backbone.` belong to the backbone.
+        lr: learning rate of all other parameters.
+        lr_backbone: learning rate of the backbone; 0 freezes it (`requires_grad` becomes False), as in DETR's main.py.
+        weight_decay: weight decay of the parameters that `decay` selects; 0 for others.
+        decay: `all` selects all parameters, as DETR does. `matrices` leaves out biases, normalisation and the names in
+            `model.no_weight_decay`, as DeiT does.
     """
     if lr_backbone == 0:
         for name, parameter in model.named_parameters():
             if name.startswith("backbone."):
                 parameter.requires_grad_(False)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    spared: frozenset[str] = getattr(model, "no_weight_decay", frozenset())
+    no_decay: frozenset[str] = getattr(model, "no_weight_decay", frozenset())
     groups = []
-    for in_backbone, is_spared in itertools.product((False, True), repeat=2):
+    for in_backbone, is_undecayed in itertools.product((False, True), repeat=2):
         chosen = [
             p
             for name, p in named
             if name.startswith("backbone.") == in_backbone
-            and (decay == "matrices" and (p.ndim <= 1 or name.rpartition(".")[2] in spared)) == is_spared
+            and (decay == "matrices" and (p.ndim <= 1 or name.rpartition(".")[2] in no_decay)) == is_undecayed
         ]
-        rate, share = lr_backbone if in_backbone else lr, 0.0 if is_spared else weight_decay
+        rate, group_decay = lr_backbone if in_backbone else lr, 0.0 if is_undecayed else weight_decay
         if chosen:
-            groups.append({"params": chosen, "lr": rate, "initial_lr": rate, "weight_decay": share})
+            groups.append({"params": chosen, "lr": rate, "initial_lr": rate, "weight_decay": group_decay})
     return groups
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights; it is what gets evaluated and kept as the result.
+    """Exponential moving average (EMA) of a model's weights; evaluations and the final result use it.
 
     Args:
-        model: the model to follow.
-        decay: share of the average that stays at each step. It rises to this value over the first steps, so that the
-            random start is forgotten at once.
+        model: the model whose weights are averaged.
+        decay: fraction of the average that each step keeps, 0..1. It is at most (1 + step) / (10 + step), so that the
+            random initial weights lose their influence early.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -106,7 +108,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards `model`; `step` counts from 0."""
+        """Move the average towards the weights of `model`; `step` counts from 0. Integer buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         ours, theirs = self._values(self.model), self._values(model)
         floats = [i for i, value in enumerate(ours) if value.is_floating_point()]
