@@ -30,7 +30,7 @@ class Trace:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them.
+    """Linear layers with ReLU between them, under the name and the keys of the authors' models/detr.py.
 
     Args:
         in_dim, hidden_dim, out_dim: widths of the input, of all layers between, of the output.

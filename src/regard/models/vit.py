@@ -163,7 +163,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(c, config.num_heads, config.dropout)
         self.ls1 = LayerScale(c, config.layer_scale) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(c, eps=EPS)
-        self.mlp = MLP(c, round(c * config.mlp_ratio), config.dropout)
+        self.mlp = MLPBlock(c, round(c * config.mlp_ratio), config.dropout)
         self.ls2 = LayerScale(c, config.layer_scale) if config.layer_scale else nn.Identity()
         self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
 
@@ -209,8 +209,8 @@ class SelfAttention(nn.Module):
         return q, k, v
 
 
-class MLP(nn.Module):
-    """Two linear layers with the exact GELU between them."""
+class MLPBlock(nn.Module):
+    """The MLP of an encoder block: two linear layers with the exact GELU between them (ViT, equation 3)."""
 
     def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
