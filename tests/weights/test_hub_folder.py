@@ -92,7 +92,7 @@ def test_a_folder_of_timm(tmp_path):
 def test_a_vit_alone_says_that_it_may_want_another_normalisation(tmp_path):
     net = regard.create("vit_tiny_patch16_224", num_classes=2)
     torch.save(net.state_dict(), tmp_path / "mine.pth")
-    with pytest.warns(UserWarning, match=r"normalised by ImageNet's.* want 0\.5; beside its config\.json"):
+    with pytest.warns(UserWarning, match=r"normalised with ImageNet's.* expect 0\.5; put its config\.json"):
         regard.load(tmp_path / "mine.pth")
 
 

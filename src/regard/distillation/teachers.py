@@ -20,7 +20,7 @@ from regard.structures.categories import Category
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.weights.classifiers import imagenet_categories
 from regard.weights.download import download, is_offline
-from regard.weights.imagenet_names import imagenet_labels, named_alike
+from regard.weights.imagenet_names import imagenet_labels, match_imagenet_names
 from regard.weights.load import load
 from regard.weights.state_dict import load_exactly, read_weights
 
@@ -129,7 +129,7 @@ def _check_count(name: str, theirs: int, ours: int) -> None:
 
 def _order(name: str, theirs: Sequence[Category], ours: Sequence[Category]) -> list[int] | None:
     """Where in the teacher's answer each class of the student stands; None where it stands there already."""
-    named = named_alike(theirs, ours)
+    named = match_imagenet_names(theirs, ours)
     names, wanted = [c.name for c in named], [c.name for c in ours]
     if names == wanted or _are_numbers(named):
         return None

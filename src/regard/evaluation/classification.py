@@ -28,7 +28,7 @@ from regard.models.evaluation_mode import evaluation_mode
 from regard.safe_files import replace_text
 from regard.structures.categories import Category, labels_by_name
 from regard.training.distributed import Processes
-from regard.weights.imagenet_names import imagenet_labels, named_alike
+from regard.weights.imagenet_names import imagenet_labels, match_imagenet_names
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def model_labels(categories: Sequence[Category], dataset: ClassificationDataset)
     Raises:
         DataError: the data set has classes that the model does not know (K20).
     """
-    known = named_alike(categories, dataset.categories)
+    known = match_imagenet_names(categories, dataset.categories)
     return labels_by_name(known, dataset.categories, str(dataset.report.path))
 
 

@@ -28,7 +28,7 @@ from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP
 from regard.weights.classifiers import transfer_classifier
-from regard.weights.imagenet_names import named_alike
+from regard.weights.imagenet_names import match_imagenet_names
 from regard.weights.load import load
 from regard.weights.state_dict import read_weights
 from regard.weights.vit import is_vit
@@ -97,7 +97,9 @@ class ClassificationJob:
         if isinstance(source, Detector):
             remedy = f"start from a {self.settings.name}"
             raise CheckpointError("a detector, not a classifier", where=start, remedy=remedy, code="K07")
-        source.card = replace(source.card, categories=named_alike(source.card.categories, self.train_data.categories))
+        source.card = replace(
+            source.card, categories=match_imagenet_names(source.card.categories, self.train_data.categories)
+        )
         self.source = source
         return []
 

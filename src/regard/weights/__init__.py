@@ -1,1 +1,1 @@
-"""Weights: other people's files and ours, from a path or by name."""
+"""Load weights from a path or by name: our own files and those of other projects."""

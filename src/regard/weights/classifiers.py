@@ -1,4 +1,4 @@
-"""Weights of classifiers: other people's files, and a trained model as the start of another."""
+"""Load the weights of classifiers from files of other projects; start training from a trained classifier."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from regard.structures.categories import Category
 from regard.weights.state_dict import load_exactly
 from regard.weights.vit import fit_vit, is_vit, read_vit
 
-# Settings of which a trained network is independent, or that are made to fit.
-FREE = frozenset(
+# Settings that may differ between a trained network and one that starts from it: they do not change the tensors, or
+# the tensors are adapted.
+IGNORED_SETTINGS = frozenset(
     {
         "num_classes", "image_size", "dropout", "drop_path", "drop_path_rule", "layer_scale", "distilled", "fuse",
         "resize", "initial",
@@ -35,19 +36,19 @@ FREE = frozenset(
 def load_classifier(
     tensors: Mapping[str, Tensor], name: str | None = None, *, num_heads: int | None = None, where: str | Path
 ) -> Classifier:
-    """A classifier with the tensors of a file, in evaluation mode.
+    """Return a classifier with the tensors of a file, in evaluation mode.
 
-    The number of classes is read off the tensors; 1000 of them are taken for ImageNet's.
+    The number of classes comes from the tensors; 1000 classes are assumed to be those of ImageNet.
 
     Args:
-        tensors: convolutional networks have torchvision's names, vision transformers those of the DeiT authors, of
-            timm or of Hugging Face.
-        name: of the model; vision transformers do without it (`read_vit`).
-        num_heads: of a vision transformer, where it is known.
+        tensors: name -> tensor, with torchvision's names for convolutional networks, and the names of the DeiT authors,
+            timm or Hugging Face for vision transformers.
+        name: name of the model; may be None for a vision transformer (see `read_vit`).
+        num_heads: attention heads of a vision transformer, if known.
         where: the file, for errors.
 
     Raises:
-        CheckpointError: they do not fit.
+        CheckpointError: the tensors do not fit the model (K07, K08, K09), or two have the same name (K10).
     """
     config = None if name is None else preset(name)
     if name is None or isinstance(config, ViTConfig) or is_vit(tensors):
@@ -66,20 +67,27 @@ def load_classifier(
 
 
 def imagenet_categories() -> tuple[Category, ...]:
-    """The 1000 classes of ImageNet in the order that everybody counts them, by torchvision's names."""
+    """Return the 1000 classes of ImageNet in the usual order, with torchvision's names."""
     names = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     return tuple(Category(i, name) for i, name in enumerate(names))
 
 
 @torch.no_grad()
 def transfer_classifier(source: Classifier, net: Classifier) -> str:
-    """Copy a trained classifier to a new one with other classes, and say what was done.
+    """Copy the weights of a trained classifier to a new one with other classes.
 
-    The classifying layer is copied row by row for classes of the same name; others start at random. Vision transformers
-    may have another image size, or be distilled where the other is not (`fit_vit`).
+    The rows of the classification layer are copied for classes of the same name; the other rows keep their random
+    values. Two vision transformers may differ in image size and distillation token (`fit_vit`).
+
+    Args:
+        source: the trained classifier.
+        net: the new classifier; changed in place.
+
+    Returns:
+        What was copied, in one line for the user.
 
     Raises:
-        CheckpointError: the two are different models.
+        CheckpointError: the two are different models (K07).
     """
     ours, theirs = net.state_dict(), source.state_dict()
     notes: list[str] = []
@@ -90,11 +98,11 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
     else:
         tables = [key for key in ours if key.endswith("_table") and key in theirs]
         theirs = {**theirs, **{key: _resized_table(theirs[key], len(ours[key])) for key in tables}}
-    misfits = _differences(source, net)
-    misfits += [k for k in ours if k not in theirs or not _fits(k, ours[k], theirs[k])]
-    misfits += [k for k in theirs if k not in ours]
-    if misfits:
-        what = f"{source.card.name} does not fit {net.card.name}: {', '.join(misfits)}"[:300]
+    mismatches = _differences(source, net)
+    mismatches += [k for k in ours if k not in theirs or not _fits(k, ours[k], theirs[k])]
+    mismatches += [k for k in theirs if k not in ours]
+    if mismatches:
+        what = f"{source.card.name} does not fit {net.card.name}: {', '.join(mismatches)}"[:300]
         raise ArchitectureError(what, remedy=remedy, code="K07")
     rows = {category.name: row for row, category in enumerate(source.card.categories)}
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
@@ -110,15 +118,19 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
 
 
 def _differences(source: Classifier, net: Classifier) -> list[str]:
-    """Settings that differ and that change what the network computes: tensors need not show them."""
+    """Describe the settings that differ and that change the output; tensors need not show them."""
     if type(source) is not type(net):
         return [f"{type(source).__name__}, not {type(net).__name__}"]
     theirs, ours = dataclasses.asdict(source.config), dataclasses.asdict(net.config)
-    return [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if key not in FREE and ours[key] != theirs[key]]
+    return [
+        f"{key} {theirs[key]}, not {ours[key]}"
+        for key in ours
+        if key not in IGNORED_SETTINGS and ours[key] != theirs[key]
+    ]
 
 
 def _resized_table(table: Tensor, length: int) -> Tensor:
-    """Relative positions for maps of another size, by the rule of `RelativePosition2d`: (2 L - 1, d) -> (length, d)."""
+    """Resize relative position embeddings as `RelativePosition2d` does: (2 L - 1, d) -> (length, d)."""
     reach, farthest = length // 2, len(table) // 2
     return table[torch.arange(-reach, reach + 1).clamp(-farthest, farthest) + farthest]
 

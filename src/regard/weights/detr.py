@@ -1,4 +1,4 @@
-"""Other people's weight files -> our models. Files are told apart by the names of their tensors."""
+"""Load detectors from files of the DETR authors, recognised by tensor names; start training from a trained detector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regard.weights.download import download
 from regard.weights.state_dict import load_exactly, read_weights
 
 # (blocks of stage 3, blocks of stage 4, whether blocks are bottlenecks)
-RESNET_OF_BLOCKS = {
+RESNETS_BY_BLOCKS = {
     (2, 2, False): "resnet18",
     (6, 3, False): "resnet34",
     (6, 3, True): "resnet50",
@@ -29,7 +29,7 @@ RESNET_OF_BLOCKS = {
     (36, 3, True): "resnet152",
 }
 
-# What the authors' files have, and those of DETR's relatives lack.
+# Tensors of the authors' files that files of other DETR variants lack.
 DETR_KEYS = (
     "class_embed.weight",
     "query_embed.weight",
@@ -37,33 +37,33 @@ DETR_KEYS = (
     "transformer.decoder.norm.weight",
 )
 
-# What only models with masks have.
-MASK_PARTS = ("bbox_attention.", "mask_head.")
+# Prefixes of the tensors that only models with masks have.
+MASK_PREFIXES = ("bbox_attention.", "mask_head.")
 
-# A row for every query of every group.
-QUERY_ROWS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")
+# Tensors with a row for each query of each group.
+QUERY_TENSORS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")
 
 
 def load_file(path: str | Path, *, model: str | None = None) -> Detector:
-    """A model from a file of the DETR authors, with its weights, in evaluation mode.
+    """Return a detector with the weights of a file of the DETR authors, in evaluation mode.
 
-    Sizes and the number of classes are read off the tensors. The number of heads and whether the last stage is
-    dilated (DC5) leave no trace in them: they are taken from the `args` that a training checkpoint keeps, else from
-    the released file's name or from `model`; without any they are the paper's.
+    Sizes and the number of classes come from the tensors. The tensors do not show the number of heads, nor whether the
+    last stage is dilated (DC5). These come from the `args` of a training checkpoint, else from `model` or the name of a
+    released file, else they are those of the paper.
 
     Args:
-        path: `.pth` or `.safetensors`; released weights, a training checkpoint, or the `state_dict` of a `DETR` of ours
-            with the paper's layout.
-        model: a name of `list_models()`, where the keys alone cannot tell.
+        path: `.pth` or `.safetensors`: released weights, a training checkpoint, or the `state_dict` of our `DETR` with
+            the layout of the paper.
+        model: a name of `list_models()`, needed where tensors and file name do not determine the model.
 
     Raises:
-        CheckpointError: not such a file, or it does not fit.
+        CheckpointError: not a readable weights file (see `read_weights`), or it does not fit (K07).
     """
     path = Path(path)
     tensors, metadata = read_weights(path)
-    if any(key.startswith("mask_head.") for key in tensors):  # the authors' panoptic models have the detector inside
+    if any(key.startswith("mask_head.") for key in tensors):  # a panoptic model contains a detector
         tensors = {key.removeprefix("detr."): value for key, value in tensors.items()}
-    tensors = {official_name(key): value for key, value in tensors.items()}  # those of our plain models fit as well
+    tensors = {official_name(key): value for key, value in tensors.items()}  # so our own names are accepted too
     name = model or _released_name(path)
     known = preset(name) if name else None
     config: DETRConfig | DETRDemoConfig
@@ -73,8 +73,8 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
         )
     elif all(key in tensors for key in DETR_KEYS):
         trained = _with_arguments(known if isinstance(known, DETRConfig) else DETRConfig(), metadata.get("args"))
-        config = _config_of(tensors, trained, path)
-        tensors = {_our_name(key): value for key, value in tensors.items()}
+        config = _infer_config(tensors, trained, path)
+        tensors = {_internal_name(key): value for key, value in tensors.items()}
     elif "query_embed.content.weight" in tensors:
         what = "weights of a DETR with anchors, without its settings"
         raise ArchitectureError(what, where=path, remedy="name the run's folder: it has them", code="K07")
@@ -88,21 +88,26 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     if known is not None and _family(known) != _family(config):
         what = f"weights of a {_family(config)}, but {name} is a {_family(known)}"
         raise ArchitectureError(what, where=path, remedy="name the model that the file belongs to", code="K07")
-    net = build(config, name or _name_of(config))
+    net = build(config, name or _model_name(config))
     load_exactly(net, tensors, where=path)
     return net.eval()
 
 
 def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
-    """Released ImageNet weights of a backbone: torchvision's first set, as the authors used, or timm's own.
+    """Return the released ImageNet weights of a backbone, downloaded if necessary.
+
+    They are torchvision's IMAGENET1K_V1, as in the authors' code, or timm's default for a name with `timm/`.
+
+    Args:
+        backbone: a torchvision name, `timm/NAME`, or one of our attention-augmented networks (an error).
 
     Raises:
-        ConfigError: there are none.
-        MachineError: they cannot be downloaded, or nobody has released any of this network.
+        ConfigError: torchvision has no such weights (C09).
+        MachineError: the download failed, or no weights of this network have been released.
     """
     if backbone in CLASSIFIER_PRESETS and backbone not in RESNETS:
         remedy = f"train a {backbone} with regard, then start_from=RUN"
-        raise MachineError("nobody has released any", remedy=remedy)
+        raise MachineError("none have been released", remedy=remedy)
     if backbone.startswith("timm/"):
         try:
             import timm
@@ -119,7 +124,11 @@ def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
 
 
 def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str | Path) -> None:
-    """Weights of a classifier into the backbone of a detector; what only the classifier has is left out."""
+    """Load the weights of a classifier into the backbone of a detector, without its classification layer.
+
+    Raises:
+        CheckpointError: the tensors do not fit (K07).
+    """
     body = backbone.get_submodule("body")
     wanted = body.state_dict()
     load_exactly(body, {key: value for key, value in tensors.items() if key in wanted}, where=where)
@@ -127,37 +136,34 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str
 
 @torch.no_grad()
 def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
-    """Copy what fits from a trained model to a new one with other classes, and say what was done.
+    """Copy the weights of a trained detector to a new one with other classes or another number of queries.
 
-    Class outputs are copied row by row for classes of the same name, and for no-object; others start at random. So do
-    queries that the trained model did not have; the first, as many as both have, are copied. A mask head starts at
-    random where the trained model has none.
+    The rows of the class outputs are copied for classes of the same name and for no-object. Of the queries, the first
+    min(old, new) of each group are copied. All other rows keep their random values, and so does a mask head that the
+    trained detector lacks.
 
     Args:
-        whole: all of the detector has to come from the trained model, for nothing of it will learn (masks apart).
+        source: the trained detector.
+        net: the new detector; changed in place.
+        whole: True if the detector is frozen and only masks are trained, so that all of its weights must be copied.
+
+    Returns:
+        What was copied, in one line for the user.
 
     Raises:
-        CheckpointError: the two are different models, or with `whole` something would start at random.
+        CheckpointError: the two are different models (K07), or with `whole` some weights are not in `source` (K08).
     """
     ours, theirs = net.state_dict(), source.state_dict()
     same_classes = [c.name for c in source.card.categories] == [c.name for c in net.card.categories]
-    # Tensors with a row for every class.
+    # Tensors with a row for each class.
     heads = [] if same_classes else [k for k in ours if k.startswith(("class_embed.", "query_embed.labels."))]
     heads = [k for k in heads if k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
-    fresh = [k for k in ours if k.startswith(MASK_PARTS) and k not in theirs]
+    fresh = [k for k in ours if k.startswith(MASK_PREFIXES) and k not in theirs]
     differing = [k for k in ours if k not in fresh and (k not in theirs or ours[k].shape != theirs[k].shape)]
-    resized = [k for k in differing if k in QUERY_ROWS and k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
-    misfits = [k for k in differing if k not in heads + resized]
-    if source.config.sigmoid != net.config.sigmoid:
-        misfits.append("class_embed (softmax and sigmoid)")
-    # Of these, tensors show nothing, or only that the source has more of them.
-    shape = ("num_heads", "norm_first", "encoder_layers", "decoder_layers", "backbone", "dilation")
-    for name in shape:
-        before, now = getattr(source.config, name, None), getattr(net.config, name, None)
-        if before != now:
-            misfits.append(f"{name} {before}, not {now}")
-    if misfits:
-        names = ", ".join(misfits)
+    resized = [k for k in differing if k in QUERY_TENSORS and k in theirs and ours[k].shape[1:] == theirs[k].shape[1:]]
+    mismatches = [k for k in differing if k not in heads + resized] + _differences(source, net)
+    if mismatches:
+        names = ", ".join(mismatches)
         raise ArchitectureError(
             f"{source.card.name} does not fit {net.card.name}: {names}"[:300],
             remedy="start from the same model",
@@ -166,11 +172,11 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     rows = {category.name: row for row, category in enumerate(source.card.categories)}
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     if whole and (resized or len(pairs) < len(net.card.categories)):
-        raise _incomplete(source, net)
+        raise _incomplete_error(source, net)
     for key in set(ours) - set(heads) - set(resized) - set(fresh):
         ours[key].copy_(theirs[key])
     counts = (net.config.num_queries, source.config.num_queries)
-    for key in resized:  # the queries of one group after those of the other
+    for key in resized:  # groups follow one another in the rows
         new, old = (
             rows.view(-1, count, rows.shape[1]) for rows, count in zip((ours[key], theirs[key]), counts, strict=True)
         )
@@ -187,8 +193,20 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}{masks}"
 
 
-def _incomplete(source: Detector, net: Detector) -> CheckpointError:
-    """The error for a detector whose parts are not all in the trained model."""
+def _differences(source: Detector, net: Detector) -> list[str]:
+    """Describe the settings that differ and that tensors do not show, or show only if the source has fewer layers."""
+    found = []
+    if source.config.sigmoid != net.config.sigmoid:
+        found.append("class_embed (softmax and sigmoid)")
+    for name in ("num_heads", "norm_first", "encoder_layers", "decoder_layers", "backbone", "dilation"):
+        before, now = getattr(source.config, name, None), getattr(net.config, name, None)
+        if before != now:
+            found.append(f"{name} {before}, not {now}")
+    return found
+
+
+def _incomplete_error(source: Detector, net: Detector) -> CheckpointError:
+    """Return the error for a frozen detector with weights that the trained one lacks."""
     known = {category.name for category in source.card.categories}
     unknown = [category.name for category in net.card.categories if category.name not in known]
     lacking = f"the class {unknown[0]!r:.40}" if unknown else f"{net.config.num_queries} queries of these groups"
@@ -197,12 +215,12 @@ def _incomplete(source: Detector, net: Detector) -> CheckpointError:
 
 
 def official_name(name: str) -> str:
-    """Our parameter name -> the authors'."""
+    """Return the authors' name of a parameter, given ours."""
     name = re.sub(r"^backbone\.body\.", "backbone.0.body.", name)
     return re.sub(r"^position_encoding\.", "backbone.1.", name)
 
 
-def _our_name(name: str) -> str:
+def _internal_name(name: str) -> str:
     name = re.sub(r"^backbone\.0\.body\.", "backbone.body.", name)
     return re.sub(r"^backbone\.1\.", "position_encoding.", name)
 
@@ -217,14 +235,14 @@ def _family(config: ModelConfig) -> str:
     return type(config).__name__.removesuffix("Config")
 
 
-def _name_of(config: DETRConfig | DETRDemoConfig) -> str:
+def _model_name(config: DETRConfig | DETRDemoConfig) -> str:
     if isinstance(config, DETRConfig):
         return f"detr_{config.backbone}{'_dc5' * config.dilation}{'_panoptic' * config.masks}"
     return "detr_demo"
 
 
 def _with_arguments(config: DETRConfig, arguments: object) -> DETRConfig:
-    """What the authors' main.py was called with, where a checkpoint of it says so."""
+    """Return `config` with the heads and the dilation of `args` in a checkpoint of the authors' main.py."""
     given = arguments if isinstance(arguments, Mapping) else {}
     heads, dilation = given.get("nheads"), given.get("dilation")
     return replace(
@@ -234,8 +252,8 @@ def _with_arguments(config: DETRConfig, arguments: object) -> DETRConfig:
     )
 
 
-def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> DETRConfig:
-    """The sizes that the authors' tensors show; the rest as in `known`."""
+def _infer_config(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> DETRConfig:
+    """Return `known` with the sizes that the authors' tensors show."""
 
     def count(pattern: str) -> int:
         return len({m.group(1) for key in tensors if (m := re.match(pattern, key))})
@@ -246,14 +264,14 @@ def _config_of(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) -> 
         count(body.format(4)),
         "backbone.0.body.layer1.0.conv3.weight" in tensors,
     )
-    if blocks not in RESNET_OF_BLOCKS:
+    if blocks not in RESNETS_BY_BLOCKS:
         what = "the backbone is none of torchvision's ResNets 18 to 152"
-        remedy = "if it is of a run, name the run's folder, which has the settings"
+        remedy = "if the file belongs to a run, name the run's folder, which has the settings"
         raise ArchitectureError(what, where=path, remedy=remedy, code="K07")
     prefix = "transformer.decoder.layers.0."
     return replace(
         known,
-        backbone=RESNET_OF_BLOCKS[blocks],
+        backbone=RESNETS_BY_BLOCKS[blocks],
         num_classes=len(tensors["class_embed.weight"]) - 1,
         num_queries=len(tensors["query_embed.weight"]),
         embed_dim=tensors["query_embed.weight"].shape[1],

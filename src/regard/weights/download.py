@@ -1,6 +1,6 @@
-"""Download released weights once, and check them.
+"""Download released weights once and check their SHA-256.
 
-Files lie where torch.hub keeps them, so that files which other projects have downloaded are used as they are.
+Files are stored in the folder of torch.hub, so that other projects' downloads are reused.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from regard.errors import CheckpointError, ConfigError, MachineError, cause
 from regard.safe_files import hold_lock, sync
 
-_TIMEOUT = 20.0  # seconds without a byte
-_PAUSES = (1.0, 4.0, None)  # seconds to wait after each try that failed; None: give up
+_TIMEOUT = 20.0  # seconds without data
+_PAUSES = (1.0, 4.0, None)  # seconds to wait after each failed attempt; None: give up
 _CHUNK = 1 << 20
-_SPARE = 16 << 20  # bytes that a download leaves free on the disk
+_SPARE = 16 << 20  # bytes that must stay free on the disk
 
 
 def download(url: str) -> Path:
@@ -124,7 +124,7 @@ class _Download:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold this download for one process and one thread at a time."""
+        """Lock this download, so that one process and one thread at a time runs it."""
 
         def wait(holder: str) -> None:
             print(f"waiting for {holder}, which downloads {self.path.name}", file=sys.stderr)
@@ -136,7 +136,7 @@ class _Download:
             yield
 
     def run(self) -> None:
-        """Complete the part, check it and give it the file's name."""
+        """Download what is missing, check the result and rename it to `path`."""
         if not self.prefix:  # Without a checksum nothing shows whether a part belongs to this file.
             self.part.unlink(missing_ok=True)
         is_continued = self.part.exists()
@@ -157,7 +157,7 @@ class _Download:
         raise CheckpointError(what, where=self.url, remedy=remedy, code="K05")
 
     def _fetch(self) -> None:
-        """Complete the part. After a broken connection, request the missing bytes only."""
+        """Download the missing bytes to `part`. After a broken connection, request only the rest."""
         version: str | None = None
         is_connected = False
         with _progress_bar() as bar:
@@ -204,7 +204,7 @@ class _Download:
         return response
 
     def _receive(self, response: Any, bar: Progress) -> None:
-        done, total = _span(response)
+        done, total = _content_range(response)
         if done and done != _size(self.part):
             self.part.unlink()
             raise ConnectionError("the server sent another range than requested")
@@ -226,7 +226,7 @@ class _Download:
             raise ConnectionError(f"received {done} of {total} bytes")
 
 
-def _span(response: Any) -> tuple[int, int | None]:
+def _content_range(response: Any) -> tuple[int, int | None]:
     """Return the place of the first byte of `response` in the file, and the size of the file if it is known."""
     if getattr(response, "status", None) == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a model's folder from the Hugging Face hub: how images are prepared, class names.
+"""Read the settings in a model folder of the Hugging Face hub: normalisation, crop, class names and heads.
 
 timm writes `config.json` with `pretrained_cfg`; transformers writes `config.json` and `preprocessor_config.json`.
 """
@@ -19,17 +19,17 @@ from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
-FILES = ("model.safetensors", "pytorch_model.bin")  # how the hub names weights
+FILES = ("model.safetensors", "pytorch_model.bin")  # names of weights files on the hub
 
 
 class HubFolder(NamedTuple):
-    """What the JSON files of a folder say of the model; None where they say nothing.
+    """The settings in the JSON files of a model folder; None where a file does not state one.
 
     Attributes:
-        normalisation: mean and deviation of red, green and blue, of values 0..1.
+        normalisation: mean and standard deviation of red, green and blue, for pixel values 0..1.
         crop_pct: (ratio,) as in `ModelCard.crop_pct`.
-        names: of the classes, in the order of their numbers.
-        num_heads: of attention, which no tensor shows.
+        names: class names in the order of the outputs.
+        num_heads: number of attention heads, which the tensors do not show.
     """
 
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
@@ -38,16 +38,19 @@ class HubFolder(NamedTuple):
     num_heads: int | None
 
 
-def weights_in(folder: Path) -> Path | None:
-    """The weights of a hub folder, or None."""
+def find_weights(folder: Path) -> Path | None:
+    """Return the weights file of a hub folder, or None."""
     return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
 def read_hub_folder(weights: Path) -> HubFolder:
-    """What stands beside a file of weights that has one of the hub's names; nothing beside others.
+    """Return the settings in the JSON files next to a weights file; none unless it has one of the names in `FILES`.
+
+    Args:
+        weights: the weights file.
 
     Raises:
-        CheckpointError: a file is no JSON object, or its values cannot be (K06).
+        CheckpointError: not a JSON object, a value out of range (K06), or an activation other than GELU (K07).
     """
     if weights.name not in FILES:
         return HubFolder(None, None, None, None)
@@ -69,20 +72,25 @@ def read_hub_folder(weights: Path) -> HubFolder:
     return HubFolder(normalisation, (None,) if whole else None, _names(config), heads)
 
 
-def described(card: ModelCard, folder: HubFolder) -> ModelCard:
-    """The card with what the folder says."""
+def update_card(card: ModelCard, folder: HubFolder) -> ModelCard:
+    """Return the card with the class names and the crop of the folder."""
     if folder.names is not None and len(folder.names) == len(card.categories):
         card = replace(card, categories=tuple(Category(i, name) for i, name in enumerate(folder.names)))
     return card if folder.crop_pct is None else replace(card, crop_pct=folder.crop_pct[0])
 
 
 @torch.no_grad()
-def take_normalisation(net: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Make a vision transformer that was trained with another mean and deviation right for ImageNet's.
+def fold_normalisation(net: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Fold the normalisation of the training images into the patch embedding of a vision transformer, in place.
 
-    All models here see images normalised by ImageNet's. Patches are embedded by a linear map without padding, so the
-    change goes into it, exactly: with u = (x - m) / s for ours and v = (x - mean) / std, W v + b = W' u + b' where
-    W' = W s / std and b' = b + sum(W (m - mean) / std).
+    All models of this library get images normalised with ImageNet's mean m and standard deviation s. The patch
+    embedding is linear and has no padding, so the change is exact: with u = (x - m) / s and v = (x - mean) / std,
+    W v + b = W' u + b' where W' = W s / std and b' = b + sum(W (m - mean) / std).
+
+    Args:
+        net: a vision transformer that was trained with `mean` and `std`.
+        mean: mean of red, green and blue, 0..1.
+        std: standard deviation of red, green and blue, 0..1.
     """
     our_mean, our_std, their_mean, their_std = (
         torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
@@ -99,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:  # bytes that are no text are a ValueError too
+    except (OSError, ValueError) as error:  # invalid UTF-8 is a ValueError too
         raise CheckpointError("no JSON", where=path, remedy="download it again", code="K06") from error
     if not isinstance(content, dict):
         raise CheckpointError("no JSON object", where=path, remedy="download it again", code="K06")
@@ -118,7 +126,7 @@ def _normalisation(mean: Any, std: Any, where: Path) -> tuple[tuple[float, ...],
 
 
 def _names(config: Mapping[str, Any]) -> list[str] | None:
-    """Class names, unless nobody gave any, or they are ImageNet's, which have other words here."""
+    """Return the class names; None if there are none or if they are ImageNet's, for which we use torchvision's."""
     listed, by_number = config.get("label_names"), config.get("id2label")
     if isinstance(listed, list) and len(listed) != 1000:
         return [str(name) for name in listed]

@@ -1,4 +1,4 @@
-"""ImageNet's classes have several names: WordNet ids in its folders, words in its models, numbers in ImageNet-V2."""
+"""Match the names of ImageNet's classes: WordNet ids (folders), words (models) and numbers (ImageNet-V2)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from regard.weights.classifiers import imagenet_categories
 
 
 def imagenet_labels(categories: Sequence[Category]) -> list[int] | None:
-    """Which of ImageNet's classes, 0 to 999, each category is; None if they are not all of ImageNet."""
+    """Return the ImageNet index, 0..999, of each category; None if one is not a class of ImageNet."""
     return imagenet_classes(categories, [category.name for category in imagenet_categories()])
 
 
-def named_alike(model: Sequence[Category], data: Sequence[Category]) -> tuple[Category, ...]:
-    """The classes of a model, called as a data set calls them where both are ImageNet's; else as they are.
+def match_imagenet_names(model: Sequence[Category], data: Sequence[Category]) -> tuple[Category, ...]:
+    """Return the classes of a model with the names that a data set uses, if both are ImageNet's; else unchanged.
 
-    Without it a model of ImageNet would know none of the classes of ImageNet's own folders.
+    Models have words and ImageNet's folders have WordNet ids, so that no class would match by name.
+
+    Args:
+        model: classes of the model.
+        data: classes of the data set.
     """
     known = {category.name for category in model}
     if not all(category.name in known for category in data):

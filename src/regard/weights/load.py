@@ -1,4 +1,4 @@
-"""`regard.load`: a model with weights from a name, a run, or a file of ours or of others."""
+"""`regard.load`: a model with weights, from a name, a run, or a weights file."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from regard.training.distributed import choose_device
 from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.download import download
-from regard.weights.hub_folder import HubFolder, described, read_hub_folder, take_normalisation, weights_in
+from regard.weights.hub_folder import HubFolder, find_weights, fold_normalisation, read_hub_folder, update_card
 from regard.weights.source import check_source
 from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
 
 
 def load(source: str | Path, *, model: str | None = None) -> Model:
-    """A model with weights, in evaluation mode.
+    """Return a model with weights, in evaluation mode.
 
     Args:
-        source: a run's folder (its best checkpoint), a checkpoint's folder, a weights file (`.pth` or `.safetensors`
-            with the names of the DETR authors; for classifiers of torchvision; for vision transformers of the DeiT
-            authors, of timm or of Hugging Face), a model's folder from the Hugging Face hub (its `config.json` and
-            `preprocessor_config.json` tell the classes of a vision transformer and how images are normalised and
-            cropped), or a name of `list_models()`, whose released weights are downloaded once.
-        model: which model a file is for, where neither a released file's name nor its tensors can tell
-            (`detr_resnet50_dc5`); convolutional classifiers need it. A vision transformer may be named that has
-            another image size than the file: positions are resized, with a warning.
+        source: a run folder (its best checkpoint is loaded), a checkpoint folder, a weights file, a model folder of the
+            Hugging Face hub, or a name of `list_models()`, whose released weights are downloaded once. A weights file
+            is `.pth` or `.safetensors` with the tensor names of the DETR authors, of torchvision (convolutional
+            classifiers), or of the DeiT authors, timm or Hugging Face (vision transformers). The `config.json` and
+            `preprocessor_config.json` of a hub folder give the classes, the normalisation and the crop of a vision
+            transformer.
+        model: the name of the model in a weights file, where neither the file name nor the tensors determine it
+            (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
+            another image size than the file: the position embeddings are resized, with a warning.
 
     Raises:
-        CheckpointError: the file is not what it should be.
-        ConfigError: no such name and no such file.
-        MachineError: the weights have to be downloaded and cannot be.
+        CheckpointError: the file is missing, damaged, unsafe, or does not fit the model (K01 to K20).
+        ConfigError: no model, run or file has this name, or the model has no released weights (K01).
+        MachineError: the download failed.
     """
     path = Path(source)
     if path.is_dir():
-        file = None if (path / "manifest.json").exists() else weights_in(path)
+        file = None if (path / "manifest.json").exists() else find_weights(path)
         return _load_folder(path) if file is None else _load_weights(file, model)
     if path.is_file() and (path.parent / "manifest.json").exists():
         remedy = f"name its folder: {path.parent}"
@@ -70,7 +71,7 @@ def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Mod
 
 
 def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Module, torch.device]:
-    """Return a model on its device, and the device. A model given by name or path is loaded.
+    """Return a model on a device, and the device. A name or path is loaded first.
 
     Args:
         model: a model, or what `load` takes.
@@ -95,27 +96,27 @@ def _load_weights(path: Path, model: str | None) -> Model:
         if known is not None or is_vit(tensors):
             folder = read_hub_folder(path)
             net = load_classifier(tensors, name, num_heads=folder.num_heads, where=path)
-            return _as_described(net, folder, path) if isinstance(net, VisionTransformer) else net
+            return _apply_folder(net, folder, path) if isinstance(net, VisionTransformer) else net
     return load_file(path, model=name)
 
 
-def _as_described(net: VisionTransformer, folder: HubFolder, path: Path) -> VisionTransformer:
-    """The vision transformer of a file, with what stands beside the file."""
+def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path) -> VisionTransformer:
+    """Return the vision transformer of a file with the settings of the JSON files next to it."""
     if folder.normalisation is not None:
-        take_normalisation(net, *folder.normalisation)
+        fold_normalisation(net, *folder.normalisation)
     elif net.card.name.startswith("vit_"):
-        remedy = "beside its config.json or preprocessor_config.json, model.safetensors is loaded as they say"
+        remedy = "put its config.json or preprocessor_config.json next to model.safetensors"
         warnings.warn(
-            f"{path}: images are normalised by ImageNet's mean and deviation, while Google's and timm's ViT weights "
-            f"want 0.5; {remedy}",
+            f"{path}: images are normalised with ImageNet's mean and standard deviation, but Google's and timm's ViT "
+            f"weights expect 0.5; {remedy}",
             stacklevel=4,
         )
-    net.card = described(net.card, folder)
+    net.card = update_card(net.card, folder)
     return net
 
 
 def model_state(net: Model) -> dict[str, Any]:
-    """What a checkpoint keeps beside the weights so that `load` can build the model again (JSON)."""
+    """Return the JSON values from which `load` rebuilds the model; checkpoints store them with the weights."""
     card = net.card
     return {
         "model": card.name,
@@ -129,10 +130,10 @@ def model_state(net: Model) -> dict[str, Any]:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run that scored best; the newest if none was scored.
+    """Return the checkpoint of a run with the best score; the newest if there is no score.
 
     Raises:
-        CheckpointError: the folder is no run, or has no checkpoint yet.
+        CheckpointError: the folder has no intact checkpoint (K02).
     """
     folder = run / "checkpoints"
     newest = newest_checkpoint(folder) if folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""What a user may name as a model with weights. No torch: a mistyped name is answered at once."""
+"""Check the name or path of a model with weights, without importing torch, so that a typo is reported at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_source(source: str | Path) -> None:
     """Check that `source` is an existing run or file, a file name, or a model with released weights.
 
     Raises:
-        CheckpointError: a file name, and there is no such file (K01).
+        CheckpointError: a file name, but no such file (K01).
         ConfigError: no such run, an unknown name, or a model without released weights (K01).
     """
     path = Path(source)

@@ -1,6 +1,6 @@
-"""Weights of vision transformers under other people's names: the DeiT authors', timm's and Hugging Face's.
+"""Convert the weights of vision transformers from the names of the DeiT authors, timm and Hugging Face to ours.
 
-The names of the tensors tell the files apart, and their shapes show the settings. Nothing is loaded here.
+The names of the tensors identify the format, and their shapes the settings. No model is built here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from regard.attention import resize_positions
 from regard.errors import ArchitectureError, CheckpointError
 from regard.models.configs.vit import VIT_PRESETS, ViTConfig
 
-# What stands in every such file: of the authors and timm, and of Hugging Face.
+# Tensors in every file of the DeiT authors and timm, and in every file of Hugging Face.
 _BLOCK = "blocks.0.attn.qkv.weight"
 _PATCHES = re.compile(r"(vit\.|deit\.)?embeddings\.patch_embeddings\.projection\.weight")
 
-# Hugging Face's parts of names -> ours, in this order: its old names, which it still writes to files, and its new ones.
-_PARTS = (
+# (pattern in Hugging Face's names, our name), applied in this order. transformers writes the old names to files and has
+# new ones in memory; both are known.
+_HUGGING_FACE_NAMES = (
     (r"^(vit|deit)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.distillation_token$", "dist_token"),
@@ -44,8 +45,8 @@ _PARTS = (
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
 
-# Tensors that show the settings, with their number of dimensions.
-_SHOWING = {
+# Tensors from which the settings are inferred -> number of dimensions.
+_REQUIRED_TENSORS = {
     "cls_token": 3,
     "pos_embed": 3,
     "patch_embed.proj.weight": 4,
@@ -53,22 +54,22 @@ _SHOWING = {
     "head.weight": 2,
 }
 
-# Settings that tensors show and that nobody can change after training, unlike the classes and the image size.
-_SHOWN = ("patch_size", "embed_dim", "depth", "mlp_ratio", "distilled", "class_position")
+# Inferred settings that are fixed after training, unlike the number of classes and the image size.
+_FIXED_SETTINGS = ("patch_size", "embed_dim", "depth", "mlp_ratio", "distilled", "class_position")
 
-# Beside the presets: the widths of so400m, giant, gigantic and enormous models, whose heads are wider than 64.
+# Width -> heads. The first are the so400m, giant, gigantic and enormous models, whose heads are wider than 64.
 _HEADS_OF_WIDTH = dict.fromkeys((1152, 1408, 1664, 1792), 16)
 _HEADS_OF_WIDTH |= {config.embed_dim: config.num_heads for config in VIT_PRESETS.values()}
 
 
 class ViTFile(NamedTuple):
-    """What a file is.
+    """The model in a weights file.
 
     Attributes:
-        name: of the model: the one that was asked for, else the first preset of these settings, else `vit`.
-        config: its settings, with the file's number of classes.
-        tensors: all the file has, under our names, fitted to `config`.
-        notes: what the user has to know.
+        name: the requested name, else that of the first preset with these settings, else `vit`.
+        config: its settings, with the number of classes of the file.
+        tensors: all tensors of the file under our names, adapted to `config`.
+        notes: changes that the user should know, one sentence each.
     """
 
     name: str
@@ -78,29 +79,32 @@ class ViTFile(NamedTuple):
 
 
 def is_vit(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the names of a vision transformer's tensors."""
-    return ("patch_embed.proj.weight" in tensors and _BLOCK in tensors) or _of_hugging_face(tensors)
+    """Return whether the tensors are those of a vision transformer, by their names."""
+    return ("patch_embed.proj.weight" in tensors and _BLOCK in tensors) or _is_hugging_face(tensors)
 
 
 def read_vit(
     tensors: Mapping[str, Tensor], name: str | None = None, *, num_heads: int | None = None, where: str | Path
 ) -> ViTFile:
-    """What the tensors of a file are, from their names and shapes.
+    """Identify the model in a weights file from the names and shapes of its tensors, and convert the tensors.
 
-    Heads leave no trace: they are the named model's, else `num_heads`, else those of the presets of this width, else
-    width / 64. Positions are taken for those of a square image where their number is a square. The
-    positions of a file for another image size than the named model's are resized by the rule of that model. A DeiT of
-    Hugging Face with one classifying layer (`DeiTForImageClassification`) predicts with it alone, as there; the second
-    head becomes its copy. How images are normalised no tensor says: see `regard.weights.hub_folder`.
+    The tensors do not show the number of heads. It is that of the named model, else `num_heads`, else that of the
+    presets of this width, else width / 64. Position embeddings are assumed to be those of a square image. If the named
+    model has another image size, they are resized as that model does.
+
+    Hugging Face's DeiT with one classification layer (`DeiTForImageClassification`) predicts with this layer alone. The
+    model does the same, and its second head is a copy. The tensors do not show the normalisation of images: see
+    `regard.weights.hub_folder`.
 
     Args:
-        tensors: of the DeiT authors (DeiT, DeiT III), of timm or of Hugging Face (ViT, DeiT).
-        name: one of `VIT_PRESETS`; read off the tensors if None.
-        num_heads: if something beside the file tells it.
+        tensors: name -> tensor, of the DeiT authors (DeiT, DeiT III), of timm or of Hugging Face (ViT, DeiT).
+        name: one of `VIT_PRESETS`; inferred from the tensors if None.
+        num_heads: number of attention heads, if known.
         where: the file, for errors.
 
     Raises:
-        CheckpointError: no classifying vision transformer, or not the named one (K07); two tensors of one name (K10).
+        CheckpointError: not a vision transformer with a classification layer, or not the named one (K07); two tensors
+            of one name (K10).
     """
     if name is not None and name not in VIT_PRESETS:
         what = f"weights of a vision transformer, but {name} is none"
@@ -109,30 +113,36 @@ def read_vit(
         first = next(iter(tensors), "none")[:100]
         what = f"no weights of a vision transformer ({len(tensors)} tensors, the first is {first!r})"
         raise ArchitectureError(what, where=where, remedy="name the model that the file belongs to", code="K07")
-    found = _our_names(tensors, where)
+    found = _rename_tensors(tensors, where)
     notes: list[str] = []
-    shown = _shown_by(found, where)
+    inferred = _infer_config(found, where)
     if name is None:
-        name, config = _preset_of(shown, num_heads, where)
+        name, config = _match_preset(inferred, num_heads, where)
     else:
-        config = replace(VIT_PRESETS[name], num_classes=shown.num_classes)
-        _check_same(shown, config, name, where)
-    if _of_hugging_face(tensors) and config.distilled and "head_dist.weight" not in found:
+        config = replace(VIT_PRESETS[name], num_classes=inferred.num_classes)
+        _check_settings(inferred, config, name, where)
+    if _is_hugging_face(tensors) and config.distilled and "head_dist.weight" not in found:
         config = replace(config, fuse="class")
         found |= {key.replace("head.", "head_dist."): found[key] for key in found if key.startswith("head.")}
         notes.append("no distillation head in the file: the class head predicts alone, the other is its copy")
-    found, resized = fit_vit(found, shown, config)
+    found, resized = fit_vit(found, inferred, config)
     return ViTFile(name, config, found, notes + resized)
 
 
 def fit_vit(tensors: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of one vision transformer for another one with other tokens or another image size, and what was done.
+    """Adapt the tensors of a vision transformer to another image size, or to a model with or without distillation.
 
-    Positions of patches are resized by the target's rule. A plain model gives its class token, that token's position
-    and its head to a distilled one twice; a distilled one leaves its second ones out. What else differs stays as it is.
+    The position embeddings of the patches are resized as `target.resize` says. From a plain to a distilled model, the
+    class token, its position embedding and its head are duplicated; from a distilled to a plain model, those of the
+    distillation token are dropped. All other tensors stay unchanged, whether or not they fit.
 
     Args:
-        tensors: of a model of `source`, under our names.
+        tensors: our name -> tensor, of a model with the settings `source`.
+        source: settings of the model that the tensors belong to.
+        target: settings of the model that they are adapted to.
+
+    Returns:
+        The tensors, and notes on the changes for the user.
     """
     found, notes = dict(tensors), list[str]()
     if source.class_position != target.class_position:
@@ -157,31 +167,31 @@ def fit_vit(tensors: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig)
     return found, notes
 
 
-def _of_hugging_face(tensors: Mapping[str, Tensor]) -> bool:
+def _is_hugging_face(tensors: Mapping[str, Tensor]) -> bool:
     return any(_PATCHES.fullmatch(key) for key in tensors)
 
 
-def _our_names(tensors: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
-    rename = _hugging_face_to_ours if _of_hugging_face(tensors) else _authors_to_ours
+def _rename_tensors(tensors: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+    rename = _hugging_face_to_ours if _is_hugging_face(tensors) else _authors_to_ours
     found = {rename(key): tensor for key, tensor in tensors.items()}
     if len(found) != len(tensors):
         raise CheckpointError("two tensors have one name in our layout", where=where, code="K10")
-    return _merged(found)
+    return _merge_qkv(found)
 
 
 def _authors_to_ours(key: str) -> str:
-    """timm's names are ours; only the authors' DeiT III has others."""
+    """Return our name of a tensor. timm's names are ours; only the authors' DeiT III differs."""
     return re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", key)
 
 
 def _hugging_face_to_ours(key: str) -> str:
-    for pattern, ours in _PARTS:
+    for pattern, ours in _HUGGING_FACE_NAMES:
         key = re.sub(pattern, ours, key)
     return key
 
 
-def _merged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values of one layer each -> one layer. Incomplete ones stay, to be told of when loaded."""
+def _merge_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Concatenate the query, key and value layers to one layer. Incomplete ones stay; loading them reports it."""
     found = dict(tensors)
     for key, query in tensors.items():
         if re.fullmatch(r"blocks\.\d+\.attn\.q\.(weight|bias)", key) and query.ndim:
@@ -199,12 +209,12 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
 
 
-def _shown_by(tensors: Mapping[str, Tensor], where: str | Path) -> ViTConfig:
-    """The settings that tensors show. Heads do not show: one is given."""
+def _infer_config(tensors: Mapping[str, Tensor], where: str | Path) -> ViTConfig:
+    """Return the settings that the tensors show. They do not show the number of heads, which is set to 1."""
     if "head.weight" not in tensors:
         what = "weights of a vision transformer without a classifying layer"
         raise ArchitectureError(what, where=where, remedy="give the file of a classifier", code="K07")
-    for key, dimensions in _SHOWING.items():
+    for key, dimensions in _REQUIRED_TENSORS.items():
         if key not in tensors or tensors[key].ndim != dimensions or not tensors[key].numel():
             shape = f"has the shape {tuple(tensors[key].shape)}" if key in tensors else "is missing"
             raise ArchitectureError(f"not weights of a vision transformer: {key} {shape}", where=where, code="K07")
@@ -229,28 +239,28 @@ def _shown_by(tensors: Mapping[str, Tensor], where: str | Path) -> ViTConfig:
     )
 
 
-def _differences(shown: ViTConfig, config: ViTConfig) -> list[str]:
-    differing = [name for name in _SHOWN if getattr(shown, name) != getattr(config, name)]
-    return differing + (["layer_scale"] if bool(shown.layer_scale) != bool(config.layer_scale) else [])
+def _differences(inferred: ViTConfig, config: ViTConfig) -> list[str]:
+    differing = [name for name in _FIXED_SETTINGS if getattr(inferred, name) != getattr(config, name)]
+    return differing + (["layer_scale"] if bool(inferred.layer_scale) != bool(config.layer_scale) else [])
 
 
-def _check_same(shown: ViTConfig, config: ViTConfig, name: str, where: str | Path) -> None:
-    if differing := _differences(shown, config):
-        theirs, ours = (", ".join(f"{key}={getattr(c, key)}" for key in differing) for c in (shown, config))
+def _check_settings(inferred: ViTConfig, config: ViTConfig, name: str, where: str | Path) -> None:
+    if differing := _differences(inferred, config):
+        theirs, ours = (", ".join(f"{key}={getattr(c, key)}" for key in differing) for c in (inferred, config))
         what = f"weights of a vision transformer with {theirs}, but {name} has {ours}"
         raise ArchitectureError(what, where=where, remedy="name the model that the file belongs to", code="K07")
 
 
-def _preset_of(shown: ViTConfig, num_heads: int | None, where: str | Path) -> tuple[str, ViTConfig]:
-    """The first named model of these settings, apart from the number of classes; else `vit`."""
+def _match_preset(inferred: ViTConfig, num_heads: int | None, where: str | Path) -> tuple[str, ViTConfig]:
+    """Return the name and settings of the first preset that agrees in all but the classes; else those of `vit`."""
     for name, config in VIT_PRESETS.items():
-        fits = config.image_size == shown.image_size and num_heads in (None, config.num_heads)
-        if fits and not _differences(shown, config):
-            return name, replace(config, num_classes=shown.num_classes)
+        fits = config.image_size == inferred.image_size and num_heads in (None, config.num_heads)
+        if fits and not _differences(inferred, config):
+            return name, replace(config, num_classes=inferred.num_classes)
     if num_heads is not None:
-        return "vit", replace(shown, num_heads=num_heads)
-    heads, rest = divmod(shown.embed_dim, 64)
-    if shown.embed_dim not in _HEADS_OF_WIDTH and rest:
-        what = f"a vision transformer of width {shown.embed_dim}, and nothing in the file tells its attention heads"
+        return "vit", replace(inferred, num_heads=num_heads)
+    heads, rest = divmod(inferred.embed_dim, 64)
+    if inferred.embed_dim not in _HEADS_OF_WIDTH and rest:
+        what = f"a vision transformer of width {inferred.embed_dim}, and nothing in the file tells its attention heads"
         raise ArchitectureError(what, where=where, remedy="name the model, or the run's folder", code="K07")
-    return "vit", replace(shown, num_heads=_HEADS_OF_WIDTH.get(shown.embed_dim, heads))
+    return "vit", replace(inferred, num_heads=_HEADS_OF_WIDTH.get(inferred.embed_dim, heads))
