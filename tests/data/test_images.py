@@ -24,7 +24,7 @@ from PIL import Image, ImageFile, ImageOps
 
 import image_corpus as corpus
 import image_files as files
-from refusal import refused
+from refusals import refused
 from regard.data import images
 from regard.data.image_folders import list_images
 from regard.data.images import decode_image, image_size, read_image, to_image
@@ -201,7 +201,7 @@ def test_cut_images_are_refused_where_another_library_allows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.warns(UserWarning, match="LOAD_TRUNCATED_IMAGES"), refused(ImageError, "I04", "x"):
+    with pytest.warns(UserWarning, match="LOAD_TRUNCATED_IMAGES"), refused(ImageError, "x", code="I04"):
         decode_image(JPEG[:-200], name="x")
 
 
@@ -229,11 +229,11 @@ def test_links_folders_and_pipes_are_refused(kind: str, read: Callable, tmp_path
 
 
 def test_unreadable_missing_and_impossible_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with refused(ImageError, "I29", "gone.jpg"):
+    with refused(ImageError, "gone.jpg", code="I29"):
         read_image(tmp_path / "gone.jpg")
-    with refused(ImageError, "I27", r"a\x00b.jpg"):
+    with refused(ImageError, r"a\x00b.jpg", code="I27"):
         read_image("a\0b.jpg")
-    with refused(ImageError, "I27", "n" * 300):
+    with refused(ImageError, "n" * 300, code="I27"):
         read_image(tmp_path / ("n" * 300))
     path = tmp_path / "a.jpg"
     path.write_bytes(JPEG)
@@ -242,7 +242,7 @@ def test_unreadable_missing_and_impossible_paths(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(pathlib.Path, "open", forbidden)
-    with refused(ImageError, "I27", "Permission denied", path):
+    with refused(ImageError, "Permission denied", path, code="I27"):
         read_image(path)
 
 
@@ -320,7 +320,7 @@ def test_pillow_image_is_turned_as_its_file_is(tmp_path: Path) -> None:
     assert torch.equal(to_image(Image.open(path)), to_image(str(path)))
     assert to_image(path).shape == (3, files.WIDTH, files.HEIGHT)
     path.write_bytes(JPEG[:-200])
-    with refused(ImageError, "I04"):
+    with refused(ImageError, code="I04"):
         to_image(Image.open(path))
 
 
@@ -413,7 +413,7 @@ def test_list_images(tmp_path: Path, deadline: None) -> None:
     (tmp_path / "linked").symlink_to(tmp_path.parent / "elsewhere")
     assert tmp_path / "linked" / "d.webp" in list_images(tmp_path)
     (tmp_path / "nothing").mkdir()
-    with refused(DataError, None, tmp_path / "nothing", ".jpeg"):
+    with refused(DataError, tmp_path / "nothing", ".jpeg"):
         list_images(tmp_path / "nothing")
-    with refused(ImageError, "I29", "gone"):
+    with refused(ImageError, "gone", code="I29"):
         list_images(tmp_path / "gone")

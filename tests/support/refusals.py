@@ -1,4 +1,4 @@
-"""Errors that a test expects, held to what a user acts on: class, code and the values they name, not the sentence."""
+"""How tests check an error: its class, its code and the values it names, not its sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def refused(
 
     Args:
         kind: the class of the error.
-        names: values, files and settings that the message must contain; exact sentences stand in test_bad_input alone.
+        names: values, files and settings that the line must contain; whole sentences stand in test_bad_input alone.
         code: its code, where it has one.
     """
     with pytest.raises(kind) as caught:
@@ -27,4 +27,4 @@ def refused(
     assert code is None or error.code == code, error.line
     assert error.line.isprintable(), error.line
     for name in names:
-        assert str(name) in error.line, error.line
+        assert str(name) in error.line, f"{name!r} is not named: {error.line}"

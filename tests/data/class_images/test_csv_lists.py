@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from class_data import write_tree
-from refusal import refused
+from refusals import refused
 from regard.data.class_images.dataset import open_classification
 from regard.errors import DataError
 
@@ -79,7 +79,7 @@ def test_the_same_row_twice_counts_once(tmp_path):
 )
 def test_a_wrong_row_is_one_line(tmp_path, text, line, code, what):
     data_set(tmp_path, text)
-    with refused(DataError, code, what) as caught:
+    with refused(DataError, what, code=code) as caught:
         open_classification(tmp_path)
     assert caught.value.where == str(tmp_path / "train.csv") + (f":{line}" if line else "")
 
@@ -87,8 +87,8 @@ def test_a_wrong_row_is_one_line(tmp_path, text, line, code, what):
 def test_a_label_that_training_does_not_know(tmp_path):
     text = "path,label\nimages/a.png,cat\nimages/b.png,dog\n"
     data_set(tmp_path, text, "path,label\nimages/b.png,eel\n")
-    with refused(DataError, "A48", "'eel'", "2 classes", "images/b.png"):
+    with refused(DataError, "'eel'", "2 classes", "images/b.png", code="A48"):
         open_classification(tmp_path, "val")
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    with refused(DataError, "A49", "'eel'", "0 to 1", "val.csv:2"):
+    with refused(DataError, "'eel'", "0 to 1", "val.csv:2", code="A49"):
         open_classification(tmp_path, "val")

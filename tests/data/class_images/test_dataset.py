@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from class_data import pixels, write_tree
-from refusal import refused
+from refusals import refused
 from regard.data.class_images.dataset import open_classification
 from regard.errors import DataError, ImageError
 
@@ -125,7 +125,7 @@ def test_a_class_without_validation_images_is_reported(tmp_path):
 def test_validation_images_alone_have_their_own_classes(tmp_path):
     shutil.rmtree(split_tree(tmp_path) / "train")
     assert open_classification(tmp_path, "val").counts() == [2, 2]
-    with refused(DataError, None, "train", "val (val)", tmp_path):
+    with refused(DataError, "train", "val (val)", tmp_path):
         open_classification(tmp_path)
 
 
@@ -154,10 +154,10 @@ def test_an_unreadable_image_is_one_line(tmp_path):
     split_tree(tmp_path)
     (tmp_path / "train/cat/1.png").write_bytes(b"")
     data = open_classification(tmp_path)
-    with refused(ImageError, "I01", "cat/1.png"):
+    with refused(ImageError, "cat/1.png", code="I01"):
         data[1]
     (tmp_path / "train/cat/1.png").unlink()
-    with refused(ImageError, "I29", "cat/1.png"):
+    with refused(ImageError, "cat/1.png", code="I29"):
         data.fingerprint()
 
 
@@ -200,7 +200,7 @@ def test_some_images(tmp_path, count):
     write_tree(tmp_path, images("train", ("cat", "dog"), 10) | images("train", ("eel",), 5))
     whole = open_classification(tmp_path)
     if count == 2:
-        with refused(DataError, None, "2 images", "3 (", "25"):
+        with refused(DataError, "2 images", "3 (", "25"):
             whole.subset(count)
         return
     part = whole.subset(count)
@@ -235,7 +235,7 @@ def nothing(root: Path) -> None:
 )
 def test_data_that_cannot_be_learned_are_one_line(tmp_path, make, split, code, line):
     make(tmp_path)
-    with refused(DataError, code, line, tmp_path):
+    with refused(DataError, line, tmp_path, code=code):
         open_classification(tmp_path, split)
 
 
@@ -245,10 +245,10 @@ def test_a_class_called_train_is_a_class(tmp_path):
 
 
 def test_wrong_arguments(tmp_path):
-    with refused(DataError, None, tmp_path / "absent"):
+    with refused(DataError, tmp_path / "absent"):
         open_classification(tmp_path / "absent")
     (tmp_path / "file").touch()
-    with refused(DataError, None, tmp_path / "file"):
+    with refused(DataError, tmp_path / "file"):
         open_classification(tmp_path / "file")
-    with refused(DataError, None, "'dev'", "train or val"):
+    with refused(DataError, "'dev'", "train or val"):
         open_classification(tmp_path, "dev")  # type: ignore[arg-type]

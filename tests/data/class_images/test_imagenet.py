@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal import refused
+from refusals import refused
 from regard.data.class_images.imagenet import imagenet_classes, read_real_labels, real_labels_of, wordnet_ids
 from regard.errors import DataError
 from regard.structures.categories import Category
@@ -65,7 +65,7 @@ def test_real_labels_go_to_their_images(tmp_path):
         ("ILSVRC2012_val_00000004.png", ["image 4", "real.json", "3 images"]),
         ("ILSVRC2012_val_00000000.png", ["image 0", "3 images"]),
     ):
-        with refused(DataError, None, *says) as caught:
+        with refused(DataError, *says) as caught:
             real_labels_of([name], labels, path)
         assert caught.value.where == name
 
@@ -86,7 +86,7 @@ def test_the_published_file_is_read():
 def test_other_files_are_refused(tmp_path, text, place, what):
     path = tmp_path / "real.json"
     path.write_text(text)
-    with refused(DataError, "A49", what) as caught:
+    with refused(DataError, what, code="A49") as caught:
         read_real_labels(path)
     assert caught.value.where == (f"{path}:{place}" if place else str(path))
     assert "real.json" in caught.value.remedy
@@ -95,5 +95,5 @@ def test_other_files_are_refused(tmp_path, text, place, what):
 def test_a_cut_file_is_refused(tmp_path):
     path = tmp_path / "real.json"
     path.write_text(json.dumps([[1], [2]])[:-3])
-    with refused(DataError, "A02", path):
+    with refused(DataError, path, code="A02"):
         read_real_labels(path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from class_data import pixels, png
-from refusal import refused
+from refusals import refused
 from regard.data.class_images import shards
 from regard.data.class_images.dataset import open_classification
 from regard.errors import DataError, ImageError, MachineError
@@ -172,7 +172,7 @@ def test_wrong_labels_are_one_line(tmp_path, content, labels, code, line):
     write_shard(tmp_path / "train-0000.tar", content)
     if labels:
         (tmp_path / "labels.txt").write_text(labels)
-    with refused(DataError, code, line):
+    with refused(DataError, line, code=code):
         open_classification(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_a_damaged_shard_is_one_line(tmp_path):
     damaged = [whole[: len(whole) // 2], whole[:-4], b"", b"<html>", whole[:200] + b"\x55" * 50 + whole[250:]]
     for data in damaged:
         path.write_bytes(data)
-        with refused(DataError, None, path):
+        with refused(DataError, path):
             open_classification(root)
     path.write_bytes(whole)
     assert len(open_classification(root)) == 9
@@ -193,17 +193,17 @@ def test_a_cut_plain_shard_is_one_line(tmp_path):
     root = data_set(tmp_path / "data", ".tar")
     path = root / "train-0000.tar"
     path.write_bytes(path.read_bytes()[:700])
-    with refused(DataError, None, path):
+    with refused(DataError, path):
         open_classification(root)
 
 
 def test_an_unreadable_image_names_shard_and_member(tmp_path):
     write_shard(tmp_path / "train.tar", {"cat/1.png": png(1)[:-20], "dog/2.png": png(2)})
     data = open_classification(tmp_path)
-    with refused(ImageError, "I09", "train.tar:cat/1.png"):
+    with refused(ImageError, "train.tar:cat/1.png", code="I09"):
         data[0]
     (tmp_path / "train.tar").unlink()
-    with refused(ImageError, "I29", "train.tar"):
+    with refused(ImageError, "train.tar", code="I29"):
         data[1]
 
 
@@ -213,7 +213,7 @@ def test_no_room_to_unpack(tmp_path, monkeypatch):
 
     root = data_set(tmp_path / "data")
     monkeypatch.setattr(shards.shutil, "copyfileobj", full)
-    with refused(MachineError, None, "No space left", "train-0000.tar.gz"):
+    with refused(MachineError, "No space left", "train-0000.tar.gz"):
         open_classification(root)
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from refusal import refused
+from refusals import refused
 from regard.data.coco import json_file as strict_json
 from regard.data.coco.annotations import CocoAnnotations, read_annotations, to_coco
 from regard.data.coco.outlines import check_segmentations, decode_counts
@@ -582,7 +582,7 @@ def test_sizes_are_read_from_the_images(tmp_path: Path) -> None:
 def test_missing_images_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
     document = sound()
     document["images"] += [{"id": 100 + k, "file_name": f"x{k}.png", "height": 9, "width": 9} for k in range(20)]
-    with refused(DataError, "A31", "20 of 23", "'x0.png', ", "'x4.png', ... — "):
+    with refused(DataError, "20 of 23", "'x0.png', ", "'x4.png', ... — ", code="A31"):
         read(tmp_path, document, image_folders=[write_images(tmp_path / "images")])
 
 
@@ -605,7 +605,7 @@ def test_files_in_subfolders_and_odd_names_are_found(tmp_path: Path) -> None:
         "x" * 300 + "/20.png",
     ):
         document["images"][1]["file_name"] = name
-        with refused(DataError, "A31", "1 of 3"):
+        with refused(DataError, "1 of 3", code="A31"):
             read(tmp_path, document, image_folders=[folder])
 
 
@@ -613,14 +613,14 @@ def test_a_too_large_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "ann.json"
     with path.open("wb") as file:  # a hole: takes no space
         file.truncate(strict_json.MAX_BYTES + 1)
-    with refused(DataError, "A50", "2,147,483,648", path):
+    with refused(DataError, "2,147,483,648", path, code="A50"):
         read_annotations(path)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    with refused(DataError, None, tmp_path / "ann.json"):
+    with refused(DataError, tmp_path / "ann.json"):
         read_annotations(tmp_path / "ann.json")
-    with refused(DataError, None, tmp_path):
+    with refused(DataError, tmp_path):
         read_annotations(tmp_path)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from refusal import refused
+from refusals import refused
 from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
 from regard.errors import DataError, ImageError
 from regard.structures.categories import Category
@@ -84,7 +84,7 @@ def test_layouts(layout: str, split: Any, name: str, tmp_path: Path) -> None:
     dataset = open_detection(tmp_path, split)
     assert dataset.split == split and len(dataset) == 2
     assert dataset[1].path == str(tmp_path / images / "b.png")
-    with refused(DataError, None, "split", name):
+    with refused(DataError, "split", name):
         open_detection(tmp_path, "train" if split == "val" else "val")
 
 
@@ -126,10 +126,10 @@ def test_other_layouts_get_a_hint(files: list[str], hint: str, tmp_path: Path) -
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with refused(DataError, None, tmp_path / "gone"):
+    with refused(DataError, tmp_path / "gone"):
         open_detection(tmp_path / "gone", "train")
     (tmp_path / "file").touch()
-    with refused(DataError, None, tmp_path / "file"):
+    with refused(DataError, tmp_path / "file"):
         open_detection(tmp_path / "file", "train")
 
 
@@ -204,10 +204,10 @@ def with_size(height: int, width: int) -> dict:
 
 def test_image_of_another_size(tmp_path: Path) -> None:
     dataset = open_detection(standard(tmp_path, train=with_size(60, 80)), "train")
-    with refused(ImageError, "A33", "40x30", "80x60", "b.png"):
+    with refused(ImageError, "40x30", "80x60", "b.png", code="A33"):
         dataset[1]
     dataset = open_detection(standard(tmp_path, train=with_size(40, 30)), "train")
-    with refused(ImageError, "A33", "40x30", "30x40"):  # no EXIF explains it
+    with refused(ImageError, "40x30", "30x40", code="A33"):  # no EXIF explains it
         dataset[1]
 
 
@@ -241,7 +241,7 @@ def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
     Image.open(path).convert("RGB").save(path, exif=exif)
     with pytest.raises(SyntaxError), Image.open(path) as image:
         image.getexif()
-    with refused(ImageError, "A33", "40x30", "30x40"):
+    with refused(ImageError, "40x30", "30x40", code="A33"):
         dataset[1]
 
 
@@ -261,7 +261,7 @@ def test_bad_images_are_all_found(tmp_path: Path) -> None:
 def test_missing_image_is_found_on_opening(tmp_path: Path) -> None:
     standard(tmp_path)
     (tmp_path / "val" / "a.png").unlink()
-    with refused(DataError, "A31", "1 of 2", "'a.png'", tmp_path / "val"):
+    with refused(DataError, "1 of 2", "'a.png'", tmp_path / "val", code="A31"):
         open_detection(tmp_path, "val")
 
 
@@ -289,9 +289,9 @@ def test_same_categories_are_no_finding(tmp_path: Path) -> None:
 def test_other_categories(names: tuple[str, str], tmp_path: Path) -> None:
     standard(tmp_path, train=document(), val=document(names=names))
     train = open_detection(tmp_path, "train")
-    with refused(DataError, "A26", "'dog' is missing", f"'{names[1]}' is new"):
+    with refused(DataError, "'dog' is missing", f"'{names[1]}' is new", code="A26"):
         open_detection(tmp_path, "val", categories=train.categories)
-    with refused(DataError, "A26", "'dog' is new"):
+    with refused(DataError, "'dog' is new", code="A26"):
         open_detection(tmp_path, "train", categories=train.categories[:1])
 
 
@@ -301,7 +301,7 @@ def test_other_categories(names: tuple[str, str], tmp_path: Path) -> None:
 def test_training_needs_objects(tmp_path: Path) -> None:
     empty = {**document(), "annotations": []}
     standard(tmp_path, train=empty, val=empty)
-    with refused(DataError, "A09", "instances_train.json"):
+    with refused(DataError, "instances_train.json", code="A09"):
         open_detection(tmp_path, "train")
     val = open_detection(tmp_path, "val")
     assert len(val) == 2 and "warn[A09]" in str(val.annotations.report) and val.max_objects[0] == 0

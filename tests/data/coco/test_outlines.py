@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from refusal import refused
+from refusals import refused
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic_png import boxes_of
 from regard.data.samples import Sample
@@ -73,7 +73,7 @@ def test_masks_of_boxes_alone(tmp_path: Path) -> None:
     (root / "annotations/instances_val.json").write_text(json.dumps({**document, "annotations": rows}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with refused(DataError, "A37", "segmentation"):
+        with refused(DataError, "segmentation", code="A37"):
             open_detection(root, "val", masks=True)
 
 

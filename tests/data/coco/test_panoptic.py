@@ -16,7 +16,7 @@ from PIL import Image
 
 from command_line import run
 from panoptic_files import write_panoptic
-from refusal import refused
+from refusals import refused
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic import open_panoptic
 from regard.data.coco.panoptic_annotations import read_category_file, read_panoptic
@@ -185,17 +185,17 @@ def test_categories_follow_the_model(shapes: Path) -> None:
     assert [issue.code for issue in data.annotations.report.issues if issue.code == "A26"] == ["A26"]
     for mine, theirs in zip(own[0].labels, data[0].labels, strict=True):
         assert own.categories[mine].name == data.categories[theirs].name
-    with refused(DataError, "A26", wanted[0].name):
+    with refused(DataError, wanted[0].name, code="A26"):
         open_panoptic(shapes, "train", categories=wanted[1:])
-    with refused(DataError, "A42", STUFF[1], "thing", "stuff"):
+    with refused(DataError, STUFF[1], "thing", "stuff", code="A42"):
         open_panoptic(shapes, "train", categories=[replace(c, is_thing=True) for c in wanted])
 
 
 def test_missing_data(tmp_path: Path) -> None:
-    with refused(DataError, None, "annotations/panoptic_train2017.json", tmp_path):
+    with refused(DataError, "annotations/panoptic_train2017.json", tmp_path):
         open_panoptic(tmp_path, "train")
     (two_images(tmp_path) / "annotations/panoptic_val.json").unlink()
-    with refused(DataError, None, "val or valid", "panoptic_train.json"):
+    with refused(DataError, "val or valid", "panoptic_train.json"):
         open_panoptic(tmp_path, "val")
 
 
@@ -213,7 +213,7 @@ def test_things_without_flags_from_the_official_list(tmp_path: Path) -> None:
     for row in document["categories"]:
         del row["isthing"]
     file.write_text(json.dumps(document))
-    with refused(DataError, "A42", "isthing", f"{file}:/categories/0"):
+    with refused(DataError, "isthing", f"{file}:/categories/0", code="A42"):
         read_panoptic(file)
     (tmp_path / "panoptic_coco_categories.json").write_text(json.dumps(CATEGORIES))
     assert read_panoptic(file).categories == CLASSES == read_category_file(tmp_path / "panoptic_coco_categories.json")
@@ -402,7 +402,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         ([image], [empty], "segment 1 has no pixels"),
         ([replace(image, width=3)], [one], "segments of 2x2 for an image of 3x2 pixels"),
     ):
-        with refused(ConfigError, None, what, "a.jpg"):
+        with refused(ConfigError, what, "a.jpg"):
             write_panoptic(tmp_path / "r.json", images, segments)
 
 
@@ -418,7 +418,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 )
 def test_segments_that_contradict_themselves(ids: torch.Tensor, labels: list, crowd: list | None, what: str) -> None:
     is_crowd = None if crowd is None else torch.tensor(crowd)
-    with refused(ConfigError, None, what):
+    with refused(ConfigError, what):
         PanopticSegments(ids, torch.tensor(labels), torch.ones(len(labels)), CLASSES, is_crowd)
 
 

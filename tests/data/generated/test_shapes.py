@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from refusal import refused
+from refusals import refused
 from regard.data.coco.annotations import read_annotations
 from regard.data.coco.dataset import find_bad_images, open_detection
 from regard.data.generated import shapes
@@ -219,7 +219,7 @@ def test_parse():
     ],
 )
 def test_wrong_options(text, code, says):
-    with refused(ConfigError, code, says, "shapes"):
+    with refused(ConfigError, says, "shapes", code=code):
         data_folder(text)
 
 
@@ -233,7 +233,7 @@ def test_a_folder_called_shapes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
     (tmp_path / "shapes").mkdir()
-    with refused(ConfigError, "C09", "./shapes", "shapes:"):
+    with refused(ConfigError, "./shapes", "shapes:", code="C09"):
         data_folder("shapes")
     assert not (tmp_path / "home").exists()
     for given in (Path("shapes"), "./shapes", data_text(Path("shapes"))):
@@ -303,6 +303,6 @@ def test_a_full_disk_is_not_hidden(tmp_path, monkeypatch):
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     for target in (tmp_path, tmp_path / "mine.txt"):
-        with refused(ConfigError, "C11", target):
+        with refused(ConfigError, target, code="C11"):
             write_shapes(CONFIG, target)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

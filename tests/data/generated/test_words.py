@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from refusal import refused
+from refusals import refused
 from regard.data.class_images.dataset import open_classification
 from regard.data.generated.shapes import ShapesConfig, render_scene
 from regard.errors import ConfigError, MachineError
@@ -41,7 +41,7 @@ def test_digits_are_those_of_scikit_learn():
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with refused(MachineError, None, "pip install 'regard[digits]'"):
+    with refused(MachineError, "pip install 'regard[digits]'"):
         open_classification("digits")
 
 
@@ -62,9 +62,9 @@ def test_shapes_have_one_object_each(tmp_path):
 
 
 def test_wrong_options():
-    with refused(ConfigError, "C01", "digits:size=3"):
+    with refused(ConfigError, "digits:size=3", code="C01"):
         open_classification("digits:size=3")
-    with refused(ConfigError, "C03", "train=2", "circle"):
+    with refused(ConfigError, "train=2", "circle", code="C03"):
         open_classification("shapes:size=32,train=2,classes=6")
-    with refused(ConfigError, "C01", "sizes"):
+    with refused(ConfigError, "sizes", code="C01"):
         open_classification("shapes:sizes=32")
