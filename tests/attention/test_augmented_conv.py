@@ -293,16 +293,16 @@ def test_attention_alone_and_convolution_alone():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dk": 7}, "key_channels 7 is not a multiple of num_heads 2; 8 is"),
+        ({"dk": 7}, "key_channels 7 .*num_heads 2"),
         ({"dv": 5}, "value_channels 5"),
         ({"dk": 0}, "key_channels 0"),
-        ({"dv": 14}, "must lie in 0 .. out_channels 12"),
-        ({"groups": 4}, "no multiple of 4 groups"),
-        ({"position": "relativ"}, "'relativ' is none of relative"),
-        ({"reduction": "max"}, "'max' is none of pool"),
-        ({"method": "flash"}, "'flash' is none of auto"),
-        ({"cin": 5, "position": "learned"}, "in_channels 5 must be even for position 'learned'"),
-        ({"cin": 5, "position": "sine"}, "in_channels 5 must be even for position 'sine'"),
+        ({"dv": 14}, "out_channels 12"),
+        ({"groups": 4}, "4 groups"),
+        ({"position": "relativ"}, "'relativ'"),
+        ({"reduction": "max"}, "'max'"),
+        ({"method": "flash"}, "'flash'"),
+        ({"cin": 5, "position": "learned"}, "in_channels 5 .*'learned'"),
+        ({"cin": 5, "position": "sine"}, "in_channels 5 .*'sine'"),
     ],
 )
 def test_wrong_numbers(options, words):

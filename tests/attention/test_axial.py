@@ -141,11 +141,11 @@ def test_no_map_of_all_pairs(position):
 
 def test_wrong_arguments():
     for arguments, says in (
-        ({"combine": "product"}, "combine 'product' is none of"),
-        ({"position": "sine"}, "position 'sine' is none of"),
+        ({"combine": "product"}, "combine 'product'"),
+        ({"position": "sine"}, "position 'sine'"),
         ({"num_heads": 0}, "num_heads 0"),
         ({"map_size": (0, 4)}, r"map_size \(0, 4\)"),
-        ({"num_heads": 3}, "embed_dim 8 is not a multiple of num_heads 3"),
+        ({"num_heads": 3}, "embed_dim 8 .*num_heads 3"),
         ({"channels": 0}, "embed_dim 0"),
     ):
         with pytest.raises(ValueError, match=says):

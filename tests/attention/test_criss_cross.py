@@ -128,5 +128,5 @@ def test_no_map_of_all_pairs():
 
 def test_wrong_arguments():
     for arguments in ((0, 2), (8, 0)):
-        with pytest.raises(ValueError, match="must be at least 1"):
+        with pytest.raises(ValueError, match="channels {} .*recurrence {}".format(*arguments)):
             CrissCrossAttention(*arguments)

@@ -128,12 +128,12 @@ def test_memory_formats_empty_batches_and_half_precision(method):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kernel_size": 2}, "kernel_size 2 must be odd"),
-        ({"share": 4}, "channels 6 is no multiple of share 4"),
-        ({"share": 0}, "no multiple of share 0"),
-        ({"similarity": "cosine"}, "similarity 'cosine' is none of product"),
-        ({"border": "reflect"}, "border 'reflect' is none of masked"),
-        ({"method": "fused"}, "method 'fused' is none of auto"),
+        ({"kernel_size": 2}, "kernel_size 2"),
+        ({"share": 4}, "channels 6 .*share 4"),
+        ({"share": 0}, "share 0"),
+        ({"similarity": "cosine"}, "similarity 'cosine'"),
+        ({"border": "reflect"}, "border 'reflect'"),
+        ({"method": "fused"}, "method 'fused'"),
     ],
 )
 def test_wrong_numbers(options, words):

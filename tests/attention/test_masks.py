@@ -164,7 +164,7 @@ def test_nothing_to_attend(b, n, m, kind):
 
 def test_whole_numbers_are_no_mask():
     query, key, value = inputs()
-    with pytest.raises(ValueError, match=r"mask is torch\.int64; it must be bool"):
+    with pytest.raises(ValueError, match=r"mask .*torch\.int64"):
         attend(query, key, value, mask=torch.ones(5, 7, dtype=torch.int64))
 
 
@@ -221,7 +221,7 @@ class TestKeyPaddingMask:
 
     @pytest.mark.parametrize("padding", [torch.zeros(2, 3), torch.zeros(3, dtype=torch.bool)])
     def test_what_is_no_padding(self, padding):
-        with pytest.raises(ValueError, match=r"it must be bool, \(B, M\) or \(B, h, w\)"):
+        with pytest.raises(ValueError, match=r"bool, \(B, M\) or \(B, h, w\)"):
             key_padding_mask(padding)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_cases import softmax_by_loops
+from refusals import refused
 from regard.attention import (
     LearnedPositionEncoding,
     MultiHeadAttention,
@@ -19,6 +20,7 @@ from regard.attention import (
     attention_weights,
     sine_embedding,
 )
+from regard.errors import ConfigError
 
 
 def pair(embed_dim: int = 16, num_heads: int = 4) -> tuple[MultiHeadAttention, nn.MultiheadAttention]:
@@ -176,9 +178,9 @@ class TestMultiHeadAttention:
     @pytest.mark.parametrize(
         ("numbers", "says"),
         [
-            ((10, 4), "10 is not a multiple of num_heads 4"),
-            ((8, 0), "embed_dim 8 and num_heads 0 must be at least 1"),
-            ((0, 2), "embed_dim 0 and num_heads 2 must be at least 1"),
+            ((10, 4), "10 .*num_heads 4"),
+            ((8, 0), "embed_dim 8 .*num_heads 0"),
+            ((0, 2), "embed_dim 0 .*num_heads 2"),
         ],
     )
     def test_wrong_numbers(self, numbers: tuple[int, int], says: str) -> None:
@@ -231,7 +233,7 @@ class TestSinePositions:
         assert not SinePositionEncoding(16).state_dict()
 
     def test_width_that_is_no_multiple_of_four(self) -> None:
-        with pytest.raises(ValueError, match="18 is not a multiple of 4"):
+        with pytest.raises(ValueError, match="embed_dim 18"):
             SinePositionEncoding(18)
 
     def test_embedding_keeps_leading_dimensions(self) -> None:
@@ -264,5 +266,5 @@ class TestLearnedPositions:
 
     @pytest.mark.parametrize("size", [(7, 2), (2, 7)])
     def test_maps_beyond_the_tables(self, size: tuple[int, int]) -> None:
-        with pytest.raises(ValueError, match="positions end at 6"):
+        with refused(ConfigError, f"{size[0]} x {size[1]}", "at 6", code="C03"):
             LearnedPositionEncoding(8, max_size=6)(torch.zeros(1, *size, dtype=torch.bool))

@@ -212,12 +212,12 @@ def test_memory_formats_empty_batches_and_half_precision(method):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kernel_size": 4}, "kernel_size 4 must be odd"),
-        ({"cout": 6}, "out_channels 6 is no multiple of 2 \\* num_heads 2"),
+        ({"kernel_size": 4}, "kernel_size 4"),
+        ({"cout": 6}, "out_channels 6 .*num_heads 2"),
         ({"heads": 0}, "num_heads 0"),
-        ({"stride": 3}, "stride 3 must be 1 or 2"),
-        ({"border": "reflect"}, "border 'reflect' is none of masked, zero"),
-        ({"method": "flash"}, "method 'flash' is none of auto"),
+        ({"stride": 3}, "stride 3"),
+        ({"border": "reflect"}, "border 'reflect'"),
+        ({"method": "flash"}, "method 'flash'"),
     ],
 )
 def test_wrong_numbers(options, words):
@@ -295,7 +295,7 @@ def test_the_stem_compiles_and_exports_and_takes_half_precision():
     assert_formats(module, 3)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"cout": 9}, "no multiple of"), ({"mixtures": 0}, "num_mixtures 0")])
+@pytest.mark.parametrize(("options", "words"), [({"cout": 9}, "channels 9"), ({"mixtures": 0}, "num_mixtures 0")])
 def test_wrong_numbers_of_the_stem(options, words):
     with pytest.raises(ValueError, match=words):
         stem(**options)

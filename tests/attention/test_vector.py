@@ -189,10 +189,10 @@ def test_a_constant_patchwise_weight_is_a_convolution():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"kernel_size": 4}, "kernel_size 4 must be odd"),
-        ({"out_channels": 12, "share": 8}, "out_channels 12 a multiple of share"),
-        ({"relation_channels": 0}, "at least 1"),
-        ({"relation": "difference"}, "relation 'difference' is none of"),
+        ({"kernel_size": 4}, "kernel_size 4"),
+        ({"out_channels": 12, "share": 8}, "out_channels 12 .*share"),
+        ({"relation_channels": 0}, "relation_channels"),
+        ({"relation": "difference"}, "relation 'difference'"),
     ],
 )
 def test_wrong_arguments(kind, arguments, says):

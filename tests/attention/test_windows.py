@@ -76,7 +76,7 @@ def test_softmax_leaves_out_what_is_beyond_the_map():
     for weights in (masked, zero):
         torch.testing.assert_close(weights.sum(2), torch.ones(2, 3, 2, 4, dtype=torch.float64))
     torch.testing.assert_close(masked, zero * inside / (zero * inside).sum(2, keepdim=True))
-    with pytest.raises(ValueError, match="'wrap' is none of masked, zero"):
+    with pytest.raises(ValueError, match="'wrap'"):
         window_softmax(logits, "wrap")
 
 
@@ -94,11 +94,11 @@ def test_sums_and_moves_are_those_of_windows(size):
 
 def test_wrong_arguments():
     x = torch.zeros(1, 1, 3, 3)
-    with pytest.raises(ValueError, match="kernel_size 4 must be odd"):
+    with pytest.raises(ValueError, match="kernel_size 4"):
         unfold_windows(x, 4)
-    with pytest.raises(ValueError, match="kernel_size -1 must be odd"):
+    with pytest.raises(ValueError, match="kernel_size -1"):
         unfold_windows(x, -1)
-    with pytest.raises(ValueError, match="'circular' is none of zero, reflect"):
+    with pytest.raises(ValueError, match="'circular'"):
         unfold_windows(x, 3, "circular")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from refusals import refused
 from regard.errors import CheckpointError, ConfigError
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import read_checkpoint
@@ -86,19 +87,18 @@ def test_optimizer_state_that_does_not_fit_is_named() -> None:
         "missing step/2.bias": {k: v for k, v in good.items() if k != "step/2.bias"},
         "missing lr/1": {k: v for k, v in good.items() if k != "lr/1"},
         "unexpected exp_avg/9.bias": good | {"exp_avg/9.bias": torch.zeros(2)},
-        r"exp_avg_sq/0.weight is \(4, 4\) torch.float32, not \(4, 3\)": good
-        | {"exp_avg_sq/0.weight": torch.zeros(4, 4)},
-        r"exp_avg/0.bias is \(4,\) torch.float64, not \(4,\) torch.float32": good
+        "exp_avg_sq/0.weight is (4, 4) torch.float32, not (4, 3)": good | {"exp_avg_sq/0.weight": torch.zeros(4, 4)},
+        "exp_avg/0.bias is (4,) torch.float64, not (4,) torch.float32": good
         | {"exp_avg/0.bias": torch.zeros(4, dtype=torch.float64)},
-        "and .* more": {},
+        " more": {},
     }
     other = small_model()
     fresh = adamw(other)
-    for message, tensors in cases.items():
-        with pytest.raises(CheckpointError, match=message):
+    for names, tensors in cases.items():
+        with refused(CheckpointError, names, code="K07"):
             load_optimizer(fresh, other.named_parameters(), tensors)
         assert not fresh.state and fresh.param_groups[0]["lr"] == 3e-3
-    with pytest.raises(CheckpointError, match=r"missing momentum_buffer/.*"):
+    with refused(CheckpointError, "missing momentum_buffer/0.weight", code="K07"):
         load_optimizer(sgd(other), other.named_parameters(), good)
 
 
@@ -121,8 +121,8 @@ def test_loading_copies_and_replaces() -> None:
 def test_optimizers_that_cannot_be_saved() -> None:
     model = small_model()
     optimizer = adamw(model)
-    with pytest.raises(ConfigError, match="has no name"):
+    with refused(ConfigError, "(4, 3)", "group 0", "named_parameters()"):
         optimizer_tensors(optimizer, small_model().named_parameters())
     optimizer.state[dict(model.named_parameters())["unused"]]["step"] = 3
-    with pytest.raises(ConfigError, match="AdamW keeps step as int"):
+    with refused(ConfigError, "AdamW", "step", "int", "unused"):
         optimizer_tensors(optimizer, model.named_parameters())
