@@ -326,34 +326,34 @@ def test_pillow_image_is_turned_as_its_file_is(tmp_path: Path) -> None:
 
 HOLED = RGB / 255
 HOLED[3, 3] = np.nan
-REFUSED: dict[str, tuple[Any, str]] = {
+REFUSED: dict[str, tuple[Any, ...]] = {
     "NaN": (HOLED, "nan"),
     "infinity": (np.where(np.isnan(HOLED), np.inf, HOLED), "inf"),
     "NaN-tensor": (torch.from_numpy(HOLED).permute(2, 0, 1), "nan"),
-    "float-255": (RGB.astype(np.float32), r"0\.\.1.*divide 0\.\.255 by 255"),
-    "float-255-tensor": (WANTED.float(), r"0\.\.1"),
+    "float-255": (RGB.astype(np.float32), "0..1", "0..255 by 255"),
+    "float-255-tensor": (WANTED.float(), "0..1"),
     "normalised": ((RGB / 255 - 0.5) / 0.25, "normalisation"),
-    "channels-first": (RGB.transpose(2, 0, 1), r"\(3, 36, 52\).*transpose\(1, 2, 0\)"),
-    "channels-last-tensor": (torch.from_numpy(RGB), r"\(36, 52, 3\).*permute\(2, 0, 1\)"),
-    "2-channels": (RGB[..., :2], r"\(36, 52, 2\)"),
-    "0-channels": (RGB[..., :0], r"\(36, 52, 0\)"),
-    "4-channels-tensor": (torch.zeros(4, 5, 5), r"\(4, 5, 5\)"),
+    "channels-first": (RGB.transpose(2, 0, 1), "(3, 36, 52)", "transpose(1, 2, 0)"),
+    "channels-last-tensor": (torch.from_numpy(RGB), "(36, 52, 3)", "permute(2, 0, 1)"),
+    "2-channels": (RGB[..., :2], "(36, 52, 2)"),
+    "0-channels": (RGB[..., :0], "(36, 52, 0)"),
+    "4-channels-tensor": (torch.zeros(4, 5, 5), "(4, 5, 5)"),
     "empty": (RGB[:0], "empty"),
     "empty-tensor": (WANTED[:, :0], "empty"),
     "batch": (RGB[None], "list of images"),
     "batch-tensor": (WANTED[None], "list of images"),
     "batch-0": (WANTED[None][:0], "list of images"),
     "flat": (RGB.ravel(), "shape"),
-    "int64": (RGB.astype(np.int64), "int64.*uint8"),
-    "int64-tensor": (WANTED.long(), "int64.*uint8"),
-    "bool": (RGB > 3, "bool.*uint8"),
+    "int64": (RGB.astype(np.int64), "int64", "uint8"),
+    "int64-tensor": (WANTED.long(), "int64", "uint8"),
+    "bool": (RGB > 3, "bool", "uint8"),
     "complex": (RGB.astype(complex), "complex"),
     "objects": (RGB.astype(object), "object"),
     "list": ([[1, 2], [3, 4]], "list"),
     "nothing": (None, "NoneType"),
     "bytes": (JPEG, "bytes"),
     "pillow-int": (Image.fromarray(np.ones((4, 4), np.int32)), "32-bit"),
-    "pillow-float": (Image.fromarray(np.full((4, 4), 9, np.float32)), r"9\.\.9"),
+    "pillow-float": (Image.fromarray(np.full((4, 4), 9, np.float32)), "9..9"),
     "pillow-empty": (Image.new("RGB", (0, 4)), "0x4"),
     "address": ("https://example.org/cat.jpg", "download"),
 }
@@ -361,11 +361,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_values_are_refused(name: str) -> None:
-    source, words = REFUSED[name]
-    with pytest.raises(DataError, match=words) as caught, warnings.catch_warnings():
+    source, *names = REFUSED[name]
+    with refused(DataError, *names), warnings.catch_warnings():
         warnings.simplefilter("error")
         to_image(source)
-    assert "\n" not in str(caught.value)
 
 
 def test_max_pixels_holds_for_every_source() -> None:
@@ -375,7 +374,7 @@ def test_max_pixels_holds_for_every_source() -> None:
         lambda: decode_image(JPEG, name="x", max_pixels=pixels - 1),
         lambda: to_image(Image.fromarray(RGB), max_pixels=pixels - 1),
     ):
-        with pytest.raises(ImageError, match="52x36"):
+        with refused(ImageError, "52x36"):
             decode()
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 import regard
 from detr_cases import SMALL, randomized
+from refusals import refused
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
 from regard.cli import app
@@ -273,7 +274,7 @@ def test_arrays_and_pictures(vit, tmp_path):
     found = regard.explain(vit, tmp_path / "photo.png")
     assert repr(found) == f"Explanation(rollout, 2 maps; {tmp_path / 'photo.png'})"
     found.save(tmp_path / "new" / "maps.NPZ")
-    with pytest.raises(MachineError, match="cannot be written"):
+    with refused(MachineError, tmp_path / "photo.png" / "maps.npz"):
         found.save(tmp_path / "photo.png" / "maps.npz")
     with np.load(tmp_path / "new" / "maps.NPZ") as arrays:
         assert set(arrays) == {"weights", "extents", "points", "titles", "size"}
@@ -283,7 +284,7 @@ def test_arrays_and_pictures(vit, tmp_path):
     found.save(tmp_path / "maps.png")
     with Image.open(tmp_path / "maps.png") as picture:
         assert picture.size == found.plot().size and picture.width > 2 * 240
-    with pytest.raises(ConfigError, match="nothing to draw"):
+    with refused(ConfigError, "decoder maps", "threshold", code="C09"):
         Explanation("decoder", (), 4, Image.fromarray(PHOTO)).plot()
 
 
@@ -325,7 +326,7 @@ def test_a_shallow_and_a_merging_transformer():
     net = build(ViTConfig(num_classes=3, depth=1, embed_dim=32, num_heads=2, patch_size=8, image_size=32), "shallow")
     assert regard.explain(net, PHOTO, "relevance").maps[0].weights.shape == (4, 4)
     for what in ("rollout", "relevance"):
-        with pytest.raises(ConfigError, match="merged tokens"):
+        with refused(ConfigError, "merge_tokens", code="C09"):
             regard.explain(merge_tokens(net, 2), PHOTO, what)
 
 
@@ -339,11 +340,11 @@ def test_any_augmented_network():
 
 
 def test_models_without_such_attention(detr):
-    with pytest.raises(ConfigError, match="has no attention-augmented convolution"):
+    with refused(ConfigError, "resnet20", "regard.augment", code="C09"):
         regard.explain(create("resnet20", num_classes=3), PHOTO)
-    with pytest.raises(ConfigError, match="has no encoder layer"):
+    with refused(ConfigError, "detr_tiny", "encoder", code="C09"):
         regard.explain(create("detr_tiny", num_classes=3), PHOTO, "encoder")
-    with pytest.raises(ConfigError, match="no detection at point"):
+    with refused(ConfigError, "-500 0", "threshold", code="C03"):
         regard.explain(detr, PHOTO, "heads", point=(-500.0, 0.0), threshold=0.0)
     assert len(regard.explain(detr, PHOTO, threshold=1.0)) == 0
 
@@ -360,7 +361,7 @@ def test_places_of_queries(detr, tmp_path):
     torch.testing.assert_close(found.boxes[1], alone.boxes[0])
     with Image.open(found.save(tmp_path / "new" / "places.png")) as picture:
         assert picture.width > 1000
-    with pytest.raises(ConfigError, match="no queries"):
+    with refused(ConfigError, "resnet20", "queries", code="C09"):
         explain_queries(create("resnet20", num_classes=3), tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_lock_on_systems_without_locks(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match="start no second job"), lock_run(tmp_path):
+    with pytest.warns(UserWarning, match="second job"), lock_run(tmp_path):
         pass
     (tmp_path / "file").write_text("")
     with refused(MachineError, tmp_path / "file", code="T06"), lock_run(tmp_path / "file"):

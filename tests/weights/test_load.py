@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import regard
+from refusals import refused
 from regard.errors import CheckpointError, ConfigError, MachineError
 from regard.models.build import build, create
 from regard.models.catalog import WEIGHTS, Weights, list_models, preset, table
@@ -121,21 +122,21 @@ def test_create_is_random_and_of_the_right_size():
     assert (parameters, trained) == (41_524_768, 41_302_368)  # 41.3 M in table 1 of the paper
 
 
-@pytest.mark.parametrize("call", [create, load])
-def test_unknown_names(call):
-    with pytest.raises(ConfigError, match=r"'detr_resnet5' — did you mean 'detr_resnet50'\?") as caught:
+@pytest.mark.parametrize(("call", "code"), [(create, "C01"), (load, "K01")])
+def test_unknown_names(call, code):
+    with refused(ConfigError, "'detr_resnet5'", "'detr_resnet50'", code=code) as caught:
         call("detr_resnet5")
     assert caught.value.exit_code == 2
-    with pytest.raises(ConfigError, match="'yolo' — list them with: regard models"):
+    with refused(ConfigError, "'yolo'", "regard models", code=code):
         call("yolo")
-    with pytest.raises(ConfigError, match="unknown model 'yolo"):
+    with refused(ConfigError, "'yolo*'", code="C01"):
         table("yolo*")
 
 
 def test_wrong_number_of_classes():
-    with pytest.raises(ConfigError, match="num_classes is 0, expected at least 1"):
+    with refused(ConfigError, "num_classes is 0", code="C08"):
         create("detr_tiny", num_classes=0)
-    with pytest.raises(ConfigError, match="3 categories for a model of 4 classes"):
+    with refused(ConfigError, "3 categories", "4 classes"):
         build(replace(SMALL, num_classes=4), "mine", PETS)
 
 
@@ -170,7 +171,7 @@ def test_offline(monkeypatch, home):
 
 
 def test_no_released_weights():
-    with pytest.raises(ConfigError, match="no released weights of detr_tiny — train it: regard train detr_tiny"):
+    with refused(ConfigError, "regard train detr_tiny", code="K01"):
         load("detr_tiny")
 
 
@@ -197,9 +198,9 @@ def test_a_damaged_file_in_the_cache(resnet18_file, monkeypatch, home):
     (home / "weights").mkdir(parents=True)
     path = home / "weights" / weights.file_name
     path.write_bytes(resnet18_file.read_bytes()[:-1] + b"!")
-    with pytest.raises(CheckpointError, match="checksum mismatch") as caught:
+    with refused(CheckpointError, path, code="K05"):
         load("detr_resnet18")
-    assert caught.value.code == "K05" and str(path) in caught.value.line and path.exists()
+    assert path.exists()
 
 
 def test_by_name_over_the_network_once(resnet18_file, monkeypatch, home):
@@ -270,10 +271,9 @@ def test_dilation_is_told_by_name(resnet50_file, tmp_path, file_name, model, dil
 
 def test_a_model_that_the_file_is_not(resnet18_file):
     for model in ("detr_resnet34", "detr_demo", "detr_tiny"):
-        with pytest.raises(CheckpointError, match=f"weights of a DETR with resnet18, but {model} is a") as caught:
+        with refused(CheckpointError, "resnet18", model, resnet18_file, code="K07"):
             load(resnet18_file, model=model)
-        assert caught.value.code == "K07" and str(resnet18_file) in caught.value.line
-    with pytest.raises(ConfigError, match="did you mean 'detr_resnet18'"):
+    with refused(ConfigError, "'detr_resnet18'", code="C01"):
         load(resnet18_file, model="detr_resnet1")
 
 
@@ -314,15 +314,13 @@ def test_wrong_files(tmp_path, name, content, code):
 
 def test_missing_files_and_folders(tmp_path):
     (tmp_path / "mine.pth").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no such file.*did you mean mine\.pth") as caught:
+    with refused(CheckpointError, tmp_path / "mien.pth", "mine.pth", code="K01"):
         load(tmp_path / "mien.pth")
-    assert caught.value.code == "K01"
-    with pytest.raises(CheckpointError, match="no checkpoint in this folder") as caught:
+    with refused(CheckpointError, tmp_path, code="K02"):
         load(tmp_path)
-    assert caught.value.code == "K02"
-    with pytest.raises(ConfigError, match="no such run or file"):
+    with refused(ConfigError, "runs/none", code="K01"):
         load("runs/none")
-    with pytest.raises(ConfigError, match="unknown model, run or file"):
+    with refused(ConfigError, "'none'", "regard models", code="K01"):
         load("none")
 
 
@@ -330,7 +328,7 @@ def test_weights_of_another_shape(tmp_path):
     tensors = official(small_resnet())
     tensors["bbox_embed.layers.0.bias"] = torch.zeros(3)
     torch.save(tensors, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match=r"bbox_embed\.layers\.0\.bias \(3,\), the model has \(16,\)"):
+    with refused(CheckpointError, "bbox_embed.layers.0.bias (3,)", "(16,)", code="K07"):
         load_file(tmp_path / "odd.pth")
     tensors = {name.replace("layer1", "layer7"): tensor for name, tensor in official(small_resnet()).items()}
     torch.save(tensors, tmp_path / "other.pth")
@@ -361,7 +359,7 @@ def test_the_average_is_preferred(tmp_path):
 def test_a_file_of_a_checkpoint(tmp_path):
     write_run(tmp_path / "run", build(SMALL, "mine", PETS), {2: 0.1})
     part = tmp_path / "run" / "checkpoints" / "step_2" / "model.safetensors"
-    with pytest.raises(CheckpointError, match=f"a part of a checkpoint — .* — name its folder: {part.parent}"):
+    with refused(CheckpointError, part, f": {part.parent}", code="K06"):
         load(part)
     part.write_bytes(part.read_bytes()[:-1] + b"!")
     with pytest.raises(CheckpointError) as caught:
@@ -462,7 +460,7 @@ def test_odd_arguments_of_a_training_checkpoint(tmp_path, arguments):
 def test_arguments_that_are_not_those_of_the_model(resnet50_file, tmp_path):
     torch.save({"model": official(small_resnet("resnet50")), "args": {"dilation": True}}, tmp_path / "dc5.pth")
     assert load(tmp_path / "dc5.pth").card.name == "detr_resnet50_dc5"
-    with pytest.raises(CheckpointError, match="weights of a DETR with resnet50, dilated, but detr_resnet50 is a"):
+    with refused(CheckpointError, "resnet50, dilated", "detr_resnet50", code="K07"):
         load(tmp_path / "dc5.pth", model="detr_resnet50")
 
 
@@ -470,9 +468,8 @@ def test_arguments_that_are_not_those_of_the_model(resnet50_file, tmp_path):
 def test_our_own_weights_without_their_settings(tmp_path, changes):
     net = DETR(replace(SMALL, **{"backbone": "resnet18", **changes}))
     torch.save(net.state_dict(), tmp_path / "mine.pth")
-    with pytest.raises(CheckpointError, match="name the run's folder") as caught:
+    with refused(CheckpointError, tmp_path / "mine.pth", "run", code="K07"):
         load(tmp_path / "mine.pth")
-    assert caught.value.code == "K07"
 
 
 def test_our_own_names_load(tmp_path):
@@ -491,7 +488,7 @@ def test_our_own_names_load(tmp_path):
 def test_transfer_to_another_model(changes, says):
     source, net = make(["cat", "dog", "owl"], 1), make(["cat", "fox"], 2, **changes)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with pytest.raises(CheckpointError, match="model 1 does not fit model 2: ") as caught:
+    with refused(CheckpointError, "model 1", "model 2", says, code="K07") as caught:
         transfer(source, net)
-    assert says in caught.value.what and len(caught.value.line) < 500 and caught.value.code == "K07"
+    assert len(caught.value.line) < 500
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import regard
+from refusals import refused
 from regard.errors import CheckpointError
 from regard.models.build import build
 from regard.models.catalog import preset
@@ -95,7 +96,7 @@ def test_a_released_file_by_its_file_name(tmp_path):
     assert names[:2] == ["tench", "goldfish"] and len(set(names)) == 1000
     assert (net.card.short_side, net.card.crop_pct) == (224, 0.875)
     wrong = saved({"model": tensors}, tmp_path, "deit_base_patch16_224-b5f2ef4d.pth")
-    with pytest.raises(CheckpointError, match="with embed_dim=192, but deit_base_patch16_224 has embed_dim=768"):
+    with refused(CheckpointError, "embed_dim=192", "deit_base_patch16_224", "embed_dim=768", code="K07"):
         load(wrong)
 
 
@@ -184,7 +185,7 @@ def test_hugging_faces_files(tmp_path, kind, written):
         assert any("encoder.layer.1.attention.attention.query" in key for key in tensors) == (written == "old names")
         path = saved(tensors, tmp_path)
     if kind == "DeiTForImageClassification":
-        with pytest.warns(UserWarning, match=": no distillation head in the file: the class head"):
+        with pytest.warns(UserWarning, match="distillation head"):
             net = load(path)
         assert torch.equal(net.head_dist.weight, net.head.weight)
     else:
@@ -195,9 +196,8 @@ def test_hugging_faces_files(tmp_path, kind, written):
 
 def test_a_file_without_biases_is_refused(tmp_path):
     theirs = hugging_face("ViTForImageClassification", qkv_bias=False)
-    with pytest.raises(CheckpointError, match=r"2 missing \(blocks\.0\.attn\.qkv\.bias") as caught:
+    with refused(CheckpointError, "2 missing", "blocks.0.attn.qkv.bias", code="K07"):
         load(saved(theirs.state_dict(), tmp_path))
-    assert caught.value.code == "K07"
 
 
 # Another image size
@@ -260,51 +260,49 @@ def without(*keys: str, **changes: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "code", "says"),
     [
-        (without("norm.bias"), "K07", r"1 missing \(norm\.bias\)"),
-        (without(fc_norm__weight=torch.ones(128)), "K07", r"1 not in the model \(fc_norm\.weight\)"),
-        (without("head.weight", "head.bias"), "K07", "without a classifying layer"),
-        (without("cls_token"), "K07", "cls_token is missing"),
-        (without(pos_embed=torch.ones(17, 128)), "K07", r"pos_embed has the shape \(17, 128\)"),
-        (without(head__weight=torch.ones(0, 128)), "K07", r"head\.weight has the shape \(0, 128\)"),
-        (without(pos_embed=torch.ones(1, 13, 128)), "K07", "13 rows of pos_embed are no square of patches"),
-        (without(dist_token=torch.ones(1, 1, 128)), "K07", "17 rows of pos_embed are no square of .* behind 2 tokens"),
-        (without(head__bias=torch.ones(4)), "K08", r"head\.bias \(4,\), the model has \(5,\)"),
-        (without(pos_embed=torch.ones(1, 17, 64)), "K09", r"pos_embed \(1, 17, 64\)"),
-        (without(patch_embed__proj__weight=torch.ones(128, 1, 8, 8)), "K07", r"patch_embed\.proj\.weight \(128, 1"),
-        ({**tensors_of(DISTILLED), "head_dist.weight": torch.ones(3, 128)}, "K08", r"head_dist\.weight \(3, 128\)"),
-        ({**tensors_of(THIRD), "blocks.0.gamma_1": torch.ones(128)}, "K10", "two tensors have one name"),
-        (tensors_of(replace(PLAIN, embed_dim=24)), "K07", "of width 24, and nothing in the file tells its attention"),
+        (without("norm.bias"), "K07", ("1 missing", "norm.bias")),
+        (without(fc_norm__weight=torch.ones(128)), "K07", ("1 not in the model", "fc_norm.weight")),
+        (without("head.weight", "head.bias"), "K07", ("classifying layer",)),
+        (without("cls_token"), "K07", ("cls_token",)),
+        (without(pos_embed=torch.ones(17, 128)), "K07", ("pos_embed", "(17, 128)")),
+        (without(head__weight=torch.ones(0, 128)), "K07", ("head.weight", "(0, 128)")),
+        (without(pos_embed=torch.ones(1, 13, 128)), "K07", ("13 rows of pos_embed",)),
+        (without(dist_token=torch.ones(1, 1, 128)), "K07", ("17 rows of pos_embed", "2 tokens")),
+        (without(head__bias=torch.ones(4)), "K08", ("head.bias (4,)", "(5,)")),
+        (without(pos_embed=torch.ones(1, 17, 64)), "K09", ("pos_embed (1, 17, 64)",)),
+        (without(patch_embed__proj__weight=torch.ones(128, 1, 8, 8)), "K07", ("patch_embed.proj.weight (128, 1",)),
+        ({**tensors_of(DISTILLED), "head_dist.weight": torch.ones(3, 128)}, "K08", ("head_dist.weight (3, 128)",)),
+        ({**tensors_of(THIRD), "blocks.0.gamma_1": torch.ones(128)}, "K10", ()),
+        (tensors_of(replace(PLAIN, embed_dim=24)), "K07", ("width 24", "attention")),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit(tmp_path, tensors, code, says):
     path = saved(tensors, tmp_path)
-    with pytest.raises(CheckpointError, match=says) as caught:
+    with refused(CheckpointError, *says, path, code=code):
         load(path)
-    assert caught.value.code == code and str(path) in caught.value.line and "\n" not in caught.value.line
 
 
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("deit_nano_patch4_32", r"patch_size=8, embed_dim=128, depth=2, but deit_nano_patch4_32 has patch_size=4, emb"),
-        ("deit_nano_distilled_patch4_32", "distilled=False, but .* distilled=True"),
-        ("deit3_small_patch16_224", "class_position=True, layer_scale=0.0, but .* class_position=False"),
-        ("resnet18", "weights of a vision transformer, but resnet18 is none"),
-        ("detr_resnet18", "no weights of a known model"),
+        ("deit_nano_patch4_32", ("patch_size=8, embed_dim=128, depth=2", "patch_size=4, embed_dim=64, depth=4")),
+        ("deit_nano_distilled_patch4_32", ("distilled=False", "distilled=True")),
+        ("deit3_small_patch16_224", ("class_position=True, layer_scale=0.0", "class_position=False")),
+        ("resnet18", ("vision transformer", "resnet18")),
+        ("detr_resnet18", ("known model",)),
     ],
 )
 def test_a_model_that_the_file_is_not(tmp_path, model, says):
     path = saved(tensors_of(PLAIN), tmp_path)
-    with pytest.raises(CheckpointError, match=says) as caught:
+    with refused(CheckpointError, *says, path, code="K07"):
         load(path, model=model)
-    assert caught.value.code == "K07" and str(path) in caught.value.line
 
 
 def test_a_file_that_is_no_vision_transformer(tmp_path):
     path = saved({"fc.weight": torch.ones(3, 4)}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"no weights of a vision transformer \(1 tensors, the first is 'fc.weig"):
+    with refused(CheckpointError, path, "vision transformer", "1 tensors", "'fc.weight'", code="K07"):
         load(path, model="deit_tiny_patch16_224")
-    with pytest.raises(CheckpointError, match="no weights of a known model"):
+    with refused(CheckpointError, path, "known model", "1 tensors", "'fc.weight'", code="K07"):
         load(path)
 
 
@@ -372,7 +370,6 @@ def test_transfer_of_a_distilled_model_to_a_plain_one():
 def test_transfer_to_another_model(config, says):
     source, net = make(PLAIN, 1), make(config, 2)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    with pytest.raises(CheckpointError, match="model 1 does not fit model 2: ") as caught:
+    with refused(CheckpointError, "model 1", "model 2", says, code="K07"):
         transfer_classifier(source, net)
-    assert says in caught.value.what and caught.value.code == "K07"
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())

@@ -316,7 +316,7 @@ def test_share_of_unusable_boxes_is_limited(tmp_path: Path) -> None:
     for k in (10, 11):
         content["annotations"][k] = {**row, "id": k, "bbox": [100, 2, 5, 10], "area": 50}
     standard(tmp_path, train=content, val=content)
-    with pytest.raises(DataError, match=r"3 of 199 boxes .* 1.00%") as raised:
+    with refused(DataError, "3 of 199 boxes", "1.00%") as raised:
         open_detection(tmp_path, "train")
     assert raised.value.code in ("A12", "A15")
     assert len(open_detection(tmp_path, "val")) == 2
