@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from command_line import run as command
+from refusals import refused
 from regard.benchmarks import vit
 from regard.benchmarks.vit import _backward, merging, run, table
 from regard.errors import MachineError
@@ -51,7 +52,7 @@ def test_both_heads_get_a_gradient(timm: None) -> None:
 def test_other_logits_are_not_compared(timm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = VisionTransformer.forward
     monkeypatch.setattr(VisionTransformer, "forward", lambda self, images: forward(self, images) + 0.1)
-    with pytest.raises(AssertionError, match=r"logits of .* differ"):
+    with pytest.raises(AssertionError, match="logits"):
         run(1, models=[NANO], batches=(1,))
 
 
@@ -63,6 +64,6 @@ def test_merged_tokens() -> None:
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MachineError, match="needs timm"):
+    with refused(MachineError, "pip install 'regard[interop]'"):
         run(1)
     command(capsys, "benchmark", "vit", "--data", "x").refused(2, "C09", "vit is measured without data")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from color_data import COLORS, ColorClassifier, write_colors
+from refusals import refused
 from regard.data.class_images.dataset import open_classification
 from regard.data.transforms.mixing import Mixing
 from regard.errors import DataError
@@ -151,10 +152,10 @@ def test_an_unreadable_image_is_named(folder, tmp_path):
     broken = write_colors(tmp_path / "broken", train=2)
     (broken / "train" / "red" / "0.png").write_bytes(b"no image")
     task = task_of(broken, batch_size=6)
-    with pytest.raises(DataError, match=r"red/0\.png"):
+    with refused(DataError, "red/0.png", code="I03"):
         next(task.batches(0))
     dataset = open_classification(broken, "train")
-    with pytest.raises(DataError, match=r"red/0\.png"):
+    with refused(DataError, "red/0.png", code="I03"):
         evaluated(ColorClassifier(tuple(dataset.categories)), dataset)
 
 
@@ -174,9 +175,8 @@ def test_evaluation_finds_classes_by_name(folder):
 
 def test_classes_that_the_model_does_not_know(folder, tmp_path):
     other = write_colors(tmp_path / "other", 2, 2, ("red", "green", "violet"))
-    with pytest.raises(DataError, match=r"1 of 3 .*violet") as caught:
+    with refused(DataError, "1 of 3", "violet", code="K20"):
         evaluated(ColorClassifier(), open_classification(other, "val"))
-    assert caught.value.code == "K20"
 
 
 def test_batches_and_processes_do_not_change_scores(folder):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import regard
 from process_group import together
+from refusals import refused
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
@@ -314,23 +315,22 @@ def test_devices():
     assert choose_device("cpu") == CPU
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
     for name in ("gpu", "cuda:x", ""):
-        with pytest.raises(ConfigError, match="unknown device") as caught:
+        with refused(ConfigError, repr(name), code="C10"):
             choose_device(name)
-        assert caught.value.code == "C10"
-    with pytest.raises(MachineError, match="no xpu device on this machine"):
+    with refused(MachineError, "xpu", code="C10"):
         choose_device("xpu")
 
 
 def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MachineError, match=r"no cuda device on this machine — device — use cpu") as caught:
+    with refused(MachineError, "cuda", "use cpu", code="C10") as caught:
         choose_device("cuda:0")
     assert caught.value.exit_code == 6
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == torch.device("cuda:1")
     assert choose_device("auto") == torch.device("cuda")
-    with pytest.raises(MachineError, match="no device 'cuda:2', this machine has 2 CUDA devices"):
+    with refused(MachineError, "'cuda:2'", "2 CUDA", code="C10"):
         choose_device("cuda:2")
 
 
@@ -358,5 +358,5 @@ def test_a_failure_of_several_processes_is_one_line(tmp_path, capfd):
 @pytest.mark.parametrize(("code", "number"), [(-9, 9), (137, 9)])
 def test_killed_processes_leave_a_line(monkeypatch, code, number):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], code))
-    with pytest.raises(MachineError, match=f"ended by signal {number}"):
+    with refused(MachineError, f"signal {number}"):
         run_processes(["train"], 2)
