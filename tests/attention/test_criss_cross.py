@@ -127,6 +127,6 @@ def test_no_map_of_all_pairs():
 
 
 def test_wrong_arguments():
-    for arguments in ((0, 2), (8, 0)):
-        with pytest.raises(ValueError, match="channels {} .*recurrence {}".format(*arguments)):
-            CrissCrossAttention(*arguments)
+    for channels, recurrence in ((0, 2), (8, 0)):
+        with pytest.raises(ValueError, match=f"channels {channels} .*recurrence {recurrence}"):
+            CrissCrossAttention(channels, recurrence)

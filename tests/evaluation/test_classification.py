@@ -189,7 +189,7 @@ def test_what_is_refused(capsys, data, tmp_path, checkpoint):
         evaluated(checkpoint, data, all_images=True, output=tmp_path / "o")
     real = tmp_path / "real.json"
     real.write_text("[[1]]")
-    with refused(ConfigError, "1000 classes", "5", "real", code="C09"):
+    with refused(ConfigError, "1000 classes", " 5 ", "real", code="C09"):
         evaluated(checkpoint, data, real=real, output=tmp_path / "o")
     write_as(tmp_path / "imagenet" / "val", [wordnet_ids()[number] for number in NUMBERS])
     with refused(DataError, "ILSVRC2012_val_"):

@@ -94,8 +94,8 @@ def test_optimizer_state_that_does_not_fit_is_named() -> None:
     }
     other = small_model()
     fresh = adamw(other)
-    for names, tensors in cases.items():
-        with refused(CheckpointError, names, code="K07"):
+    for name, tensors in cases.items():
+        with refused(CheckpointError, name, code="K07"):
             load_optimizer(fresh, other.named_parameters(), tensors)
         assert not fresh.state and fresh.param_groups[0]["lr"] == 3e-3
     with refused(CheckpointError, "missing momentum_buffer/0.weight", code="K07"):
