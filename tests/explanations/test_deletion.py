@@ -55,7 +55,7 @@ def test_a_detection_is_found_by_class_and_place():
     logits = torch.tensor([[[0.0, -50], [9, -50], [9, -50]], [[-50.0, 9], [-50, 9], [9, -50]]])
     found = detection_score(DetectionOutput(logits, boxes), 0, box, softmax=False)
     torch.testing.assert_close(found, torch.tensor([0.5, 0.0]), atol=1e-3, rtol=0)
-    with refused(ConfigError, "(8, 8)", "(8, 16)", "Look.on_pixels"):
+    with refused(ConfigError, "(8, 8)", "(8, 16)", "SaliencyMap.on_pixels"):
         deletion_curve(share_of_the_left, torch.ones(3, 8, 16), torch.ones(8, 8))
 
 
