@@ -180,3 +180,18 @@ def test_an_error_in_a_renamed_setting_names_its_line(tmp_path):
     with pytest.raises(ConfigError) as raised:
         recipe_from_file(tmp_path / "config.yaml")
     assert raised.value.where == f"{tmp_path / 'config.yaml'}:2"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("num_queries=5", "model.num_queries"), ("model.d_model=64", "model.embed_dim"), ("learning_rate=1", "lr"),
+     ("lerning_rate=3", "lr"), ("LR=1", "lr"), ("epoch=3", "epochs"), ("Batch=3", "batch_size")],
+)  # fmt: skip
+def test_a_setting_of_another_name_is_answered_with_ours(typed, meant):
+    with refused(ConfigError, typed.partition("=")[0], f"{meant!r}?", code="C01"):
+        apply_overrides(recipe_for("detr_tiny"), [typed])
+
+
+def test_a_setting_unlike_any_is_answered_with_all():
+    with refused(ConfigError, "zzz", "epochs", "model.num_queries", code="C01"):
+        apply_overrides(recipe_for("detr_tiny"), ["zzz=1"])

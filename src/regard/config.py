@@ -69,7 +69,7 @@ def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None
             what = f"{prefix}{old} is the earlier name of {path}, and both are set"
             raise ConfigError(what, where=where, remedy=f"set {path} alone", code="C12")
         if key not in known:
-            raise unknown_name("key", path, [f"{prefix}{name}" for name in known], where=where, code="C01")
+            raise _unknown_setting(config, key, prefix, where)
         present = getattr(config, key)
         if dataclasses.is_dataclass(present):
             if not isinstance(value, Mapping):
@@ -78,6 +78,33 @@ def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None
         else:
             changes[key] = _convert(value, hints[key], path, where)
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+# What other programs call a setting.
+_OTHER_NAMES = {
+    "learning_rate": "lr", "batch": "batch_size", "imgsz": "short_side", "d_model": "embed_dim",
+    "hidden_dim": "embed_dim", "nheads": "num_heads", "enc_layers": "encoder_layers", "dec_layers": "decoder_layers",
+    "dim_feedforward": "feedforward_dim", "lr_drop": "milestones", "clip_max_norm": "max_norm",
+}  # fmt: skip
+
+
+def _unknown_setting(config: Any, name: str, prefix: str, where: str | None) -> ConfigError:
+    """Return the error for a setting that a dataclass lacks. It offers one with this name in a group first."""
+    paths: dict[str, str] = {}  # last part of a path -> path, of the dataclass's own settings first
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        if dataclasses.is_dataclass(group):
+            for inner in dataclasses.fields(group):
+                paths.setdefault(inner.name, f"{prefix}{field.name}.{inner.name}")
+    paths |= {field.name: f"{prefix}{field.name}" for field in dataclasses.fields(config)}
+    wanted = name.lower()
+    wanted = _OTHER_NAMES.get(next(iter(difflib.get_close_matches(wanted, _OTHER_NAMES, 1, 0.85)), ""), wanted)
+    near = difflib.get_close_matches(wanted, paths, n=1, cutoff=0.6)
+    if wanted in paths or near:
+        remedy = f"did you mean {paths[wanted if wanted in paths else near[0]]!r}?"
+    else:
+        remedy = f"known: {', '.join(paths.values())}"
+    return ConfigError(f"unknown key {prefix + name!r}", where=where, remedy=remedy, code="C01")
 
 
 def check_choices(config: Any) -> None:
@@ -160,7 +187,8 @@ def unknown_name(
 
 def near_path(path: Path, names: Sequence[str] = ()) -> str:
     """Return the remedy for a missing path: the nearest existing path or the nearest of `names`."""
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    entries = path.parent.iterdir() if path.parent.is_dir() else ()
+    beside = [entry.name for entry in entries if not entry.name.startswith(".")]
     near = difflib.get_close_matches(path.name, [*names, *beside], n=1)
     if not near:
         return "check the path"

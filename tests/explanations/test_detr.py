@@ -10,9 +10,11 @@ import torch
 
 import regard
 from detr_cases import SMALL, randomized
+from refusals import refused
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
+from regard.errors import ConfigError
 from regard.explanations.detr import covered
 from regard.explanations.recording import AttentionRecorder
 from regard.structures.categories import Category, ModelCard
@@ -194,3 +196,9 @@ def test_a_compiled_model_is_explained_as_it_is():
     expected = regard.explain(net, image, threshold=0.0)
     found = regard.explain(torch.compile(net), image, threshold=0.0)
     assert all(torch.equal(a.weights, b.weights) for a, b in zip(found.maps, expected.maps, strict=True))
+
+
+@pytest.mark.parametrize("point", [(64.0, 3.0), (-1.0, 3.0), (3.0, 48.0)])
+def test_a_point_outside_the_image_is_told(point):
+    with refused(ConfigError, f"{point[0]:g} {point[1]:g}", "64x48", code="C03"):
+        regard.explain(regard.create("detr_tiny"), np.zeros((48, 64, 3), np.uint8), "heads", threshold=0.0, point=point)

@@ -112,10 +112,12 @@ def test_a_file_of_a_convolutional_network_is_started_from(data, tmp_path):
     assert job.fetch_weights() == [] and job.source.card.name == "resnet20"
 
 
-def test_a_warm_up_longer_than_the_run_is_told(data):
-    settings = apply_overrides(recipe_for("resnet20"), (*SMALL, "warmup_steps=10000"))
-    _, notes = ClassificationJob(replace(settings, data=str(data))).starting_model()
-    assert any("warmup_steps=10000 and there are about" in note for note in notes)
+def test_a_warm_up_longer_than_the_run_is_told(data, tmp_path, capsys):
+    """The steps are those of the training loop: at least one an epoch, where a batch has more images than the data."""
+    words = (*SMALL, "warmup_steps=10000", "batch_size=4096", "workers=0")
+    regard.train("resnet20", data, epochs=2, output=tmp_path / "run", overrides=words)
+    text = capsys.readouterr()
+    assert "warmup_steps=10000 and there are 2 steps" in " ".join((text.out + text.err).split())
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ def test_messages(tmp_path):
 def test_the_others_wait_while_the_first_looks_through_the_data(monkeypatch):
     """A fingerprint of COCO, pictures and checkpoints take minutes, in the first process alone."""
     given = {}
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: given.update({backend: timeout}))
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -128,6 +129,13 @@ def test_the_others_wait_while_the_first_looks_through_the_data(monkeypatch):
     monkeypatch.setattr(dist, "barrier", lambda: None)
     with processes("cpu"):
         assert given["gloo"].total_seconds() >= 1800
+
+
+def test_an_environment_that_torchrun_did_not_make_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with refused(ConfigError, "WORLD_SIZE", "RANK", "torchrun", code="C09"), processes("cpu"):
+        pass
 
 
 def test_processes_start_when_all_have_connected(tmp_path):

@@ -16,8 +16,12 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val",
 
 
 def find_splits(look: Callable[[str], Place | None]) -> dict[Split, Place]:
-    """Return the place of each split: what `look` returns for the first of its names that has any."""
-    found = {split: next(filter(None, map(look, names)), None) for split, names in SPLIT_NAMES.items()}
+    """Return the place of each split: what `look` returns for the first of its names that has any.
+
+    Names with a capital first letter (`Train`) come last.
+    """
+    spellings = {split: (*names, *map(str.title, names)) for split, names in SPLIT_NAMES.items()}
+    found = {split: next(filter(None, map(look, names)), None) for split, names in spellings.items()}
     return {split: place for split, place in found.items() if place}
 
 

@@ -70,6 +70,7 @@ def evaluate(
     run = Path(source) if isinstance(source, (str, Path)) and (Path(source) / "checkpoints").is_dir() else None
     output = run if output is None else Path(output)
     net, place = load_on(source, device)
+    _check_words(net, text)
     if output is not None:  # before the work, which may take an hour
         make_writable(output)
     evaluation = _evaluate_on(net, text, options, run=run, device=place, batch_size=batch_size, workers=workers)
@@ -78,6 +79,15 @@ def evaluate(
     if output is not None:
         evaluation.write(output, text)
     return evaluation.scores
+
+
+def _check_words(net: Model, data: str) -> None:
+    """Check that generated data suit the model. Raises ConfigError (C09)."""
+    from regard.models.build import Detector
+
+    if isinstance(net, Detector) and data.partition(":")[0] == "digits":
+        remedy = "use --data shapes, or a folder with boxes"
+        raise ConfigError("digits have classes, and a detector needs boxes", where=data, remedy=remedy, code="C09")
 
 
 def _evaluate_on(

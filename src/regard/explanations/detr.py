@@ -91,7 +91,7 @@ def explain_detr(
     if what == "heads":
         if not len(found):
             return [], COLUMNS
-        one = _at(found, options.point)
+        one = _at(found, options.point, size)
         heads = cross[:, found.queries[one]].unflatten(1, grid)
         titles = [f"{found.titles[one]}, head {i}" for i in range(len(heads))]
         return [found.saliency_map(one, row, title, extent) for row, title in zip(heads, titles, strict=True)], COLUMNS
@@ -166,15 +166,20 @@ def _middles(found: Found, size: tuple[int, int]) -> list[tuple[float, float]]:
     return inside or [(size[1] / 2, size[0] / 2)]
 
 
-def _at(found: Found, point: tuple[float, float] | None) -> int:
+def _at(found: Found, point: tuple[float, float] | None, size: tuple[int, int]) -> int:
     """Return the smallest detection with the point in its box; without a point the best one.
 
+    Args:
+        size: (height, width) of the image.
+
     Raises:
-        ConfigError: no detection contains the point (C03).
+        ConfigError: the point is outside the image, or no detection contains it (C03).
     """
     if point is None:
         return 0
     x, y = point
+    if not (0 <= x < size[1] and 0 <= y < size[0]):
+        raise ConfigError(f"point {x:g} {y:g} is outside the image of {size[1]}x{size[0]} pixels", code="C03")
     boxes = found.boxes
     inside = (boxes[:, 0] <= x) & (x < boxes[:, 2]) & (boxes[:, 1] <= y) & (y < boxes[:, 3])
     if not inside.any():

@@ -152,7 +152,10 @@ def detection_recipe_for(name: str, recipe: str | None = None) -> DetectionRecip
         raise unknown_name("recipe", recipe, list(DETECTION_RECIPES), code="C01")
     if recipe == "small" and name not in SHORT_SIDES:
         raise ConfigError(f"recipe small is for {', '.join(SHORT_SIDES)}, not for {name}", code="C09")
-    return DETECTION_RECIPES[recipe](name)
+    settings = DETECTION_RECIPES[recipe](name)
+    if settings.start_from == "backbone" and settings.model.backbone == "small":
+        return replace(settings, start_from="none")  # Nobody has trained this backbone on ImageNet.
+    return settings
 
 
 def _config(name: str) -> DETRConfig:

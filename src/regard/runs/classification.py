@@ -117,10 +117,6 @@ class ClassificationJob:
         if settings.schedule.startswith("deit") and settings.epochs <= DEIT_WARMUP:
             what = f"schedule={settings.schedule} warms up for {DEIT_WARMUP} epochs and there are {settings.epochs}"
             notes.append(f"warning: {what}: it will hardly learn. Set schedule=cosine")
-        steps = settings.epochs * (len(self.train_data) // (settings.batch_size * settings.accumulate))
-        if settings.warmup_steps > max(1, steps):
-            what = f"warmup_steps={settings.warmup_steps} and there are about {steps} steps"
-            notes.append(f"warning: {what}: it will hardly learn. Set warmup_steps={steps // 20}")
         return net, notes
 
     def task(self, processes: Processes, pictures: Path | None) -> ClassificationTask:

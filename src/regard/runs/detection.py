@@ -21,6 +21,8 @@ from regard.evaluation.detection import open_objects
 from regard.metrics.charts.detection import plot_dataset
 from regard.metrics.masks import check_outlines
 from regard.models.build import Detector, build
+from regard.models.catalog import WEIGHTS
+from regard.models.configs import CONFIGS
 from regard.models.detr import DETR
 from regard.recipes.detection import DetectionRecipe
 from regard.runs.detection_task import DetectionTask
@@ -89,6 +91,9 @@ class DetectionJob:
         settings = self.settings
         if settings.start_from == "backbone":
             return self._fetch_backbone()
+        if settings.start_from in CONFIGS and settings.start_from not in WEIGHTS:
+            what = f"no released weights of {settings.start_from} to start from"
+            raise ConfigError(what, remedy="set start_from=RUN, or leave out --recipe", code="K01")
         if settings.start_from != "none":
             source = load(settings.start_from)
             if isinstance(source, Detector):

@@ -76,8 +76,12 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}
         trainer = Trainer(net.to(group.device), task, job.settings, run, group, state, reporter)
-        if resume:
-            trainer.resume()
+        if job.settings.warmup_steps > trainer.total_steps:
+            what = f"warmup_steps={job.settings.warmup_steps} and there are {trainer.total_steps} steps"
+            reporter.say(f"warning: {what}: it will hardly learn. Set warmup_steps={trainer.total_steps // 20}")
+        if resume and trainer.resume() and trainer.is_finished:
+            what = f"this run is finished, at step {trainer.progress.step}"
+            reporter.say(f"{what}: to train longer, set epochs to more than {job.settings.epochs}, or minutes")
         if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
             _describe(run, job)
         reporter.say(

@@ -48,10 +48,11 @@ def resolve(
     elif model is None:
         raise ConfigError("which model?", remedy="see: regard models", code="C09")
     else:
-        if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig):
+        folder = next((word.partition("=")[2] for word in reversed(overrides) if word.startswith("data=")), data)
+        if recipe is None and folder is not None and isinstance(preset(model), ClassifierConfig):
             from regard.data.class_images.imagenet import is_imagenet  # imports numpy
 
-            recipe = imagenet_recipe(model) if is_imagenet(data) else None
+            recipe = imagenet_recipe(model) if is_imagenet(folder) else None
         settings = recipe_for(model, recipe)
     changes: dict[str, Any] = {} if data is None else {"data": data_text(data)}
     if epochs is not None:

@@ -58,8 +58,13 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     console.print("4. Pictures:")
     for picture in sorted((output / "pictures").iterdir()):
         console.print(f"   {picture}", highlight=False)
-    console.print(f"\nNext:  regard predict {output} {folder / 'val'} --output {output}/drawn", highlight=False)
-    console.print("       regard train detr_resnet50 --data YOUR_COCO_FOLDER", highlight=False)
+    console.print("5. Next, one command a line:")
+    following = (
+        f"predict {output} {folder / 'val'} --output {output}/drawn",
+        "train detr_resnet50 --recipe finetune --data YOUR_FOLDER",
+    )
+    for command in following:
+        console.print(f"regard {command}", highlight=False, soft_wrap=True)
 
 
 def _is_earlier(output: Path) -> bool:

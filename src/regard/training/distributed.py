@@ -73,6 +73,8 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = choose_device(device)
+    if world_size > 1:
+        _check_launch(chosen, local_rank)
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", local_rank)
         torch.cuda.set_device(chosen)
@@ -93,6 +95,25 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _check_launch(device: torch.device, local_rank: int) -> None:
+    """Check the environment of one of several processes.
+
+    Raises:
+        ConfigError: torchrun did not start it (C09), or all processes would use one GPU (C10).
+        MachineError: there are fewer GPUs than processes (C10).
+    """
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        what = f"WORLD_SIZE is set and {missing[0]} is not"
+        raise ConfigError(what, remedy="start with torchrun, or unset WORLD_SIZE", code="C09")
+    if device.type == "cuda" and device.index is not None:
+        what = f"device={device} would put all processes on one GPU"
+        raise ConfigError(what, remedy="use device=cuda", code="C10")
+    if device.type == "cuda" and local_rank >= torch.cuda.device_count():
+        what = f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}"
+        raise MachineError(what, remedy=f"use --nproc-per-node {torch.cuda.device_count()}", code="C10")
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -71,7 +71,8 @@ class Stopped(RegardError):
     """A signal stopped the run; its state is saved. The exit code is 128 + the number of the signal."""
 
     def __init__(self, number: int, step: int, run: Path) -> None:
-        super().__init__(f"stopped at step {step}", where=run, remedy="continue with --resume")
+        remedy = f"continue: regard train --output {run} --resume"
+        super().__init__(f"stopped at step {step}", where=run, remedy=remedy)
         self.exit_code = 128 + number
 
 
@@ -149,6 +150,11 @@ class Trainer:
         self.progress = Progress(**checkpoint.state["progress"])
         self.reporter.rewind(self.progress.step, checkpoint.state.get("pending", ()))
         return True
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or the time is over, or the score has stopped rising."""
+        return self._fraction_done() >= 1.0 or self._is_stale()
 
     def fit(self) -> Progress:
         """Train until all epochs are done, patience runs out or a signal comes.
@@ -229,9 +235,14 @@ class Trainer:
             raise DivergedError(
                 f"the {'loss' if any_loss else 'gradient'}{place} is no longer finite at step {self.progress.step}",
                 where=self._samples_of(seen) if own else None,
-                remedy="lower lr or max_norm, or set amp=off; the checkpoints before are intact",
+                remedy=f"lower lr or max_norm, or set amp=off; {self._last_checkpoint()}",
                 code="T07",
             )
+
+    def _last_checkpoint(self) -> str:
+        """Return which checkpoint is left, in words."""
+        path = newest_checkpoint(self.folder)
+        return "there is no checkpoint yet" if path is None else f"{path} is intact"
 
     def _samples_of(self, batches: list[Any]) -> str:
         """Return the names of the first four samples, for an error of one line."""

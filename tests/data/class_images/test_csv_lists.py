@@ -9,6 +9,7 @@ import pytest
 from class_data import write_tree
 from refusals import refused
 from regard.data.class_images.dataset import open_classification
+from regard.data.class_images.listing import class_name
 from regard.errors import DataError
 
 ROWS = (("images/a.png", "cat"), ("images/b.png", "dog"), ("c, d.png", "cat"))
@@ -92,3 +93,15 @@ def test_a_label_that_training_does_not_know(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     with refused(DataError, "'eel'", "0 to 1", "val.csv:2", code="A49"):
         open_classification(tmp_path, "val")
+
+
+def test_class_names_of_digits_stand_beside_line_numbers():
+    names = ("2010", "2011")
+    assert [class_name(text, names, "a.csv:2") for text in ("2011", "2010", "0", "1")] == [
+        "2011",
+        "2010",
+        "2010",
+        "2011",
+    ]
+    with refused(DataError, "2", "a.csv:2", code="A49"):
+        class_name("2", names, "a.csv:2")

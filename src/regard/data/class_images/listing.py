@@ -94,17 +94,19 @@ def class_name(text: str, names: Sequence[str] | None, where: str) -> str:
     """Return the class name that a label stands for.
 
     Args:
-        text: the label: a class name, or, with `names`, a line number from 0.
+        text: the label: a class name, or, with `names`, a line number from 0, which comes first.
         names: the lines of `labels.txt`, None without that file.
         where: the place of the label, for errors.
 
     Raises:
         DataError: no such line and no such name (A49).
     """
-    if names is None or (text in names and not text.isdecimal()):
+    if names is None:
         return text
     if text.isdecimal() and int(text) < len(names):
         return names[int(text)]
+    if text in names:
+        return text
     what = f"label {text!r:.40}, expected 0 to {len(names) - 1} or a name in labels.txt"
     raise DataError(what, where=where, remedy="correct the label or labels.txt", code="A49")
 

@@ -66,7 +66,7 @@ class PanopticWriter:
         """Write the JSON file."""
         rows = {"images": image_rows(self.images), "annotations": self.rows}
         content = {**self.info, **rows, "categories": category_rows(self.categories)}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)  # Without any image it is empty.
         replace_text(self.path, json.dumps(content, separators=(",", ":")))
 
 
