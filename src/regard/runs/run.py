@@ -70,6 +70,8 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             log_every=settings.log_every,
             images_per_step=settings.batch_size * settings.accumulate * group.world_size,
             quiet=quiet,
+            log_to=settings.log_to,
+            settings=to_mapping(job.settings),
         )
         for note in [*job.findings, *notes, *more]:
             reporter.say(note)

@@ -40,6 +40,7 @@ class TrainingConfig:
     patience: int = 0  # evaluations without a better score after which training stops early; 0 never stops
     log_every: int = 20  # steps between lines of the log
     save_minutes: float = 10.0  # minutes between checkpoints; one is also written after every evaluation
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()  # trackers, besides the run's files
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar, lines of text, `metrics.jsonl`, `metrics.csv`, TensorBoard."""
+"""What a run tells while it goes: a progress bar, lines of text, `metrics.jsonl`, `metrics.csv`, trackers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
+from regard.errors import cause, escape
 from regard.safe_files import replace_text
+from regard.training.trackers import Tracker, start_trackers
 
 # Shown beside the progress bar; all others are in the files.
 SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")  # of training
@@ -32,9 +34,20 @@ class Reporter:
         log_every: steps between rows of `metrics.jsonl`.
         images_per_step: of all processes together, for the throughput.
         quiet: print nothing.
+        log_to: names of trackers (`regard.training.trackers`).
+        settings: of the run, nested, for the trackers.
     """
 
-    def __init__(self, run: Path | None, *, log_every: int, images_per_step: int, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path | None,
+        *,
+        log_every: int,
+        images_per_step: int,
+        quiet: bool = False,
+        log_to: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run = run
         self.log_every = log_every
         self.images_per_step = images_per_step
@@ -44,13 +57,16 @@ class Reporter:
         self._since = (0, 0.0)  # step and seconds of training at the last row
         self._bar: Progress | None = None
         self._steps_per_epoch = 1
-        self._board: Any = None
+        self._log_to = log_to
+        self._settings = settings or {}
+        self._trackers: dict[str, Tracker] = {}
 
     @contextmanager
     def training(self, step: int, seconds: float, steps_per_epoch: int) -> Iterator[None]:
         """Show a progress bar, on a terminal. `step` and `seconds` of training are done already."""
         self._since, self._steps_per_epoch = (step, seconds), steps_per_epoch
-        self._board = _tensorboard(self.run)
+        if self.run is not None:
+            self._trackers = start_trackers(self._log_to, self.run, self._settings, step)
         # Without redirection: a forked loader process that prints would wait for ever for the bar's lock.
         bar = Progress(
             TextColumn("{task.description}"),
@@ -68,6 +84,7 @@ class Reporter:
                 yield
             finally:
                 self._bar = None
+                self._to_trackers(lambda tracker: tracker.close())
                 if self.run is not None:  # once, not with every checkpoint: it reads all rows there are
                     write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
 
@@ -83,11 +100,6 @@ class Reporter:
         self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
         main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in JUDGED)
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
-
-    def saved(self) -> None:
-        """Bring TensorBoard's rows onto the disk too: they belong to the checkpoint that was just written."""
-        if self._board is not None:
-            self._board.flush()
 
     def say(self, text: str) -> None:
         """A line of text above the bar."""
@@ -117,7 +129,7 @@ class Reporter:
         speed = steps * self.images_per_step / time_taken
         self._fetched, self._since = [], (step, seconds)
         row = {"step": step, "epoch": self._epoch(step), **{f"train/{k}": v for k, v in means.items()}}
-        row["images_per_second"] = round(speed, 2)
+        row["images_per_second"], row["seconds"] = round(speed, 2), round(seconds, 3)
         if torch.cuda.is_available():
             row["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self._write(row)
@@ -137,10 +149,18 @@ class Reporter:
             return
         with (self.run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self._board is not None:
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value is not None:
-                    self._board.add_scalar(name, value, row["step"])
+        hidden = ("step", "epoch", "seconds")
+        numbers = {name: value for name, value in row.items() if name not in hidden and value is not None}
+        self._to_trackers(lambda tracker: tracker.log(numbers, row["step"]))
+
+    def _to_trackers(self, action: Callable[[Tracker], None]) -> None:
+        """Call every tracker. One that fails is left out from then on: the training goes on."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                action(tracker)
+            except Exception as error:  # whatever a package raises, a training of days is worth more
+                del self._trackers[name]
+                self.say(f"warning: {name} failed ({escape(cause(error))}): no more is logged to it")
 
 
 def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -191,14 +211,3 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _tensorboard(run: Path | None) -> Any:
-    """A writer where TensorBoard is installed (`pip install 'regard[log]'`), else None."""
-    if run is None:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run / "tensorboard"))
