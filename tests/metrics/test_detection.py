@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
+from charts import looks_drawn
 from regard.errors import DataError, MachineError
-from regard.metrics.charts.detection import plot_curves, plot_dataset, plot_detections
+from regard.metrics.charts.detection import plot_dataset, plot_detections
 from regard.metrics.curves import confusion_matrix, detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 
@@ -315,11 +315,6 @@ def test_confusion_matrix_by_hand() -> None:
     assert without[:, -1].tolist() == [3, 1, 1, 0] and without[:, :-1].sum() == 0
 
 
-def looks_drawn(path: Path) -> bool:
-    with Image.open(path) as image:
-        return min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 24) or []) > 20
-
-
 def test_pictures_of_detections(tmp_path: Path) -> None:
     truth, found = simple_problem()
     truth["categories"][0]["name"] = "$cat_{ \\frac a\nvery long name of a class that never ends"
@@ -340,22 +335,6 @@ def test_picture_of_a_data_set(tmp_path: Path) -> None:
     path = plot_dataset(truth, tmp_path / "new")
     assert path == tmp_path / "new" / "dataset.png" and looks_drawn(path)
     assert looks_drawn(plot_dataset({**truth, "annotations": []}, tmp_path))
-
-
-def test_picture_of_a_training(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
-        {"step": step, "epoch": step // 10, "train/loss": 9 / (step + 1), "train/loss_ce": 2.0, "lr": 1e-4}
-        for step in range(300)
-    ]
-    rows += [{"step": step, "val/AP": step / 600, "val/AP50": step / 400, "val/loss": 2} for step in range(9, 300, 10)]
-    rows[5]["train/loss"] = float("nan")
-    rows[20]["val/AP"] = None
-    path = plot_curves(rows, tmp_path / "new" / "curves.png")
-    assert looks_drawn(path)
-    assert looks_drawn(plot_curves([{"step": 1, "train/loss": 3.0}], tmp_path / "one.png"))
-    with pytest.raises(DataError) as raised:
-        plot_curves([{"step": 1, "note": "x"}], tmp_path / "none.png")
-    assert "none.png" in str(raised.value) and not (tmp_path / "none.png").exists()
 
 
 def test_pictures_leave_pyplot_alone() -> None:

@@ -2,11 +2,12 @@
 
 import types
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from line_task import CONFIG, metrics_of, strict_rows, trainer
+from line_task import metrics_of, strict_rows, trainer
 from refusal import refused
 from regard.config import apply_mapping, apply_overrides
 from regard.errors import ConfigError, MachineError
@@ -120,7 +121,6 @@ def scalars(run):
 
 
 def test_tensorboard_has_the_rows_of_the_run(tmp_path):
-    pytest.importorskip("tensorboard")
     job = trainer(tmp_path)
     job.reporter = Reporter(tmp_path, log_every=2, images_per_step=4, quiet=True, log_to=["tensorboard"])
     job.fit()
@@ -132,7 +132,6 @@ def test_tensorboard_has_the_rows_of_the_run(tmp_path):
 
 
 def test_tensorboard_drops_the_steps_that_come_again(tmp_path):
-    pytest.importorskip("tensorboard")
     for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
         tracker = start_trackers(["tensorboard"], tmp_path, SETTINGS, start)["tensorboard"]
         for step in steps:
@@ -149,7 +148,7 @@ def test_no_tracker_unless_asked_for(tmp_path):
 class Broken:
     """A tracker whose network goes away after some rows."""
 
-    started: list = []
+    started: ClassVar[list] = []
 
     def __init__(self, run, settings, step):
         self.rows = []

@@ -25,10 +25,12 @@ from regard.data.splits import Split
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
-from regard.evaluation.detection_pictures import MAX_COMPARISONS, draw_comparison, draw_segment_comparison
+from regard.evaluation.detection_pictures import MAX_COMPARISONS, MIN_SCORE, draw_comparison, draw_segment_comparison
 from regard.evaluation.options import DetectionEvaluationOptions
+from regard.evaluation.worst_images import write_worst_detections
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_detections
+from regard.metrics.curves import detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts
@@ -65,6 +67,7 @@ class DetectorEvaluation:
     """The result of an evaluation.
 
     losses: mean over images, of the last decoder layer.
+    dataset: the images that were evaluated.
     masks: run lengths of the mask of each detection; None if masks were not evaluated.
     """
 
@@ -72,6 +75,7 @@ class DetectorEvaluation:
     losses: dict[str, float]
     detections: CocoDetections
     ground_truth: dict[str, Any]
+    dataset: ObjectDataset
     masks: list[dict[str, Any]] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -85,10 +89,13 @@ class DetectorEvaluation:
         ]
 
     def write(self, folder: Path, data: str) -> None:
-        """Write `metrics.json` and pictures. `data`: the data set, as the user named it."""
+        """Write `metrics.json`, `worst_images.json` and pictures. `data`: the data set, as the user named it."""
         content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
         plot_detections(self.ground_truth, self.detections, folder / "pictures")
+        best = detection_curves(self.ground_truth, self.detections).best_threshold
+        threshold = MIN_SCORE if best is None else best
+        write_worst_detections(self.dataset, self.ground_truth, self.detections, threshold, folder)
 
 
 def evaluate_on(
@@ -250,7 +257,7 @@ class _Collector:
         truth = self.dataset.to_coco(masks=self.masked is not None)
         boxes = evaluate_detections(truth, detections)
         if self.masked is None:
-            return DetectorEvaluation(boxes, losses, detections, truth)
+            return DetectorEvaluation(boxes, losses, detections, truth, self.dataset)
         masks = [mask for _, part, _ in everything for mask in part]
         panoptic = None
         if self.segments is not None:
@@ -259,7 +266,7 @@ class _Collector:
                 total.merge(counts)
             panoptic = total.scores()
         scores = SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic)
-        return DetectorEvaluation(scores, losses, detections, truth, masks)
+        return DetectorEvaluation(scores, losses, detections, truth, self.dataset, masks)
 
     def draw(self, indices: range) -> Any:
         """Draw ground truth and predictions of the first images; `indices`: the images that were added."""

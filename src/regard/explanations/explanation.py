@@ -116,7 +116,7 @@ class Explanation:
         """
         if not self.looks:
             raise ConfigError(f"nothing to draw: no {self.what} maps", remedy="lower the threshold", code="C09")
-        drawn = [_draw(look, self.image) for look in self.looks]
+        drawn = [draw_look(look, self.image) for look in self.looks]
         return grid(drawn, columns=min(self.columns, len(drawn)), captions=[look.title for look in self.looks])
 
     def save(self, path: str | Path) -> None:
@@ -143,7 +143,7 @@ class Explanation:
         return f"Explanation({self.what}, {len(self)} maps{place})"
 
 
-def _draw(look: Look, image: Image.Image) -> Image.Image:
+def draw_look(look: Look, image: Image.Image) -> Image.Image:
     """Draw the image in grey with heat, the point and boxes, at least `MIN_SIDE` pixels large."""
     longest = max(image.size)
     scale = min(max(longest, MIN_SIDE), MAX_SIDE) / longest

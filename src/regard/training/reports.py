@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import sys
@@ -19,6 +17,8 @@ from torch import Tensor
 
 from regard.errors import cause, escape
 from regard.safe_files import replace_text
+from regard.training.rows import read_rows as read_rows
+from regard.training.rows import write_csv
 from regard.training.trackers import Tracker, start_trackers
 
 # Shown beside the progress bar; all others are in the files.
@@ -169,28 +169,6 @@ def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in logs[0].items()}
     names = dict.fromkeys(name for numbers in logs for name in numbers)
     return {name: torch.stack([numbers[name].detach() for numbers in logs if name in numbers]).mean() for name in names}
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line that was cut off is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def write_csv(source: Path, path: Path) -> None:
-    """The rows of a `metrics.jsonl` as a table with a column for every name."""
-    rows = read_rows(source) if source.exists() else []
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_text(path, text.getvalue())
 
 
 def _means(numbers: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

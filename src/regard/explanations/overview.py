@@ -1,0 +1,50 @@
+"""What a model looks at in a few images, as one small picture: a training draws it at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from regard.drawing.boxes import grid, save_picture
+from regard.errors import ConfigError
+from regard.explanations.explain import explain
+from regard.explanations.explanation import draw_look
+from regard.models.build import Detector, Model
+from regard.models.vit import VisionTransformer
+
+EXPLAINED = 4  # images
+SIDE = 240  # longer side of an image in the picture, in pixels
+
+
+def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
+    """Draw one map over each image: of the best detection, of the class token, or of the last attention layer.
+
+    Detectors: cross-attention of the query with the highest score in the last decoder layer, mean of heads, and its
+    box. ViT and DeiT: rollout of the class token. Attention-augmented networks: relevance of the last attention layer
+    for the predicted class.
+
+    Args:
+        model: as for `explain`.
+        images: (3, H, W) uint8, of any sizes.
+        path: picture file.
+
+    Returns:
+        Whether there is a picture: a model without attention has none.
+    """
+    others = "rollout" if isinstance(model, VisionTransformer) else "relevance"
+    kind = "decoder" if isinstance(model, Detector) else others
+    drawn, titles = [], []
+    for image in images:
+        try:
+            explanation = explain(model, image, kind, threshold=0.0 if kind == "decoder" else None)
+        except ConfigError:  # a network without attention, or one whose attention cannot be read
+            return False
+        if not explanation.looks:
+            return False
+        look = explanation.looks[-1 if kind == "relevance" else 0]
+        drawn.append(draw_look(look, explanation.image))
+        titles.append(look.title)
+    save_picture(grid(drawn, len(drawn), captions=titles, longest=SIDE), path)
+    return True
