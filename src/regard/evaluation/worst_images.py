@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -67,7 +67,8 @@ def write_worst_detections(
     _write(folder, f"lowest F1 at score {threshold:.2f} and IoU 0.5", worst)
 
 
-class WorstPrediction(NamedTuple):
+@dataclass(frozen=True)
+class WorstPrediction:
     """One image: its index; true and predicted label; probability of the true class and of the predicted one, 0..1."""
 
     index: int

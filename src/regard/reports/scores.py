@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from regard.metrics.summary import percent
@@ -9,22 +10,7 @@ from regard.reports.html import Content, Html, element, figure, table
 from regard.reports.run_files import RunFiles
 
 _TILES = ("PQ", "mask_AP", "AP", "AP50", "top1", "top5", "ece")
-_FRACTIONS = (
-    "AP",
-    "AR",
-    "PQ",
-    "SQ",
-    "RQ",
-    "mask",
-    "mIoU",
-    "top",
-    "mean_accuracy",
-    "f1",
-    "ece",
-    "knn",
-    "linear",
-    "real",
-)
+_NO_FRACTIONS = ("nll", "images_per_second")
 _CHARTS = {
     "precision_recall.png": "precision by recall",
     "score_threshold.png": "precision, recall and F1 by score threshold",
@@ -77,35 +63,21 @@ def _class_tables(metrics: dict[str, Any]) -> list[Html | None]:
 def _class_table(title: str, scores: list[dict[str, Any]]) -> list[Html | None]:
     if not scores:
         return []
-    rows: list[list[Content]]
     if "ap" in scores[0]:
         head = ["class", "objects", "AP", "AP50"]
-        rows = [[s["name"], f"{s['objects']:,}", percent(s["ap"]), percent(s["ap50"])] for s in scores]
+        rows = [_row(score, ("objects",), ("ap", "ap50")) for score in scores]
     elif "pq" in scores[0]:
         head = ["class", "found", "false", "missed", "PQ", "SQ", "RQ"]
-        rows = [
-            [
-                s["name"],
-                *(f"{s[key]:,}" for key in ("tp", "fp", "fn")),
-                *(percent(s[key]) for key in ("pq", "sq", "rq")),
-            ]
-            for s in scores
-        ]
+        rows = [_row(score, ("tp", "fp", "fn"), ("pq", "sq", "rq")) for score in scores]
     else:
         head = ["class", "images", "correct", "accuracy", "precision", "F1"]
-        rows = [
-            [
-                s["name"],
-                f"{s['images']:,}",
-                f"{s['correct']:,}",
-                *(percent(s[key]) for key in ("recall", "precision", "f1")),
-            ]
-            for s in scores
-        ]
+        rows = [_row(score, ("images", "correct"), ("recall", "precision", "f1")) for score in scores]
     return [element("h3", title), table(rows, head, tall=True)]
 
 
+def _row(score: dict[str, Any], counts: Sequence[str], fractions: Sequence[str]) -> list[Content]:
+    return [score["name"], *(f"{score[key]:,}" for key in counts), *(percent(score[key]) for key in fractions)]
+
+
 def _number(name: str, value: float | None) -> str:
-    if value is None or name.startswith(_FRACTIONS):
-        return percent(value)
-    return f"{value:,.4g} (not in percent)"
+    return f"{value:,.4g} (not in percent)" if value is not None and name in _NO_FRACTIONS else percent(value)

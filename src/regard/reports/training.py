@@ -14,8 +14,8 @@ _LOSSES = {
     "train/loss_last_layer": "Both losses are the weighted sum of the last decoder layer. The loss that is minimised "
     "adds the earlier layers.",
     "train/nll": "Both losses are the cross-entropy of the true class.",
-    "train/loss": "Training loss: what is minimised, with mixed images, smoothed labels or a teacher where the settings "
-    "have them. It cannot be compared with the validation loss, the cross-entropy of the true class.",
+    "train/loss": "The training loss is what is minimised: of mixed images, smoothed labels or a teacher's answers, as "
+    "the settings say. It cannot be compared with the validation loss, the cross-entropy of the true class.",
 }
 
 
@@ -33,10 +33,8 @@ def data_parts(files: RunFiles) -> list[Html | None]:
         element("p", "Folder: ", element("code", str(files.settings.get("data", "")))),
         table(rows, head),
         figure(files.picture("dataset.png"), "classes and sizes of the data set"),
-        figure(
-            files.picture("train_batch.jpg"), "images with their targets", "The first training batch, as the model sees it."
-        ),
-    ]  # fmt: skip
+        figure(files.picture("train_batch.jpg"), "images with their targets", "The first training batch, augmented."),
+    ]
 
 
 def curve_parts(files: RunFiles) -> list[Html | None]:
