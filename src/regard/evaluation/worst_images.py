@@ -15,10 +15,12 @@ from torch import Tensor
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.annotated_images import AnnotatedImages
 from regard.drawing.boxes import class_color, compare, draw_boxes, grid, save_picture
+from regard.evaluation.detection_pictures import draw_panoptic
 from regard.metrics.curves import count_per_image
 from regard.metrics.detection import CocoDetections
 from regard.safe_files import replace_text
 from regard.structures.categories import Category
+from regard.structures.segments import PanopticSegments
 
 COUNT = 10
 _SIDE = 420  # longer side of an image in a picture, in pixels
@@ -65,6 +67,41 @@ def write_worst_detections(
         caption = f"F1 {count.f1:.2f}: {count.found} found, {count.missed} missed, {count.false} false"
         worst.append(WorstImage(str(dataset.image_folder / dataset.names[index]), caption, picture))
     _write(folder, f"lowest F1 at score {threshold:.2f} and IoU 0.5", worst)
+
+
+@dataclass(frozen=True)
+class WorstSegments:
+    """One image: its index; segments of the truth and of the model; the quality of its segments, all classes together.
+
+    quality: sum of the IoU of matches / (matches + half of the segments without match), 0..1.
+    """
+
+    index: int
+    truth: PanopticSegments
+    found: PanopticSegments
+    quality: float
+    missed: int
+    false: int
+
+
+def worst_segments(images: Sequence[WorstSegments]) -> list[WorstSegments]:
+    """Return the `COUNT` images of lowest quality, the lowest first."""
+    wrong = (image for image in images if image.quality < 1)
+    return sorted(wrong, key=lambda image: (image.quality, -image.missed - image.false, image.index))[:COUNT]
+
+
+def write_worst_segments(dataset: AnnotatedImages[Any], worst: Sequence[WorstSegments], folder: Path) -> None:
+    """Write the images that `worst_segments` found. `folder`: of the run."""
+    rows = []
+    for number, one in enumerate(worst, 1):
+        picture = f"worst_{number}.jpg"
+        image = dataset.image(one.index)
+        truth, found = ((one.truth, False), (one.found, True))
+        drawn = compare(*(_small(draw_panoptic(image, segments, with_scores=own)) for segments, own in (truth, found)))
+        save_picture(drawn, folder / "pictures" / picture)
+        caption = f"quality {one.quality:.2f}: {one.missed} segments missed, {one.false} false"
+        rows.append(WorstImage(str(dataset.image_folder / dataset.names[one.index]), caption, picture))
+    _write(folder, "lowest quality of segments: IoU of matches over all segments", rows)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from regard.errors import escape
 
-LONGEST = 1400  # pixels of an embedded picture
-SMALL = 60_000  # bytes of a picture that is embedded as it is
-CHART_COLORS = 128
+LONGEST = 1400  # pixels of a picture that is shrunk
+MAX_CHART, MAX_PHOTO = 300_000, 80_000  # bytes of pictures that are embedded as they are
 
 
 @dataclass(frozen=True)
@@ -57,36 +56,40 @@ def table(rows: Sequence[Sequence[Content]], head: Sequence[str] = (), *, tall: 
     return element("div", element("table", *top, element("tbody", joined(body))), css=kind)
 
 
-def figure(path: Path, alt: str, caption: Content = None, *, kind: str = "wide") -> Html | None:
+def figure(path: Path, alt: str, caption: Content = None) -> Html | None:
     """Return a picture, embedded, with a caption; None if there is no such file or it is no picture."""
-    address = embedded(path)
-    if address is None:
+    picture = embedded(path)
+    if picture is None:
         return None
-    image = Html(f'<img src="{address}" alt="{_escaped(alt)}">')
+    address, (width, height) = picture
+    image = Html(f'<img src="{address}" alt="{_escaped(alt)}" width="{width}" height="{height}">')
     words = [] if caption is None else [element("figcaption", caption)]
-    return element("figure", image, *words, css=kind)
+    return element("figure", image, *words)
 
 
-def embedded(path: Path) -> str | None:
-    """Return a picture file as a `data:` address, shrunk if it is large; None if it cannot be read."""
+def embedded(path: Path) -> tuple[str, tuple[int, int]] | None:
+    """Return a picture file as a `data:` address and its (width, height) on a page; None if it cannot be read.
+
+    Charts (PNG) have their size in print at 96 pixels an inch. Pictures of many bytes are shrunk.
+    """
     from PIL import Image
 
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             kind = str(image.format).lower()
-            if kind in ("png", "jpeg") and len(content) <= SMALL and max(image.size) <= LONGEST:
-                return _address(kind, content)
+            scale = 96 / image.info.get("dpi", (96, 96))[0] if kind == "png" else 1.0
+            size = round(image.width * scale), round(image.height * scale)
+            most = MAX_CHART if kind == "png" else MAX_PHOTO
+            if kind in ("png", "jpeg") and len(content) <= most:
+                return _address(kind, content), size
             picture = image.convert("RGB")
     except OSError:
         return None
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
-    if kind == "png":  # a chart: few colours
-        picture.quantize(CHART_COLORS, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
-        return _address("png", packed.getvalue())
     picture.save(packed, "JPEG", quality=78)
-    return _address("jpeg", packed.getvalue())
+    return _address("jpeg", packed.getvalue()), size
 
 
 def _address(kind: str, content: bytes) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from regard.reports.html import Html, element, figure, joined, section
 from regard.reports.run_files import RunFiles
 
@@ -13,10 +15,10 @@ def worst_section(files: RunFiles) -> Html | None:
     rows = [row for row in files.worst.get("images") or [] if isinstance(row, dict)]
     cards = []
     for row in rows:
-        name, caption = str(row.get("file", "")), str(row.get("caption", ""))
+        name, caption = "/".join(Path(str(row.get("file", ""))).parts[-2:]), str(row.get("caption", ""))
         path = files.picture(str(row.get("picture", "")).rpartition("/")[2])
         words = Html(f"{element('span', caption).code}<br>{element('code', name).code}")
-        cards.append(figure(path, caption, words, kind="card"))
+        cards.append(figure(path, caption, words))
     known = [card for card in cards if card is not None]
     if not known:
         return None

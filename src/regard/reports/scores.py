@@ -39,12 +39,14 @@ def score_parts(files: RunFiles) -> list[Html | None]:
     notes = [element("p", str(note), css="note") for note in metrics.get("notes") or []]
     about = element("p", "On the validation images of ", element("code", str(metrics.get("data", ""))))
     stats = [(name, _number(name, value)) for name, value in (metrics.get("stats") or {}).items()]
-    stats += [(f"{name} (not in percent)", f"{value:.4f}") for name, value in (metrics.get("losses") or {}).items()]
+    losses = [(name, f"{value:.4f}") for name, value in (metrics.get("losses") or {}).items()]
     return [
         about,
         *notes,
         element("h3", "All scores, in percent"),
-        table(stats, ["score", ""], tall=True),
+        table(stats, ["score", ""]),
+        element("h3", "Losses"),
+        table(losses, ["loss", ""]),
         *_class_tables(metrics),
         *(figure(files.picture(name), alt) for name, alt in _CHARTS.items()),
     ]

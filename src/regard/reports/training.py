@@ -62,7 +62,7 @@ def timing_parts(files: RunFiles) -> list[Html | None]:
     facts = [("images per second, median", f"{speed:,.1f}")]
     seconds, step = rows[-1].get("seconds"), rows[-1]["step"]
     if seconds:
-        facts += [("steps per second", f"{step / seconds:,.2f}"), ("minutes of training", f"{seconds / 60:,.1f}")]
+        facts += [("steps per second", f"{step / seconds:,.2f}"), ("minutes of training", f"{seconds / 60:,.3g}")]
     memory = [row["gpu_memory_gib"] for row in rows if "gpu_memory_gib" in row]
     if memory:
         facts.append(("largest GPU memory, GiB", f"{max(memory):.2f}"))
