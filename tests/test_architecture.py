@@ -153,7 +153,7 @@ def test_missing_files_are_answered_without_torch(tmp_path):
         "evaluate detr_resnet50 --data nowhere": "3", "evaluate nothing.pth --data shapes": "4",
         "evaluate runs/nothing --data shapes": "2", "predict nothing.pth cat.jpg": "4",
         "predict detr_resnet50 nothing.jpg": "3", "explain detr_resnet50 nothing.jpg": "3",
-        "study padding --data nowhere": "3",
+        "study padding --data nowhere": "3", "report nowhere": "2",
     }  # fmt: skip
     heavy, codes = loaded_by(*commands, folder=tmp_path)
     assert codes == list(commands.values())

@@ -99,9 +99,9 @@ def write_worst_segments(dataset: AnnotatedImages[Any], worst: Sequence[WorstSeg
         truth, found = ((one.truth, False), (one.found, True))
         drawn = compare(*(_small(draw_panoptic(image, segments, with_scores=own)) for segments, own in (truth, found)))
         save_picture(drawn, folder / "pictures" / picture)
-        caption = f"quality {one.quality:.2f}: {one.missed} segments missed, {one.false} false"
+        caption = f"PQ {one.quality:.2f}: {one.missed} segments missed, {one.false} false"
         rows.append(WorstImage(str(dataset.image_folder / dataset.names[one.index]), caption, picture))
-    _write(folder, "lowest quality of segments: IoU of matches over all segments", rows)
+    _write(folder, "lowest panoptic quality (PQ) of the image, all classes together", rows)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from regard.errors import escape
 
 LONGEST = 1400  # pixels of a picture that is shrunk
+WIDE = 640  # pixels from which a chart scrolls on a phone: smaller, its text could not be read
 MAX_CHART, MAX_PHOTO = 300_000, 80_000  # bytes of pictures that are embedded as they are
 
 
@@ -64,7 +65,8 @@ def figure(path: Path, alt: str, caption: Content = None) -> Html | None:
     address, (width, height) = picture
     image = Html(f'<img src="{address}" alt="{_escaped(alt)}" width="{width}" height="{height}">')
     words = [] if caption is None else [element("figcaption", caption)]
-    return element("figure", image, *words)
+    is_wide_chart = path.suffix == ".png" and width > WIDE
+    return element("figure", image, *words, css="chart" if is_wide_chart else None)
 
 
 def embedded(path: Path) -> tuple[str, tuple[int, int]] | None:

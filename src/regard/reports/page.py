@@ -32,6 +32,10 @@ figcaption { font-size: .85rem; color: #555; margin-top: .2rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .cards.small { grid-template-columns: repeat(auto-fill, minmax(min(45%, 11rem), 1fr)); }
 .cards figure { margin: 0; }
+@media screen and (max-width: 44rem) {
+  .chart { overflow-x: auto; }
+  .chart img { max-width: none; width: 44rem; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 11px; }
   .tall { max-height: none; }
