@@ -10,12 +10,16 @@ from PIL import Image
 from color_data import COLORS, write_colors
 from regard.data.class_images.dataset import open_classification
 from regard.data.coco.dataset import open_detection
+from regard.data.coco.panoptic import open_panoptic
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.evaluation.worst_images import (
     COUNT,
+    WorstSegments,
     worst_predictions,
+    worst_segments,
     write_worst_detections,
     write_worst_predictions,
+    write_worst_segments,
 )
 from regard.metrics.detection import CocoDetections
 
@@ -87,3 +91,22 @@ def test_nothing_found_at_all(shapes, tmp_path):
     assert len(rows) == COUNT and all(row["caption"].startswith("F1 0.00: 0 found") for row in rows)
     missed = [int(row["caption"].split()[4]) for row in rows]
     assert missed == sorted(missed, reverse=True)
+
+
+def test_worst_segments_and_their_pictures(tmp_path):
+    """Truth as a prediction, with fewer segments from image to image: the emptier, the worse."""
+    write_shapes(ShapesConfig(train=2, val=14, size=32), tmp_path / "data")
+    data = open_panoptic(tmp_path / "data", "val")
+    images = []
+    for index in range(len(data)):
+        truth = data.segments(index)
+        images.append(WorstSegments(index, truth, truth, quality=1 - index / 20, missed=index, false=0))
+    worst = worst_segments(images)
+    assert [one.index for one in worst] == list(range(13, 3, -1))
+    assert worst_segments(images[:1]) == []
+    write_worst_segments(data, worst, tmp_path)
+    rows = json.loads((tmp_path / "worst_images.json").read_text())["images"]
+    assert [row["file"] for row in rows] == [str(data.image_folder / data.names[one.index]) for one in worst]
+    assert rows[0]["caption"] == "PQ 0.35: 13 segments missed, 0 false"
+    with Image.open(tmp_path / "pictures" / "worst_1.jpg") as picture:
+        assert picture.width > 400

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,25 +87,22 @@ def test_it_has_all_settings_scores_and_versions(detector):
 
 def test_the_data_are_counted(detector):
     counts = json.loads((detector.folder / "environment.json").read_text())["counts"]
+    data = Path(yaml.safe_load((detector.folder / "config.yaml").read_text())["data"])
     for split, images in (("train", 8), ("val", 4)):
-        data = yaml.safe_load((detector.folder / "config.yaml").read_text())["data"]
-        (path,) = (
-            p for p in RunFiles(detector.folder).folder.__class__(data).rglob(f"*{split}*.json") if "pan" not in p.name
-        )
-        objects = json.loads(path.read_text())["annotations"]
-        assert counts[split] == {
-            "images": images, "objects": len(objects), "classes": len({o["category_id"] for o in objects})
-        }  # fmt: skip
+        objects = json.loads((data / "annotations" / f"instances_{split}.json").read_text())["annotations"]
+        classes = {row["category_id"] for row in objects}
+        assert counts[split] == {"images": images, "objects": len(objects), "classes": len(classes)}
 
 
 def test_both_losses_are_the_same_sum(detector):
-    """Of the last decoder layer: 1 class + 5 L1 + 2 GIoU."""
-    rows = RunFiles(detector.folder).rows
+    """Of the last decoder layer, with the weights of the settings."""
+    rows, settings = RunFiles(detector.folder).rows, RunFiles(detector.folder).settings
+    weights = {name: settings[f"{key}_weight"] for name, key in (("ce", "class"), ("bbox", "bbox"), ("giou", "giou"))}
     for part, total in (("train", "loss_last_layer"), ("val", "loss")):
         known = [row for row in rows if f"{part}/{total}" in row]
         assert known
         for row in known:
-            loss = row[f"{part}/loss_ce"] + 5 * row[f"{part}/loss_bbox"] + 2 * row[f"{part}/loss_giou"]
+            loss = sum(weight * row[f"{part}/loss_{name}"] for name, weight in weights.items())
             assert row[f"{part}/{total}"] == pytest.approx(loss, rel=1e-5)
             assert part == "val" or row["train/loss"] > loss
 

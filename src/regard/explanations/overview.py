@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from regard.drawing.boxes import grid, save_picture
+from regard.drawing.boxes import grid
 from regard.errors import ConfigError
 from regard.explanations.explain import explain
 from regard.explanations.explanation import draw_look
@@ -28,7 +28,7 @@ def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
     Args:
         model: as for `explain`.
         images: (3, H, W) uint8, of any sizes.
-        path: picture file.
+        path: picture file, in a folder that exists.
 
     Returns:
         Whether there is a picture: a model without attention has none.
@@ -46,5 +46,5 @@ def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
         look = explanation.looks[-1 if kind == "relevance" else 0]
         drawn.append(draw_look(look, explanation.image))
         titles.append(look.title)
-    save_picture(grid(drawn, len(drawn), captions=titles, longest=SIDE), path)
+    grid(drawn, len(drawn), captions=titles, longest=SIDE).save(path, quality=75)
     return True

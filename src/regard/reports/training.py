@@ -14,8 +14,8 @@ _LOSSES = {
     "train/loss_last_layer": "Both losses are the weighted sum of the last decoder layer. The loss that is minimised "
     "adds the earlier layers.",
     "train/nll": "Both losses are the cross-entropy of the true class.",
-    "train/loss": "The training loss is what is minimised: of all decoder layers, or of mixed images, smoothed labels or "
-    "a teacher's answers. The validation loss has none of these, so the two cannot be compared.",
+    "train/loss": "The training loss is what is minimised: of all decoder layers, or of mixed images, smoothed labels "
+    "or a teacher's answers. The validation loss has none of these, so the two cannot be compared.",
 }
 
 
