@@ -85,8 +85,9 @@ def settings_table(config: type, *, without: type | None = None, prefix: str = "
 
 def values_of(kind: str) -> str:
     """Return the values of an annotation in words: `int | None` is "whole number or none"."""
-    if kind.startswith("Literal"):
-        return ", ".join(f"`{choice}`" for choice in re.findall(r"['\"]([^'\"]+)['\"]", kind))
+    if "Literal" in kind:
+        choices = ", ".join(f"`{choice}`" for choice in re.findall(r"['\"]([^'\"]+)['\"]", kind))
+        return f"some of {choices}, with commas, or `none`" if kind.startswith("tuple") else choices
     names = {"int": "whole number", "float": "number", "bool": "`true`, `false`", "str": "text"}
     inner = kind.removesuffix(" | None")
     word = names[inner.removeprefix("tuple[").removesuffix(", ...]")]
@@ -97,7 +98,9 @@ def default_of(field: dataclasses.Field) -> str:
     """Return the default as one writes it after `=`."""
     if field.default in (dataclasses.MISSING, ""):
         return "required"
-    if isinstance(field.default, bool) or field.default is None:
+    if field.default in (None, ()):
+        return "`none`"
+    if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     parts = field.default if isinstance(field.default, tuple) else (field.default,)
     return f"`{','.join(f'{part:.3g}' if isinstance(part, float) else str(part) for part in parts)}`"
