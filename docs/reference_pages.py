@@ -98,9 +98,7 @@ def default_of(field: dataclasses.Field) -> str:
     """Return the default as one writes it after `=`."""
     if field.default in (dataclasses.MISSING, ""):
         return "required"
-    if field.default in (None, ()):
-        return "`none`"
-    if isinstance(field.default, bool):
+    if isinstance(field.default, bool) or field.default is None:
         return f"`{str(field.default).lower()}`"
     parts = field.default if isinstance(field.default, tuple) else (field.default,)
     return f"`{','.join(f'{part:.3g}' if isinstance(part, float) else str(part) for part in parts)}`"

@@ -9,7 +9,7 @@ import torch
 
 from line_task import metrics_of, strict_rows, trainer
 from refusal import refused
-from regard.config import apply_mapping, apply_overrides
+from regard.config import apply_mapping, apply_overrides, to_mapping
 from regard.errors import ConfigError, MachineError
 from regard.training import trackers
 from regard.training.config import TrainingConfig
@@ -193,12 +193,12 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_the_setting():
     config = TrainingConfig()
-    assert config.log_to == ()
+    assert config.log_to is None
     for word in ("log_to=wandb,mlflow", "log_to=[wandb, mlflow]", "log_to=wandb, mlflow"):
         assert apply_overrides(config, [word]).log_to == ("wandb", "mlflow")
     assert apply_mapping(config, {"log_to": ["trackio"]}).log_to == ("trackio",)
-    for word in ("log_to=none", "log_to=", "log_to=[]"):
-        assert apply_overrides(replace(config, log_to=("wandb",)), [word]).log_to == ()
+    assert apply_overrides(replace(config, log_to=("wandb",)), ["log_to=none"]).log_to is None
+    assert to_mapping(replace(config, log_to=("wandb",)))["log_to"] == ["wandb"]
     with refused(ConfigError, "C02", "wandb"):
         apply_overrides(config, ["log_to=wand"])
     with refused(ConfigError, "C02", "wandb"):

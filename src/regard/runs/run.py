@@ -78,7 +78,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             log_every=settings.log_every,
             images_per_step=settings.batch_size * settings.accumulate * group.world_size,
             quiet=quiet,
-            log_to=settings.log_to,
+            log_to=settings.log_to or (),
             settings=to_mapping(job.settings),
         )
         for note in [*job.findings, *notes, *more]:

@@ -73,5 +73,5 @@ def check_paths(settings: Recipe) -> None:
         DataError: there is no such folder.
         MachineError: the package of a tracker is not installed (T15).
     """
-    check_trackers(settings.log_to)
+    check_trackers(settings.log_to or ())
     check_data(settings.data, ("shapes",) if isinstance(settings, DetectionRecipe) else ("digits", "shapes"))
