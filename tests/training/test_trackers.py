@@ -180,9 +180,12 @@ def test_a_tracker_that_cannot_start_is_said_before_training(tmp_path, install):
     def init(**_):
         raise RuntimeError("not logged in")
 
+    calls = []
+    install("mlflow", fake_mlflow(calls))
     install("wandb", types.SimpleNamespace(init=init))
     with refused(MachineError, "T15", "wandb", "not logged in"):
-        start_trackers(["wandb"], tmp_path, SETTINGS, 0)
+        start_trackers(["mlflow", "wandb"], tmp_path, SETTINGS, 0)
+    assert calls[-1] == ("finish",)  # the one that had started is closed
 
 
 def test_a_missing_package_is_named(monkeypatch):

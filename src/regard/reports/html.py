@@ -12,7 +12,7 @@ from pathlib import Path
 from regard.errors import escape
 
 LONGEST = 1400  # pixels of a picture that is shrunk
-WIDE = 640  # pixels from which a chart scrolls on a phone: smaller, its text could not be read
+WIDE = 800  # pixels from which a chart scrolls on a phone: smaller, its text could not be read
 MAX_CHART, MAX_PHOTO = 300_000, 80_000  # bytes of pictures that are embedded as they are
 
 

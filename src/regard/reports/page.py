@@ -25,6 +25,7 @@ table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #eee; }
 tbody th { font-weight: 600; }
 .numbers td, .numbers thead th + th { text-align: right; font-variant-numeric: tabular-nums; padding-left: .7rem; }
+.numbers td, .numbers thead th { white-space: nowrap; }
 .facts tbody th { min-width: 8rem; font-weight: 500; color: #555; }
 figure { margin: .8rem 0; }
 img { max-width: 100%; height: auto; display: block; }

@@ -97,6 +97,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
         with job.advice():
             trainer.fit()
         scores = _finish(job.settings, run, group, task)
+        reporter.say(f"report: {run / NAME}")
     return Run(run, scores)
 
 

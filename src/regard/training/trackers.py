@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,6 +161,9 @@ def start_trackers(names: Sequence[str], run: Path, settings: Mapping[str, Any],
         try:
             started[name] = ADAPTERS[name](run, flat, step)
         except Exception as error:
+            for tracker in started.values():
+                with suppress(Exception):
+                    tracker.close()
             what = f"{name} cannot start: {cause(error)}"
             raise MachineError(what, remedy=f"see its own manual, or leave {name} out of log_to", code="T15") from error
     return started
