@@ -53,3 +53,10 @@ def test_the_strongest_query(tmp_path, monkeypatch):
 def test_no_picture_without_attention_that_can_be_read(name, tmp_path):
     assert not draw_overview(model(name), IMAGES[:1], tmp_path / "a.jpg")
     assert not (tmp_path / "a.jpg").exists()
+
+
+def test_a_slow_machine_draws_fewer_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(overview, "SECONDS", 0.0)
+    assert draw_overview(model("detr_tiny"), IMAGES, tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert picture.width < 2 * SIDE

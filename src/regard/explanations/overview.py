@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from regard.models.build import Detector, Model
 from regard.models.vit import VisionTransformer
 
 EXPLAINED = 4  # images
+SECONDS = 1.0  # after which no further image is begun: a training on a slow machine has better things to do
 SIDE = 240  # longer side of an image in the picture, in pixels
 
 
 def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
-    """Draw one map over each image: of the best detection, of the class token, or of the last attention layer.
+    """Draw one map over each image, or over the first ones if that takes longer than `SECONDS`: of the best detection, of the class token, or of the last attention layer.
 
     Detectors: cross-attention of the query with the highest score in the last decoder layer, mean of heads, and its
     box. ViT and DeiT: rollout of the class token. Attention-augmented networks: relevance of the last attention layer
@@ -36,7 +38,10 @@ def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
     others = "rollout" if isinstance(model, VisionTransformer) else "relevance"
     kind = "decoder" if isinstance(model, Detector) else others
     drawn, titles = [], []
+    start = time.monotonic()
     for image in images:
+        if drawn and time.monotonic() - start > SECONDS:
+            break
         try:
             explanation = explain(model, image, kind, threshold=0.0 if kind == "decoder" else None)
         except ConfigError:  # a network without attention, or one whose attention cannot be read
