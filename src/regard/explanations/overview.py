@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from regard.drawing.boxes import grid
@@ -21,7 +22,9 @@ SIDE = 240  # longer side of an image in the picture, in pixels
 
 
 def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
-    """Draw one map over each image, or over the first ones if that takes longer than `SECONDS`: of the best detection, of the class token, or of the last attention layer.
+    """Draw one map over each image: of the best detection, of the class token, or of the last attention layer.
+
+    Once `SECONDS` have passed no further image is begun: the picture then has the first ones only.
 
     Detectors: cross-attention of the query with the highest score in the last decoder layer, mean of heads, and its
     box. ViT and DeiT: rollout of the class token. Attention-augmented networks: relevance of the last attention layer
@@ -37,7 +40,8 @@ def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
     """
     others = "rollout" if isinstance(model, VisionTransformer) else "relevance"
     kind = "decoder" if isinstance(model, Detector) else others
-    drawn, titles = [], []
+    drawn: list[Image.Image] = []
+    titles: list[str] = []
     start = time.monotonic()
     for image in images:
         if drawn and time.monotonic() - start > SECONDS:
