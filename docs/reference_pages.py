@@ -85,8 +85,9 @@ def settings_table(config: type, *, without: type | None = None, prefix: str = "
 
 def values_of(kind: str) -> str:
     """Return the values of an annotation in words: `int | None` is "whole number or none"."""
-    if kind.startswith("Literal"):
-        return ", ".join(f"`{choice}`" for choice in re.findall(r"['\"]([^'\"]+)['\"]", kind))
+    if "Literal" in kind:
+        choices = ", ".join(f"`{choice}`" for choice in re.findall(r"['\"]([^'\"]+)['\"]", kind))
+        return f"some of {choices}, with commas, or `none`" if kind.startswith("tuple") else choices
     names = {"int": "whole number", "float": "number", "bool": "`true`, `false`", "str": "text"}
     inner = kind.removesuffix(" | None")
     word = names[inner.removeprefix("tuple[").removesuffix(", ...]")]

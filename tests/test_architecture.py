@@ -18,9 +18,10 @@ FLOORS = {
     "errors, which every room raises": {"errors"},
     "tools that know neither data nor models": {"config", "safe_files", "structures", "attention", "drawing"},
     "the parts of a training, none of which knows another": {"data", "models", "losses", "metrics", "training"},
-    "what joins two parts": {"weights", "recipes", "results"},
+    "what joins two parts": {"weights", "recipes", "results", "reports"},
     "a model over images": {"evaluation", "prediction", "distillation"},
-    "the verbs": {"runs", "explanations", "benchmarks"},
+    "what a model looks at": {"explanations"},
+    "the verbs": {"runs", "benchmarks"},
     "many verbs as one command": {"studies"},
     "the command line": {"cli"},
     "python -m regard": {"__main__"},
@@ -152,7 +153,7 @@ def test_missing_files_are_answered_without_torch(tmp_path):
         "evaluate detr_resnet50 --data nowhere": "3", "evaluate nothing.pth --data shapes": "4",
         "evaluate runs/nothing --data shapes": "2", "predict nothing.pth cat.jpg": "4",
         "predict detr_resnet50 nothing.jpg": "3", "explain detr_resnet50 nothing.jpg": "3",
-        "study padding --data nowhere": "3",
+        "study padding --data nowhere": "3", "report nowhere": "2",
     }  # fmt: skip
     heavy, codes = loaded_by(*commands, folder=tmp_path)
     assert codes == list(commands.values())

@@ -115,8 +115,13 @@ def check_choices(config: Any) -> None:
     """
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            raise unknown_name(f"value of {name}", str(value), [str(a) for a in get_args(kind)], code="C02")
+        values: tuple[Any, ...] = (value,)
+        inner = next((part for part in get_args(kind) if get_origin(part) is tuple), None)
+        if inner is not None:  # several values, or None
+            kind, values = get_args(inner)[0], value or ()
+        for one in values if get_origin(kind) is Literal else ():
+            if one not in get_args(kind):
+                raise unknown_name(f"value of {name}", str(one), [str(a) for a in get_args(kind)], code="C02")
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -204,13 +209,9 @@ def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
         (kind,) = [a for a in arguments if a is not type(None)]
         return _convert(value, kind, path, where)
     if origin is tuple:  # of any length: `0.3,0.6` or `[0.3,0.6]` in words, or a single value
-        parts = (
-            value.strip("[] ").split(",")
-            if isinstance(value, str)
-            else value
-            if isinstance(value, (list, tuple))
-            else [value]
-        )
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.strip("[] ").split(",")]
         return tuple(_convert(part, arguments[0], path, where) for part in parts)
     if origin is Literal:
         # YAML 1.1 reads the words on and off as booleans.

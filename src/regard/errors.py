@@ -112,6 +112,7 @@ CODES = {
     "T09": "Matching got costs that are not finite.",
     "T10": "A process that loads images was killed.",
     "T14": "Another process is training in the same folder.",
+    "T15": "A tracker of `log_to` is not installed or cannot start.",
 }
 
 

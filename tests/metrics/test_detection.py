@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
+from charts import looks_drawn
 from regard.errors import DataError, MachineError
-from regard.metrics.charts.detection import plot_curves, plot_dataset, plot_detections
-from regard.metrics.curves import confusion_matrix, detection_curves
+from regard.metrics.charts.detection import plot_dataset, plot_detections
+from regard.metrics.curves import confusion_matrix, count_per_image, detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 
 
@@ -302,6 +302,43 @@ def test_curves_and_confusions_agree_with_pycocotools_matches() -> None:
     assert matrix[:, :-1].sum() == (counted & (scores >= 0.4)).sum()
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_counts_of_images_add_up_to_the_curves(seed: int) -> None:
+    """The curves are computed from sorted scores, the counts image by image."""
+    truth, found = random_problem(seed)
+    curves = detection_curves(truth, found)
+    for place in (0, 60, 120, 199):
+        counts = count_per_image(truth, found, score_threshold=float(curves.thresholds[place]))
+        hits, missed, false = (sum(getattr(c, name) for c in counts) for name in ("found", "missed", "false"))
+        assert hits + missed == sum(not row["iscrowd"] for row in truth["annotations"])
+        assert hits / (hits + missed) == pytest.approx(curves.threshold_recall[place])
+        if hits + false:
+            assert hits / (hits + false) == pytest.approx(curves.threshold_precision[place])
+            assert 2 * hits / (2 * hits + missed + false) == pytest.approx(curves.f1[place])
+        assert [c.image_id for c in counts] == sorted(image["id"] for image in truth["images"])
+    best = curves.best_threshold
+    assert best is not None and max(np.nan_to_num(curves.f1)) == curves.f1[np.flatnonzero(curves.thresholds == best)[0]]
+
+
+def test_counts_of_one_image_by_hand() -> None:
+    box = {"bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+    truth = {
+        "images": [{"id": 7}, {"id": 9}],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "annotations": [
+            {**box, "id": 1, "image_id": 7, "category_id": 1},
+            {**box, "id": 2, "image_id": 7, "category_id": 2, "bbox": [50, 50, 20, 20]},
+            {**box, "id": 3, "image_id": 7, "category_id": 2, "iscrowd": 1, "bbox": [100, 100, 90, 90]},
+        ],
+    }
+    # Right, the same once more, a wrong class, one in the crowd (ignored), one below the threshold.
+    boxes = [[10, 10, 20, 20], [10, 10, 20, 19], [50, 50, 20, 20], [110, 110, 20, 20], [50, 50, 20, 20]]
+    columns = np.full(5, 7), np.array([1, 1, 1, 2, 2]), np.array(boxes, float), np.array([0.9, 0.8, 0.7, 0.6, 0.1])
+    counts = count_per_image(truth, CocoDetections(*columns), score_threshold=0.5)
+    assert [tuple(c) for c in counts] == [(7, 1, 1, 2), (9, 0, 0, 0)]
+    assert (counts[0].f1, counts[1].f1) == (2 / 5, 1.0)
+
+
 def test_confusion_matrix_by_hand() -> None:
     expected = [
         # cat dog cow background
@@ -313,11 +350,6 @@ def test_confusion_matrix_by_hand() -> None:
     assert confusion_matrix(*simple_problem()).tolist() == expected
     without = confusion_matrix(*simple_problem(), score_threshold=1.0)
     assert without[:, -1].tolist() == [3, 1, 1, 0] and without[:, :-1].sum() == 0
-
-
-def looks_drawn(path: Path) -> bool:
-    with Image.open(path) as image:
-        return min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 24) or []) > 20
 
 
 def test_pictures_of_detections(tmp_path: Path) -> None:
@@ -340,22 +372,6 @@ def test_picture_of_a_data_set(tmp_path: Path) -> None:
     path = plot_dataset(truth, tmp_path / "new")
     assert path == tmp_path / "new" / "dataset.png" and looks_drawn(path)
     assert looks_drawn(plot_dataset({**truth, "annotations": []}, tmp_path))
-
-
-def test_picture_of_a_training(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
-        {"step": step, "epoch": step // 10, "train/loss": 9 / (step + 1), "train/loss_ce": 2.0, "lr": 1e-4}
-        for step in range(300)
-    ]
-    rows += [{"step": step, "val/AP": step / 600, "val/AP50": step / 400, "val/loss": 2} for step in range(9, 300, 10)]
-    rows[5]["train/loss"] = float("nan")
-    rows[20]["val/AP"] = None
-    path = plot_curves(rows, tmp_path / "new" / "curves.png")
-    assert looks_drawn(path)
-    assert looks_drawn(plot_curves([{"step": 1, "train/loss": 3.0}], tmp_path / "one.png"))
-    with pytest.raises(DataError) as raised:
-        plot_curves([{"step": 1, "note": "x"}], tmp_path / "none.png")
-    assert "none.png" in str(raised.value) and not (tmp_path / "none.png").exists()
 
 
 def test_pictures_leave_pyplot_alone() -> None:

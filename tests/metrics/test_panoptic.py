@@ -219,6 +219,20 @@ def test_classes_are_matched_by_name() -> None:
     assert raised.value.code == "K20" and "3 of 5" in str(raised.value) and CLASSES[2].name in str(raised.value)
 
 
+def test_quality_of_one_image_is_pq_without_classes() -> None:
+    for seed in range(8):
+        counts = PanopticCounts(CLASSES)
+        counts.add(*random_pair(seed))
+        rows = [row for row in counts.scores().per_class if row.pq is not None]
+        weights = [row.tp + (row.fp + row.fn) / 2 for row in rows]
+        expected = sum(w * row.pq for w, row in zip(weights, rows, strict=True)) / sum(weights) if rows else 1.0
+        assert counts.quality == pytest.approx(expected)
+    truth, _ = random_pair(0)
+    same = PanopticCounts(CLASSES)
+    same.add(truth, replace(truth, is_crowd=None))
+    assert same.quality <= 1.0 == PanopticCounts(CLASSES).quality
+
+
 def test_counts_of_processes_add_up() -> None:
     pairs = [random_pair(seed) for seed in range(20)]
     parts = [PanopticCounts(CLASSES), PanopticCounts(CLASSES)]

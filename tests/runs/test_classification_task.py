@@ -88,6 +88,9 @@ def test_label_smoothing(folder):
     targets[torch.arange(5), batch.labels] += 0.7
     assert smoothed.loss(model, batch)[0].item() == pytest.approx(-(targets * log_probabilities).sum(1).mean().item())
     assert smoothed.loss(model, batch)[0].item() != pytest.approx(plain.loss(model, batch)[0].item())
+    # The number to compare with that of an evaluation is of true labels.
+    for task in (plain, smoothed):
+        assert task.loss(model, batch)[1]["nll"].item() == pytest.approx(plain.loss(model, batch)[0].item())
 
 
 @pytest.mark.parametrize("mixed", [False, True])

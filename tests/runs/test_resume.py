@@ -101,7 +101,7 @@ def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_sc
     write_run(tmp_path, build(settings.model, "detr_tiny", categories), {2: 0.3, 4: 0.1})
     (tmp_path / "metrics.jsonl").write_text("")
     done = []
-    monkeypatch.setattr(regard.runs.run, "plot_curves", lambda *_: None)
+    monkeypatch.setattr(regard.runs.run, "write_report", lambda run: None)
     monkeypatch.setattr(regard.runs.run, "evaluate", lambda run, data, **_: done.append(("again", run, data)))
     kept = SimpleNamespace(
         scores=SimpleNamespace(stats={"AP": last_score}), write=lambda run, data: done.append(("kept", run, data))

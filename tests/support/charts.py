@@ -21,3 +21,9 @@ def without_charts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", write)
         yield
+
+
+def looks_drawn(path: Path) -> bool:
+    """Whether a picture is large and has many colours."""
+    with Image.open(path) as image:
+        return min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 24) or []) > 20

@@ -66,7 +66,8 @@ def state_of(run):
 
 
 def metrics_of(run):
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_rows(run / "metrics.jsonl")]
+    rows = read_rows(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]
 
 
 def same(a, b):

@@ -42,6 +42,7 @@ def train(
     output: Path | None = None,
     options: Annotated[TrainingOptions | None, Parameter(name="*")] = None,
     quiet: bool = False,
+    open: bool = False,
 ) -> None:
     """Train a detector or a classifier: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
 
@@ -51,6 +52,7 @@ def train(
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
         quiet: print no progress.
+        open: open the report in the browser at the end.
     """
     from regard.runs import train
 
@@ -65,6 +67,32 @@ def train(
         overrides=tuple(word for word in words if "=" in word), **asdict(options or TrainingOptions()),
     )  # fmt: skip
     print(run.folder)
+    if open:
+        _show(run.report)
+
+
+@app.command
+def report(run: Path, *, open: bool = False) -> None:
+    """Write the report of a run anew, finished or not: RUN/report.html.
+
+    Training and `regard evaluate` write it by themselves.
+
+    Args:
+        run: the run's folder.
+        open: open the report in the browser.
+    """
+    from regard.reports.report import write_report
+
+    path = write_report(run)
+    print(path)
+    if open:
+        _show(path)
+
+
+def _show(path: Path) -> None:
+    import webbrowser
+
+    webbrowser.open(path.resolve().as_uri())
 
 
 @app.command

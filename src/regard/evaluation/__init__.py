@@ -41,6 +41,7 @@ def evaluate(
         source: a model, or what `regard.load` takes.
         data: as for `regard.train`.
         output: folder for `metrics.json` and pictures; if None the run when `source` is one, else nothing is written.
+            The report of a run is written anew.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is loaded.
         batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Padding changes a
             detector's numbers and a batch of 1 has none: models with a dilated last stage (DC5) were published with 1.
@@ -64,6 +65,7 @@ def evaluate(
     text = data_text(data)
     check_data(text)
 
+    from regard.reports.report import write_report
     from regard.safe_files import make_writable
     from regard.weights.load import load_on
 
@@ -78,6 +80,8 @@ def evaluate(
         tell(evaluation.scores)
     if output is not None:
         evaluation.write(output, text)
+        if (output / "config.yaml").is_file():  # a run: its report shows these scores
+            write_report(output)
     return evaluation.scores
 
 

@@ -20,6 +20,7 @@ from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.classification_pictures import MAX_IMAGES, draw_class_predictions
 from regard.evaluation.features import classification_layers, images_per_second, probe
 from regard.evaluation.options import ClassificationEvaluationOptions
+from regard.evaluation.worst_images import WorstPrediction, worst_predictions, write_worst_predictions
 from regard.metrics.charts.classification import plot_classification
 from regard.metrics.classification import ClassificationScores, evaluate_classification
 from regard.metrics.imagenet_subsets import real_accuracy, restrict
@@ -33,16 +34,25 @@ from regard.weights.imagenet_names import imagenet_labels, match_imagenet_names
 
 @dataclass(frozen=True)
 class ClassifierEvaluation:
-    """The result of an evaluation. losses: `loss`, the mean cross-entropy of unsmoothed labels."""
+    """The result of an evaluation.
+
+    losses: `loss`, the mean cross-entropy of unsmoothed labels.
+    dataset: the images that were evaluated.
+    worst: those of largest loss.
+    """
 
     scores: ClassificationScores
     losses: dict[str, float]
+    dataset: ClassificationDataset
+    worst: Sequence[WorstPrediction]
 
     def write(self, folder: Path, data: str) -> None:
-        """Write `metrics.json` and pictures. `data`: the data set, as the user named it."""
+        """Write `metrics.json`, `worst_images.json` and pictures. `data`: the data set, as the user named it."""
         content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content))
         plot_classification(self.scores, folder / "pictures")
+        names = [score.name for score in self.scores.per_class]
+        write_worst_predictions(self.dataset, self.worst, names, folder)
 
 
 def evaluate_on(
@@ -89,7 +99,7 @@ def evaluate_on(
         stats["real_top1"] = real_accuracy(logits, real)
         notes.append(f"ReaL: {sum(map(bool, real)):,} of {len(real):,} images have labels")
     scores = replace(scores, stats=stats, notes=tuple(notes))
-    return ClassifierEvaluation(scores, {"loss": stats["nll"]})
+    return ClassifierEvaluation(scores, {"loss": stats["nll"]}, dataset, worst_predictions(competing, labels))
 
 
 @torch.inference_mode()
@@ -120,7 +130,7 @@ def evaluate_classifier(
         chosen = torch.linspace(0, len(dataset) - 1, min(MAX_IMAGES, len(dataset))).long()
         images = [dataset[i].image for i in chosen.tolist()]
         draw_class_predictions(images, labels[chosen], logits[chosen], categories).save(picture, quality=90)
-    return ClassifierEvaluation(scores, {"loss": scores.stats["nll"]})
+    return ClassifierEvaluation(scores, {"loss": scores.stats["nll"]}, dataset, worst_predictions(logits, labels))
 
 
 @torch.inference_mode()

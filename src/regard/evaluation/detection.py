@@ -25,10 +25,12 @@ from regard.data.splits import Split
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
-from regard.evaluation.detection_pictures import MAX_COMPARISONS, draw_comparison, draw_segment_comparison
+from regard.evaluation.detection_pictures import MAX_COMPARISONS, MIN_SCORE, draw_comparison, draw_segment_comparison
 from regard.evaluation.options import DetectionEvaluationOptions
+from regard.evaluation.worst_images import WorstSegments, worst_segments, write_worst_detections, write_worst_segments
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_detections
+from regard.metrics.curves import detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts
@@ -65,14 +67,18 @@ class DetectorEvaluation:
     """The result of an evaluation.
 
     losses: mean over images, of the last decoder layer.
+    dataset: the images that were evaluated.
     masks: run lengths of the mask of each detection; None if masks were not evaluated.
+    worst: the images of lowest quality; None if segments were not evaluated.
     """
 
     scores: DetectionScores | SegmentationScores
     losses: dict[str, float]
     detections: CocoDetections
     ground_truth: dict[str, Any]
+    dataset: ObjectDataset
     masks: list[dict[str, Any]] | None = None
+    worst: list[WorstSegments] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return rows of a COCO results file: with masks if there are any, else with boxes."""
@@ -85,10 +91,16 @@ class DetectorEvaluation:
         ]
 
     def write(self, folder: Path, data: str) -> None:
-        """Write `metrics.json` and pictures. `data`: the data set, as the user named it."""
+        """Write `metrics.json`, `worst_images.json` and pictures. `data`: the data set, as the user named it."""
         content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
         plot_detections(self.ground_truth, self.detections, folder / "pictures")
+        if self.worst is not None:
+            write_worst_segments(self.dataset, self.worst, folder)
+            return
+        best = detection_curves(self.ground_truth, self.detections).best_threshold
+        threshold = MIN_SCORE if best is None else best
+        write_worst_detections(self.dataset, self.ground_truth, self.detections, threshold, folder)
 
 
 def evaluate_on(
@@ -244,22 +256,24 @@ class _Collector:
 
     def scores(self, processes: Processes, losses: dict[str, float]) -> DetectorEvaluation:
         """Score the detections of all processes together."""
-        everything = processes.gather((self.columns, self.masks, self.segments and self.segments.counts))
+        segments = None if self.segments is None else (self.segments.counts, self.segments.worst)
+        everything = processes.gather((self.columns, self.masks, segments))
         columns = [column for part, _, _ in everything for column in part]
         detections = CocoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
         truth = self.dataset.to_coco(masks=self.masked is not None)
         boxes = evaluate_detections(truth, detections)
         if self.masked is None:
-            return DetectorEvaluation(boxes, losses, detections, truth)
+            return DetectorEvaluation(boxes, losses, detections, truth, self.dataset)
         masks = [mask for _, part, _ in everything for mask in part]
-        panoptic = None
+        panoptic, worst = None, None
         if self.segments is not None:
             total = PanopticCounts(self.dataset.categories)
-            for _, _, counts in everything:
+            for _, _, (counts, _) in everything:
                 total.merge(counts)
             panoptic = total.scores()
+            worst = worst_segments([image for _, _, (_, images) in everything for image in images])
         scores = SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic)
-        return DetectorEvaluation(scores, losses, detections, truth, masks)
+        return DetectorEvaluation(scores, losses, detections, truth, self.dataset, masks, worst)
 
     def draw(self, indices: range) -> Any:
         """Draw ground truth and predictions of the first images; `indices`: the images that were added."""
@@ -273,6 +287,7 @@ class _SegmentCollector:
     """Counts panoptic segments of one process against the ground truth, batch by batch.
 
     drawn: ground truth and predicted segments of the first images, with labels of the model.
+    worst: those of the images of lowest quality.
     """
 
     def __init__(
@@ -287,6 +302,7 @@ class _SegmentCollector:
         self.writer = writer
         self.counts = PanopticCounts(dataset.categories)
         self.drawn: list[tuple[PanopticSegments, PanopticSegments]] = []
+        self.worst: list[WorstSegments] = []
         self.names = png_names(dataset.annotations.images)
         self.index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
 
@@ -300,13 +316,19 @@ class _SegmentCollector:
             found = panoptic_segments(scores, labels, logits[rows], sizes, self.categories)
             index = self.index_of[sample.image_id]
             truth = self.dataset.segments(index)
-            self.counts.add(truth, found)
+            image = PanopticCounts(self.dataset.categories)
+            image.add(truth, found)
+            self.counts.merge(image)
             if self.writer is not None:
                 translated = found.translated(self.dataset.categories, self.data_label_of)
                 self.writer.add(self.dataset.annotations.images[index], translated, self.names[index])
+            labels = torch.tensor([self.label_of[label] for label in truth.labels.tolist()], dtype=torch.int64)
+            truth = replace(truth, labels=labels, categories=self.categories)
             if len(self.drawn) < MAX_COMPARISONS:
-                labels = torch.tensor([self.label_of[label] for label in truth.labels.tolist()], dtype=torch.int64)
-                self.drawn.append((replace(truth, labels=labels, categories=self.categories), found))
+                self.drawn.append((truth, found))
+            missed, false = int(image.fn.sum()), int(image.fp.sum())
+            worst = WorstSegments(index, truth, found, image.quality, missed, false)
+            self.worst = worst_segments([*self.worst, worst])
 
 
 class _WithLabels:

@@ -51,13 +51,20 @@ def draw_segment_comparison(
     """Draw true and predicted segments side by side, with labels of the same classes, for samples with pixels."""
     pairs = []
     for sample, (truth, prediction) in zip(samples, found, strict=True):
-        pairs.append(compare(_paint(sample.image, truth), _paint(sample.image, prediction, prediction.scores)))
+        pairs.append(
+            compare(
+                draw_panoptic(sample.image, truth, with_scores=False),
+                draw_panoptic(sample.image, prediction, with_scores=True),
+            )
+        )
     return grid(pairs, columns=min(2, len(pairs)), longest=960)
 
 
-def _paint(image: Tensor, segments: PanopticSegments, scores: Tensor | None = None) -> Image.Image:
+def draw_panoptic(image: Tensor, segments: PanopticSegments, *, with_scores: bool) -> Image.Image:
+    """Draw segments over an image (3, H, W) uint8."""
     colors = [class_color(label) for label in segments.labels.tolist()]
-    return draw_segments(image, segments.ids, segments.names, colors, None if scores is None else scores.tolist())
+    scores = segments.scores.tolist() if with_scores else None
+    return draw_segments(image, segments.ids, segments.names, colors, scores)
 
 
 def _draw(

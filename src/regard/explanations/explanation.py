@@ -116,7 +116,7 @@ class Explanation:
         """
         if not self.maps:
             raise ConfigError(f"nothing to draw: no {self.what} maps", remedy="lower the threshold", code="C09")
-        drawn = [_draw(saliency, self.image) for saliency in self.maps]
+        drawn = [draw_saliency(saliency, self.image) for saliency in self.maps]
         return grid(drawn, columns=min(self.columns, len(drawn)), captions=[saliency.title for saliency in self.maps])
 
     def save(self, path: str | Path) -> None:
@@ -143,7 +143,7 @@ class Explanation:
         return f"Explanation({self.what}, {len(self)} maps{place})"
 
 
-def _draw(saliency: SaliencyMap, image: Image.Image) -> Image.Image:
+def draw_saliency(saliency: SaliencyMap, image: Image.Image) -> Image.Image:
     """Draw the image in grey with heat, the point and boxes, at least `MIN_SIDE` pixels large."""
     longest = max(image.size)
     scale = min(max(longest, MIN_SIDE), MAX_SIDE) / longest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,36 @@ class DetectionCurves:
     thresholds: Floats
     threshold_precision: Floats
     threshold_recall: Floats
+
+    @property
+    def f1(self) -> Floats:
+        """(201,) harmonic mean of `threshold_precision` and `threshold_recall`; NaN where one is undefined."""
+        both = self.threshold_precision + self.threshold_recall
+        f1 = np.divide(
+            2 * self.threshold_precision * self.threshold_recall, both, out=np.zeros_like(both), where=both > 0
+        )
+        return np.where(np.isnan(both), np.nan, f1)
+
+    @property
+    def best_threshold(self) -> float | None:
+        """The score threshold of the largest F1, the lowest of equals; None if no detection is right."""
+        f1 = np.nan_to_num(self.f1)
+        return float(self.thresholds[f1.argmax()]) if f1.max() > 0 else None
+
+
+class ImageCounts(NamedTuple):
+    """One image: objects that were found and missed, and detections that match none."""
+
+    image_id: int
+    found: int
+    missed: int
+    false: int
+
+    @property
+    def f1(self) -> float:
+        """Return F1, 0..1; 1 for an image with neither objects nor detections."""
+        total = 2 * self.found + self.missed + self.false
+        return 2 * self.found / total if total else 1.0
 
 
 def detection_curves(ground_truth: dict[str, Any], detections: CocoDetections) -> DetectionCurves:
@@ -79,6 +109,33 @@ def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Fl
     undefined = np.full(len(thresholds), np.nan)
     precision = np.divide(hits, counted, out=undefined.copy(), where=counted > 0)
     return precision, hits / objects if objects else undefined
+
+
+def count_per_image(
+    ground_truth: dict[str, Any], detections: CocoDetections, *, iou_threshold: float = 0.5, score_threshold: float
+) -> list[ImageCounts]:
+    """Count right and wrong detections of each image, matched within their class as for AP.
+
+    Args:
+        ground_truth, detections: as for `evaluate_detections`.
+        iou_threshold: minimum IoU of a match, 0..1.
+        score_threshold: minimum score of a detection, 0..1.
+
+    Returns:
+        One row per image, in the order of the image ids.
+
+    Raises:
+        DataError, MachineError: as for `evaluate_detections`.
+    """
+    columns = CocoColumns.build(ground_truth, detections)
+    rows = []
+    kept = np.flatnonzero(columns.scores >= score_threshold)
+    for image_id, (detected, truth, overlap) in zip(columns.image_ids, _per_image(columns, kept), strict=True):
+        matched, counts = _match_same_class(columns, detected, truth, overlap, iou_threshold)
+        found = int((matched >= 0).sum())
+        objects = int((~columns.truth_crowd[truth]).sum())
+        rows.append(ImageCounts(int(image_id), found, objects - found, int(counts.sum()) - found))
+    return rows
 
 
 def confusion_matrix(

@@ -164,6 +164,12 @@ class PanopticCounts:
         self.images += other.images
         self.predictions += other.predictions
 
+    @property
+    def quality(self) -> float:
+        """PQ of all classes together, 0..1; 1 if there is nothing to find and nothing was found."""
+        weight = float((self.tp + (self.fp + self.fn) / 2).sum())
+        return float(self.iou.sum()) / weight if weight else 1.0
+
     def scores(self) -> PanopticScores:
         """Return the scores of all images added so far."""
         weight = self.tp + (self.fp + self.fn) / 2

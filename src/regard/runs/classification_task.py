@@ -20,6 +20,7 @@ from regard.data.transforms.mixing import Mixing
 from regard.distillation.stored_logits import AugmentedWithLogits, StoredLogits
 from regard.evaluation.classification import ClassifierEvaluation, evaluate_classifier
 from regard.evaluation.classification_pictures import draw_class_batch
+from regard.explanations.overview import EXPLAINED, draw_overview
 from regard.losses import DistillationLoss
 from regard.models.classifiers import Classifier
 from regard.recipes.classification import ClassificationRecipe
@@ -92,7 +93,7 @@ class ClassificationTask:
         )
 
     def loss(self, model: nn.Module, batch: ClassificationBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return the loss, and the accuracy on the batch if that means something."""
+        """Return the loss; and, if images are not mixed, the accuracy and `nll` as in an evaluation."""
         device = self.processes.device
         pixels = batch.images.to(device).normalized().pixels
         labels = batch.labels.to(device, non_blocking=True)
@@ -107,7 +108,9 @@ class ClassificationTask:
         loss = torch.stack([self._entropy(logits.float(), targets) for logits in heads]).mean()
         if self.mixing is not None:
             return loss, {}
-        return loss, {"top1": (heads[0].detach().argmax(1) == labels).float().mean()}
+        mean = torch.stack(heads).detach().float().mean(0)  # of both heads, as in evaluation
+        right = (heads[0].detach().argmax(1) == labels).float().mean()
+        return loss, {"top1": right, "nll": F.cross_entropy(mean, labels)}
 
     def _entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.settings.loss == "sigmoid":
@@ -129,6 +132,10 @@ class ClassificationTask:
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Return loss and scores on the validation images, and keep the best evaluation."""
         folder = self.pictures if self.processes.is_main else None
+        if folder:  # files are ordered by class: images from everywhere
+            chosen = torch.linspace(0, len(self.val) - 1, min(EXPLAINED, len(self.val))).long().tolist()
+            images = [self.val[index].image for index in chosen]
+            draw_overview(cast(Classifier, model), images, folder / f"attention_step_{step}.jpg")
         evaluation = evaluate_classifier(
             cast(Classifier, model),
             self.val,

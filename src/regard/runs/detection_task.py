@@ -20,8 +20,9 @@ from regard.data.transforms.detection import (
     paper_augmentation,
     small_augmentation,
 )
-from regard.evaluation.detection import DetectorEvaluation, ObjectDataset, criterion_of, evaluate_detector
+from regard.evaluation.detection import LOSSES, DetectorEvaluation, ObjectDataset, criterion_of, evaluate_detector
 from regard.evaluation.detection_pictures import draw_batch
+from regard.explanations.overview import EXPLAINED, draw_overview
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.recipes.detection import DetectionRecipe
@@ -76,14 +77,18 @@ class DetectionTask:
         return InfiniteBatchSampler(length, self.settings.batch_size, self.settings.seed, self.processes, start)
 
     def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return the weighted sum of all losses, and each of them."""
+        """Return the weighted sum of all losses, and each of them.
+
+        `loss_last_layer` is the sum for the last decoder layer, as `loss` of an evaluation.
+        """
         output = model(batch.images.to(self.processes.device).normalized(), batch.targets)
         masks = None
         if self.masks:
             detector = model.module if isinstance(model, DistributedDataParallel) else model
             masks = partial(cast(DETR, detector).masks, output)
         losses = self.criterion(output, batch.targets, masks=masks)
-        return self.criterion.total(losses), losses
+        last = self.criterion.total({name: losses[name] for name in LOSSES if name in losses})
+        return self.criterion.total(losses), {**losses, "loss_last_layer": last}
 
     def describe(self, batch: DetectionBatch) -> str:
         """Return the image files of a batch, for error messages."""
@@ -92,6 +97,9 @@ class DetectionTask:
     def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Return losses and scores on the validation images, and keep the best evaluation."""
         folder = self.pictures if self.processes.is_main else None
+        if folder:
+            images = [self.val.image(index) for index in range(min(EXPLAINED, len(self.val)))]
+            draw_overview(cast(Detector, model), images, folder / f"attention_step_{step}.jpg")
         evaluation = evaluate_detector(
             cast(Detector, model),
             self.val,

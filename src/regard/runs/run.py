@@ -16,12 +16,15 @@ import yaml
 
 import regard
 from regard.config import to_mapping
+from regard.data.class_images.dataset import ClassificationDataset
+from regard.data.coco.dataset import CocoDataset
+from regard.data.coco.panoptic import PanopticDataset
 from regard.errors import ConfigError
 from regard.evaluation import evaluate
-from regard.metrics.charts.detection import plot_curves
 from regard.models.build import Model
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
+from regard.reports.report import NAME, write_report
 from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob
@@ -30,7 +33,7 @@ from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
-from regard.training.reports import Reporter, read_rows
+from regard.training.reports import Reporter
 from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state
 
@@ -43,6 +46,11 @@ class Run:
 
     folder: Path
     scores: dict[str, float]
+
+    @property
+    def report(self) -> Path:
+        """The page that describes the run: one HTML file."""
+        return self.folder / NAME
 
     def load(self) -> Model:
         """Load the model of the best checkpoint."""
@@ -70,6 +78,8 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             log_every=settings.log_every,
             images_per_step=settings.batch_size * settings.accumulate * group.world_size,
             quiet=quiet,
+            log_to=settings.log_to or (),
+            settings=to_mapping(job.settings),
         )
         for note in [*job.findings, *notes, *more]:
             reporter.say(note)
@@ -83,7 +93,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             what = f"this run is finished, at step {trainer.progress.step}"
             reporter.say(f"{what}: to train longer, set epochs to more than {job.settings.epochs}, or minutes")
         if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
-            _describe(run, job)
+            _describe(run, job, group)
         reporter.say(
             f"{settings.name}: {len(job.train_data)} training and {len(job.val_data)} validation images, "
             f"{len(job.train_data.categories)} classes, on {group.device} -> {run}"
@@ -91,6 +101,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
         with job.advice():
             trainer.fit()
         scores = _finish(job.settings, run, group, task)
+        reporter.say(f"report: {run / NAME}")
     return Run(run, scores)
 
 
@@ -113,7 +124,7 @@ def _make_run_folder(output: Path, resume: bool) -> None:
     make_writable(output)
 
 
-def _describe(run: Path, job: Job) -> None:
+def _describe(run: Path, job: Job, group: Processes) -> None:
     """Write `config.yaml`, `environment.json` and a picture of the data set, which are needed to repeat the run."""
     # Written first: a run with settings can be resumed, and an empty folder can be used again.
     replace_text(run / "config.yaml", yaml.safe_dump(to_mapping(job.settings), sort_keys=False))
@@ -122,30 +133,45 @@ def _describe(run: Path, job: Job) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        "system": platform.platform(),
+        "device": str(group.device),
+        "processes": group.world_size,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git": _git_state(),
         "data": {split.split: split.fingerprint() for split in (job.train_data, job.val_data)},
+        "counts": {split.split: count_data(split) for split in (job.train_data, job.val_data)},
     }
     replace_text(run / "environment.json", json.dumps(environment, indent=2))
     (run / "pictures").mkdir(exist_ok=True)
     job.draw_data(run / "pictures")
 
 
+def count_data(split: CocoDataset | PanopticDataset | ClassificationDataset) -> dict[str, int]:
+    """Return the numbers of images, of objects or segments that are learned, and of classes that occur."""
+    if isinstance(split, ClassificationDataset):
+        return {"images": len(split), "classes": sum(count > 0 for count in split.counts())}
+    if isinstance(split, PanopticDataset):
+        labels = split.annotations.segments.labels[~split.annotations.segments.is_crowd]
+    else:
+        labels = split.annotations.objects.labels[split.annotations.objects.is_target]
+    return {"images": len(split), "objects": len(labels), "classes": len(set(labels.tolist()))}
+
+
 def _finish(
     settings: Recipe, run: Path, group: Processes, task: DetectionTask | ClassificationTask
 ) -> dict[str, float]:
-    """Write `metrics.json` and pictures of the best checkpoint, and training curves. Returns its scores."""
+    """Write `metrics.json` and pictures of the best checkpoint, and the report. Returns its scores."""
     group.barrier()
     best = read_checkpoint(best_checkpoint(run), parts=[])
     scores = best.state["progress"]["scores"]
     if group.is_main:
-        plot_curves(read_rows(run / "metrics.jsonl"), run / "pictures" / "curves.png")
         evaluation = task.best_evaluation
         if evaluation is not None and evaluation.scores.stats[task.score] == scores.get(task.score):
             evaluation.write(run, settings.data)
         else:  # the best checkpoint is older than this process: the run was resumed
             workers, batch_size = settings.workers, settings.batch_size
             evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers)
+        write_report(run)
     return scores
 
 

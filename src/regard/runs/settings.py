@@ -14,6 +14,7 @@ from regard.models.configs import ClassifierConfig
 from regard.recipes import Recipe, recipe_for, recipe_from_file
 from regard.recipes.classification import imagenet_recipe
 from regard.recipes.detection import DetectionRecipe
+from regard.training.trackers import check_trackers
 
 
 def resolve(
@@ -67,9 +68,11 @@ def resolve(
 
 
 def check_paths(settings: Recipe) -> None:
-    """Check that the data folder of a run exists, before anything slow.
+    """Check that the data folder and the trackers of a run exist, before anything slow.
 
     Raises:
         DataError: there is no such folder.
+        MachineError: the package of a tracker is not installed (T15).
     """
+    check_trackers(settings.log_to or ())
     check_data(settings.data, ("shapes",) if isinstance(settings, DetectionRecipe) else ("digits", "shapes"))

@@ -55,9 +55,7 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     scores = DetectionScores.from_dict({k: v for k, v in content.items() if k not in ("data", "losses")})
     console.print(f"3. Scores on {scores.images} images that were not used for training:")
     console.print(scores.table())
-    console.print("4. Pictures:")
-    for picture in sorted((output / "pictures").iterdir()):
-        console.print(f"   {picture}", highlight=False)
+    console.print(f"4. The report, with all pictures: {output / 'report.html'}", highlight=False)
     console.print("5. Next, one command a line:")
     following = (
         f"predict {output} {folder / 'val'} --output {output}/drawn",

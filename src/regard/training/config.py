@@ -40,6 +40,8 @@ class TrainingConfig:
     patience: int = 0  # evaluations without a better score after which training stops early; 0 never stops
     log_every: int = 20  # steps between lines of the log
     save_minutes: float = 10.0  # minutes between checkpoints; one is also written after every evaluation
+    # trackers that get the numbers of the run's files as well
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -320,7 +320,6 @@ class Trainer:
         }
         protect = () if self.progress.best_step is None else (self.progress.best_step,)
         save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
-        self.reporter.flush()
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:

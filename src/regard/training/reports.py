@@ -1,13 +1,11 @@
-"""Report the progress of a run: a progress bar, lines of text, `metrics.jsonl`, `metrics.csv` and TensorBoard."""
+"""Report the progress of a run: a progress bar, lines of text, `metrics.jsonl`, `metrics.csv` and trackers."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
+from regard.errors import cause, escape
 from regard.safe_files import replace_text
+from regard.training.rows import read_rows as read_rows
+from regard.training.rows import write_csv
+from regard.training.trackers import Tracker, start_trackers
 
 # Shown on the screen; the files have all numbers.
 TRAINING_METRICS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")
@@ -32,9 +34,20 @@ class Reporter:
         log_every: steps between rows of `metrics.jsonl`.
         images_per_step: images of one step in all processes together, for the throughput.
         quiet: print nothing.
+        log_to: names of trackers (`regard.training.trackers`).
+        settings: of the run, nested, for the trackers.
     """
 
-    def __init__(self, run: Path | None, *, log_every: int, images_per_step: int, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path | None,
+        *,
+        log_every: int,
+        images_per_step: int,
+        quiet: bool = False,
+        log_to: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run = run
         self.log_every = log_every
         self.images_per_step = images_per_step
@@ -44,7 +57,9 @@ class Reporter:
         self._since = (0, 0.0)  # step and seconds of training at the last row
         self._bar: Progress | None = None
         self._steps_per_epoch = 1
-        self._board: Any = None
+        self._log_to = log_to
+        self._settings = settings or {}
+        self._trackers: dict[str, Tracker] = {}
 
     @contextmanager
     def training(self, step: int, seconds: float, steps_per_epoch: int) -> Iterator[None]:
@@ -56,7 +71,8 @@ class Reporter:
             steps_per_epoch: optimizer steps per epoch.
         """
         self._since, self._steps_per_epoch = (step, seconds), steps_per_epoch
-        self._board = _tensorboard(self.run)
+        if self.run is not None:
+            self._trackers = start_trackers(self._log_to, self.run, self._settings, step)
         # No redirection: a forked worker process that prints would wait forever for the bar's lock.
         bar = Progress(
             TextColumn("{task.description}"),
@@ -74,6 +90,7 @@ class Reporter:
                 yield
             finally:
                 self._bar = None
+                self._to_trackers(lambda tracker: tracker.close())
                 if self.run is not None:  # once, not at every checkpoint: it reads all rows
                     write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
 
@@ -96,11 +113,6 @@ class Reporter:
         self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
         main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in EVALUATION_METRICS)
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
-
-    def flush(self) -> None:
-        """Write TensorBoard's rows to the disk, so that they are as recent as the checkpoint."""
-        if self._board is not None:
-            self._board.flush()
 
     def say(self, text: str) -> None:
         """Print a line of text above the progress bar."""
@@ -130,7 +142,7 @@ class Reporter:
         speed = steps * self.images_per_step / time_taken
         self._fetched, self._since = [], (step, seconds)
         row = {"step": step, "epoch": self._epoch(step), **{f"train/{k}": v for k, v in means.items()}}
-        row["images_per_second"] = round(speed, 2)
+        row["images_per_second"], row["seconds"] = round(speed, 2), round(seconds, 3)
         if torch.cuda.is_available():
             row["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         self._write(row)
@@ -152,10 +164,18 @@ class Reporter:
             return
         with (self.run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self._board is not None:
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value is not None:
-                    self._board.add_scalar(name, value, row["step"])
+        hidden = ("step", "epoch", "seconds")
+        numbers = {name: value for name, value in row.items() if name not in hidden and value is not None}
+        self._to_trackers(lambda tracker: tracker.log(numbers, row["step"]))
+
+    def _to_trackers(self, action: Callable[[Tracker], None]) -> None:
+        """Call every tracker. One that fails is left out from then on: the training goes on."""
+        for name, tracker in list(self._trackers.items()):
+            try:
+                action(tracker)
+            except Exception as error:  # whatever a package raises, a training of days is worth more
+                del self._trackers[name]
+                self.say(f"warning: {name} failed ({escape(cause(error))}): no more is logged to it")
 
 
 def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -164,28 +184,6 @@ def mean_by_name(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in logs[0].items()}
     names = dict.fromkeys(name for numbers in logs for name in numbers)
     return {name: torch.stack([numbers[name].detach() for numbers in logs if name in numbers]).mean() for name in names}
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `metrics.jsonl`, without an incomplete last line."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def write_csv(source: Path, path: Path) -> None:
-    """Write the rows of a `metrics.jsonl` as a CSV table with one column per name."""
-    rows = read_rows(source) if source.exists() else []
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_text(path, text.getvalue())
 
 
 def _means(numbers: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
@@ -206,14 +204,3 @@ def _format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _tensorboard(run: Path | None) -> Any:
-    """Return a writer if TensorBoard is installed (`pip install 'regard[log]'`), else None."""
-    if run is None:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run / "tensorboard"))

@@ -70,7 +70,7 @@ def plot_class_counts(train: Sequence[int], val: Sequence[int], names: Sequence[
     classes = f"{len(names):,} classes" + ("" if len(labels) == len(names) else ", the largest and the smallest named")
     axes.set_title(f"{sum(train):,} training and {sum(val):,} validation images, {classes}")
     _name_rows(axes, [names[k] for k in labels])
-    style.legend(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, labelcolor=INK, frameon=False)
     return style.save(figure, Path(folder) / "dataset.png")
 
 

@@ -1,21 +1,19 @@
-"""Charts of a detector, of a data set with boxes, and of the metrics of a training."""
+"""Charts of a detector, and of a data set with boxes."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regard.errors import DataError
 from regard.metrics.charts import style
 from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
 from regard.metrics.curves import DetectionCurves, confusion_matrix, detection_curves
-from regard.metrics.detection import CocoDetections, Floats
+from regard.metrics.detection import CocoDetections
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,40 +77,6 @@ def plot_dataset(ground_truth: dict[str, Any], folder: str | Path, *, of: int | 
     return style.save(figure, Path(folder) / "dataset.png")
 
 
-def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Save a chart of a training: losses, scores and learning rates against the step.
-
-    Args:
-        metrics: rows with "step" and some of "epoch", "train/loss", "train/loss_ce", "val/loss", "val/AP",
-            "val/AP50", "val/acc1", "lr", "lr_backbone" and the like. Rows may have different keys. None and values that
-            are not finite are gaps. Losses of earlier decoder layers ("loss_ce_0") and other keys are ignored.
-        path: the PNG file to write.
-
-    Returns:
-        `path`.
-
-    Raises:
-        DataError: no row has a step and one of these metrics.
-        MachineError: matplotlib is not installed.
-    """
-    rows = [row for row in metrics if "step" in row]
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    losses = [key for key in keys if re.fullmatch(r"(\w+/)?loss(_[a-z]+)*", key)]
-    scores = [key for key in keys if re.fullmatch(r"val/(AP|PQ|SQ|RQ|mask_AP|mIoU|acc|top)\w*", key)]
-    if any(re.search("PQ|mask_AP", key) for key in scores):  # more cannot be told apart
-        scores = [key for key in scores if re.fullmatch(r"val/(PQ\w*|mask_AP|mask_AP50|AP|AP50)", key)]
-    rates = [key for key in keys if re.fullmatch(r"(\w+/)?lr(_\w+)?", key)]
-    panels = [(name, keys) for name, keys in (("loss", losses), ("score", scores), ("learning rate", rates)) if keys]
-    if not panels:
-        what = "no loss, score or learning rate among the metrics"
-        raise DataError(what, where=path, remedy="train for at least one step")
-    figure = style.figure(5.2 * len(panels), 4.2)
-    for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw_series(axes, name, {key: _series(rows, key) for key in keys})
-        _mark_epochs(axes, rows)
-    return style.save(figure, Path(path))
-
-
 def _draw_precision_recall(curves: DetectionCurves) -> Figure:
     figure = style.figure(11, 5.6)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -146,15 +110,13 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
     figure = style.figure(6.6, 5.2)
     axes = figure.subplots()
     precision, recall = curves.threshold_precision, curves.threshold_recall
-    both = precision + recall
-    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
-    f1[np.isnan(both)] = np.nan
+    f1 = curves.f1
     axes.plot(curves.thresholds, precision, color=BLUE, linewidth=2, linestyle="--", label="precision")
     axes.plot(curves.thresholds, recall, color=ORANGE, linewidth=2, linestyle="-.", label="recall")
     axes.plot(curves.thresholds, f1, color=GREEN, linewidth=3, label="F1")
-    if np.nan_to_num(f1).max() > 0:
+    threshold = curves.best_threshold
+    if threshold is not None:
         best = int(np.nanargmax(f1))
-        threshold = curves.thresholds[best]
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle=":", zorder=1)
         label = f"best F1 {style.two(f1[best])} at score {threshold:.3g}"
         axes.plot(threshold, f1[best], "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
@@ -242,69 +204,3 @@ def _draw_objects_per_image(
     axes.set_xlabel("objects")
     axes.set_ylabel("images")
     style.apply(axes)
-
-
-def _draw_series(axes: Axes, name: str, series: Mapping[str, tuple[Floats, Floats]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    terms = list(dict.fromkeys(key.split("/")[-1] for key in series))
-    for key, (steps, values) in series.items():
-        term = key.split("/")[-1]
-        color = COLORS[terms.index(term) % len(COLORS)]
-        line = "--" if key.startswith("val/") and name == "loss" else "-"
-        width = 2.6 if term in ("loss", "AP", "lr") else 1.5
-        marker = "o" if len(steps) <= 30 else None
-        if name == "loss" and len(steps) > 200:
-            axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
-            steps, values = _smooth(steps, values)
-        label = style.short_name(key.removeprefix("val/") if name == "score" else key)
-        axes.plot(
-            steps,
-            values,
-            color=color,
-            linestyle=line,
-            linewidth=width,
-            marker=marker,
-            markersize=4,
-            label=label,
-        )
-    finite = np.concatenate([values for _, values in series.values()])
-    finite = finite[np.isfinite(finite)]
-    if name != "score" and len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
-        axes.set_yscale("log")
-        style.plain_log(axes.yaxis)
-    axes.set_title(name)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("step")
-    style.apply(axes)
-    style.legend(axes)
-
-
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
-    points = [(row["step"], np.nan if row[key] is None else row[key]) for row in rows if key in row]
-    steps, values = np.array(points, np.float64).T
-    return steps, np.where(np.isfinite(values), values, np.nan)
-
-
-def _smooth(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Return moving averages of steps and values (N,), over windows of N // 50 points."""
-    window = np.ones(len(values) // 50)
-    known = np.isfinite(values)
-    sums = np.convolve(np.where(known, values, 0), window, "valid")
-    counts = np.convolve(known.astype(np.float64), window, "valid")
-    middle = np.convolve(steps, window / len(window), "valid")
-    return middle, np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
-
-
-def _mark_epochs(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    first: dict[int, float] = {}
-    for row in rows:
-        if row.get("epoch") is not None:
-            first.setdefault(int(row["epoch"]), row["step"])
-    if len(first) > 1:
-        chosen = list(first)[:: math.ceil(len(first) / 7)]
-        top = axes.secondary_xaxis("top")
-        top.set_xticks([first[epoch] for epoch in chosen], [str(epoch) for epoch in chosen])
-        top.tick_params(colors=GREY, labelsize=8, length=3)
-        top.spines[:].set_visible(False)
-        top.set_xlabel("epoch", color=GREY, fontsize=8)

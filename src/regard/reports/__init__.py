@@ -1,0 +1,1 @@
+"""The report of a run: `report.html`, made from the run's files alone."""

@@ -1,0 +1,77 @@
+"""`RUN/report.html`: one file that says what was trained on what, how it went and how good the result is."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from regard.errors import DataError
+from regard.metrics.charts.training import plot_curves
+from regard.reports.html import Html, element, section, table
+from regard.reports.page import page
+from regard.reports.pictures import attention_section, predictions_section, worst_section
+from regard.reports.run_files import RunFiles
+from regard.reports.scores import score_parts, tiles
+from regard.reports.training import curve_parts, data_parts, timing_parts
+from regard.safe_files import replace_text
+from regard.training.trackers import flat_settings
+
+NAME = "report.html"
+
+
+def write_report(run: Path) -> Path:
+    """Write the report of a run, finished or not, from the files in its folder. Returns the path of the report.
+
+    The report is one file of a few megabytes at most, without scripts and without addresses of other hosts. Training
+    curves are drawn anew; all other pictures are those of the run.
+
+    Raises:
+        ConfigError: the folder is no run (K02).
+        MachineError: matplotlib is not installed.
+    """
+    files = RunFiles(Path(run))
+    name, data = str(files.settings.get("name", "a model")), str(files.settings.get("data", ""))
+    with suppress(DataError):  # no step was done yet
+        plot_curves(files.rows, files.picture("curves.png"))
+    title = f"{name} on {data}"
+    parts = [
+        element("h1", title),
+        _summary(files),
+        tiles(files),
+        section("Data", *data_parts(files)),
+        section("Training", *curve_parts(files)),
+        section("Scores", *score_parts(files)),
+        worst_section(files),
+        attention_section(files),
+        predictions_section(files),
+        section("Time", *timing_parts(files)),
+        section("Settings", table(_facts(files.settings))),
+        section("Environment", table(_environment(files))),
+    ]
+    replace_text(files.folder / NAME, page(title, parts))
+    return files.folder / NAME
+
+
+def _summary(files: RunFiles) -> Html:
+    best, rows = files.best, files.rows
+    if not rows:
+        return element("p", "No step has been done yet.", css="note")
+    text = f"{rows[-1]['step']:,} steps, {rows[-1].get('epoch', 0):g} epochs."
+    if best:
+        text += f" The best checkpoint is that of step {best['step']:,} (epoch {best.get('epoch', 0):g})."
+    return element("p", text, " Folder: ", element("code", str(files.folder)), css="note")
+
+
+def _facts(settings: dict) -> list[tuple[str, str]]:
+    return [(name, _word(value)) for name, value in flat_settings(settings).items()]
+
+
+def _environment(files: RunFiles) -> list[tuple[str, str]]:
+    known = {key: value for key, value in files.environment.items() if key != "counts"}
+    return [(name, _word(value)) for name, value in flat_settings(known).items() if value is not None]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    return ", ".join(map(_word, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,49 @@
+"""The chart of a training: which numbers share a panel, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charts import looks_drawn
+from regard.errors import DataError
+from regard.metrics.charts.training import _panels, loss_pair, plot_curves
+
+
+def test_picture_of_a_training(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": step, "epoch": step // 10, "train/loss": 9 / (step + 1), "train/loss_ce": 2.0, "lr": 1e-4}
+        for step in range(300)
+    ]
+    rows += [{"step": step, "val/AP": step / 600, "val/AP50": step / 400, "val/loss": 2} for step in range(9, 300, 10)]
+    rows[5]["train/loss"] = float("nan")
+    rows[20]["val/AP"] = None
+    path = plot_curves(rows, tmp_path / "new" / "curves.png")
+    assert looks_drawn(path)
+    assert looks_drawn(plot_curves([{"step": 1, "train/loss": 3.0}], tmp_path / "one.png"))
+    with pytest.raises(DataError) as raised:
+        plot_curves([{"step": 1, "note": "x"}], tmp_path / "none.png")
+    assert "none.png" in str(raised.value) and not (tmp_path / "none.png").exists()
+
+
+def test_training_and_validation_loss_are_the_same_sum() -> None:
+    """The minimised loss has all decoder layers, or soft labels: it is drawn only where nothing else is known."""
+    detector = ["train/loss", "train/loss_ce", "train/loss_ce_0", "train/loss_last_layer", "val/loss", "val/loss_ce"]
+    assert _panels(detector) == {
+        "loss": ["train/loss_last_layer", "val/loss"],
+        "terms of the loss": ["train/loss_ce", "val/loss_ce"],
+    }
+    assert loss_pair(["train/loss", "train/nll", "val/loss", "val/nll"]) == ("train/nll", "val/nll")
+    assert loss_pair(["train/loss", "val/loss", "val/nll"]) == ("train/loss", "val/loss")
+
+
+def test_the_legend_hides_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr("regard.metrics.charts.style.save", lambda figure, path: figures.append(figure) or path)
+    rows = [{"step": s, "train/loss": 1.0 / s, "val/loss": 2.0 / s, "val/AP": 0.1, "train/lr": 1.0} for s in (1, 2, 3)]
+    plot_curves(rows, tmp_path / "curves.png")
+    figures[0].draw_without_rendering()
+    panels = [axes for axes in figures[0].axes if axes.get_legend()]
+    assert len(panels) == 3
+    for axes in panels:
+        assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0

@@ -1,0 +1,190 @@
+"""The report of runs: valid, complete, in one file, whatever the run's state and names."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import regard
+from color_data import write_colors
+from command_line import run as command
+from refusals import refused
+from regard.data.generated.shapes import ShapesConfig, write_shapes
+from regard.errors import ConfigError
+from regard.reports.pictures import MAX_STEPS
+from regard.reports.report import write_report
+from regard.reports.run_files import RunFiles
+from strict_html import StrictHtml
+
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
+DETECTOR = (
+    "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",
+    "evaluate_every=1", "device=cpu",
+)  # fmt: skip
+CLASSIFIER = ("workers=0", "batch_size=6", "evaluate_every=1", "device=cpu")
+HOSTILE = "<script>alert(1)</script>"
+
+
+def read(run):
+    return StrictHtml((run / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    data = tmp_path_factory.mktemp("data") / 'a"b<i>'
+    write_shapes(ShapesConfig(train=8, val=4, size=32), data)
+    for path in data.rglob("*.json"):
+        path.write_text(path.read_text().replace('"circle"', json.dumps(HOSTILE)))
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    return regard.train("detr_tiny", data, epochs=2, output=folder, overrides=DETECTOR, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    data = write_colors(tmp_path_factory.mktemp("data") / "c", names=("a & b", "<b>green", "blue"))
+    folder = tmp_path_factory.mktemp("runs") / "b"
+    overrides = (*CLASSIFIER, "model.depth=1", "model.embed_dim=16", "model.num_heads=2", "model.image_size=16")
+    return regard.train("deit_nano_patch4_32", data, epochs=2, output=folder, overrides=overrides, quiet=True)
+
+
+def test_a_detector(detector):
+    assert detector.report == detector.folder / "report.html" and detector.report.stat().st_size < 4e6
+    page = read(detector.folder)
+    headings = ["Data", "Training", "Scores", "The worst validation images", "What the model looks at", "Predictions"]
+    places = [page.texts.index(name) for name in [*headings, "Time", "Settings", "Environment"]]
+    assert places == sorted(places)
+    alts = [image["alt"] for image in page.images]
+    assert alts[:3] == [
+        "classes and sizes of the data set",
+        "images with their targets",
+        "losses, scores and learning rate by step",
+    ]
+    assert "precision by recall" in alts and "confusion matrix" in alts
+    assert [alt for alt in alts if alt.startswith("attention")] == ["attention at step 2", "attention at step 4"]
+    assert HOSTILE in page.texts  # the row of its class
+
+
+def test_it_has_all_settings_scores_and_versions(detector):
+    texts = read(detector.folder).texts
+    settings = yaml.safe_load((detector.folder / "config.yaml").read_text())
+    for name, value in {**settings, **{f"model.{k}": v for k, v in settings["model"].items()}}.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            assert texts[texts.index(name) + 1] == str(value)
+    assert texts[texts.index("torch") + 1] == torch.__version__
+    metrics = json.loads((detector.folder / "metrics.json").read_text())
+    place = texts.index("Each class")
+    assert texts[place + 1 : place + 5] == ["class", "objects", "AP", "AP50"]
+    for number, score in enumerate(metrics["per_class"]):
+        row = texts[place + 5 + 4 * number :][:4]
+        assert row[:2] == [score["name"], str(score["objects"])] and row[2] == f"{100 * score['ap']:.1f}"
+
+
+def test_the_data_are_counted(detector):
+    counts = json.loads((detector.folder / "environment.json").read_text())["counts"]
+    data = Path(yaml.safe_load((detector.folder / "config.yaml").read_text())["data"])
+    for split, images in (("train", 8), ("val", 4)):
+        objects = json.loads((data / "annotations" / f"instances_{split}.json").read_text())["annotations"]
+        classes = {row["category_id"] for row in objects}
+        assert counts[split] == {"images": images, "objects": len(objects), "classes": len(classes)}
+
+
+def test_both_losses_are_the_same_sum(detector):
+    """Of the last decoder layer, with the weights of the settings."""
+    rows, settings = RunFiles(detector.folder).rows, RunFiles(detector.folder).settings
+    weights = {name: settings[f"{key}_weight"] for name, key in (("ce", "class"), ("bbox", "bbox"), ("giou", "giou"))}
+    for part, total in (("train", "loss_last_layer"), ("val", "loss")):
+        known = [row for row in rows if f"{part}/{total}" in row]
+        assert known
+        for row in known:
+            loss = sum(weight * row[f"{part}/loss_{name}"] for name, weight in weights.items())
+            assert row[f"{part}/{total}"] == pytest.approx(loss, rel=1e-5)
+            assert part == "val" or row["train/loss"] > loss
+
+
+def test_a_classifier(classifier):
+    page = read(classifier.folder)
+    alts = [image["alt"] for image in page.images]
+    assert "calibration of the probabilities" in alts and "attention at step 4" in alts
+    assert "<b>green" in page.texts and page.texts[0].endswith("/c")
+    assert "precision by recall" not in alts
+    worst = json.loads((classifier.folder / "worst_images.json").read_text())["images"]
+    assert [w["caption"] in page.texts for w in worst] == [True] * 10
+
+
+def test_a_network_without_attention(tmp_path):
+    data = write_colors(tmp_path / "c")
+    small = (*CLASSIFIER, "model.layers=[1,1,1]", "model.widths=[8,8,8]", "mixup=0.5")
+    run = regard.train("resnet20", data, epochs=1, output=tmp_path / "run", overrides=small, quiet=True)
+    page = read(run.folder)
+    assert "What the model looks at" not in page.texts and not list(run.folder.rglob("attention*"))
+    assert any("cannot be compared" in text for text in page.texts)  # mixed images
+
+
+def test_evaluate_writes_it_anew_with_the_data_that_it_was_given(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    other = tmp_path / "other"
+    write_shapes(ShapesConfig(train=4, val=3, size=32, seed=5), other)
+    for path in other.rglob("*.json"):
+        path.write_text(path.read_text().replace('"circle"', json.dumps(HOSTILE)))
+    regard.evaluate(run, other, batch_size=2, workers=0, device="cpu")
+    assert str(other) in read(run).texts and not list(run.rglob("attention*9*"))
+    elsewhere = tmp_path / "elsewhere"
+    regard.evaluate(run, other, output=elsewhere, workers=0, device="cpu")
+    assert not (elsewhere / "report.html").exists() and (elsewhere / "worst_images.json").exists()
+
+
+def test_an_unfinished_run(detector, tmp_path):
+    """Stopped before the end, or before the first step; or with files that a full disk cut off."""
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    for name in ("metrics.json", "worst_images.json", "report.html"):
+        (run / name).unlink()
+    assert write_report(run) == run / "report.html"
+    assert any("has not finished" in text for text in read(run).texts)
+    rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(rows[:1]) + rows[1][:20])
+    for name in ("metrics.json", "environment.json", "worst_images.json"):
+        (run / name).write_text('{"stats": ')
+    write_report(run)
+    read(run)
+    (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "pictures")
+    write_report(run)
+    page = read(run)
+    assert not page.images and any("No step" in text for text in page.texts)
+
+
+def test_of_many_evaluations_some_are_shown(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    first = run / "pictures" / "attention_step_2.jpg"
+    for step in range(6, 2 * 60, 2):
+        shutil.copy(first, run / "pictures" / f"attention_step_{step}.jpg")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 100, "epoch": 50, "train/loss": 1.0}) + "\n")
+    write_report(run)
+    steps = [int(i["alt"].split()[-1]) for i in read(run).images if i["alt"].startswith("attention")]
+    assert len(steps) == MAX_STEPS and steps == sorted(steps) and (steps[0], steps[-1]) == (2, 100)
+
+
+def test_the_command(detector, tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    run = shutil.copytree(detector.folder, tmp_path / "a run")
+    done = command(capsys, "report", str(run))
+    assert (done.code, done.out.strip(), opened) == (0, str(run / "report.html"), [])
+    command(capsys, "report", str(run), "--open")
+    assert opened == [(run / "report.html").as_uri()]
+    with refused(ConfigError, tmp_path, code="K02"):
+        write_report(tmp_path)
+
+
+def test_no_torch(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    code = "import sys; from regard.cli import main; main(['report', sys.argv[1]]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True)
+    read(run)
