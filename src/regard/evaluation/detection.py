@@ -29,6 +29,7 @@ from regard.evaluation.detection_pictures import MAX_COMPARISONS, draw_compariso
 from regard.evaluation.options import DetectionEvaluationOptions
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_detections
+from regard.metrics.curves import best_threshold
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts
@@ -85,8 +86,13 @@ class DetectorEvaluation:
         ]
 
     def write(self, folder: Path, data: str) -> None:
-        """Write `metrics.json` and pictures. `data`: the data set, as the user named it."""
-        content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
+        """Write `metrics.json` and pictures. `data`: the data set, as the user named it.
+
+        `predict` takes its default threshold from `best_threshold`: the best F1 of boxes at IoU 0.50.
+        """
+        best = best_threshold(self.ground_truth, self.detections)
+        threshold = {} if best is None else {"best_threshold": best[0], "best_f1": best[1]}
+        content = {"data": data, "losses": self.losses, **threshold, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
         plot_detections(self.ground_truth, self.detections, folder / "pictures")
 

@@ -118,7 +118,7 @@ class Segmentation(Result):
         return self._crops(boxes)
 
     def to_yolo(self) -> str:
-        """Return lines of a YOLO label file, `class x1 y1 x2 y2 ...`, one for each segment; see `Detections.to_yolo`."""
+        """Return lines of a YOLO label file, `class x1 y1 x2 y2 ...`, one a segment; see `Detections.to_yolo`."""
         return "".join(f"{line}\n" for line in mask_lines(self.labels.tolist(), self.masks))
 
     def plot(self) -> Image.Image:
