@@ -201,7 +201,8 @@ def test_numbers_out_of_range(finder, tmp_path, numbers):
         assert caught.value.code == "C03"
 
 
-def test_wrong_sources(finder, tmp_path):
+def test_wrong_sources(finder, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
     for source in (None, 3, {"a": 1}, scene().tolist()[0][0][0], np.zeros((4, 4, 7), np.uint8), "missing.png",
                    "https://example.org/a.jpg", torch.zeros(2, 3, 8, 8), np.full((8, 8, 3), np.nan)):  # fmt: skip
         with pytest.raises(DataError) as caught:

@@ -111,27 +111,28 @@ def evaluate(
 @app.command
 def predict(
     checkpoint: str,
-    *images: Path,
+    *images: str,
     output: Path | None = None,
     json: Path | None = None,
     options: Annotated[PredictionOptions | None, Parameter(name="*")] = None,
     batch_size: int = 1,
     device: str = "auto",
 ) -> None:
-    """Predict objects, segments or classes of images.
+    """Predict objects, segments or classes of images, videos and cameras.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
-        images: image files and folders of them.
-        output: folder for the images with their predictions drawn.
+        images: image files, folders, patterns in quotes ("photos/**/*.jpg"), http addresses, - for the standard input,
+            video files, camera:0.
+        output: folder for the images and videos with their predictions drawn.
         json: file for the results: COCO's format of detections or segments, or the classes of each image.
         batch_size: images per batch.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.data.paths import check_images
+    from regard.data.sources import check_sources
     from regard.weights.source import check_source
 
-    check_images(images)
+    check_sources(images)
     check_source(checkpoint)
     from regard.prediction.files import predict_files
 
