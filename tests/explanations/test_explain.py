@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 import regard
 from detr_cases import SMALL, randomized
+from refusal import refused
 from regard.attention.augmented_conv import AugmentedConv2d
 from regard.attention.relative import relative_logits
 from regard.cli import app
@@ -285,6 +286,18 @@ def test_arrays_and_pictures(vit, tmp_path):
         assert picture.size == found.plot().size and picture.width > 2 * 240
     with pytest.raises(ConfigError, match="nothing to draw"):
         Explanation("decoder", (), 4, Image.fromarray(PHOTO)).plot()
+
+
+@pytest.mark.parametrize("what", ["decoder", "heads", "relevance"])
+def test_nothing_above_the_threshold_tells_the_best(detr, what):
+    """The remedy works when it is pasted."""
+    best = regard.predict(detr, PHOTO, threshold=0.0)[0]
+    found = regard.explain(detr, PHOTO, what, threshold=1.0)
+    assert len(found) == 0
+    with refused(ConfigError, "C09", "nothing above 1.00", f"{best['score']:.2f} {best['label']}") as caught:
+        found.plot()
+    lower = float(caught.value.remedy.split("--threshold ")[1])
+    assert lower > best["score"] - 0.02 and len(regard.explain(detr, PHOTO, what, threshold=lower)) >= 1
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,10 @@ from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.vit import VisionTransformer
-from regard.prediction.predict import default_threshold
+from regard.prediction.options import PredictionOptions
+from regard.prediction.predict import default_threshold, predict_each
+from regard.results.classification import Classification
+from regard.results.result import Rejected
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
 from regard.weights.load import load_on
@@ -85,10 +88,13 @@ def explain(
     pixels = to_image(image)
     options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)
     path = str(image) if isinstance(image, (str, Path)) else None
+    rejected = None
     # Under the caller's autocast, rows of attention would sum to 1 only within 1e-3.
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):
             kind, looks, columns = _explain_detector(net, pixels, where, what, options)
+            if not looks:
+                rejected = _rejected(net, pixels, threshold)
         elif isinstance(net, Detector):
             remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
             raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
@@ -97,7 +103,7 @@ def explain(
         else:
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
             kind, looks, columns = _explain_classifier(net, card, pixels, where, what, options)
-    return Explanation(kind, tuple(looks), columns, _picture(pixels), path)
+    return Explanation(kind, tuple(looks), columns, _picture(pixels), path, rejected)
 
 
 def _explain_detector(
@@ -110,6 +116,12 @@ def _explain_detector(
     size = pixels.shape[-2], pixels.shape[-1]
     looks, columns = explain_detr(net, batch, size, kind, replace(options, threshold=minimum))
     return kind, looks, columns
+
+
+def _rejected(net: DETR, pixels: Tensor, threshold: float | None) -> Rejected | None:
+    """Return the best detection of an image if none is above the threshold."""
+    result = next(predict_each(net, [pixels], options=PredictionOptions(threshold=threshold)))
+    return None if isinstance(result, Classification) else result.rejected
 
 
 def _explain_classifier(

@@ -81,10 +81,8 @@ def predict(
             size that it was trained with finds what is too small in the whole.
         tile_overlap: part of a tile's side that the next tile shares, 0..0.9; objects should fit into it.
         flip: a detector looks at mirror images too. Boxes are merged as with tiles, see `regard.prediction.tiles`.
-        batch_size: images per forward pass, or tiles. Padding changes a detector's numbers slightly; a batch of 1 has
-            none.
-        device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is
-            loaded.
+        batch_size: images or tiles per forward pass. Padding changes a detector's numbers slightly; 1 has none.
+        device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best for one that is loaded.
         allow_urls: False refuses addresses: a server should not fetch what its users name.
 
     Returns:
