@@ -65,15 +65,13 @@ def explain(
     `explain_detr`, `explain_vit` and `explain_augmented` describe them.
 
     Args:
-        model: a model, or what `regard.load` takes.
-        image: one image, as for `regard.predict`.
+        model, image, device: as for `regard.predict`, one image.
         what: kind of explanation.
         point: x, y in pixels of the image, for kinds that start from a place.
         layer: number from 0; negative ones count from the end. The last layer if None.
         head: number from 0; negative ones count from the end. The mean of all heads if None.
         threshold: minimum score of a detection, 0..1; if None as for `regard.predict`.
         image_size: side of the square input of your own network, as given to `regard.augment`.
-        device: as for `regard.predict`.
 
     Raises:
         ConfigError: there is no such kind, layer, head or point, the kind does not use an option, or the model has no
@@ -93,8 +91,7 @@ def explain(
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):
             kind, looks, columns = _explain_detector(net, pixels, where, what, options)
-            if not looks:
-                rejected = _rejected(net, pixels, threshold)
+            rejected = None if looks else _rejected(net, pixels, threshold)
         elif isinstance(net, Detector):
             remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
             raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
