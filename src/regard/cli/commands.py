@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
+from regard.config import unknown_name
 from regard.distillation.options import StorageOptions
 from regard.errors import ConfigError
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
@@ -111,7 +112,7 @@ def evaluate(
 @app.command
 def predict(
     checkpoint: str,
-    *images: str,
+    *images: Annotated[str, Parameter(allow_leading_hyphen=True)],
     output: Path | None = None,
     json: Path | None = None,
     options: Annotated[PredictionOptions | None, Parameter(name="*")] = None,
@@ -129,9 +130,14 @@ def predict(
         batch_size: images per batch.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.data.sources import check_sources
+    from regard.data.sources import STDIN, check_sources
     from regard.weights.source import check_source
 
+    mistyped = next((word for word in images if word.startswith("-") and word != STDIN), None)
+    if mistyped is not None:  # a hyphen may lead an image only as the standard input
+        names = ["output", "json", "batch_size", "device", *(field.name for field in fields(PredictionOptions))]
+        known = [f"--{name.replace('_', '-')}" for name in names]
+        raise unknown_name("option", mistyped, known, code="C01", remedy="see: regard predict --help")
     check_sources(images)
     check_source(checkpoint)
     from regard.prediction.files import predict_files
