@@ -168,7 +168,7 @@ def test_names(capsys, trained, images, tmp_path, monkeypatch):
 def test_a_file_that_is_gone_when_its_turn_comes(capsys, trained, images, monkeypatch):
     """I29"""
     (images / "a.png").write_bytes(encode(scene(), "PNG"))
-    monkeypatch.setattr("regard.prediction.files.list_images", lambda _: [images / "a.png", images / "b.png"])
+    monkeypatch.setattr("regard.prediction.files.expand", lambda _: [images / "a.png", images / "b.png"])
     finished = run(capsys, "predict", trained, images)
     finished.refused(3, "I29", "no such file", images / "b.png")
     assert finished.out.startswith(f"{images / 'a.png'}: ")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import yaml
 
 import regard
 from command_line import digest, run
+from image_files import encode, scene
 from regard import cli
 from regard.cli import commands
 from regard.config import to_mapping
@@ -31,6 +34,16 @@ from regard.runs.settings import resolve
 from run_files import small_detector, write_run
 
 VERBS = ("quickstart", "train", "evaluate", "predict", "explain", "models", "study", "benchmark", "data")
+
+
+def test_standard_input_and_mistyped_options_of_predict(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "run", small_detector(), {1: 0.5})
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(encode(scene(), "PNG"))))
+    said = run(capsys, "predict", tmp_path / "run", "-", "--threshold", "0", "--output", tmp_path / "out").worked()
+    assert said.startswith("-: ") and (tmp_path / "out" / "stdin.jpg").is_file()
+    words = ("predict", tmp_path / "run", "a.jpg", "--treshold", "0.5")
+    run(capsys, *words).refused(2, "C01", "--treshold", "did you mean '--threshold'?")
+    run(capsys, "predict", tmp_path / "run", "--zzz", "a.jpg").refused(2, "C01", "regard predict --help")
 
 
 # A real process: the entry point, its exit code and its streams

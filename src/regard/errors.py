@@ -30,6 +30,8 @@ CODES = {
     "I29": "The image file does not exist, or changed while it was read.",
     "I31": "An array or tensor given as an image has the wrong shape, type or values.",
     "I32": "The image format is not supported.",
+    "I33": "The image behind an address cannot be fetched.",
+    "I34": "The file is not a video, or is damaged.",
     "A01": "The annotation file is empty.",
     "A02": "The annotation file is not valid JSON.",
     "A03": "The annotation file starts with a byte-order mark.",

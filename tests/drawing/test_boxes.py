@@ -131,11 +131,13 @@ class TestBoxes:
 
 class TestNames:
     @staticmethod
-    def tags(boxes: Tensor, names: list[str], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> list:
+    def tags(
+        boxes: Tensor, names: list[str], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, show: str = "auto"
+    ) -> list:
         seen: list = []
         original = pictures.draw_tag
         monkeypatch.setattr(pictures, "draw_tag", lambda pen, tag, size: (seen.append(tag), original(pen, tag, size)))
-        draw_boxes(grey(*size), boxes, names, [RED] * len(names), [0.5] * len(names))
+        draw_boxes(grey(*size), boxes, names, [RED] * len(names), [0.5] * len(names), show)
         return seen[::-1]
 
     @pytest.mark.parametrize("seed", range(4))
@@ -152,7 +154,8 @@ class TestNames:
         assert hidden <= 0.02 * sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (tag.place for tag in tags))
 
     def test_the_best_keep_theirs_where_there_is_no_room_for_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        tags = self.tags(torch.tensor([[150.0, 150, 250, 200]] * 60), ["dog"] * 60, (400, 400), monkeypatch)
+        boxes = torch.tensor([[150.0, 150, 250, 200]] * 60)
+        tags = self.tags(boxes, ["dog"] * 60, (400, 400), monkeypatch, "on")
         assert 4 <= len(tags) < 60
         first = tags[0].place
         for tag in tags[1:]:
@@ -201,6 +204,40 @@ class TestNames:
         for color in (*PALETTE, WHITE, (0, 0, 0)):
             dark, light = sorted((luminance(color), luminance(pictures._text_color(color))))
             assert (light + 0.05) / (dark + 0.05) >= 3.8
+
+
+class TestDensePictures:
+    """Names get smaller, or are left out, before they hide the objects."""
+
+    @staticmethod
+    def boxes(count: int, side: float) -> Tensor:
+        """Boxes on a square grid of 256 pixels."""
+        columns = int(np.ceil(np.sqrt(count)))
+        places = torch.tensor([(i % columns, i // columns) for i in range(count)]) * 256 / columns
+        return torch.cat((places, places + side), 1)
+
+    @pytest.mark.parametrize(("count", "side"), [(60, 20), (30, 12), (2, 100), (5, 80)])
+    def test_objects_stay_visible(self, count: int, side: float) -> None:
+        boxes = self.boxes(count, side)
+        visible = {}
+        for show in ("auto", "on", "off"):
+            picture = draw_boxes(grey(256, 256), boxes, ["nucleus"] * count, [RED] * count, [0.87] * count, show)
+            places = (boxes * 2).int().tolist()
+            visible[show] = np.mean([where(picture, (GREY,) * 3)[y0:y1, x0:x1].mean() for x0, y0, x1, y1 in places])
+        assert visible["off"] > 0.5 and 0.75 * visible["off"] <= visible["auto"] <= visible["off"]
+        if count == 60:
+            assert visible["on"] < 0.6 * visible["off"]
+
+    def test_names_are_written_where_they_hide_little(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        few = TestNames.tags(self.boxes(4, 90), ["dog"] * 4, (256, 256), monkeypatch)
+        many = TestNames.tags(self.boxes(60, 20), ["nucleus"] * 60, (256, 256), monkeypatch)
+        forced = TestNames.tags(self.boxes(60, 20), ["nucleus"] * 60, (256, 256), monkeypatch, "on")
+        none = TestNames.tags(self.boxes(4, 90), ["dog"] * 4, (256, 256), monkeypatch, "off")
+        assert (len(few), len(many), len(none)) == (4, 0, 0) and len(forced) > 20
+
+    def test_a_single_object_keeps_its_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tags = TestNames.tags(torch.tensor([[0.0, 0, 3, 3]]), ["a long name of a class"], (20, 20), monkeypatch)
+        assert len(tags) == 1
 
 
 class TestColors:

@@ -288,6 +288,18 @@ def test_arrays_and_pictures(vit, tmp_path):
         Explanation("decoder", (), 4, Image.fromarray(PHOTO)).plot()
 
 
+@pytest.mark.parametrize("what", ["decoder", "heads", "relevance"])
+def test_nothing_above_the_threshold_tells_the_best(detr, what):
+    """The remedy works when it is pasted."""
+    best = regard.predict(detr, PHOTO, threshold=0.0)[0]
+    found = regard.explain(detr, PHOTO, what, threshold=1.0)
+    assert len(found) == 0
+    with refused(ConfigError, "C09", "nothing above 1.00", f"{best['score']:.2f} {best['label']}") as caught:
+        found.plot()
+    lower = float(caught.value.remedy.split("--threshold ")[1])
+    assert lower > best["score"] - 0.02 and len(regard.explain(detr, PHOTO, what, threshold=lower)) >= 1
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

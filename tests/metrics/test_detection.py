@@ -7,6 +7,7 @@ import io
 import json
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from charts import looks_drawn
 from regard.errors import DataError, MachineError
 from regard.metrics.charts.detection import plot_dataset, plot_detections
-from regard.metrics.curves import confusion_matrix, count_per_image, detection_curves
+from regard.metrics.curves import best_threshold, confusion_matrix, count_per_image, detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 
 
@@ -337,6 +338,29 @@ def test_counts_of_one_image_by_hand() -> None:
     counts = count_per_image(truth, CocoDetections(*columns), score_threshold=0.5)
     assert [tuple(c) for c in counts] == [(7, 1, 1, 2), (9, 0, 0, 0)]
     assert (counts[0].f1, counts[1].f1) == (2 / 5, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_best_threshold_has_the_highest_f1(seed: int) -> None:
+    """Against all thresholds, each counted from matrices of confusions at that threshold."""
+    truth, found = random_problem(seed)
+    best = best_threshold(truth, found)
+    assert best is not None
+    objects = sum(not row["iscrowd"] for row in truth["annotations"])
+
+    def f1(threshold: float) -> float:
+        matrix = confusion_matrix(truth, found, score_threshold=threshold)
+        hits, predicted = np.trace(matrix[:-1, :-1]), matrix[:, :-1].sum()
+        return 2 * hits / (predicted + objects)
+
+    highest = max(f1(score) for score in np.unique(found.scores))
+    assert best[1] == pytest.approx(highest) and f1(best[0]) == pytest.approx(highest)
+
+
+def test_best_threshold_by_hand() -> None:
+    truth, found = simple_problem()
+    assert best_threshold(truth, replace(found, category_ids=found.category_ids[:0], image_ids=found.image_ids[:0],
+                                         boxes_xywh=found.boxes_xywh[:0], scores=found.scores[:0])) is None  # fmt: skip
 
 
 def test_confusion_matrix_by_hand() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,18 +22,20 @@ from image_files import encode, exif, turned
 from refusals import refused
 from regard.data import images
 from regard.errors import ConfigError, DataError, MachineError
+from regard.models.build import build
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import picture_names, predict_files
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import predict, predict_each
 from regard.results.detections import Detections
+from regard.results.postprocess import postprocess
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, ImageBatch
 from regard.structures.outputs import DetectionOutput
 from regard.weights import load
 from regard.weights.load import load_on
-from run_files import PETS, small_detector, write_run
+from run_files import PETS, SMALL, small_detector, write_run
 
 # Ids that are neither contiguous nor in step with the labels.
 CATEGORIES = (Category(7, "dark"), Category(90, "bright"))
@@ -183,6 +188,99 @@ def test_threshold(finder):
     assert len(predict(finder, scene(), threshold=0)) == 2
 
 
+def test_nothing_tells_the_best(finder):
+    result = predict(finder, scene(), threshold=0.95)
+    assert result.summary() == "nothing above 0.95; best score 0.90 bright" and "0.90 bright" in repr(result)
+    assert predict(finder, scene(), threshold=0.2).rejected is None
+
+
+def test_the_threshold_of_a_run(tmp_path):
+    """`predict` takes the best threshold of the last evaluation; one that is given goes first."""
+    folder = tmp_path / "run"
+    write_run(folder, small_detector(), {1: 0.5})
+    every = regard.predict(folder, scene(), threshold=0)
+    middle = float((every.scores[1] + every.scores[2]) / 2)
+    assert regard.load(folder).card.threshold is None and every.scores[0] < 0.95
+    for text in ("", "[]", "{}", '{"best_threshold": null}', '{"best_threshold": 7}', '{"best_threshold": "a"}', "{{"):
+        (folder / "metrics.json").write_text(text)
+        assert regard.load(folder).card.threshold is None
+    (folder / "metrics.json").write_text(json.dumps({"best_threshold": middle}))
+    assert regard.load(folder).card.threshold == middle
+    assert torch.equal(regard.predict(folder, scene()).scores, every.scores[:2])
+    assert len(regard.predict(folder, scene(), threshold=0)) == len(every)
+    assert regard.load(folder / "checkpoints" / "step_1").card.threshold is None  # it belongs to the best one
+
+
+def test_boxes_are_clipped_to_the_image(finder, monkeypatch):
+    plain = finder.forward
+
+    def beyond(*args):
+        output = plain(*args)
+        return output._replace(boxes=torch.tensor([[[0.5, 0.5, 1.5, 2.0], [0.0, 1.0, 0.5, 0.5]]]))
+
+    monkeypatch.setattr(finder, "forward", beyond)
+    result = predict(finder, scene(), threshold=0)
+    assert result.boxes.tolist() == [pytest.approx([0, 67.5, 35, 90]), [0, 0, 140, 90]]
+    bright = torch.full((3, 64, 99), 255, dtype=torch.uint8)
+    finder.eval()
+    output = beyond(ImageBatch.from_images([bright]).normalized())
+    evaluated = postprocess(output, [SIZE], softmax=True)[0][2]
+    assert evaluated[0].tolist() == pytest.approx([-35, -45, 175, 135])  # evaluation keeps the authors' numbers
+
+
+def test_one_label_for_each_query_unless_asked():
+    net = build(replace(SMALL, sigmoid=True), "mine", PETS, (32, 64)).eval()
+    with torch.no_grad():
+        net.class_embed.bias.copy_(torch.tensor([1.0, 2.0, -3.0]))
+    one = predict(net, scene(), threshold=0)
+    assert len(one) == SMALL.num_queries == len({tuple(box) for box in one.boxes.tolist()})
+    assert set(one.names) == {"dog"}
+    several = predict(net, scene(), threshold=0.5, multi_label=True)
+    assert {"cat", "dog"} <= set(several.names) or len(several) == SMALL.num_queries
+    logits = net(ImageBatch.from_images([torch.zeros(3, 32, 32, dtype=torch.uint8)]).normalized()).logits
+    pairs = predict(net, np.zeros((32, 32, 3), np.uint8), threshold=0, multi_label=True)
+    expected = logits.sigmoid().flatten().topk(SMALL.num_queries).values
+    assert torch.allclose(pairs.scores, expected, atol=1e-5)
+    best = predict(net, np.zeros((32, 32, 3), np.uint8), threshold=0)
+    assert torch.allclose(best.scores, logits.sigmoid().amax(-1).flatten().sort(descending=True).values, atol=1e-5)
+
+
+def test_patterns_give_lists(finder, photos):
+    assert len(predict(finder, f"{photos}/**/*.png")) == 3
+    (only,) = predict(finder, f"{photos}/*.png")
+    assert_found(only, (10, 10, 20, 20), (32, 32))
+    assert [result.path for result in predict(finder, f"{photos}/b/*.png")] == [str(photos / "b" / "cat.png")]
+
+
+def test_standard_input(finder, photos, tmp_path, monkeypatch):
+    for call in ("predict", "files"):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO((photos / "a" / "cat.png").read_bytes())))
+        if call == "predict":
+            result = predict(finder, "-")
+            assert_found(result)
+            result.plot()  # on the pixels: there is no file
+        else:
+            assert list(predict_files(finder, ["-"], output=tmp_path / "out")) == ["-: 1 bright"]
+            assert [path.name for path in (tmp_path / "out").iterdir()] == ["stdin.jpg"]
+
+
+def test_addresses(finder, photos, tmp_path, monkeypatch):
+    data = (photos / "a" / "cat.png").read_bytes()
+    monkeypatch.setattr("regard.data.sources.fetch_image", lambda address: data)
+    address = "https://a.b/cats/cat.png?size=1"
+    result = predict(finder, address)
+    assert_found(result)
+    assert result.path == address and result.plot()
+    with refused(DataError, "I33", "not allowed", address):
+        predict(finder, address, allow_urls=False)
+    lines = list(
+        predict_files(finder, [address, photos / "dog.png"], output=tmp_path / "out", json_file=tmp_path / "a.json")
+    )
+    assert lines[0] == f"{address}: 1 bright" and len(lines) == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cat.jpg", "dog.jpg"]
+    assert json.loads((tmp_path / "a.json").read_text())[0]["file_name"] == address
+
+
 def as_options(numbers: dict) -> dict:
     """Keywords of `predict_files` for those of `predict`."""
     return {"options": PredictionOptions(**numbers)} if "threshold" in numbers else numbers
@@ -201,7 +299,8 @@ def test_numbers_out_of_range(finder, tmp_path, numbers):
             call()
 
 
-def test_wrong_sources(finder, tmp_path):
+def test_wrong_sources(finder, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
     for source in (None, 3, {"a": 1}, scene().tolist()[0][0][0], np.zeros((4, 4, 7), np.uint8), "missing.png",
                    "https://example.org/a.jpg", torch.zeros(2, 3, 8, 8), np.full((8, 8, 3), np.nan)):  # fmt: skip
         with pytest.raises(DataError) as caught:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
+from regard.config import unknown_name
 from regard.distillation.options import StorageOptions
 from regard.errors import ConfigError
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
@@ -139,27 +140,33 @@ def evaluate(
 @app.command
 def predict(
     checkpoint: str,
-    *images: Path,
+    *images: Annotated[str, Parameter(allow_leading_hyphen=True)],
     output: Path | None = None,
     json: Path | None = None,
     options: Annotated[PredictionOptions | None, Parameter(name="*")] = None,
     batch_size: int = 1,
     device: str = "auto",
 ) -> None:
-    """Predict objects, segments or classes of images.
+    """Predict objects, segments or classes of images, videos and cameras.
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
-        images: image files and folders of them.
-        output: folder for the images with their predictions drawn.
+        images: image files, folders, patterns in quotes ("photos/**/*.jpg"), http addresses, - for the standard input,
+            video files, camera:0.
+        output: folder for the images and videos with their predictions drawn.
         json: file for the results: COCO's format of detections or segments, or the classes of each image.
         batch_size: images per batch.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
-    from regard.data.paths import check_images
+    from regard.data.sources import STDIN, check_sources
     from regard.weights.source import check_source
 
-    check_images(images)
+    mistyped = next((word for word in images if word.startswith("-") and word != STDIN), None)
+    if mistyped is not None:  # a hyphen may lead an image only as the standard input
+        names = ["output", "json", "batch_size", "device", *(field.name for field in fields(PredictionOptions))]
+        known = [f"--{name.replace('_', '-')}" for name in names]
+        raise unknown_name("option", mistyped, known, code="C01", remedy="see: regard predict --help")
+    check_sources(images)
     check_source(checkpoint)
     from regard.prediction.files import predict_files
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -19,7 +19,9 @@ from torch import Tensor
 from regard.errors import ConfigError, DataError, MachineError, escape
 
 Color = tuple[int, int, int]
+ShowLabels = Literal["auto", "on", "off"]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels, right and bottom exclusive
+NamedBox = tuple[Rectangle, str, str, Color]  # outline, name, what follows the name
 
 # Picked one after the other, each as far as possible from those before it in OKLab, for normal sight and as
 # simulated for protanopia, deuteranopia and tritanopia (Machado et al. 2009). Dark and greyish tones are left out:
@@ -35,6 +37,9 @@ PALETTE: tuple[Color, ...] = (
 MIN_SIDE = 320
 # Enlarging stops here, whatever the shorter side: a 4 x 4000 strip must not become 320 x 320000.
 MAX_ENLARGED_SIDE = 1280
+# Part of a box that names may hide, as a mean over boxes: beyond it they get smaller, and are then left out.
+MAX_HIDDEN = 0.2
+MIN_TEXT = 10  # pixels; smaller letters cannot be read
 _INK, _PAPER = (17, 17, 17), (255, 255, 255)
 _HALO = (0, 0, 0, 110)
 _BAR = (158, 206, 255)
@@ -58,12 +63,13 @@ def draw_boxes(
     labels: Sequence[str],
     colors: Sequence[Color],
     scores: Sequence[float] | None = None,
+    show_labels: ShowLabels = "auto",
 ) -> Image.Image:
     """Draw boxes and their names on a copy of `image`.
 
     Small images are enlarged by a whole factor until the shorter side has `MIN_SIDE` pixels. Boxes are clipped to
     the image; those outside it or with NaN are not drawn. Earlier boxes are drawn on top and place their names first:
-    pass the best first. A name without a free place is not drawn.
+    pass the best first. A name without a free place is not drawn. Lines get thinner where boxes are small.
 
     Args:
         image: (3, H, W) uint8 RGB, or a PIL image.
@@ -71,28 +77,67 @@ def draw_boxes(
         labels: N names.
         colors: N colours, see `class_color`.
         scores: N numbers 0..1, written after the names.
+        show_labels: `on` writes names in one size, `off` none; `auto` writes them smaller, or none, where names would
+            hide more than `MAX_HIDDEN` of the boxes.
     """
     picture, factor = canvas(image)
-    line = max(2, round(min(picture.size) / 180))
-    size = min(max(13, round(min(picture.size) / 30)), max(13, picture.width // 12))
     endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
-    pen = ImageDraw.Draw(picture, "RGBA")
-    tags: list[Tag] = []
-    outlines = []
-    for box, label, ending, color in zip(boxes_xyxy.tolist(), labels, endings, colors, strict=True):
+    boxes = boxes_xyxy.tolist()
+    line = _line_width(picture.size, boxes, factor)
+    outlines: list[NamedBox] = []
+    for box, label, ending, color in zip(boxes, labels, endings, colors, strict=True):
         outline = _outline(box, factor, line, picture.size)
         if outline is not None:
-            outlines.append((outline, color))
-            room = min(picture.width, max(outline[2] - outline[0], picture.width // 2))
-            text, font = fitted(label, ending, size, room - size)
-            place = _place(outline, math.ceil(font.getlength(text)) + size * 2 // 3, size, line, tags, picture.size)
-            if place is not None and text:
-                tags.append(Tag(place, text, font, color))
-    for outline, color in reversed(outlines):
+            outlines.append((outline, label, ending, color))
+    size = min(max(13, round(min(picture.size) / 30)), max(13, picture.width // 12))
+    tags: list[Tag] = []
+    if show_labels == "on":
+        tags = _tags(outlines, size, line, picture.size)
+    elif show_labels == "auto":
+        size, tags = _fitting_tags(outlines, size, line, picture.size)
+    pen = ImageDraw.Draw(picture, "RGBA")
+    for outline, _, _, color in reversed(outlines):
         _draw_outline(pen, outline, color, line)
     for tag in reversed(tags):
         draw_tag(pen, tag, size)
     return picture
+
+
+def _line_width(picture: tuple[int, int], boxes: Sequence[list[float]], factor: int) -> int:
+    """Return the width of lines in pixels: by the size of the picture, thinner if half of the boxes are small."""
+    line = max(2, round(min(picture) / 180))
+    sides = sorted(min(abs(x1 - x0), abs(y1 - y0)) * factor for x0, y0, x1, y1 in boxes)
+    middle = sides[len(sides) // 2] if sides else 0.0
+    return line if len(sides) < 10 or middle > 16 * line else max(1, min(line, round(middle / 16)))
+
+
+def _fitting_tags(
+    outlines: Sequence[NamedBox], size: int, line: int, picture: tuple[int, int]
+) -> tuple[int, list[Tag]]:
+    """Return the size of letters, `size` or smaller, with which names hide little of the boxes, and the names."""
+    while True:
+        tags = _tags(outlines, size, line, picture)
+        hidden = 0.0
+        for x0, y0, x1, y1 in (outline for outline, *_ in outlines):
+            covered = sum(overlap((x0, y0, x1, y1), tag.place) for tag in tags)
+            hidden += min(1.0, covered / max(1, (x1 - x0) * (y1 - y0)))
+        if len(outlines) < 2 or hidden <= MAX_HIDDEN * len(outlines):
+            return size, tags
+        if size <= MIN_TEXT:
+            return size, []
+        size = max(MIN_TEXT, round(0.75 * size))
+
+
+def _tags(outlines: Sequence[NamedBox], size: int, line: int, picture: tuple[int, int]) -> list[Tag]:
+    """Place the names of boxes, those of the first ones first."""
+    tags: list[Tag] = []
+    for outline, label, ending, color in outlines:
+        room = min(picture[0], max(outline[2] - outline[0], picture[0] // 2))
+        text, font = fitted(label, ending, size, room - size)
+        place = _place(outline, math.ceil(font.getlength(text)) + size * 2 // 3, size, line, tags, picture)
+        if place is not None and text:
+            tags.append(Tag(place, text, font, color))
+    return tags
 
 
 def draw_probabilities(

@@ -30,7 +30,7 @@ from regard.evaluation.options import DetectionEvaluationOptions
 from regard.evaluation.worst_images import WorstSegments, worst_segments, write_worst_detections, write_worst_segments
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_detections
-from regard.metrics.curves import detection_curves
+from regard.metrics.curves import best_threshold
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts
@@ -91,16 +91,20 @@ class DetectorEvaluation:
         ]
 
     def write(self, folder: Path, data: str) -> None:
-        """Write `metrics.json`, `worst_images.json` and pictures. `data`: the data set, as the user named it."""
-        content = {"data": data, "losses": self.losses, **self.scores.to_dict()}
+        """Write `metrics.json`, `worst_images.json` and pictures. `data`: the data set, as the user named it.
+
+        `predict` takes its default threshold from `best_threshold`: the best F1 of boxes at IoU 0.50.
+        """
+        best = best_threshold(self.ground_truth, self.detections)
+        threshold = {} if best is None else {"best_threshold": best[0], "best_f1": best[1]}
+        content = {"data": data, "losses": self.losses, **threshold, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
         plot_detections(self.ground_truth, self.detections, folder / "pictures")
         if self.worst is not None:
             write_worst_segments(self.dataset, self.worst, folder)
             return
-        best = detection_curves(self.ground_truth, self.detections).best_threshold
-        threshold = MIN_SCORE if best is None else best
-        write_worst_detections(self.dataset, self.ground_truth, self.detections, threshold, folder)
+        minimum = MIN_SCORE if best is None else best[0]
+        write_worst_detections(self.dataset, self.ground_truth, self.detections, minimum, folder)
 
 
 def evaluate_on(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from regard.errors import ConfigError
 from regard.explanations.checks import cell_of, check_kind, chosen
@@ -151,7 +152,8 @@ def _titles(net: DETR, best: ScoredQueries) -> list[str]:
 
 def _in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
-    return (cxcywh_to_xyxy(boxes.float()) * torch.tensor([width, height, width, height], device=boxes.device)).cpu()
+    corners = cxcywh_to_xyxy(boxes.float()) * torch.tensor([width, height, width, height], device=boxes.device)
+    return clip_boxes_to_image(corners, size).cpu()
 
 
 def _heads(weights: Tensor, head: int | None) -> Tensor:

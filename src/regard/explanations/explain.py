@@ -31,7 +31,10 @@ from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.vit import VisionTransformer
-from regard.prediction.predict import default_threshold
+from regard.prediction.options import PredictionOptions
+from regard.prediction.predict import default_threshold, predict_each
+from regard.results.classification import Classification
+from regard.results.result import Rejected
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
 from regard.weights.load import load_on
@@ -62,15 +65,13 @@ def explain(
     `explain_detr`, `explain_vit` and `explain_augmented` describe them.
 
     Args:
-        model: a model, or what `regard.load` takes.
-        image: one image, as for `regard.predict`.
+        model, image, device: as for `regard.predict`, one image.
         what: kind of explanation.
         point: x, y in pixels of the image, for kinds that start from a place.
         layer: number from 0; negative ones count from the end. The last layer if None.
         head: number from 0; negative ones count from the end. The mean of all heads if None.
         threshold: minimum score of a detection, 0..1; if None as for `regard.predict`.
         image_size: side of the square input of your own network, as given to `regard.augment`.
-        device: as for `regard.predict`.
 
     Raises:
         ConfigError: there is no such kind, layer, head or point, the kind does not use an option, or the model has no
@@ -85,10 +86,12 @@ def explain(
     pixels = to_image(image)
     options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)
     path = str(image) if isinstance(image, (str, Path)) else None
+    rejected = None
     # Under the caller's autocast, rows of attention would sum to 1 only within 1e-3.
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):
             kind, maps, columns = _explain_detector(net, pixels, where, what, options)
+            rejected = None if maps else _rejected(net, pixels, threshold)
         elif isinstance(net, Detector):
             remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
             raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
@@ -97,7 +100,7 @@ def explain(
         else:
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
             kind, maps, columns = _explain_classifier(net, card, pixels, where, what, options)
-    return Explanation(kind, tuple(maps), columns, _picture(pixels), path)
+    return Explanation(kind, tuple(maps), columns, _picture(pixels), path, rejected)
 
 
 def _explain_detector(
@@ -110,6 +113,12 @@ def _explain_detector(
     size = pixels.shape[-2], pixels.shape[-1]
     maps, columns = explain_detr(net, batch, size, kind, replace(options, threshold=minimum))
     return kind, maps, columns
+
+
+def _rejected(net: DETR, pixels: Tensor, threshold: float | None) -> Rejected | None:
+    """Return the best detection of an image if none is above the threshold."""
+    result = next(predict_each(net, [pixels], options=PredictionOptions(threshold=threshold)))
+    return None if isinstance(result, Classification) else result.rejected
 
 
 def _explain_classifier(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regard.drawing.boxes import class_color, grid, save_picture
 from regard.errors import ConfigError, MachineError, escape
+from regard.results.result import Rejected
 
 Box = tuple[float, float, float, float]
 ARRAYS = ".npz"
@@ -75,6 +76,7 @@ class Explanation:
         columns: number of maps per row of the picture.
         image: the original as displayed, RGB.
         path: its file, or None.
+        rejected: the best detection below the threshold, if none was above it and there is no map.
     """
 
     what: str
@@ -82,6 +84,7 @@ class Explanation:
     columns: int
     image: Image.Image
     path: str | None = None
+    rejected: Rejected | None = None
 
     def __len__(self) -> int:
         """Return the number of maps."""
@@ -114,6 +117,9 @@ class Explanation:
         Raises:
             ConfigError: there is no map to draw.
         """
+        if not self.maps and self.rejected is not None:
+            lower = max(0.0, math.ceil(100 * self.rejected.score - 1) / 100)
+            raise ConfigError(str(self.rejected), remedy=f"lower the threshold: --threshold {lower:g}", code="C09")
         if not self.maps:
             raise ConfigError(f"nothing to draw: no {self.what} maps", remedy="lower the threshold", code="C09")
         drawn = [draw_saliency(saliency, self.image) for saliency in self.maps]

@@ -93,14 +93,42 @@ def detection_curves(ground_truth: dict[str, Any], detections: CocoDetections) -
     )
 
 
-def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Floats]:
-    """Return precision and recall (S,) of detections that score at least `thresholds` (S,), at IoU 0.50."""
+def best_threshold(ground_truth: dict[str, Any], detections: CocoDetections) -> tuple[float, float] | None:
+    """Return the score threshold with the highest F1 at IoU 0.50, of all classes together, and that F1, both 0..1.
+
+    The threshold lies midway between the lowest score that is kept and the next one. None if no detection is right.
+
+    Args:
+        ground_truth, detections: as for `evaluate_detections`.
+
+    Raises:
+        DataError, MachineError: as for `evaluate_detections`.
+    """
+    columns = CocoColumns.build(ground_truth, detections)
+    scores, correct = _judged(columns)
+    if not correct.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(correct[order])
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + (~columns.truth_crowd).sum())
+    following = np.append(scores[1:], 0.0)
+    best = int(np.where(scores > following, f1, -1.0).argmax())  # a threshold cannot part equal scores
+    return float(scores[best] + following[best]) / 2, float(f1[best])
+
+
+def _judged(columns: CocoColumns) -> tuple[Floats, Floats]:
+    """Return scores (M,) of the detections that count, those on crowds left out, and whether each is right (M,)."""
     correct = np.zeros(len(columns.scores))
     counts = np.ones(len(columns.scores), bool)
     for detected, truth, overlap in _per_image(columns, np.arange(len(columns.scores))):
         matched, counts[detected] = _match_same_class(columns, detected, truth, overlap, 0.5)
         correct[detected] = matched >= 0
-    scores, correct = columns.scores[counts], correct[counts]
+    return columns.scores[counts], correct[counts]
+
+
+def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Floats]:
+    """Return precision and recall (S,) of detections that score at least `thresholds` (S,), at IoU 0.50."""
+    scores, correct = _judged(columns)
     order = np.argsort(scores)
     first = np.searchsorted(scores[order], thresholds)
     counted = (len(order) - first).astype(np.float64)

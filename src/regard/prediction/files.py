@@ -1,20 +1,23 @@
-"""`regard predict`: image files and folders in; pictures and a file of results out."""
+"""`regard predict`: images and videos in; pictures, videos and a file of results out."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from regard.data.coco.panoptic_writer import PanopticWriter
 from regard.data.coco.tables import ImageRecord
-from regard.data.image_folders import list_images
+from regard.data.sources import expand, is_video, source_name
+from regard.drawing.boxes import save_picture
 from regard.errors import ConfigError, DataError, escape
 from regard.models.build import Model
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import Prediction, check_options, makes_segments, predict_each
+from regard.prediction.predict import Prediction, check_options, draw, makes_segments, predict_each
+from regard.prediction.videos import predict_video
 from regard.results.classification import Classification
 from regard.results.detections import Detections
 from regard.results.segmentation import Segmentation
@@ -26,7 +29,7 @@ DESCRIPTION = "segments predicted with regard predict"  # marks our results, whi
 
 def predict_files(
     model: Model | str | Path,
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     *,
     output: Path | None = None,
     json_file: Path | None = None,
@@ -34,56 +37,101 @@ def predict_files(
     batch_size: int = 1,
     device: str = "auto",
 ) -> Iterator[str]:
-    """Predict for image files and folders of them; yield a line of text for each.
+    """Predict for images and videos; yield a line of text for each image and frame.
 
-    An unreadable image does not stop the others: its error is raised after all others are done.
+    An unreadable image or video does not stop the others: its error is raised after all others are done.
 
     Args:
-        output: folder for the images with their results drawn, named like the images, `.jpg`.
+        paths: files, folders, patterns, addresses, `-` or `camera:0`, as for `predict`.
+        output: folder for the images with their results drawn, named like the images, `.jpg`, and videos, `.mp4`.
         json_file: file for all results. Detections are rows of COCO's result format with `image_id` counting the
             images from 1 and a `file_name`. Classes are rows `{"file_name", "classes": [{"label", "label_id",
-            "score"}]}`. Segments are in COCO's panoptic format with a folder of PNG files next to the file; their
-            `file_name` is relative to the folder that holds all images.
+            "score"}]}`. Rows of videos also have `frame`, from 0, and `seconds`; each frame counts as an image.
+            Segments are in COCO's panoptic format with a folder of PNG files next to the file; their `file_name` is
+            relative to the folder that holds all images.
         options: which predictions to keep.
 
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), a panoptic model's
-            file has no suffix (C09), a number is out of range (C03), or `segments` is unknown (C02).
+            file has no suffix or videos among the images (C09), a number is out of range (C03), or a word is unknown
+            (C02).
         DataError: images cannot be read.
+        MachineError: a video needs the package av, which is not installed, or there is no such camera.
     """
     options = options or PredictionOptions()
-    check_options(options.threshold, batch_size, options.segments)
-    if options.top < 1:
-        raise ConfigError(f"top={options.top}, expected at least 1", code="C03")
-    files = list(dict.fromkeys(file for path in paths for file in list_images(path)))
+    check_options(options, batch_size)
+    files = list(dict.fromkeys(file for path in paths for file in expand(path)))
     if not files:
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
+    images, videos = [f for f in files if not is_video(f)], [f for f in files if is_video(f)]
     names = picture_names(files)
     _check_targets(files, [output / name for name in names.values()] if output else [], json_file)
     net, _ = load_on(model, device)
     writer: _Rows | _Segments | None = None
     if json_file is not None:
-        writer = _Segments(json_file, net, files, list(names.values())) if makes_segments(net) else _Rows(json_file)
+        if videos and makes_segments(net):
+            raise ConfigError("segments of videos have no JSON", where=videos[0], remedy="leave --json out", code="C09")
+        writer = _Segments(json_file, net, files, names) if makes_segments(net) else _Rows(json_file)
     for folder in (output, json_file.parent if json_file else None):
         if folder is not None:
             make_writable(folder)
     unreadable: list[DataError] = []
-    numbers = {file: number for number, file in enumerate(files, start=1)}
-    for result in predict_each(
-        net, files, threshold=options.threshold, segments=options.segments, batch_size=batch_size,
-        keep_pixels=output is not None, on_error=unreadable.append,
-    ):  # fmt: skip
-        file = Path(result.path or "")
-        if output is not None:
-            picture = output / names[file]
-            result.save(picture, options.top) if isinstance(result, Classification) else result.save(picture)
-        if writer is not None:
-            writer.add(result, numbers[file], names[file], options.top)
-        summary = result.summary(options.top) if isinstance(result, Classification) else result.summary()
-        yield escape(f"{result.path}: {summary}")
+    job = _Job(net, options, batch_size, output, names, writer, unreadable)
+    try:
+        yield from job.images(images)
+        yield from job.videos(videos, first=len(images) + 1)
+    except KeyboardInterrupt:  # the way to end a camera
+        if videos and isinstance(writer, _Rows):
+            writer.close()
+        raise
     if writer is not None:
         writer.close()
     yield from _report(unreadable, len(files))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The steps of `predict_files` after its checks."""
+
+    net: Model
+    options: PredictionOptions
+    batch_size: int
+    output: Path | None
+    names: dict[str | Path, str]
+    writer: _Rows | _Segments | None
+    unreadable: list[DataError]
+
+    def images(self, files: Sequence[str | Path]) -> Iterator[str]:
+        """Predict for images; yield a line for each."""
+        numbers = {str(file): (number, file) for number, file in enumerate(files, start=1)}
+        for result in predict_each(
+            self.net, files, options=self.options, batch_size=self.batch_size,
+            keep_pixels=self.output is not None, on_error=self.unreadable.append,
+        ):  # fmt: skip
+            number, file = numbers[result.path or ""]
+            if self.output is not None:
+                save_picture(draw(result, self.options), self.output / self.names[file])
+            if self.writer is not None:
+                self.writer.add(result, number, file, self.options.top)
+            yield escape(f"{result.path}: {self._summary(result)}")
+
+    def videos(self, files: Sequence[str | Path], first: int) -> Iterator[str]:
+        """Predict for videos; yield a line for each frame. `first`: number of the first frame among all images."""
+        number = first
+        for file in files:
+            drawn = None if self.output is None else self.output / self.names[file]
+            try:
+                for found in predict_video(self.net, file, self.options, batch_size=self.batch_size, drawn=drawn):
+                    if isinstance(self.writer, _Rows):
+                        frame = {"frame": found.number, "seconds": float(found.seconds)}
+                        self.writer.add(replace(found.result, path=str(file)), number, file, self.options.top, frame)
+                    number += 1
+                    yield escape(f"{file} {float(found.seconds):.2f} s: {self._summary(found.result)}")
+            except DataError as error:
+                self.unreadable.append(error)
+
+    def _summary(self, result: Prediction) -> str:
+        return result.summary(self.options.top) if isinstance(result, Classification) else result.summary()
 
 
 def _report(unreadable: Sequence[DataError], total: int) -> Iterator[str]:
@@ -98,16 +146,20 @@ def _report(unreadable: Sequence[DataError], total: int) -> Iterator[str]:
     raise DataError(what, where=first.where, remedy=first.remedy, code=first.code)
 
 
-def picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Return a unique picture name for each file: `cat.jpg`, and `cat-2.jpg` for the next file of that name."""
-    names: dict[Path, str] = {}
+def picture_names(files: Sequence[str | Path]) -> dict[str | Path, str]:
+    """Return a unique picture name for each file: `cat.jpg`, and `cat-2.jpg` for the next file of that name.
+
+    Videos get `.mp4`.
+    """
+    names: dict[str | Path, str] = {}
     taken: set[str] = set()
     for file in files:
         number = 1
-        name = f"{file.stem}.jpg"
+        stem, suffix = Path(source_name(file)).stem, ".mp4" if is_video(file) else ".jpg"
+        name = f"{stem}{suffix}"
         while name.lower() in taken:
             number += 1
-            name = f"{file.stem}-{number}.jpg"
+            name = f"{stem}-{number}{suffix}"
         taken.add(name.lower())
         names[file] = name
     return names
@@ -120,11 +172,14 @@ class _Rows:
         self.path = path
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, result: Prediction, number: int, name: str, top: int) -> None:
+    def add(
+        self, result: Prediction, number: int, file: str | Path, top: int, frame: dict[str, Any] | None = None
+    ) -> None:
+        place = {"file_name": str(file), **(frame or {})}
         if isinstance(result, Detections):
-            self.rows += [{**row, "file_name": result.path} for row in result.to_coco(number)]
+            self.rows += [{**row, **place} for row in result.to_coco(number)]
         elif isinstance(result, Classification):
-            self.rows.append({"file_name": result.path, "classes": result.to_dicts(top)})
+            self.rows.append({**place, "classes": result.to_dicts(top)})
 
     def close(self) -> None:
         replace_text(self.path, json.dumps(self.rows))
@@ -138,11 +193,13 @@ class _Segments:
     and an earlier result stays as it is until the first new image is ready.
     """
 
-    def __init__(self, path: Path, net: Model, files: Sequence[Path], names: Sequence[str]) -> None:
+    def __init__(self, path: Path, net: Model, files: Sequence[str | Path], names: Mapping[str | Path, str]) -> None:
         self.writer = PanopticWriter(path, DESCRIPTION, categories=net.card.categories)
-        self.root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
+        local = [file.parent.resolve() for file in files if isinstance(file, Path)]
+        self.root = Path(os.path.commonpath(local)) if local else None
         self.earlier = _png_files_of(path)
-        self.planned = {f"{Path(name).stem}.png" for name in names}
+        self.png_of = {file: f"{Path(name).stem}.png" for file, name in names.items()}
+        self.planned = set(self.png_of.values())
         folder = self.writer.folder
         new = self.planned - self.earlier
         if is_used(folder) and (not path.exists() or any((folder / name).exists() for name in new)):
@@ -150,13 +207,14 @@ class _Segments:
             remedy = "name another file, or move them away"
             raise ConfigError(what, where=folder, remedy=remedy, code="C11")
 
-    def add(self, result: Prediction, number: int, name: str, top: int) -> None:
+    def add(self, result: Prediction, number: int, file: str | Path, top: int) -> None:
         assert isinstance(result, Segmentation)
         if not self.writer.rows:
             self._announce()
-        path = Path(result.path or name)
-        file_name = (path.parent.resolve() / path.name).relative_to(self.root).as_posix()
-        self.writer.add(ImageRecord(number, file_name, *result.size), result.segments, f"{Path(name).stem}.png")
+        file_name = str(file)
+        if isinstance(file, Path) and self.root is not None:
+            file_name = (file.parent.resolve() / file.name).relative_to(self.root).as_posix()
+        self.writer.add(ImageRecord(number, file_name, *result.size), result.segments, self.png_of[file])
 
     def close(self) -> None:
         for name in self.earlier - {row["file_name"] for row in self.writer.rows}:
@@ -188,10 +246,11 @@ def _is_result(path: Path) -> bool:
     return isinstance(rows, list) and all(isinstance(row, dict) and "file_name" in row for row in rows)
 
 
-def _check_targets(files: Sequence[Path], pictures: Sequence[Path], json_file: Path | None) -> None:
+def _check_targets(files: Sequence[str | Path], pictures: Sequence[Path], json_file: Path | None) -> None:
     """Check that no file of the user is overwritten: no image, no file next to one, no JSON but an earlier result."""
-    images = {file.resolve() for file in files}
-    folders = {file.parent for file in images} | {file.parent.resolve() for file in files}
+    local = [file for file in files if isinstance(file, Path)]
+    images = {file.resolve() for file in local}
+    folders = {file.parent for file in images} | {file.parent.resolve() for file in local}
     for target in (*pictures, *([json_file] if json_file else [])):
         place = target.resolve()
         if place in images or (place.parent in folders and target in pictures and place.exists()):

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, get_args
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from regard.config import unknown_name
-from regard.data.image_folders import list_images
-from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
+from regard.data.sources import expand, is_many, is_streamed, is_video, read_source
 from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
+from regard.data.videos import read_frames
+from regard.drawing.boxes import ShowLabels
 from regard.errors import ConfigError, DataError
 from regard.models.build import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
+from regard.prediction.options import PredictionOptions
+from regard.prediction.tiles import ViewedBoxes, merge, views_of
 from regard.results.classification import Classification, class_probabilities
 from regard.results.detections import Detections
 from regard.results.postprocess import (
     ImageSizes,
+    ScoredQueries,
     SegmentMethod,
     boxes_in_pixels,
     instance_masks,
@@ -32,11 +42,13 @@ from regard.results.postprocess import (
     segment_queries,
     segment_threshold,
 )
+from regard.results.result import Rejected
 from regard.results.segmentation import Segmentation
 from regard.structures.image_batch import ImageBatch
 from regard.weights.load import load_on
 
 Prediction = Detections | Segmentation | Classification
+MIN_TILE = 16  # pixels
 
 
 def predict(
@@ -45,76 +57,103 @@ def predict(
     *,
     threshold: float | None = None,
     segments: SegmentMethod = "published",
+    multi_label: bool = False,
+    tile_size: int | None = None,
+    tile_overlap: float = 0.2,
+    flip: bool = False,
     batch_size: int = 1,
     device: str = "auto",
-) -> Prediction | list[Prediction]:
+    allow_urls: bool = True,
+) -> Prediction | list[Prediction] | Iterator[Prediction]:
     """Detect objects in images, cut them into segments, or classify them.
 
     Args:
         model: a detector or classifier, or what `regard.load` takes.
-        images: a path, a PIL image, an array (H, W, 3) uint8 or float 0..1, a tensor (3, H, W) uint8 or float 0..1, a
-            folder, or a list of all but folders. Arrays and tensors are RGB.
-        threshold: minimum score of detections or segments, 0..1; if None 0.5 for detections, and for segments 0.85
-            as published (0.3 if scores are sigmoids).
+        images: a path, an http or https address, a PIL image, an array (H, W, 3) uint8 or float 0..1, a tensor
+            (3, H, W) uint8 or float 0..1, `-` for the standard input, or a list of these. Or a folder, a pattern such
+            as `photos/**/*.jpg`, a video file or `camera:0`. Arrays and tensors are RGB.
+        threshold: minimum score of detections or segments, 0..1. If None, for detections the best of the run as
+            `regard.evaluate` found it, else 0.5, and for segments 0.85 as published (0.3 if scores are sigmoids).
         segments: how a panoptic model's masks become segments: `published` as in the authors' code, or `clean`, at
             full resolution and with stuff in one piece (see `regard.results.postprocess.panoptic_segments`).
-        batch_size: images per forward pass. Padding changes a detector's numbers slightly; a batch of 1 has none.
-        device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is
-            loaded.
+        multi_label: sigmoid scores may give an object several labels. False: each query has its best one.
+        tile_size: side in pixels of square tiles in which a detector looks too, besides the whole image. About the
+            size that it was trained with finds what is too small in the whole.
+        tile_overlap: part of a tile's side that the next tile shares, 0..0.9; objects should fit into it.
+        flip: a detector looks at mirror images too. Boxes are merged as with tiles, see `regard.prediction.tiles`.
+        batch_size: images or tiles per forward pass. Padding changes a detector's numbers slightly; 1 has none.
+        device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best for one that is loaded.
+        allow_urls: False refuses addresses: a server should not fetch what its users name.
 
     Returns:
-        One result for one image, a list for a list or a folder: `Detections` (with masks if the model has them),
-        `Segmentation` from a panoptic model, or `Classification`.
+        One result for one image; a list for a list, folder or pattern; an iterator over the frames of a video or
+        camera, which holds one batch at a time. Results are `Detections` (with masks if the model has them; boxes are
+        clipped to the image), `Segmentation` from a panoptic model, or `Classification`.
 
     Raises:
-        ConfigError: `threshold` or `batch_size` is out of range (C03), or `segments` is unknown (C02).
+        ConfigError: a number is out of range (C03), `segments` is unknown (C02), or the model cannot take an option
+            (C09).
         DataError: an image cannot be read; the message names it.
+        MachineError: a video needs the package av, which is not installed, or there is no such camera.
     """
+    options = PredictionOptions(
+        threshold=threshold, segments=segments, multi_label=multi_label, tile_size=tile_size,
+        tile_overlap=tile_overlap, flip=flip,
+    )  # fmt: skip
+    check_options(options, batch_size)
+    each = partial(predict_each, model, options=options, batch_size=batch_size, device=device, allow_urls=allow_urls)
     if isinstance(images, (list, tuple)):
-        sources = list(images)
-    elif isinstance(images, (str, Path)) and Path(images).is_dir():
-        sources = list(list_images(images))
-    else:
-        check_options(threshold, batch_size, segments)
-        return next(predict_each(model, [images], threshold=threshold, segments=segments, device=device))
-    return list(
-        predict_each(model, sources, threshold=threshold, segments=segments, batch_size=batch_size, device=device)
-    )
+        return list(each(images))
+    if isinstance(images, (str, Path)):
+        if is_video(images):
+            return each(frame.image for frame in read_frames(images))
+        if is_many(images):
+            return list(each(expand(images)))
+    return next(each([images]))
 
 
 @torch.no_grad()  # not inference_mode, whose results may not be changed in place
 def predict_each(
     model: Model | str | Path,
-    sources: Sequence[Any],
+    sources: Iterable[Any],
     *,
-    threshold: float | None = None,
-    segments: SegmentMethod = "published",
+    options: PredictionOptions | None = None,
     batch_size: int = 1,
     device: str = "auto",
     keep_pixels: bool = False,
+    allow_urls: bool = True,
     on_error: Callable[[DataError], None] | None = None,
 ) -> Iterator[Prediction]:
     """Yield the results of `predict` one after the other, with one batch in memory at a time.
 
     Args:
+        sources: single images; they are asked for one batch at a time.
         keep_pixels: results hold the pixels of image files too, so that drawing them does not decode again.
         on_error: called with the error of each image that cannot be read; the image is skipped. None raises it.
     """
-    check_options(threshold, batch_size, segments)
+    options = options or PredictionOptions()
+    check_options(options, batch_size)
     net, place = load_on(model, device)
-    minimum = default_threshold(net) if threshold is None else threshold
+    _check_model(net, options)
+    minimum = default_threshold(net) if options.threshold is None else options.threshold
+    read = _Reader(net, keep_pixels, options.tile_size is not None or options.flip, allow_urls, on_error)
+    waiting = iter(sources)
     with evaluation_mode(net):
-        for first in range(0, len(sources), batch_size):
-            images = list(_read(net, sources[first : first + batch_size], keep_pixels, on_error))
+        while batch_of := list(itertools.islice(waiting, batch_size)):
+            images = list(read.all(batch_of))
             if not images:
+                continue
+            if read.needs_pixels:
+                assert isinstance(net, Detector)
+                yield from (_detect_views(net, image, options, minimum, batch_size, place) for image in images)
                 continue
             batch = ImageBatch.from_images([image.resized for image in images]).to(place).normalized()
             if not isinstance(net, Detector):
                 yield from _classify(net, images, batch)
             elif makes_segments(net):
-                yield from _segment(net, images, batch, minimum, segments)
+                yield from _segment(net, images, batch, minimum, options.segments)
             else:
-                yield from _detect(net, images, batch, minimum)
+                yield from _detect(net, images, batch, minimum, multi_label=options.multi_label)
 
 
 class _Input(NamedTuple):
@@ -122,40 +161,60 @@ class _Input(NamedTuple):
 
     path: its file, or None. size: (height, width) as decoded. resized: (3, h, w) uint8, as the model sees it.
     kept: (3, H, W) uint8 for the result to draw on, or None if that reads the file again.
+    pixels: (3, H, W) uint8, or None if only `resized` is needed.
     """
 
     path: str | None
     size: tuple[int, int]
     resized: Tensor
     kept: Tensor | None
+    pixels: Tensor | None
 
 
-def _read(
-    net: Model, sources: Sequence[Any], keep_pixels: bool, on_error: Callable[[DataError], None] | None
-) -> Iterator[_Input]:
-    """Decode and resize images, each once; skip those that cannot be read if `on_error` takes their error."""
-    for source in sources:
-        try:
-            pixels = to_image(source)
-        except DataError as error:
-            if on_error is None:
-                raise
-            on_error(error)
-            continue
-        if isinstance(net, Detector):
-            resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
-        else:
-            resized = Evaluation(net.card.short_side, net.card.crop_pct)(ClassSample(pixels, label=0)).image
-        path = str(source) if isinstance(source, (str, Path)) else None
-        size = pixels.shape[-2], pixels.shape[-1]
-        yield _Input(path, size, resized, pixels if keep_pixels or path is None else None)
+@dataclass(frozen=True)
+class _Reader:
+    """Decodes and resizes images, each once; skips those that cannot be read if `on_error` takes their error."""
+
+    net: Model
+    keep_pixels: bool
+    needs_pixels: bool
+    allow_urls: bool
+    on_error: Callable[[DataError], None] | None
+
+    def all(self, sources: Sequence[Any]) -> Iterator[_Input]:
+        for source in sources:
+            try:
+                pixels = read_source(source, allow_urls=self.allow_urls)
+            except DataError as error:
+                if self.on_error is None:
+                    raise
+                self.on_error(error)
+                continue
+            path = str(source) if isinstance(source, (str, Path)) else None
+            again = isinstance(source, (str, Path)) and not is_streamed(source)
+            yield _Input(
+                path=path,
+                size=(pixels.shape[-2], pixels.shape[-1]),
+                resized=_resized(self.net, pixels),
+                kept=pixels if self.keep_pixels or not again else None,
+                pixels=pixels if self.needs_pixels else None,
+            )
 
 
-def _detect(net: Detector, images: Sequence[_Input], batch: ImageBatch, threshold: float) -> Iterator[Detections]:
+def _resized(net: Model, pixels: Tensor) -> Tensor:
+    """Return an image (3, h, w) as the model sees it, for pixels (3, H, W)."""
+    if isinstance(net, Detector):
+        return EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
+    return Evaluation(net.card.short_side, net.card.crop_pct)(ClassSample(pixels, label=0)).image
+
+
+def _detect(
+    net: Detector, images: Sequence[_Input], batch: ImageBatch, threshold: float, *, multi_label: bool
+) -> Iterator[Detections]:
     with_masks = net if isinstance(net, DETR) and net.config.masks else None
     output = net(batch) if with_masks is None else with_masks(batch, masks=False)
-    queries = score_queries(output, softmax=not net.config.sigmoid)
-    queries = queries.where(queries.scores > threshold)
+    everything = score_queries(output, softmax=not net.config.sigmoid, multi_label=multi_label)
+    queries = everything.where(everything.scores > threshold)
     boxes = boxes_in_pixels(output, queries, [image.size for image in images])
     logits = None if with_masks is None else with_masks.masks(output, queries.image, queries.query)
     for number, (image, sizes) in enumerate(zip(images, _sizes(images, batch), strict=True)):
@@ -163,26 +222,75 @@ def _detect(net: Detector, images: Sequence[_Input], batch: ImageBatch, threshol
         yield Detections(
             scores=queries.scores[rows],
             labels=queries.labels[rows],
-            boxes=boxes[rows],
+            boxes=clip_boxes_to_image(boxes[rows], image.size),
             categories=net.card.categories,
             size=image.size,
             masks=None if logits is None else instance_masks(logits[rows], sizes),
+            rejected=_rejected(net, everything, number, threshold),
             path=image.path,
             image=image.kept,
         )
+
+
+def _detect_views(
+    net: Detector, image: _Input, options: PredictionOptions, threshold: float, batch_size: int, device: torch.device
+) -> Detections:
+    """Detect objects in an image and its tiles, and in their mirror images."""
+    assert image.pixels is not None
+    views = views_of(image.size, options.tile_size, options.tile_overlap, flip=options.flip)
+    found: list[ViewedBoxes] = []
+    rejected: list[Rejected] = []
+    for _, same_size in itertools.groupby(enumerate(views), key=lambda pair: pair[1].size):
+        while some := list(itertools.islice(same_size, batch_size)):
+            resized = [_resized(net, view.cut_out(image.pixels)) for _, view in some]
+            output = net(ImageBatch.from_images(resized).to(device).normalized())
+            everything = score_queries(output, softmax=not net.config.sigmoid, multi_label=options.multi_label)
+            queries = everything.where(everything.scores > threshold)
+            boxes = boxes_in_pixels(output, queries, [view.size for _, view in some])
+            for row, (number, view) in enumerate(some):
+                mine = queries.rows(row)
+                columns = (view.in_image(boxes[mine]).cpu(), queries.scores[mine].cpu(), queries.labels[mine].cpu())
+                found.append(ViewedBoxes(*columns, torch.full((len(mine),), number)))
+                best = _rejected(net, everything, row, threshold)
+                rejected += [] if best is None else [best]
+    merged = merge(ViewedBoxes(*(torch.cat(column) for column in zip(*found, strict=True))), views, image.size)
+    return Detections(
+        scores=merged.scores,
+        labels=merged.labels,
+        boxes=merged.boxes,
+        categories=net.card.categories,
+        size=image.size,
+        rejected=max(rejected) if len(rejected) == len(views) else None,
+        path=image.path,
+        image=image.kept,
+    )
 
 
 def _segment(
     net: DETR, images: Sequence[_Input], batch: ImageBatch, threshold: float, method: SegmentMethod
 ) -> Iterator[Segmentation]:
     output = net(batch, masks=False)
-    queries = segment_queries(output, softmax=not net.config.sigmoid, threshold=threshold)
+    softmax = not net.config.sigmoid
+    queries = segment_queries(output, softmax=softmax, threshold=threshold)
+    everything = score_queries(output, softmax=softmax, multi_label=False)
     logits = net.masks(output, queries.image, queries.query)
     for number, (image, sizes) in enumerate(zip(images, _sizes(images, batch), strict=True)):
         rows = queries.rows(number)
         scores, labels = queries.scores[rows], queries.labels[rows]
         found = panoptic_segments(scores, labels, logits[rows], sizes, net.card.categories, method)
-        yield Segmentation(found, path=image.path, image=image.kept)
+        rejected = _rejected(net, everything, number, threshold)
+        yield Segmentation(found, rejected, path=image.path, image=image.kept)
+
+
+def _rejected(net: Detector, queries: ScoredQueries, image: int, threshold: float) -> Rejected | None:
+    """Return the best query of an image of the batch if it does not reach the threshold."""
+    rows = queries.rows(image)
+    if not len(rows):
+        return None
+    best = rows[queries.scores[rows].argmax()]
+    score = queries.scores[best].item()
+    name = net.card.categories[int(queries.labels[best])].name
+    return Rejected(score, name, threshold) if score <= threshold else None
 
 
 def _classify(net: Classifier, images: Sequence[_Input], batch: ImageBatch) -> Iterator[Classification]:
@@ -195,6 +303,13 @@ def _sizes(images: Sequence[_Input], batch: ImageBatch) -> list[ImageSizes]:
     return [ImageSizes(padded, size, image.size) for image, size in zip(images, batch.sizes, strict=True)]
 
 
+def draw(result: Prediction, options: PredictionOptions) -> Image.Image:
+    """Draw a result on its image, as the options say."""
+    if isinstance(result, Classification):
+        return result.plot(options.top)
+    return result.plot(labels=options.labels) if isinstance(result, Detections) else result.plot()
+
+
 def makes_segments(net: Model) -> TypeGuard[DETR]:
     """Return whether predictions of a model are segments: a detector with masks, trained on panoptic annotations."""
     return isinstance(net, DETR) and net.config.masks and net.card.panoptic
@@ -202,17 +317,52 @@ def makes_segments(net: Model) -> TypeGuard[DETR]:
 
 def default_threshold(net: Model) -> float:
     """Return the minimum score, 0..1, of what `predict` reports if it is given no threshold."""
-    return segment_threshold(softmax=not net.config.sigmoid) if makes_segments(net) else 0.5
+    if makes_segments(net):
+        return segment_threshold(softmax=not net.config.sigmoid)
+    return 0.5 if net.card.threshold is None else net.card.threshold
 
 
-def check_options(threshold: float | None, batch_size: int, segments: str) -> None:
+def check_options(options: PredictionOptions, batch_size: int) -> None:
     """Check the options of `predict`.
 
     Raises:
-        ConfigError: a number is out of range (C03), or the way of making segments is unknown (C02).
+        ConfigError: a number is out of range (C03), or a word is unknown (C02).
     """
-    if segments not in get_args(SegmentMethod):
-        raise unknown_name("value of segments", str(segments), get_args(SegmentMethod), code="C02")
-    if not 0 <= (threshold or 0) <= 1 or batch_size < 1:
-        what = f"threshold={threshold} and batch_size={batch_size}, expected 0 to 1 and at least 1"
-        raise ConfigError(what, code="C03")
+    for name, value, known in (
+        ("segments", options.segments, get_args(SegmentMethod)),
+        ("labels", options.labels, get_args(ShowLabels)),
+    ):
+        if value not in known:
+            raise unknown_name(f"value of {name}", str(value), known, code="C02")
+    ranges: dict[str, tuple[float | None, float, float]] = {
+        "threshold": (options.threshold, 0, 1),
+        "batch_size": (batch_size, 1, math.inf),
+        "tile_size": (options.tile_size, MIN_TILE, math.inf),
+        "tile_overlap": (options.tile_overlap, 0, 0.9),
+        "top": (options.top, 1, math.inf),
+    }
+    for name, (number, least, most) in ranges.items():
+        if number is not None and not least <= number <= most:
+            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise ConfigError(f"{name}={number}, expected {expected}", code="C03")
+
+
+def _check_model(net: Model, options: PredictionOptions) -> None:
+    """Check that the model can take the options.
+
+    Raises:
+        ConfigError: it cannot (C09).
+    """
+    asked = [name for name in ("multi_label", "flip") if getattr(options, name)]
+    asked += ["tile_size"] if options.tile_size is not None else []
+    if not asked:
+        return
+    name = net.card.name
+    if not isinstance(net, Detector) or makes_segments(net):
+        raise ConfigError(f"{asked[0]} is for detectors of boxes", where=name, remedy="leave it out", code="C09")
+    if options.multi_label and not net.config.sigmoid:
+        what = "multi_label is for sigmoid scores: classes of this model exclude each other"
+        raise ConfigError(what, where=name, remedy="leave it out", code="C09")
+    if isinstance(net, DETR) and net.config.masks and asked != ["multi_label"]:
+        what = "tile_size and flip merge boxes, and this model predicts masks too"
+        raise ConfigError(what, where=name, remedy="leave them out", code="C09")

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regard.drawing.boxes import class_color, draw_boxes, save_picture
+from regard.drawing.boxes import ShowLabels, class_color, draw_boxes, save_picture
 from regard.drawing.masks import draw_masks
 from regard.errors import ConfigError, DivergedError, MachineError
 from regard.metrics.masks import encode_masks
-from regard.results.result import INSTALL, Result
+from regard.results.result import INSTALL, Rejected, Result, chosen_rows
+from regard.results.yolo import box_lines, mask_lines
 from regard.structures.boxes import xyxy_to_xywh
 from regard.structures.categories import Category
 
@@ -38,10 +39,11 @@ class Detections(Result):
     Args:
         scores: (N,) float32, 0..1.
         labels: (N,) int64, index into `categories`.
-        boxes: (N, 4) float32, xyxy in pixels of the original image; they may reach beyond its border.
+        boxes: (N, 4) float32, xyxy in pixels of the original image; those of `predict` are clipped to it.
         categories: all classes of the model.
         size: (height, width) in pixels of the original image as displayed.
         masks: (N, H, W) bool, pixels of the original image; None from a model without masks.
+        rejected: the best object below the threshold, if none was above it.
 
     Raises:
         ConfigError: the shapes do not match, or a label has no category.
@@ -54,6 +56,7 @@ class Detections(Result):
     categories: tuple[Category, ...]
     size: tuple[int, int]
     masks: Tensor | None = None
+    rejected: Rejected | None = None
 
     def __post_init__(self) -> None:
         scores, boxes = (tensor.detach().float().cpu() for tensor in (self.scores, self.boxes))
@@ -99,11 +102,32 @@ class Detections(Result):
         chosen = chosen if chosen.numel() else chosen.long()
         masks = None if self.masks is None else self.masks[chosen]
         rows = self.scores[chosen], self.labels[chosen], self.boxes[chosen]
-        return replace(self, scores=rows[0], labels=rows[1], boxes=rows[2], masks=masks)
+        return replace(self, scores=rows[0], labels=rows[1], boxes=rows[2], masks=masks, rejected=None)
 
     def above(self, threshold: float) -> Detections:
         """Return the detections with a score above `threshold`, 0..1."""
         return self[self.scores > threshold]
+
+    def filter(self, classes: str | Sequence[str] | None = None, above: float = 0.0) -> Detections:
+        """Return the detections of some classes with a score above a threshold.
+
+        Args:
+            classes: a class name or several; all classes if None.
+            above: 0..1.
+
+        Raises:
+            ConfigError: no such class (C01).
+        """
+        return self[chosen_rows(self.scores, self.labels, self.categories, classes, above)]
+
+    def crops(self) -> list[Image.Image]:
+        """Cut each object out of the image: RGB pictures of the boxes, widened to whole pixels, clipped to the image.
+
+        Raises:
+            ConfigError: the result has neither an image nor a path.
+            DataError: the file can no longer be read.
+        """
+        return self._crops(self.boxes)
 
     @property
     def names(self) -> list[str]:
@@ -148,6 +172,17 @@ class Detections(Result):
         outlines = encode_masks(self.masks)
         return [{**row, "segmentation": outline} for row, outline in zip(rows, outlines, strict=True)]
 
+    def to_yolo(self) -> str:
+        """Return lines of a YOLO label file: `class cx cy w h`, or `class x1 y1 x2 y2 ...` if there are masks.
+
+        `class` is the label, an index into `categories`; coordinates are fractions of the image, 0..1. Scores are left
+        out, as in labels: `filter` first. A mask in several parts, or with holes, is one polygon of the same area whose
+        parts are joined by lines; a mask without a pixel has no line.
+        """
+        labels = self.labels.tolist()
+        lines = box_lines(labels, self.boxes, self.size) if self.masks is None else mask_lines(labels, self.masks)
+        return "".join(f"{line}\n" for line in lines)
+
     def to_supervision(self) -> supervision.Detections:
         """Convert to supervision: `class_id` is the label, `data["class_name"]` the class name.
 
@@ -168,21 +203,25 @@ class Detections(Result):
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
-    def plot(self, threshold: float = 0.0) -> Image.Image:
-        """Draw the image with the detections above `threshold`; see `Result.plot`."""
+    def plot(self, threshold: float = 0.0, labels: ShowLabels = "auto") -> Image.Image:
+        """Draw the image with the detections above `threshold`; see `Result.plot`, and `draw_boxes` for `labels`."""
         image, shown = self._pixels(), self.above(threshold)
         colors = [class_color(label) for label in shown.labels.tolist()]
         if shown.masks is not None:
             image = draw_masks(image, shown.masks, colors)
-        return draw_boxes(image, shown.boxes, shown.names, colors, shown.scores.tolist())
+        return draw_boxes(image, shown.boxes, shown.names, colors, shown.scores.tolist(), show_labels=labels)
 
-    def save(self, path: str | Path, threshold: float = 0.0) -> None:
-        """Write `plot(threshold)` to a picture file; see `Result.save`."""
-        save_picture(self.plot(threshold), path)
+    def save(self, path: str | Path, threshold: float = 0.0, labels: ShowLabels = "auto") -> None:
+        """Write `plot(threshold, labels)` to a picture file; see `Result.save`."""
+        save_picture(self.plot(threshold, labels), path)
 
     def summary(self) -> str:
-        """Return how many objects there are of each class, most frequent first: `3 raccoon, 1 dog`."""
-        return ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common()) or "nothing"
+        """Return how many objects there are of each class, most frequent first: `3 raccoon, 1 dog`.
+
+        If there is none: `nothing`, or from `predict` `nothing above 0.50; best score 0.44 raccoon`.
+        """
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        return counts or str(self.rejected or "nothing")
 
     def _columns(self) -> dict[str, Any]:
         return {

@@ -54,19 +54,20 @@ class ScoredQueries(NamedTuple):
         return (self.image == image).nonzero()[:, 0]
 
 
-def score_queries(output: DetectionOutput, *, softmax: bool) -> ScoredQueries:
+def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool = True) -> ScoredQueries:
     """Choose the Q detections of each image. Scores are float32 under mixed precision too.
 
     Args:
         softmax: True if classes exclude each other and the last one is no-object, as in DETR: each query is one
             detection, in query order. False for sigmoid scores: the best Q of all (query, class) pairs, best first
             (Deformable DETR).
+        multi_label: False to give each query one label with sigmoid scores too: its best class, in query order.
     """
     logits = output.logits.float()
     num_images, num_queries, num_classes = logits.shape
     image = torch.arange(num_images, device=logits.device).repeat_interleave(num_queries)
-    if softmax:
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    if softmax or not multi_label:
+        scores, labels = (logits.softmax(-1)[..., :-1] if softmax else logits.sigmoid()).max(-1)
         query = torch.arange(num_queries, device=logits.device).repeat(num_images)
     else:
         best, pairs = logits.flatten(1).topk(num_queries)

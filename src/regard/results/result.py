@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image
+import torch
+from PIL import Image, ImageShow
 from torch import Tensor
 
+from regard.config import unknown_name
 from regard.data.images import read_image
-from regard.drawing.boxes import save_picture
+from regard.drawing.boxes import rgb_copy, save_picture
 from regard.errors import ConfigError, MachineError, escape
+from regard.structures.categories import Category
 
 if TYPE_CHECKING:
     import pandas
 
 INSTALL = "install it with: pip install 'regard[interop]'"
+
+
+class Rejected(NamedTuple):
+    """The best of an image of which nothing scored above the threshold. score, threshold: 0..1. name: its class."""
+
+    score: float
+    name: str
+    threshold: float
+
+    def __str__(self) -> str:
+        return f"nothing above {self.threshold:.2f}; best score {self.score:.2f} {self.name}"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -88,6 +104,19 @@ class Result(ABC):
         """
         save_picture(self.plot(), path)
 
+    def show(self) -> None:
+        """Show `plot()`: below the cell of a notebook, else in the picture viewer of the system.
+
+        Raises:
+            MachineError: there is no viewer.
+        """
+        picture = self.plot()
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell is not None and hasattr(shell, "kernel"):  # a notebook; a terminal has no kernel
+            sys.modules["IPython"].display.display(picture)
+        elif not ImageShow.show(picture):
+            raise MachineError("no picture viewer is installed", remedy="write a file: result.save('out.png')")
+
     @abstractmethod
     def summary(self) -> str:
         """Return the result in a few words."""
@@ -105,6 +134,38 @@ class Result(ABC):
             raise ConfigError(f"{name} has no image to draw on", remedy=f"create {name} with an image or a path")
         return read_image(self.path)
 
+    def _crops(self, boxes_xyxy: Tensor) -> list[Image.Image]:
+        """Cut boxes (N, 4) out of the image, widened to whole pixels; a box beyond the image gives its nearest one."""
+        picture = rgb_copy(self._pixels())
+        width, height = picture.size
+        crops = []
+        for x0, y0, x1, y1 in boxes_xyxy.tolist():
+            left, top = min(max(math.floor(x0), 0), width - 1), min(max(math.floor(y0), 0), height - 1)
+            right, bottom = min(max(math.ceil(x1), left + 1), width), min(max(math.ceil(y1), top + 1), height)
+            crops.append(picture.crop((left, top, right, bottom)))
+        return crops
+
     def _repr(self, size: tuple[int, int]) -> str:
         place = "" if self.path is None else f"{escape(self.path)}, "
         return f"{type(self).__name__}({escape(self.summary())}; {place}{size[0]}x{size[1]})"
+
+
+def chosen_rows(
+    scores: Tensor, labels: Tensor, categories: Sequence[Category], classes: str | Sequence[str] | None, above: float
+) -> Tensor:
+    """Return (N,) bool: the rows of some classes, all if None, with a score above `above`.
+
+    Raises:
+        ConfigError: no such class (C01).
+    """
+    kept = scores > above
+    if classes is None:
+        return kept
+    label_of = {category.name: label for label, category in enumerate(categories)}
+    wanted = [classes] if isinstance(classes, str) else list(classes)
+    unknown = next((name for name in wanted if name not in label_of), None)
+    if unknown is not None:
+        known = list(label_of)
+        remedy = f"known: {', '.join(known[:10])}" + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+        raise unknown_name("class", str(unknown), known, code="C01", remedy=remedy)
+    return kept & torch.isin(labels, torch.tensor([label_of[name] for name in wanted], dtype=labels.dtype))

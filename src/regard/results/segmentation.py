@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from regard.drawing.boxes import class_color
 from regard.drawing.masks import draw_segments
-from regard.results.result import Result
+from regard.results.result import Rejected, Result, chosen_rows
+from regard.results.yolo import mask_lines
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments
 
@@ -23,9 +26,11 @@ class Segmentation(Result):
 
     Args:
         segments: ids (H, W) at the size of the original image as displayed, with label and score of each segment.
+        rejected: the best segment below the threshold, if none was above it.
     """
 
     segments: PanopticSegments
+    rejected: Rejected | None = None
 
     def __len__(self) -> int:
         """Return the number of segments."""
@@ -84,18 +89,53 @@ class Segmentation(Result):
             for number, (label, score, area) in enumerate(rows, start=1)
         ]
 
+    def filter(self, classes: str | Sequence[str] | None = None, above: float = 0.0) -> Segmentation:
+        """Return the segments of some classes with a score above a threshold; the pixels of the others become void.
+
+        Args:
+            classes: a class name or several; all classes if None.
+            above: 0..1.
+
+        Raises:
+            ConfigError: no such class (C01).
+        """
+        kept = chosen_rows(self.scores, self.labels, self.categories, classes, above)
+        number = torch.cat((torch.zeros(1, dtype=torch.int64), kept.cumsum(0) * kept))
+        segments = PanopticSegments(number[self.ids], self.labels[kept], self.scores[kept], self.categories)
+        return replace(self, segments=segments, rejected=None)
+
+    def crops(self) -> list[Image.Image]:
+        """Cut the bounding box of each segment out of the image; other segments in it stay visible.
+
+        Raises:
+            ConfigError: the result has neither an image nor a path.
+            DataError: the file can no longer be read.
+        """
+        boxes = torch.zeros(len(self), 4)
+        for row, mask in enumerate(self.masks):
+            if mask.any():
+                boxes[row] = masks_to_boxes(mask[None])[0] + torch.tensor([0, 0, 1, 1])
+        return self._crops(boxes)
+
+    def to_yolo(self) -> str:
+        """Return lines of a YOLO label file, `class x1 y1 x2 y2 ...`, one a segment; see `Detections.to_yolo`."""
+        return "".join(f"{line}\n" for line in mask_lines(self.labels.tolist(), self.masks))
+
     def plot(self) -> Image.Image:
         """Draw the image with its segments painted over and named; see `Result.plot`."""
         colors = [class_color(label) for label in self.labels.tolist()]
         return draw_segments(self._pixels(), self.ids, self.names, colors, self.scores.tolist())
 
     def summary(self) -> str:
-        """Return how many there are of each thing, then the stuff, most frequent first: `3 person, 1 dog, grass`."""
+        """Return how many there are of each thing, then the stuff, most frequent first: `3 person, 1 dog, grass`.
+
+        If there is none: `nothing`, or from `predict` `nothing above 0.85; best score 0.44 dog`.
+        """
         things = {category.name for category in self.categories if category.is_thing}
         counted = Counter(self.names).most_common()
         words = [f"{count} {name}" for name, count in counted if name in things]
         words += [name for name, _ in counted if name not in things]
-        return ", ".join(words) or "nothing"
+        return ", ".join(words) or str(self.rejected or "nothing")
 
     def _columns(self) -> dict[str, Any]:
         rows, names = self.to_dicts(), ("id", "label", "label_id", "score", "is_thing", "area")

@@ -31,6 +31,8 @@ class ModelCard:
     crop_pct: of a classifier, side of the centre crop over the short side of the resized image, above 0; None to resize
         the whole image to a square.
     panoptic: whether a detector was trained on panoptic annotations. With masks it then predicts segments.
+    threshold: of a detector from a run, the minimum score with the best F1 on the images it was evaluated on, 0..1;
+        None if it is not known. Checkpoints do not store it: it stands in the run's metrics.json.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelCard:
     max_size: int = 1333
     crop_pct: float | None = None
     panoptic: bool = False
+    threshold: float | None = None
 
 
 def knows_stuff(categories: Sequence[Category]) -> bool:

@@ -25,6 +25,7 @@ from urllib.request import Request, urlopen
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from regard.data.addresses import is_offline as is_offline
 from regard.errors import CheckpointError, ConfigError, MachineError, cause
 from regard.safe_files import hold_lock, sync
 
@@ -66,11 +67,6 @@ def download(url: str) -> Path:
         what = f"checksum mismatch: sha256 is {digest}, expected {task.prefix}..."
         raise CheckpointError(what, where=path, remedy="delete the file and try again", code="K05")
     return path
-
-
-def is_offline() -> bool:
-    """Return whether `REGARD_OFFLINE` forbids the network."""
-    return os.environ.get("REGARD_OFFLINE", "0") not in ("", "0")
 
 
 def weights_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -146,8 +147,19 @@ def best_checkpoint(run: Path) -> Path:
     return best if step is not None and best.is_dir() else newest
 
 
+def best_threshold_of(run: Path) -> float | None:
+    """Return the score threshold that the last evaluation of a run found best, 0..1; None if there is none."""
+    try:
+        value = json.loads((run / "metrics.json").read_text()).get("best_threshold")
+    except (OSError, ValueError, AttributeError, RecursionError):  # no evaluation yet, or a file that was changed
+        return None
+    return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else None
+
+
 def _load_folder(path: Path) -> Model:
+    threshold = None
     if not (path / "manifest.json").exists():
+        threshold = best_threshold_of(path)
         path = best_checkpoint(path)
     state = read_checkpoint(path, parts=[]).state
     has_average = (path / "ema.safetensors").exists()
@@ -161,8 +173,7 @@ def _load_folder(path: Path) -> Model:
     categories = [Category(*values) for values in kept["categories"]]
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
     panoptic = kept.get("panoptic", net.card.panoptic)
-    net.card = replace(
-        net.card, crop_pct=kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"], panoptic=panoptic
-    )
+    crop_pct = kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"]
+    net.card = replace(net.card, crop_pct=crop_pct, panoptic=panoptic, threshold=threshold)
     load_exactly(net, tensors, where=path)
     return net.eval()
