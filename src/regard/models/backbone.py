@@ -112,7 +112,7 @@ class ClassifierBackbone(Backbone):
         super().__init__()
         self.body = build_classifier(CLASSIFIER_PRESETS[name])
         self.num_channels = self.body.num_channels
-        for head in HEADS:
+        for head in (*HEADS, *getattr(self.body, "head_parts", ())):
             if hasattr(self.body, head):
                 delattr(self.body, head)
         if norm == "frozen":

@@ -16,6 +16,7 @@ class DETRConfig:
     num_classes: int = 91  # with softmax the no-object class comes on top, as the last logit
     backbone: str = "resnet50"  # ResNet, classifier or timm/NAME; `small`: a small CNN
     backbone_norm: Literal["frozen", "batch"] = "frozen"  # batch normalisation of the backbone: fixed, or trained
+    feature_maps: int = 1  # maps of the backbone that attention sees, from the coarsest on; summed in the finest's size
     dilation: bool = False  # DC5: dilated last stage, twice the resolution
     embed_dim: int = 256  # channels of the transformer
     num_heads: int = 8  # attention heads
@@ -42,6 +43,7 @@ class DETRConfig:
             "decoder_layers",
             "query_groups",
             "num_heads",
+            "feature_maps",
             "embed_dim",
             "feedforward_dim",
         ):
@@ -90,10 +92,16 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet101_panoptic": DETRConfig(num_classes=250, masks=True, backbone="resnet101"),
     "detr_resnet18": DETRConfig(backbone="resnet18"),
     "detr_resnet34": DETRConfig(backbone="resnet34"),
+    "detr_lite": DETRConfig(
+        backbone="efficientnet_lite0", feature_maps=2, embed_dim=128, encoder_layers=1, decoder_layers=3,
+        feedforward_dim=512, dropout=0.0, norm_first=True, num_queries=40, sigmoid=True, anchors=True, query_groups=3,
+        denoising_groups=3,
+    ),
     "detr_tiny": DETRConfig(
         backbone="small", backbone_norm="batch", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2,
         feedforward_dim=256, dropout=0.0, norm_first=True, num_queries=10, sigmoid=True, anchors=True, query_groups=3,
         denoising_groups=2,
     ),
 }  # fmt: skip
+DETR_PRESETS["detr_lite_panoptic"] = replace(DETR_PRESETS["detr_lite"], masks=True)
 DETR_PRESETS["detr_tiny_panoptic"] = replace(DETR_PRESETS["detr_tiny"], masks=True, num_queries=15)
