@@ -23,7 +23,9 @@ from regard.models.anchors import (
     AnchorDecoder,
     AnchorDecoderLayer,
     AnchorQueries,
+    Proposals,
     QuerySet,
+    best_proposals,
     group_mask,
 )
 from regard.models.backbone import create_backbone
@@ -97,7 +99,11 @@ class DETR(nn.Module):
                 embed_dim=c,
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
+                learned_anchors=not config.proposals,
             )
+            if config.proposals:
+                self.proposals = Proposals(config.num_classes, c)
+                self.proposals.reset_parameters()
             nn.init.zeros_(self.bbox_embed.last.weight)  # boxes start at their anchors
             nn.init.zeros_(self.bbox_embed.last.bias)
         else:
@@ -218,9 +224,13 @@ class DETR(nn.Module):
         memory = self.transformer.encoder(tokens, positions, mask, trace)
         decoder = self.transformer.decoder
         if isinstance(decoder, AnchorDecoder):
-            queries = self.query_embed(len(batch), targets)
+            proposals = self.proposals(memory, padding) if self.config.proposals else None
+            anchors = None if proposals is None else best_proposals(proposals, self.config.num_queries)
+            queries = self.query_embed(len(batch), targets, anchors)
             hidden, boxes = decoder.decode(queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace)
             output = self._output(self.class_embed(hidden), boxes, queries)
+            if self.training:
+                output = output._replace(proposals=proposals)
             return self._with_mask_inputs(output, hidden, memory, tokens, earlier, features, mask)
         embed, query_mask = self._learned_queries(len(batch))
         hidden = decoder(embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace)  # (L, B, Q, C)
