@@ -6,6 +6,7 @@ Every message is one line: what was found, where, and what to do. The command li
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 # What each code means; `docs/error_page.py` makes a page from it.
@@ -195,6 +196,12 @@ class MachineError(RegardError, OSError):
     """The machine cannot do it: device, disk, port, network or missing package."""
 
     exit_code = 6
+
+
+def install_command(*packages: str) -> str:
+    """Return the command that installs packages into this environment: environments made by uv have no pip."""
+    pip = "pip" if importlib.util.find_spec("pip") else "uv pip"
+    return f"{pip} install {' '.join(packages)}"
 
 
 def cause(error: object) -> str:

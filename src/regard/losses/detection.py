@@ -110,6 +110,8 @@ class SetCriterion:
             named = _by_name(losses)
             if output.denoising is not None:
                 named |= _by_name(self._denoising_losses(output.denoising, targets, num_boxes), "_dn")
+            if output.proposals is not None:
+                named |= _by_name(self._proposal_losses(output.proposals, targets, num_boxes), "_proposals")
         if output.masks is not None or masks is not None:  # under autocast, as the rest of the model
             named |= self._mask_losses(output, masks, targets, matches, len(layers) - 1, num_boxes)
         return named
@@ -216,6 +218,14 @@ class SetCriterion:
         counted = (denoising.target >= 0).to(device, non_blocking=True)
         logits, boxes = denoising.logits.float(), denoising.boxes.float()
         return self._losses(logits, boxes, targets, matches, num_boxes * copies, counted)
+
+    def _proposal_losses(
+        self, proposals: DetectionOutput, targets: Sequence[Target], num_boxes: Tensor | float
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the proposals of all cells, matched like the queries of a layer."""
+        logits, boxes = proposals.logits[None].float(), proposals.boxes[None].float()
+        matches = self.matcher.match_layers(logits, boxes, targets)
+        return self._losses(logits, boxes, targets, matches, num_boxes)
 
     @torch.no_grad()
     def _statistics(

@@ -2,6 +2,8 @@
 
 * `AnchorDecoder`: a query is a box; sines of its coordinates tell attention where to look; every layer moves it.
   (DAB-DETR, Liu et al. 2022.)
+* `Proposals`: every cell of the feature map proposes a box; the best become anchors. (Deformable DETR, Zhu et al. 2021,
+  section 4.2, "two-stage".)
 * `AnchorQueries`: the learned anchors, several groups of them in training (Group DETR, Chen et al. 2022), and noised
   copies of the targets (DN-DETR, Li et al. 2022). Groups and copies exist in training only.
 """
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 from regard.attention import attend, attention_weights, sine_embedding
 from regard.attention.positions import SCALE
 from regard.models.transformer import MLP, Decoder, DecoderLayer, Trace
+from regard.structures.outputs import DetectionOutput
 
 TEMPERATURE = 20.0  # of the sines of anchors and of the image's positions (DAB-DETR, section 4.4)
 PLACE_GAIN = 4.0
+OUTSIDE = -30.0  # logit of a cell of padding
 EPS = 1e-3  # nothing smaller is divided by, or has its logarithm taken
 
 
@@ -47,6 +51,7 @@ class AnchorQueries(nn.Module):
         embed_dim: width C.
         label_noise: share of copies with another label.
         box_noise: largest shift of a copy's corners, in halves of its width and height.
+        learned_anchors: False where `forward` gets the anchors of each image.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class AnchorQueries(nn.Module):
         embed_dim: int,
         label_noise: float,
         box_noise: float,
+        learned_anchors: bool = True,
     ) -> None:
         super().__init__()
         self.num_queries = num_queries
@@ -67,19 +73,31 @@ class AnchorQueries(nn.Module):
         self.label_noise = label_noise
         self.box_noise = box_noise
         self.content = nn.Embedding(num_queries * num_groups, embed_dim)
-        self.anchors = nn.Embedding(num_queries * num_groups, 4)  # logits of cxcywh
         if denoising_groups:
             self.labels = nn.Embedding(num_classes, embed_dim)
         nn.init.normal_(self.content.weight, std=0.02)
+        if not learned_anchors:
+            return
+        self.anchors = nn.Embedding(num_queries * num_groups, 4)  # logits of cxcywh
         with torch.no_grad():  # centres anywhere, sides about a third of the image
             self.anchors.weight[:, :2] = inverse_sigmoid(torch.rand(num_queries * num_groups, 2))
             self.anchors.weight[:, 2:] = inverse_sigmoid(torch.full((num_queries * num_groups, 2), 0.3))
 
-    def forward(self, batch_size: int, targets: Sequence[Mapping[str, Tensor]] | None) -> QuerySet:
-        """Queries for a batch. In training all groups, and with `targets` their noised copies."""
-        count = self.num_queries * (self.num_groups if self.training else 1)
+    def forward(
+        self, batch_size: int, targets: Sequence[Mapping[str, Tensor]] | None, proposed: Tensor | None = None
+    ) -> QuerySet:
+        """Return the queries of a batch: in training all groups, and with `targets` their noised copies.
+
+        Args:
+            proposed: anchors (B, num_queries, 4) cxcywh 0..1 for every group, instead of the learned ones.
+        """
+        groups = self.num_groups if self.training else 1
+        count = self.num_queries * groups
         content = self.content.weight[:count].expand(batch_size, -1, -1)
-        anchors = self.anchors.weight[:count].sigmoid().expand(batch_size, -1, -1)
+        if proposed is None:
+            anchors = self.anchors.weight[:count].sigmoid().expand(batch_size, -1, -1)
+        else:
+            anchors = proposed.repeat(1, groups, 1)
         group = torch.arange(count, device=content.device) // self.num_queries
         if not self.training:
             return QuerySet(content, anchors)
@@ -123,6 +141,62 @@ class AnchorQueries(nn.Module):
             mask=mask & real[:, None, None, :] | itself,
             noised_target=target,
         )
+
+
+class Proposals(nn.Module):
+    """A box and class scores for every cell of the feature map.
+
+    Args:
+        num_classes: classes, each with a sigmoid.
+        embed_dim: width C of a token.
+    """
+
+    def __init__(self, num_classes: int, embed_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.class_embed = nn.Linear(embed_dim, num_classes)
+        self.bbox_embed = MLP(embed_dim, embed_dim, 4, num_layers=3)
+
+    def reset_parameters(self) -> None:
+        """Propose boxes of three cells around each cell, and objects with a probability of 0.01."""
+        nn.init.zeros_(self.bbox_embed.last.weight)
+        nn.init.zeros_(self.bbox_embed.last.bias)
+        nn.init.constant_(self.class_embed.bias, -4.6)
+
+    def forward(self, memory: Tensor, padding: Tensor) -> DetectionOutput:
+        """Return logits (B, h*w, classes), those of padding very low, and boxes (B, h*w, 4) cxcywh 0..1.
+
+        Args:
+            memory: (B, h*w, C), tokens after the encoder.
+            padding: (B or 1, h, w) bool.
+        """
+        tokens = self.norm(memory)
+        cells = inverse_sigmoid(cell_boxes(padding).flatten(1, 2))
+        logits = self.class_embed(tokens).masked_fill(padding.flatten(1)[..., None], OUTSIDE)
+        boxes = (cells + self.bbox_embed(tokens)).to(torch.promote_types(tokens.dtype, torch.float32)).sigmoid()
+        return DetectionOutput(logits, boxes)
+
+
+def best_proposals(proposals: DetectionOutput, count: int) -> Tensor:
+    """Return the boxes (B, count, 4) with the highest score of any class, without gradient."""
+    scores = proposals.logits.detach().amax(-1)
+    count_of_cells = scores.shape[1]
+    best = scores.topk(min(count, count_of_cells), dim=1).indices
+    if count > count_of_cells:  # A small image has fewer cells than queries: the best ones serve twice.
+        best = best.repeat(1, -(-count // count_of_cells))[:, :count]
+    return proposals.boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
+
+
+def cell_boxes(padding: Tensor) -> Tensor:
+    """Return a box of three cells around the centre of each cell: (B, h, w, 4) cxcywh, 1 is the end of the image.
+
+    Centres follow the position encoding (`SinePositionEncoding`, centered).
+    """
+    valid = (~padding).to(torch.float32)
+    y, x = valid.cumsum(dim=1), valid.cumsum(dim=2)
+    rows, columns = y[:, -1:, :].clamp(min=1), x[:, :, -1:].clamp(min=1)
+    side = 3.0 * torch.ones_like(valid)
+    return torch.stack(((x - 0.5) / columns, (y - 0.5) / rows, side / columns, side / rows), dim=-1).clamp(0, 1)
 
 
 class AnchorDecoderLayer(DecoderLayer):

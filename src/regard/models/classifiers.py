@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from regard.errors import ConfigError
 from regard.models.configs import ClassifierConfig
+from regard.models.configs.efficientnet import EfficientNetConfig
 from regard.models.configs.resnet import ResNetConfig
 from regard.models.configs.san import SANConfig
 from regard.models.configs.vit import ViTConfig
 from regard.models.configs.wide_resnet import WideResNetConfig
+from regard.models.efficientnet import EfficientNet
 from regard.models.mnasnet import MnasNet
 from regard.models.resnet import ResNet
 from regard.models.san import SAN
 from regard.models.vit import VisionTransformer
 from regard.models.wide_resnet import WideResNet
 
-Classifier = ResNet | WideResNet | MnasNet | SAN | VisionTransformer
+Classifier = ResNet | WideResNet | MnasNet | EfficientNet | SAN | VisionTransformer
 
 # Attributes of classifiers that hold their final linear layers, with one row per class.
 HEADS = ("fc", "classifier", "head", "head_dist")
@@ -44,4 +46,6 @@ def _construct(config: ClassifierConfig) -> Classifier:
         return SAN(config)
     if isinstance(config, ViTConfig):
         return VisionTransformer(config)
+    if isinstance(config, EfficientNetConfig):
+        return EfficientNet(config)
     return MnasNet(config)

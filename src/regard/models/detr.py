@@ -23,7 +23,9 @@ from regard.models.anchors import (
     AnchorDecoder,
     AnchorDecoderLayer,
     AnchorQueries,
+    Proposals,
     QuerySet,
+    best_proposals,
     group_mask,
 )
 from regard.models.backbone import create_backbone
@@ -69,6 +71,12 @@ class DETR(nn.Module):
         self.backbone = create_backbone(config.backbone, dilation=config.dilation, norm=config.backbone_norm)
         self.position_encoding = _position_encoding(config)
         self.input_proj = nn.Conv2d(self.backbone.num_channels, c, kernel_size=1)
+        finer = finer_channels(self.backbone) if config.masks or config.feature_maps > 1 else []
+        fused = config.feature_maps - 1
+        if fused > len(finer):
+            what = f"feature_maps={config.feature_maps}, but {config.backbone} has {len(finer) + 1} maps"
+            raise ConfigError(what, where="model", code="C03")
+        self.finer_proj = nn.ModuleList(nn.Conv2d(channels, c, kernel_size=1) for channels in finer[:fused])
         self.transformer = Transformer(
             c,
             config.num_heads,
@@ -91,16 +99,19 @@ class DETR(nn.Module):
                 embed_dim=c,
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
+                learned_anchors=not config.proposals,
             )
+            if config.proposals:
+                self.proposals = Proposals(config.num_classes, c)
+                self.proposals.reset_parameters()
             nn.init.zeros_(self.bbox_embed.last.weight)  # boxes start at their anchors
             nn.init.zeros_(self.bbox_embed.last.bias)
         else:
             self.query_embed = nn.Embedding(config.num_queries * config.query_groups, c)
         if config.masks:
             self.bbox_attention = AttentionMap(c, config.num_heads)
-            channels = finer_channels(self.backbone)
-            self.finer_maps = len(channels)
-            self.mask_head = MaskHead(c, config.num_heads, channels)
+            self.mask_maps = len(finer) - fused
+            self.mask_head = MaskHead(c, config.num_heads, finer[fused:])
         if config.sigmoid:
             # Classes start with probability 0.01; otherwise empty queries dominate the loss (RetinaNet, section 4.1).
             nn.init.constant_(self.class_embed.bias, -4.6)
@@ -199,20 +210,27 @@ class DETR(nn.Module):
     ) -> DetectionOutput:
         batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(list(images))
         *earlier, features = self.backbone(batch.pixels)  # (B, 2048, h, w)
+        tokens = _project(self.input_proj, features)
+        for projection in self.finer_proj:
+            coarser, features = tokens.transpose(1, 2).unflatten(2, features.shape[-2:]), earlier.pop()
+            upsampled = F.interpolate(coarser, size=features.shape[-2:], mode="nearest")
+            tokens = _project(projection, features) + upsampled.flatten(2).transpose(1, 2)
         padding, mask = _padding_of(batch, features)
         if trace is not None:
             trace.feature_size = (features.shape[-2], features.shape[-1])
 
         # As the weights, for models in half precision; under autocast the features are in half precision, weights not.
         positions = self.position_encoding(padding).flatten(1, 2).to(self.input_proj.weight.dtype)  # (B, hw, C)
-        # A 1x1 convolution is a linear layer on tokens, and needs no change of memory layout as one.
-        tokens = F.linear(features.flatten(2).transpose(1, 2), self.input_proj.weight.flatten(1), self.input_proj.bias)
         memory = self.transformer.encoder(tokens, positions, mask, trace)
         decoder = self.transformer.decoder
         if isinstance(decoder, AnchorDecoder):
-            queries = self.query_embed(len(batch), targets)
+            proposals = self.proposals(memory, padding) if self.config.proposals else None
+            anchors = None if proposals is None else best_proposals(proposals, self.config.num_queries)
+            queries = self.query_embed(len(batch), targets, anchors)
             hidden, boxes = decoder.decode(queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace)
             output = self._output(self.class_embed(hidden), boxes, queries)
+            if self.training:
+                output = output._replace(proposals=proposals)
             return self._with_mask_inputs(output, hidden, memory, tokens, earlier, features, mask)
         embed, query_mask = self._learned_queries(len(batch))
         hidden = decoder(embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace)  # (L, B, Q, C)
@@ -235,7 +253,7 @@ class DETR(nn.Module):
         if not self.config.masks:
             return output
         projected = tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
-        finer = tuple(earlier[::-1][: self.finer_maps])
+        finer = tuple(earlier[::-1][: self.mask_maps])
         return output._replace(mask_inputs=MaskInputs(hidden[-1], memory, projected, finer, mask))
 
     def _learned_queries(self, batch_size: int) -> tuple[Tensor, Tensor | None]:
@@ -262,6 +280,12 @@ class DETR(nn.Module):
             num_groups=self.config.query_groups if self.training else 1,
             denoising=denoising,
         )
+
+
+def _project(projection: nn.Conv2d, features: Tensor) -> Tensor:
+    """A map (B, C_i, h, w) -> tokens (B, hw, C). A 1x1 convolution is a linear layer on tokens; as one it needs no
+    change of memory layout."""
+    return F.linear(features.flatten(2).transpose(1, 2), projection.weight.flatten(1), projection.bias)
 
 
 def _position_encoding(config: DETRConfig) -> nn.Module:

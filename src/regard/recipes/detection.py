@@ -8,7 +8,7 @@ from typing import Literal
 
 from regard.config import unknown_name
 from regard.errors import ConfigError
-from regard.models.catalog import SHORT_SIDES, list_models, preset
+from regard.models.catalog import SHORT_SIDES, WEIGHTS, list_models, preset
 from regard.models.configs.detr import DETRConfig
 from regard.training.config import TrainingConfig
 
@@ -46,6 +46,9 @@ class DetectionRecipe(TrainingConfig):
                 f"short_side={self.short_side} and max_size={self.max_size}, expected 16 <= short_side <= max_size",
                 code="C03",
             )
+
+
+LITE = ("detr_lite", "detr_lite_panoptic")  # models for your own images
 
 
 def paper(name: str) -> DetectionRecipe:
@@ -130,6 +133,22 @@ def small(name: str) -> DetectionRecipe:
     return replace(masks, epochs=4, batch_size=16, augmentation="flip")
 
 
+def auto(name: str) -> DetectionRecipe:
+    """Train on your own images: input size, batch, steps and queries are chosen from the data and the device.
+
+    `recipes/auto.py` has the rule. It starts from released COCO weights, else from ImageNet weights of the backbone.
+
+        regard train detr_lite --data raccoon/
+    """
+    model = _config(name)
+    start = "none" if model.backbone == "small" else "backbone"
+    recipe = DetectionRecipe(
+        name=name, model=model, start_from=name if name in WEIGHTS else start, class_weight=2.0, lr=2e-4,
+        lr_backbone=2e-5 if start == "backbone" else 2e-4, schedule="cosine", warmup_share=0.05, max_norm=1.0, fit_queries=True,
+    )  # fmt: skip
+    return replace(recipe, mask_weight=5.0, dice_weight=3.0) if model.masks and model.sigmoid else recipe
+
+
 DETECTION_RECIPES: Mapping[str, Callable[[str], DetectionRecipe]] = {
     "paper": paper,
     "finetune": finetune,
@@ -137,17 +156,24 @@ DETECTION_RECIPES: Mapping[str, Callable[[str], DetectionRecipe]] = {
     "panoptic_masks": panoptic_masks,
     "fast": fast,
     "small": small,
+    "auto": auto,
 }
 
 
+def default_recipe(name: str) -> str:
+    """Return the name of the recipe of a detector that is used if none is named."""
+    return "small" if name in SHORT_SIDES else "auto" if name in LITE else "paper"
+
+
 def detection_recipe_for(name: str, recipe: str | None = None) -> DetectionRecipe:
-    """Return the named recipe of a detector, or its default: `small` for the small models, else `paper`.
+    """Return the named recipe of a detector, or its default.
+
+    That is `auto` for detr_lite and its sibling, `small` for the tiny models, else `paper`.
 
     Raises:
         ConfigError: an unknown recipe (C01), or one that does not fit the model (C09).
     """
-    if recipe is None:
-        recipe = "small" if name in SHORT_SIDES else "paper"
+    recipe = recipe or default_recipe(name)
     if recipe not in DETECTION_RECIPES:
         raise unknown_name("recipe", recipe, list(DETECTION_RECIPES), code="C01")
     if recipe == "small" and name not in SHORT_SIDES:

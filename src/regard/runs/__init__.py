@@ -47,11 +47,16 @@ def train(
     Raises:
         RegardError: with one line that says what to do.
     """
-    from regard.runs.settings import check_paths, resolve
+    from regard.runs.settings import check_paths, fits_data, given_settings, resolve
 
     words = overrides if teacher is None else (f"teacher={teacher}", *overrides)
     settings = resolve(model, data, epochs, output, resume, recipe, config, words)
     check_paths(settings)
+    notes: list[str] = []
+    if fits_data(settings, recipe, is_new=not resume and config is None):
+        from regard.runs.data_summary import fit
+
+        settings, notes = fit(settings, given_settings(epochs, words))
     from regard.runs.run import run_training  # imports torch
 
-    return run_training(settings, Path(output) if output else None, resume, quiet)
+    return run_training(settings, Path(output) if output else None, resume, quiet, notes)

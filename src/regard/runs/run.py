@@ -6,6 +6,7 @@ import itertools
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,15 @@ class Run:
         return load(self.folder)
 
 
-def run_training(settings: Recipe, output: Path | None, resume: bool, quiet: bool) -> Run:
-    """Train with resolved settings: on this process, or on all that `torchrun` started."""
+def run_training(settings: Recipe, output: Path | None, resume: bool, quiet: bool, notes: Sequence[str] = ()) -> Run:
+    """Train with resolved settings: on this process, or on all that `torchrun` started. `notes` are printed first."""
     with processes(settings.device) as group:
-        return _train(settings, output, resume, group, quiet)
+        return _train(settings, output, resume, group, quiet, notes)
 
 
-def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
+def _train(
+    settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool, decisions: Sequence[str]
+) -> Run:
     if settings.amp == "fp16" and group.device.type == "cpu":
         raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
     job = DetectionJob(settings) if isinstance(settings, DetectionRecipe) else ClassificationJob(settings)
@@ -81,7 +84,7 @@ def _train(settings: Recipe, output: Path | None, resume: bool, group: Processes
             log_to=settings.log_to or (),
             settings=to_mapping(job.settings),
         )
-        for note in [*job.findings, *notes, *more]:
+        for note in [*decisions, *job.findings, *notes, *more]:
             reporter.say(note)
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from regard.config import apply_mapping, apply_overrides
 from regard.data.paths import check_data, data_text
@@ -13,7 +13,7 @@ from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
 from regard.recipes import Recipe, recipe_for, recipe_from_file
 from regard.recipes.classification import imagenet_recipe
-from regard.recipes.detection import DetectionRecipe
+from regard.recipes.detection import DetectionRecipe, default_recipe
 from regard.training.trackers import check_trackers
 
 
@@ -65,6 +65,19 @@ def resolve(
     if not resolved.data:
         raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
     return resolved
+
+
+def fits_data(settings: Recipe, recipe: str | None, *, is_new: bool) -> TypeGuard[DetectionRecipe]:
+    """Return whether settings are to be chosen by the data: a new run of a detector with the recipe `auto`."""
+    if not is_new or not isinstance(settings, DetectionRecipe):
+        return False
+    return (recipe or default_recipe(settings.name)) == "auto"
+
+
+def given_settings(epochs: int | None, overrides: Sequence[str]) -> list[str]:
+    """Return the names of the settings that the user gave."""
+    names = [word.partition("=")[0] for word in overrides]
+    return names if epochs is None else [*names, "epochs"]
 
 
 def check_paths(settings: Recipe) -> None:

@@ -48,6 +48,7 @@ class DetectionOutput(NamedTuple):
     denoising: predictions for noised ground truth, in training only.
     mask_inputs: inputs of `model.masks`, to compute the masks of selected queries later; None for a model without
         masks.
+    proposals: predictions of all cells of the feature map, of which the best became queries; in training only.
     """
 
     logits: Tensor
@@ -57,6 +58,7 @@ class DetectionOutput(NamedTuple):
     num_groups: int = 1
     denoising: Denoising | None = None
     mask_inputs: MaskInputs | None = None
+    proposals: DetectionOutput | None = None
 
 
 class DistilledLogits(NamedTuple):

@@ -20,6 +20,7 @@ from regard.models.configs import ClassifierConfig
 from regard.models.configs.vit import ViTConfig
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
+from regard.weights.packages import efficientnet_tensors, is_efficientnet
 from regard.weights.state_dict import load_exactly
 from regard.weights.vit import fit_vit, is_vit, read_vit
 
@@ -57,6 +58,7 @@ def load_classifier(
             warnings.warn(f"{where}: {note}", stacklevel=4)
     else:
         assert isinstance(config, ClassifierConfig)
+        tensors = efficientnet_tensors(tensors) if is_efficientnet(tensors) else tensors
         heads = [tensor for key, tensor in tensors.items() if _is_head(key) and key.endswith(".weight")]
         if not heads:
             raise ArchitectureError(f"no weights of {name}: no classifying layer", where=where, code="K07")

@@ -17,7 +17,9 @@ from regard.models.build import Detector, build
 from regard.models.catalog import WEIGHTS, preset
 from regard.models.configs import CLASSIFIER_PRESETS, ModelConfig
 from regard.models.configs.detr import DETRConfig, DETRDemoConfig
+from regard.weights.classifiers import load_classifier
 from regard.weights.download import download
+from regard.weights.packages import released_file
 from regard.weights.state_dict import load_exactly, read_weights
 
 # (blocks of stage 3, blocks of stage 4, whether blocks are bottlenecks)
@@ -105,6 +107,10 @@ def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
         ConfigError: torchvision has no such weights (C09).
         MachineError: the download failed, or no weights of this network have been released.
     """
+    if backbone in WEIGHTS and backbone not in RESNETS:
+        return load_classifier(
+            read_weights(released_file(WEIGHTS[backbone])).tensors, backbone, where=backbone
+        ).state_dict()
     if backbone in CLASSIFIER_PRESETS and backbone not in RESNETS:
         remedy = f"train a {backbone} with regard, then start_from=RUN"
         raise MachineError("none have been released", remedy=remedy)

@@ -22,8 +22,8 @@ from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import choose_device
 from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
-from regard.weights.download import download
 from regard.weights.hub_folder import HubFolder, find_weights, fold_normalisation, read_hub_folder, update_card
+from regard.weights.packages import released_file
 from regard.weights.source import check_source
 from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
@@ -59,8 +59,7 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
         return _load_weights(path, model)
     check_source(source)
     name = str(source)
-    weights = WEIGHTS[name]
-    return _load_weights(download(weights.url), name)
+    return _load_weights(released_file(WEIGHTS[name]), name)
 
 
 @overload

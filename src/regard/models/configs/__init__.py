@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regard.models.configs.detr import DETR_PRESETS, DETRConfig, DETRDemoConfig
+from regard.models.configs.efficientnet import EFFICIENTNET_PRESETS, EfficientNetConfig
 from regard.models.configs.mnasnet import MNASNET_PRESETS, MnasNetConfig
 from regard.models.configs.resnet import RESNET_PRESETS, ResNetConfig
 from regard.models.configs.san import SAN_PRESETS, SANConfig
@@ -10,13 +11,14 @@ from regard.models.configs.vit import VIT_PRESETS, ViTConfig
 from regard.models.configs.wide_resnet import WIDE_RESNET_PRESETS, WideResNetConfig
 
 DetectorConfig = DETRConfig | DETRDemoConfig
-ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig | SANConfig | ViTConfig
+ClassifierConfig = ResNetConfig | WideResNetConfig | MnasNetConfig | EfficientNetConfig | SANConfig | ViTConfig
 ModelConfig = DetectorConfig | ClassifierConfig
 
 CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {
     **RESNET_PRESETS,
     **WIDE_RESNET_PRESETS,
     **MNASNET_PRESETS,
+    **EFFICIENTNET_PRESETS,
     **SAN_PRESETS,
     **VIT_PRESETS,
 }

@@ -16,6 +16,7 @@ class DETRConfig:
     num_classes: int = 91  # with softmax the no-object class comes on top, as the last logit
     backbone: str = "resnet50"  # ResNet, classifier or timm/NAME; `small`: a small CNN
     backbone_norm: Literal["frozen", "batch"] = "frozen"  # batch normalisation of the backbone: fixed, or trained
+    feature_maps: int = 1  # maps of the backbone that attention sees, from the coarsest on; summed in the finest's size
     dilation: bool = False  # DC5: dilated last stage, twice the resolution
     embed_dim: int = 256  # channels of the transformer
     num_heads: int = 8  # attention heads
@@ -28,6 +29,7 @@ class DETRConfig:
     num_queries: int = 100  # maximum number of detections of an image
     sigmoid: bool = False  # a sigmoid per class instead of softmax with a no-object class
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
+    proposals: bool = False  # queries start at the best boxes that cells of the feature map propose (two-stage)
     query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
     denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
     label_noise: float = 0.2  # DN-DETR: share of copies with a random label
@@ -42,6 +44,7 @@ class DETRConfig:
             "decoder_layers",
             "query_groups",
             "num_heads",
+            "feature_maps",
             "embed_dim",
             "feedforward_dim",
         ):
@@ -59,6 +62,9 @@ class DETRConfig:
         if not (0 <= self.label_noise <= 1 and 0 <= self.box_noise <= 1):
             what = f"model.label_noise is {self.label_noise} and model.box_noise {self.box_noise}, expected 0 to 1"
             raise ConfigError(what, code="C03")
+        if self.proposals and not (self.anchors and self.sigmoid):
+            what = "model.proposals needs model.anchors=true and model.sigmoid=true"
+            raise ConfigError(what, remedy="set them, or model.proposals=false", code="C09")
         if self.denoising_groups and not self.anchors:
             raise ConfigError(
                 "model.denoising_groups needs anchor queries: a noised target is a box",
@@ -90,10 +96,16 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet101_panoptic": DETRConfig(num_classes=250, masks=True, backbone="resnet101"),
     "detr_resnet18": DETRConfig(backbone="resnet18"),
     "detr_resnet34": DETRConfig(backbone="resnet34"),
+    "detr_lite": DETRConfig(
+        backbone="efficientnet_lite0", feature_maps=2, embed_dim=128, encoder_layers=1, decoder_layers=3,
+        feedforward_dim=512, dropout=0.0, norm_first=True, num_queries=40, sigmoid=True, anchors=True, proposals=True,
+        query_groups=3, denoising_groups=3,
+    ),
     "detr_tiny": DETRConfig(
         backbone="small", backbone_norm="batch", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2,
         feedforward_dim=256, dropout=0.0, norm_first=True, num_queries=10, sigmoid=True, anchors=True, query_groups=3,
         denoising_groups=2,
     ),
 }  # fmt: skip
+DETR_PRESETS["detr_lite_panoptic"] = replace(DETR_PRESETS["detr_lite"], masks=True)
 DETR_PRESETS["detr_tiny_panoptic"] = replace(DETR_PRESETS["detr_tiny"], masks=True, num_queries=15)
