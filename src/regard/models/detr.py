@@ -282,9 +282,12 @@ class DETR(nn.Module):
         )
 
 
-def _project(projection: nn.Conv2d, features: Tensor) -> Tensor:
-    """A map (B, C_i, h, w) -> tokens (B, hw, C). A 1x1 convolution is a linear layer on tokens; as one it needs no
-    change of memory layout."""
+def _project(projection: nn.Module, features: Tensor) -> Tensor:
+    """Project a map (B, C_i, h, w) by a 1x1 convolution, and return its cells as tokens (B, h*w, C).
+
+    On tokens the convolution is a linear layer, which needs no change of memory layout.
+    """
+    assert isinstance(projection, nn.Conv2d)
     return F.linear(features.flatten(2).transpose(1, 2), projection.weight.flatten(1), projection.bias)
 
 

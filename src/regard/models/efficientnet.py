@@ -17,7 +17,6 @@ from regard.structures.categories import ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 STEM, HEAD = 32, 1280  # channels of the first and of the last convolution
-BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}  # of the authors' TensorFlow code
 
 
 class Stage(NamedTuple):
@@ -55,7 +54,7 @@ class EfficientNet(nn.Module):
         super().__init__()
         self.config = config
         self.conv_stem = SameConv2d(3, STEM, 3, stride=2)
-        self.bn1 = nn.BatchNorm2d(STEM, **BATCH_NORM)
+        self.bn1 = _norm(STEM)
         self.blocks = nn.Sequential()
         channels = STEM
         for stage in STAGES:
@@ -68,7 +67,7 @@ class EfficientNet(nn.Module):
             self.blocks.append(nn.Sequential(*blocks))
         self.num_channels = channels
         self.conv_head = nn.Conv2d(channels, HEAD, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(HEAD, **BATCH_NORM)
+        self.bn2 = _norm(HEAD)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(HEAD, config.num_classes)
         self._reset_parameters()
@@ -135,9 +134,9 @@ class DepthwiseSeparable(nn.Module):
     def __init__(self, in_channels: int, stage: Stage, stride: int) -> None:
         super().__init__()
         self.conv_dw = SameConv2d(in_channels, in_channels, stage.kernel_size, stride=stride, groups=in_channels)
-        self.bn1 = nn.BatchNorm2d(in_channels, **BATCH_NORM)
+        self.bn1 = _norm(in_channels)
         self.conv_pw = nn.Conv2d(in_channels, stage.channels, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(stage.channels, **BATCH_NORM)
+        self.bn2 = _norm(stage.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn2(self.conv_pw(F.relu6(self.bn1(self.conv_dw(x)))))
@@ -150,11 +149,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = stage.expansion * in_channels
         self.conv_pw = nn.Conv2d(in_channels, hidden, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(hidden, **BATCH_NORM)
+        self.bn1 = _norm(hidden)
         self.conv_dw = SameConv2d(hidden, hidden, stage.kernel_size, stride=stride, groups=hidden)
-        self.bn2 = nn.BatchNorm2d(hidden, **BATCH_NORM)
+        self.bn2 = _norm(hidden)
         self.conv_pwl = nn.Conv2d(hidden, stage.channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(stage.channels, **BATCH_NORM)
+        self.bn3 = _norm(stage.channels)
         self.has_bypass = stride == 1 and in_channels == stage.channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,6 +161,11 @@ class InvertedResidual(nn.Module):
         y = F.relu6(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(y))
         return x + y if self.has_bypass else y
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    """Return batch normalisation with the constants of the authors' TensorFlow code."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def _from_minus_one_to_one(images: Tensor) -> Tensor:
