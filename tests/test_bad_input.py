@@ -296,7 +296,7 @@ def test_no_such_data(capsys, shapes, tmp_path):
         ("model.anchors=false", 2, "C09", "denoising_groups needs anchor queries"),
         ("--resume", 2, "C09", "--resume needs the run's folder"),
         ("--resume --output NONE", 2, "C09", "no run to resume"),
-        ("--recipe paper", 2, "C09", "no ImageNet weights of backbone 'small'"),
+        ("start_from=backbone", 2, "C09", "no ImageNet weights of backbone 'small'"),
         ("device=gpu", 2, "C10", "unknown device 'gpu'"),
         ("amp=fp16 device=cpu", 2, "C10", "amp=fp16 needs a GPU"),
         ("model.num_queries=1", 2, "A43", "set model.num_queries="),
