@@ -33,7 +33,11 @@ def dataset(folder):
 
 def pixels_of(dataset, model):
     transform = Evaluation(model.card.short_side, model.card.crop_pct)
-    return next(evaluation_batches(dataset, transform, collate, batch_size=99, workers=0)).images.normalized().pixels
+    return (
+        next(evaluation_batches(dataset, transform, collate, [range(len(dataset))], workers=0))
+        .images.normalized()
+        .pixels
+    )
 
 
 def features_of(model, dataset, batch_size=5):

@@ -317,15 +317,29 @@ def test_wrong_sources(finder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
-def test_batches(finder, batch_size):
-    sizes = [(90, 140), (140, 90), (64, 64), (300, 100), (50, 200)]
+def test_batches_hold_images_of_one_size(finder, batch_size):
+    sizes = [(90, 140), (140, 90), (64, 64), (90, 140), (140, 90), (90, 140)]
     boxes = [(w // 3, h // 3, w - 9, h - 9) for h, w in sizes]
     images = [scene(box, size) for box, size in zip(boxes, sizes, strict=True)]
     results = predict(finder, images, batch_size=batch_size)
-    assert [len(batch) for batch in finder.batches] == {2: [2, 2, 1], 3: [3, 2], 8: [5]}[batch_size]
+    assert [len(batch) for batch in finder.batches] == {2: [1] * 6, 3: [1, 1, 1, 2, 1], 8: [3, 2, 1]}[batch_size]
     for result, box, size in zip(results, boxes, sizes, strict=True):
         assert_found(result, box, size)
-    assert finder.batches[0].is_padded
+    assert not any(batch.is_padded for batch in finder.batches)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_results_do_not_depend_on_the_batch_size(batch_size):
+    net = small_detector()
+    g = torch.Generator().manual_seed(0)
+    sizes = [(40, 60), (60, 40), (40, 60), (33, 47), (40, 60), (60, 40)]
+    images = [torch.randint(0, 256, (3, *size), generator=g, dtype=torch.uint8) for size in sizes]
+    alone = predict(net, images, threshold=0.0)
+    together = predict(net, images, threshold=0.0, batch_size=batch_size)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.labels, other.labels)
+        torch.testing.assert_close(other.scores, one.scores, atol=1e-6, rtol=0)
+        torch.testing.assert_close(other.boxes, one.boxes, atol=1e-3, rtol=0)
 
 
 def test_batches_of_a_network():
@@ -464,7 +478,7 @@ def test_files_are_decoded_once_and_the_model_is_prepared_once(finder, photos, t
     with pytest.raises(DataError):
         list(predict_files(finder, [photos], output=tmp_path / "out", batch_size=3))
     assert len(decoded) == len(set(decoded)) == 5 and len(prepared) == 1
-    assert [len(batch) for batch in finder.batches] == [2, 2]
+    assert sum(len(batch) for batch in finder.batches) == 4
 
 
 def test_several_broken_images(finder, photos):

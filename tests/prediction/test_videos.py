@@ -139,7 +139,7 @@ def test_the_command(clip, tmp_path, capsys):
         capsys, "predict", tmp_path / "run", clip, "--output", out, "--threshold", "0", "--labels", "off"
     ).worked()
     assert len(said.splitlines()) == 50 and len(list(read_frames(out / "clip.mp4"))) == 50
-    run(capsys, "predict", tmp_path / "run", "camera:99").refused(6, "/dev/video99")
+    run(capsys, "predict", tmp_path / "run", "camera:99").refused(6, None, "/dev/video99")
 
 
 def test_pictures_of_frames_follow_the_options(net, clip, tmp_path):

@@ -43,8 +43,8 @@ def evaluate(
         output: folder for `metrics.json` and pictures; if None the run when `source` is one, else nothing is written.
             The report of a run is written anew.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is loaded.
-        batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Padding changes a
-            detector's numbers and a batch of 1 has none: models with a dilated last stage (DC5) were published with 1.
+        batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Only images of one size
+            share a pass of a detector: scores do not depend on it.
         workers: processes that load images.
         options: `DetectionEvaluationOptions` or `ClassificationEvaluationOptions`.
         tell: called with the scores as soon as they are known, before files are written.
@@ -56,7 +56,6 @@ def evaluate(
     if (batch_size is not None and batch_size < 1) or workers < 0:
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
         raise ConfigError(what, code="C03")
-
     from regard.data.paths import check_data, data_text
     from regard.weights.source import check_source
 

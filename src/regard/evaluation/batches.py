@@ -1,8 +1,8 @@
-"""Batches of a data set for evaluation: in order, without augmentation."""
+"""Batches of a data set for evaluation: without augmentation, and of detectors without padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,21 +22,21 @@ def evaluation_batches(
     dataset: MapDataset,
     transform: Callable[[Any], Any],
     collate: Callable,
+    batches: Iterable[list[int]],
     *,
-    batch_size: int,
     workers: int,
-    indices: range | None = None,
 ) -> Iterator[Any]:
-    """Yield batches of transformed samples in order.
+    """Yield batches of transformed samples.
 
     Args:
         transform: sample -> sample at the size for evaluation.
         collate: list of samples -> batch.
-        indices: the samples to use; all if None.
+        batches: indices of the samples of each batch.
+        workers: processes that load images; 0 loads in this process.
     """
     loader = DataLoader(
-        ErrorsAsValues(_Transformed(dataset, transform, range(len(dataset)) if indices is None else indices)),
-        batch_size,
+        ErrorsAsValues(_Transformed(dataset, transform)),
+        batch_sampler=batches,
         collate_fn=partial(collate_or_error, collate),
         num_workers=worker_count(workers),
         worker_init_fn=ignore_stop_signals,
@@ -45,15 +45,14 @@ def evaluation_batches(
 
 
 class _Transformed(Dataset):
-    """Some samples of a data set, transformed."""
+    """A data set whose samples are transformed."""
 
-    def __init__(self, dataset: MapDataset, transform: Callable[[Any], Any], indices: range) -> None:
+    def __init__(self, dataset: MapDataset, transform: Callable[[Any], Any]) -> None:
         self.dataset = dataset
         self.transform = transform
-        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
-    def __getitem__(self, i: int) -> Any:
-        return self.transform(self.dataset[self.indices[i]])
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.dataset[index])

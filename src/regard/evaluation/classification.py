@@ -28,6 +28,7 @@ from regard.models.classifiers import Classifier
 from regard.models.evaluation_mode import evaluation_mode
 from regard.safe_files import replace_text
 from regard.structures.categories import Category, labels_by_name
+from regard.structures.image_batch import consecutive
 from regard.training.distributed import Processes
 from regard.weights.imagenet_names import imagenet_labels, match_imagenet_names
 
@@ -140,7 +141,7 @@ def predict_logits(
     """Return the logits of a classifier for every image of a data set: (N, C) float32 on the CPU, in every process."""
     mine = range(processes.rank, len(dataset), processes.world_size)
     transform = Evaluation(net.card.short_side, net.card.crop_pct)
-    batches = evaluation_batches(dataset, transform, collate, batch_size=batch_size, workers=workers, indices=mine)
+    batches = evaluation_batches(dataset, transform, collate, consecutive(mine, batch_size), workers=workers)
     num_classes = len(net.card.categories)
     with evaluation_mode(net):
         parts = [net(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in batches]

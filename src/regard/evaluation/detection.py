@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,7 @@ from regard.results.postprocess import (
 )
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category, labels_by_name
+from regard.structures.image_batch import of_equal_size
 from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
 from regard.training.data_loader import MapDataset
@@ -178,9 +180,9 @@ def evaluate_detector(
     collector = _Collector(net, dataset, label_of, writer)
     mine = range(processes.rank, len(dataset), processes.world_size)
     resize = EvaluationResize(net.card.short_side, net.card.max_size)
-    batches = evaluation_batches(
-        _WithLabels(dataset, label_of), resize, collate, batch_size=batch_size, workers=workers, indices=mine
-    )
+    records = [dataset.annotations.images[index] for index in mine]
+    planned = of_equal_size(mine, [resize.size_of(image.height, image.width) for image in records], batch_size)
+    batches = evaluation_batches(_WithLabels(dataset, label_of), resize, collate, planned, workers=workers)
     sums: dict[str, float] = {}
     with evaluation_mode(net):
         for batch in batches:
@@ -193,7 +195,7 @@ def evaluate_detector(
             collector.add(output, batch)
     evaluation = collector.scores(processes, _mean_losses(criterion, processes.gather(sums), len(dataset)))
     if picture is not None:
-        collector.draw(mine).save(picture, quality=90)
+        collector.draw(list(itertools.chain.from_iterable(planned))).save(picture, quality=90)
     return evaluation
 
 
@@ -279,8 +281,8 @@ class _Collector:
         scores = SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic)
         return DetectorEvaluation(scores, losses, detections, truth, self.dataset, masks, worst)
 
-    def draw(self, indices: range) -> Any:
-        """Draw ground truth and predictions of the first images; `indices`: the images that were added."""
+    def draw(self, indices: Sequence[int]) -> Any:
+        """Draw ground truth and predictions of the first images; `indices`: the images in the order they were added."""
         samples = [_WithLabels(self.dataset, self.label_of)[index] for index in indices[: len(self.drawn)]]
         if self.segments is not None and self.segments.drawn:
             return draw_segment_comparison(samples, self.segments.drawn)

@@ -18,6 +18,7 @@ from regard.evaluation.batches import evaluation_batches
 from regard.metrics.features import knn_accuracy, linear_probe_accuracy
 from regard.models.classifiers import HEADS, Classifier
 from regard.models.evaluation_mode import evaluation_mode
+from regard.structures.image_batch import consecutive
 
 
 def probe(
@@ -72,7 +73,8 @@ def image_features(
     transform = Evaluation(net.card.short_side, net.card.crop_pct)
     features = []
     with evaluation_mode(net), _inputs_of(layers) as inputs:
-        for batch in evaluation_batches(dataset, transform, collate, batch_size=batch_size, workers=workers):
+        planned = consecutive(range(len(dataset)), batch_size)
+        for batch in evaluation_batches(dataset, transform, collate, planned, workers=workers):
             inputs.clear()
             net(batch.images.to(device).normalized().pixels)
             features.append(torch.stack(inputs).mean(dim=0).float().cpu())

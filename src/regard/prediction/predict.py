@@ -44,7 +44,7 @@ from regard.results.postprocess import (
 )
 from regard.results.result import Rejected
 from regard.results.segmentation import Segmentation
-from regard.structures.image_batch import ImageBatch
+from regard.structures.image_batch import ImageBatch, of_equal_size
 from regard.weights.load import load_on
 
 Prediction = Detections | Segmentation | Classification
@@ -81,7 +81,7 @@ def predict(
             size that it was trained with finds what is too small in the whole.
         tile_overlap: part of a tile's side that the next tile shares, 0..0.9; objects should fit into it.
         flip: a detector looks at mirror images too. Boxes are merged as with tiles, see `regard.prediction.tiles`.
-        batch_size: images or tiles per forward pass. Padding changes a detector's numbers slightly; 1 has none.
+        batch_size: images or tiles per forward pass. Only those of one size share a pass: results do not depend on it.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best for one that is loaded.
         allow_urls: False refuses addresses: a server should not fetch what its users name.
 
@@ -147,13 +147,30 @@ def predict_each(
                 assert isinstance(net, Detector)
                 yield from (_detect_views(net, image, options, minimum, batch_size, place) for image in images)
                 continue
-            batch = ImageBatch.from_images([image.resized for image in images]).to(place).normalized()
-            if not isinstance(net, Detector):
-                yield from _classify(net, images, batch)
-            elif makes_segments(net):
-                yield from _segment(net, images, batch, minimum, options.segments)
-            else:
-                yield from _detect(net, images, batch, minimum, multi_label=options.multi_label)
+            yield from _in_order(images, lambda some: _predict_batch(net, some, options, minimum, place))
+
+
+def _in_order(
+    images: Sequence[_Input], predict_some: Callable[[Sequence[_Input]], Iterator[Prediction]]
+) -> Iterator[Prediction]:
+    """Yield a result for each image in order, from batches of images of equal size: padding would change the results."""
+    results: dict[int, Prediction] = {}
+    sizes = [(image.resized.shape[-2], image.resized.shape[-1]) for image in images]
+    for numbers in of_equal_size(range(len(images)), sizes, len(images)):
+        results |= zip(numbers, predict_some([images[number] for number in numbers]), strict=True)
+    yield from (results[number] for number in range(len(images)))
+
+
+def _predict_batch(
+    net: Model, images: Sequence[_Input], options: PredictionOptions, threshold: float, device: torch.device
+) -> Iterator[Prediction]:
+    """Yield the results of images that have one size as the model sees them."""
+    batch = ImageBatch.from_images([image.resized for image in images]).to(device).normalized()
+    if not isinstance(net, Detector):
+        return _classify(net, images, batch)
+    if makes_segments(net):
+        return _segment(net, images, batch, threshold, options.segments)
+    return _detect(net, images, batch, threshold, multi_label=options.multi_label)
 
 
 class _Input(NamedTuple):

@@ -78,3 +78,24 @@ class ImageBatch:
     def pin_memory(self) -> ImageBatch:
         """Return the batch in page-locked memory. PyTorch's data loader calls this."""
         return replace(self, pixels=self.pixels.pin_memory())
+
+
+def consecutive(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return batches of up to `batch_size` indices, in order."""
+    return [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+
+
+def of_equal_size(indices: Sequence[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Return batches of up to `batch_size` images of one size, so that none is padded, in order of their first images.
+
+    Padding changes what a detector predicts: features at the border see it. Without it, a prediction does not depend on
+    the other images of its batch.
+
+    Args:
+        indices: the images to use.
+        sizes: (height, width) of each of them, as the model sees it.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in zip(indices, sizes, strict=True):
+        groups.setdefault(size, []).append(index)
+    return sorted((batch for group in groups.values() for batch in consecutive(group, batch_size)), key=min)

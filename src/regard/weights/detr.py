@@ -108,9 +108,8 @@ def imagenet_weights(backbone: str) -> Mapping[str, Tensor]:
         MachineError: the download failed, or no weights of this network have been released.
     """
     if backbone in WEIGHTS and backbone not in RESNETS:
-        return load_classifier(
-            read_weights(released_file(WEIGHTS[backbone])).tensors, backbone, where=backbone
-        ).state_dict()
+        tensors = read_weights(released_file(WEIGHTS[backbone])).tensors
+        return load_classifier(tensors, backbone, where=backbone).state_dict()
     if backbone in CLASSIFIER_PRESETS and backbone not in RESNETS:
         remedy = f"train a {backbone} with regard, then start_from=RUN"
         raise MachineError("none have been released", remedy=remedy)

@@ -93,8 +93,12 @@ class EvaluationResize:
         check_range("short_side", self.short_side, 1)
         check_range("max_size", self.max_size, 1)
 
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) that an image of this size is resized to, in pixels."""
+        return resized_size(height, width, self.short_side, self.max_size)
+
     def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        return resize(sample, resized_size(*sample.size, self.short_side, self.max_size))
+        return resize(sample, self.size_of(*sample.size))
 
 
 @dataclass(frozen=True)
