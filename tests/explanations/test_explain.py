@@ -356,7 +356,7 @@ def test_models_without_such_attention(detr):
         regard.explain(create("resnet20", num_classes=3), PHOTO)
     with refused(ConfigError, "detr_tiny", "encoder", code="C09"):
         regard.explain(create("detr_tiny", num_classes=3), PHOTO, "encoder")
-    with refused(ConfigError, "-500 0", "threshold", code="C03"):
+    with refused(ConfigError, "-500 0", "80x48", code="C03"):
         regard.explain(detr, PHOTO, "heads", point=(-500.0, 0.0), threshold=0.0)
     assert len(regard.explain(detr, PHOTO, threshold=1.0)) == 0
 
