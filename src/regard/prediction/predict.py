@@ -153,7 +153,7 @@ def predict_each(
 def _in_order(
     images: Sequence[_Input], predict_some: Callable[[Sequence[_Input]], Iterator[Prediction]]
 ) -> Iterator[Prediction]:
-    """Yield a result for each image in order, from batches of images of equal size: padding would change the results."""
+    """Yield a result for each image in order, from batches of images of one size: padding would change results."""
     results: dict[int, Prediction] = {}
     sizes = [(image.resized.shape[-2], image.resized.shape[-1]) for image in images]
     for numbers in of_equal_size(range(len(images)), sizes, len(images)):
