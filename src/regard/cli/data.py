@@ -12,11 +12,11 @@ def check(folder: Path) -> None:
     """Check a data set: its annotations or classes, and every image by decoding it. Changes nothing.
 
     Args:
-        folder: in COCO's layout, or with a folder per class.
+        folder: in a layout of COCO, YOLO, Pascal VOC, CSV files, or with a folder per class.
     """
-    from regard.data.paths import check_folder as check_path
+    from regard.data.paths import check_data
 
-    check_path(folder)
+    check_data(str(folder), ())
     from regard.data.check import check_folder
 
     for line in check_folder(folder):
