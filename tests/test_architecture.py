@@ -18,7 +18,7 @@ FLOORS = {
     "errors, which every room raises": {"errors"},
     "tools that know neither data nor models": {"config", "safe_files", "structures", "attention", "drawing"},
     "the parts of a training, none of which knows another": {"data", "models", "losses", "metrics", "training"},
-    "what joins two parts": {"weights", "recipes", "results"},
+    "what joins two parts": {"weights", "recipes", "results", "data_sheet"},
     "a model over images": {"evaluation", "prediction", "distillation"},
     "the verbs": {"runs", "explanations", "benchmarks"},
     "many verbs as one command": {"studies"},
