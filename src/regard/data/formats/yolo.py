@@ -68,10 +68,11 @@ class YoloFiles:
             images: dict[Part, Sequence[Path | str]] = {}
             for part in ("train", "val"):
                 stated = settings.images.get(part)
-                is_there = stated and not any(isinstance(entry, str) for entry in stated)
-                chosen = stated if is_there else trees.get(part, stated)
+                chosen = stated if stated and not _is_missing(stated) else trees.get(part, stated)
                 if chosen:
                     images[part] = chosen
+            if _is_missing(images.get("train")) and images.get("val") and not _is_missing(images["val"]):
+                del images["train"]  # data to evaluate on
             images = images or {**trees}
             return cls(root, images, settings.names, settings.at("names"), settings) if images else None
         if not trees:
@@ -132,6 +133,11 @@ class YoloFiles:
             else:
                 images.append(entry)
         return list(dict.fromkeys(images)), lists
+
+
+def _is_missing(entries: Sequence[Path | str] | None) -> bool:
+    """Return whether an entry of the settings does not exist."""
+    return entries is not None and any(isinstance(entry, str) for entry in entries)
 
 
 def _trees(root: Path, *, named: bool) -> dict[Part, list[Path]]:

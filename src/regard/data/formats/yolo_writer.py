@@ -71,9 +71,8 @@ def write_yolo(splits: Mapping[Split, SplitTables], output: Path, place_image: C
             text = output / "labels" / split / PurePosixPath(target_of[name]).with_suffix(".txt")
             text.parent.mkdir(parents=True, exist_ok=True)
             text.write_text("".join(f"{line}\n" for line in of_image), encoding="utf-8")
-    paths = {split: f"images/{split}" for split in splits}
-    paths.setdefault("train", "images/val")  # Ultralytics wants both
-    settings = {**paths, "names": dict(enumerate(names))}
+    settings: dict[str, object] = {split: f"images/{split}" for split in splits}
+    settings["names"] = dict(enumerate(names))
     (output / "data.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return lost
 
