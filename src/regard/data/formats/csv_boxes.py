@@ -121,7 +121,7 @@ class CsvBoxes:
         if missing:
             what = f"{len(missing):,} of {len(of_image):,} image files are missing: {listed(missing)}"
             where = f"{file}:{of_image[missing[0]][0].line}"
-            raise DataError(what, where=where, remedy=f"looked in {listed(folders, maximum=8)}", code="A31")
+            raise DataError(what, where=where, remedy=f"looked in {', '.join(map(str, folders))}", code="A31")
         return folder
 
 

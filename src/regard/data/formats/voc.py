@@ -123,7 +123,7 @@ class VocFiles:
         if missing:
             names = listed([f"{file.stem}.jpg" for file in missing])
             what = f"{len(missing):,} of {len(files):,} image files are missing: {names}"
-            remedy = f"looked in {listed(place.image_folders)}"
+            remedy = f"looked in {', '.join(map(str, place.image_folders))}"
             raise DataError(what, where=missing[0], remedy=remedy, code="A31")
         if place.image_list is not None:
             return pairs, []

@@ -105,7 +105,7 @@ class YoloFiles:
                 place = f"{file}:{found.line}"
                 builder.add_object(found.label, found.box_xywh, place, polygons=found.polygons, area=found.area)
         if images and len(without) == len(images):
-            looked = listed(labels.looked_in(images[0]))
+            looked = ", ".join(map(str, labels.looked_in(images[0])))
             what = f"none of the {len(images)} images has a label file; looked for {images[0].stem}.txt in {looked}"
             raise DataError(what, where=images[0].parent, remedy="add the labels", code="A64")
         if without:
