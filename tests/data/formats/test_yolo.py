@@ -190,8 +190,10 @@ def test_polygons_of_one_object_are_joined_and_split(count: int) -> None:
     polygons = [rng.random(2 * rng.integers(3, 9)).tolist() for _ in range(count)]
     joined = join_loops(polygons)
     assert split_loops(joined) == tuple(map(tuple, polygons))
-    closed = [*polygons[0], *polygons[0][:2]]
-    assert split_loops(closed) == (tuple(closed),)
+    closed = [[*polygon, *polygon[:2]] for polygon in polygons]
+    assert split_loops(join_loops(closed)) == tuple(map(tuple, closed))
+    touching = [*closed[0], *polygons[-1], *polygons[-1][:2], *polygons[0][:2]]
+    assert split_loops(touching) == (tuple(touching),)
 
 
 def test_coordinates_are_those_of_the_displayed_image(tmp_path: Path) -> None:

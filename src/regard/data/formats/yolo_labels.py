@@ -123,27 +123,31 @@ def split_loops(points: Sequence[float]) -> tuple[tuple[float, ...], ...]:
     pairs = list(zip(points[::2], points[1::2], strict=True))
     loops: list[list[tuple[float, float]]] = []
     at = 0
-    while at < len(pairs):
-        try:
-            end = pairs.index(pairs[at], at + 1)
-        except ValueError:
-            break
+    while (end := _end_of_loop(pairs, at)) is not None:
         loops.append(pairs[at:end])
-        at = end + 1
+        at = end + 2
     back = [loop[0] for loop in loops[-2::-1]]
-    if len(loops) > 1 and pairs[sum(len(loop) + 1 for loop in loops) :] == back:
+    if len(loops) > 1 and pairs[at:] == back:
         return tuple(tuple(value for pair in loop for value in pair) for loop in loops)
     return (tuple(points),)
+
+
+def _end_of_loop(pairs: Sequence[tuple[float, float]], at: int) -> int | None:
+    """Return where the point at `at` comes twice in a row; it may come once before, in a closed polygon."""
+    for place in range(at + 1, len(pairs) - 1):
+        if pairs[place] == pairs[at] == pairs[place + 1] and pairs[place + 2 : place + 3] != [pairs[at]]:
+            return place
+    return None
 
 
 def join_loops(polygons: Sequence[Sequence[float]]) -> list[float]:
     """Join the polygons of one object into one outline with the same area: a line of YOLO holds one.
 
-    Each polygon is closed by its first point; lines without area lead from one to the next, and back at the end.
+    Each polygon ends with its first point, twice; lines without area lead from one to the next, and back at the end.
     """
     if len(polygons) == 1:
         return list(polygons[0])
-    joined = [value for polygon in polygons for value in (*polygon, *polygon[:2])]
+    joined = [value for polygon in polygons for value in (*polygon, *polygon[:2], *polygon[:2])]
     return joined + [value for polygon in polygons[-2::-1] for value in polygon[:2]]
 
 
