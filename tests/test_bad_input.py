@@ -257,7 +257,7 @@ def test_check_finds_all_of_them(capsys, shapes):
 
 def test_no_such_data(capsys, shapes, tmp_path):
     run(capsys, "train", "detr_tiny", "--data", tmp_path / "none").refused(3, None, "no such folder", tmp_path / "none")
-    run(capsys, "data", "check", shapes / "train").refused(3, None, "no COCO annotations", shapes / "train")
+    run(capsys, "data", "check", shapes / "train").refused(3, "A64", "no detection data", shapes / "train")
     (shapes / "train" / "000001.png").unlink()
     run(capsys, "data", "check", shapes).refused(3, "A31", "1 of 6 image files are missing: '000001.png'")
     (shapes / "annotations" / "instances_val.json").unlink()

@@ -71,5 +71,5 @@ def test_kinds_of_data(capsys, colors, tmp_path):
     (tmp_path / "flat" / "0.png").write_bytes(png(0))
     kinds = {name: is_classification(tmp_path / name) for name in ("colors", "coco", "flat", "absent")}
     assert kinds == {"colors": True, "coco": False, "flat": False, "absent": False}
-    run(capsys, "data", "check", tmp_path / "flat").refused(3, None, "no COCO annotations", "0.png")
+    run(capsys, "data", "check", tmp_path / "flat").refused(3, "A64", "no detection data", "0.png")
     run(capsys, "data", "check", tmp_path / "absent").refused(3, None, "no such folder")

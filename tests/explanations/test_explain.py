@@ -294,7 +294,7 @@ def test_nothing_above_the_threshold_tells_the_best(detr, what):
     best = regard.predict(detr, PHOTO, threshold=0.0)[0]
     found = regard.explain(detr, PHOTO, what, threshold=1.0)
     assert len(found) == 0
-    with refused(ConfigError, "C09", "nothing above 1.00", f"{best['score']:.2f} {best['label']}") as caught:
+    with refused(ConfigError, "nothing above 1.00", f"{best['score']:.2f} {best['label']}", code="C09") as caught:
         found.plot()
     lower = float(caught.value.remedy.split("--threshold ")[1])
     assert lower > best["score"] - 0.02 and len(regard.explain(detr, PHOTO, what, threshold=lower)) >= 1

@@ -271,7 +271,7 @@ def test_addresses(finder, photos, tmp_path, monkeypatch):
     result = predict(finder, address)
     assert_found(result)
     assert result.path == address and result.plot()
-    with refused(DataError, "I33", "not allowed", address):
+    with refused(DataError, "not allowed", address, code="I33"):
         predict(finder, address, allow_urls=False)
     lines = list(
         predict_files(finder, [address, photos / "dog.png"], output=tmp_path / "out", json_file=tmp_path / "a.json")

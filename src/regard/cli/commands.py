@@ -49,7 +49,7 @@ def train(
 
     Args:
         model: a name from `regard models`.
-        data: folder in COCO's layout, or with a folder per class; `shapes`, or `digits` for classifiers.
+        data: folder of COCO, YOLO, Pascal VOC or CSV data, or with a folder per class; `shapes`, or `digits`.
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
         quiet: print no progress.

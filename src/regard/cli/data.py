@@ -1,10 +1,13 @@
-"""`regard data`: make and check data sets."""
+"""`regard data`: check, show, convert and make data sets."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Literal
 
 from regard.cli.groups import Settings, data_app
+from regard.errors import ConfigError
 
 
 @data_app.command
@@ -12,15 +15,58 @@ def check(folder: Path) -> None:
     """Check a data set: its annotations or classes, and every image by decoding it. Changes nothing.
 
     Args:
-        folder: in COCO's layout, or with a folder per class.
+        folder: in a layout of COCO, YOLO, Pascal VOC, CSV files, or with a folder per class.
     """
-    from regard.data.paths import check_folder as check_path
+    from regard.data.paths import check_data
 
-    check_path(folder)
+    check_data(str(folder), ())
     from regard.data.check import check_folder
 
     for line in check_folder(folder):
         print(line)
+
+
+@data_app.command
+def show(folder: Path, *, output: Path | None = None) -> None:
+    """Draw a sheet of images with their boxes or classes, and charts of the classes and the sizes of boxes.
+
+    Args:
+        folder: as for check.
+        output: picture file; FOLDER-sheet.png in this folder if not given.
+    """
+    from regard.data.paths import check_data
+
+    check_data(str(folder), ())
+    if output is not None and output.exists():
+        raise ConfigError("the file exists", where=output, remedy="name another one", code="C11")
+    from regard.data_sheet import draw_data
+
+    print(draw_data(folder, output or _free(folder.absolute().stem)))
+
+
+@data_app.command
+def convert(folder: Path, *, to: Literal["coco", "yolo"], output: Path) -> None:
+    """Write detection data as COCO or YOLO. Images are linked or copied, the source stays as it is.
+
+    Args:
+        folder: in a layout of COCO, YOLO, Pascal VOC or CSV files.
+        to: coco or yolo.
+        output: folder to create.
+    """
+    from regard.data.paths import check_data
+
+    check_data(str(folder), ())
+    from regard.data.formats.convert import convert as convert_data
+
+    for line in convert_data(folder, to, output):
+        print(line)
+    print(output)
+
+
+def _free(name: str) -> Path:
+    """Return a new file name: `NAME-sheet.png`, then `NAME-sheet-2.png`."""
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(path for ending in endings if not (path := Path(f"{name}-sheet{ending}.png")).exists())
 
 
 @data_app.command

@@ -27,7 +27,7 @@ app = App(
     default_parameter=Parameter(negative=""),  # no --no-FLAG beside each flag
     suppress_keyboard_interrupt=False,
 )
-data_app = App(name="data", help="Make and check data sets.")
+data_app = App(name="data", help="Check, show, convert and make data sets.")
 app.command(data_app)
 study_app = App(name="study", help="Run a comparison as one command.")
 app.command(study_app)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from regard.data.class_images.dataset import ClassificationDataset, is_classification, open_classification
 from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
-from regard.data.coco.layout import has_detection, has_panoptic
+from regard.data.coco.layout import has_panoptic
 from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, open_panoptic
+from regard.data.formats.find import detection_splits, has_detection
 from regard.errors import DataError, ImageError, escape
 
 
@@ -47,10 +48,11 @@ def advise(folder: str | Path) -> Iterator[None]:
 
 
 def _check_objects(folder: Path) -> Iterator[str]:
-    train = open_detection(folder, "train")
-    val = open_detection(folder, "val", categories=train.categories)
+    splits = [open_detection(folder, split) for split in detection_splits(folder)[:1]]
+    if splits[0].split == "train":
+        splits.append(open_detection(folder, "val", categories=splits[0].categories))
     bad_images = 0
-    for data in (train, val):
+    for data in splits:
         objects = int(data.annotations.objects.is_target.sum())
         yield f"{data.split}: {len(data)} images, {objects} objects, {len(data.categories)} classes"
         if data.annotations.report.issues:
@@ -58,8 +60,9 @@ def _check_objects(folder: Path) -> Iterator[str]:
         for error in find_bad_images(data):
             bad_images += 1
             yield error.line
-    yield from _repeated_images(train, val)
-    yield _verdict(bad_images, len(train) + len(val), folder)
+    if len(splits) == 2:
+        yield from _repeated_images(*splits)
+    yield _verdict(bad_images, sum(map(len, splits)), folder)
 
 
 def _check_segments(folder: Path, images: bool) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from regard.config import near_path
 from regard.errors import DataError, ImageError
 
+FILES = (".json", ".yaml", ".yml", ".csv")  # that describe detection data by themselves
 GENERATED = ("shapes", "digits")  # words for generated data; a folder of such a name is `./shapes`
 
 
@@ -23,13 +24,15 @@ def data_text(data: str | Path) -> str:
 
 
 def check_data(data: str, words: Sequence[str] = GENERATED) -> None:
-    """Check that `data` is a word for generated data or an existing folder.
+    """Check that `data` is a word for generated data, an existing folder, or a file with a suffix of `FILES`.
 
     Raises:
-        DataError: there is no such folder, or it is a file.
+        DataError: there is no such folder, or it is another file.
     """
-    if data.partition(":")[0] not in words:
-        check_folder(Path(data), words)
+    path = Path(data)
+    is_description = path.suffix.lower() in FILES and path.is_file()
+    if data.partition(":")[0] not in words and not is_description:
+        check_folder(path, words)
 
 
 def check_folder(root: Path, words: Sequence[str] = ()) -> None:

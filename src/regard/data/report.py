@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,22 +36,35 @@ class Issue:
 
 
 class Report:
-    """The issues of one file. `print(report)` gives one line for each."""
+    """The issues of one file. `print(report)` gives one line for each.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: the annotation file, or what names the data set where each image has a file of its own.
+        places: where the user finds a value of COCO's tables that were made from another format, such as
+            `labels/train/a.txt:3`. Without it places are JSON pointers in `path`.
+    """
+
+    def __init__(self, path: str | Path, places: Callable[[tuple[str | int, ...]], str] | None = None) -> None:
         self.path = Path(path)
+        self.places = places
         self.issues: list[Issue] = []
 
     def add(self, code: str, severity: Severity, what: str, *place: str | int, count: int = 1) -> None:
         """Add an issue. `place`: keys and indices of the first case in the JSON document."""
         self.issues.append(Issue(code, severity, what, self.at(*place), count))
 
+    def add_at(self, code: str, severity: Severity, what: str, where: str, count: int = 1) -> None:
+        """Add an issue. `where`: the place of the first case as it is shown, such as `labels/train/a.txt:3`."""
+        self.issues.append(Issue(code, severity, what, where, count))
+
     def error(self, code: str, what: str, *place: str | int, remedy: str | None = None) -> DataError:
         """Return the error to raise for a value at `place` that cannot be used."""
         return DataError(what, where=self.at(*place), remedy=remedy, code=code)
 
     def at(self, *place: str | int) -> str:
-        """Return the file and the JSON pointer (RFC 6901) in it: `ann.json:/annotations/3/bbox`."""
+        """Return the file and the place in it, as a JSON pointer (RFC 6901): `ann.json:/annotations/3/bbox`."""
+        if place and self.places is not None:
+            return self.places(place)
         keys = (str(key).replace("~", "~0").replace("/", "~1") for key in place)
         return f"{self.path}:" + "".join(f"/{key}" for key in keys) if place else str(self.path)
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 from regard.errors import DataError
 
 Split = Literal["train", "val"]
+# A part of a data set: a split, or all images of a data set without splits.
+Part = Split | Literal["all"]
 Place = TypeVar("Place")
 
 # Where a folder has several names of a split, the first is used.
@@ -16,16 +18,25 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val",
 
 
 def find_splits(look: Callable[[str], Place | None]) -> dict[Split, Place]:
-    """Return the place of each split: what `look` returns for the first of its names that has any.
-
-    Names with a capital first letter (`Train`) come last.
-    """
-    spellings = {split: (*names, *map(str.title, names)) for split, names in SPLIT_NAMES.items()}
-    found = {split: next(filter(None, map(look, names)), None) for split, names in spellings.items()}
+    """Return the place of each split: what `look` returns for the first of its names that has any."""
+    found = {split: next(filter(None, map(look, spellings(split))), None) for split in SPLIT_NAMES}
     return {split: place for split, place in found.items() if place}
 
 
-def missing_split(split: Split, present: Mapping[Split, Any], root: Path, add: str) -> DataError:
+def spellings(split: Split) -> list[str]:
+    """Return the names of a split in the order in which they are looked for: `val`, `Val`, `valid`, ..."""
+    return [text for name in SPLIT_NAMES[split] for text in (name, name.capitalize())]
+
+
+def find_parts(look: Callable[[str], Place | None]) -> dict[Part, Place]:
+    """Return the same as `find_splits`, with room for a part that is no split."""
+    parts: dict[Part, Place] = {}
+    for split, place in find_splits(look).items():
+        parts[split] = place
+    return parts
+
+
+def missing_split(split: Split, present: Mapping[Any, Any], root: Path, add: str) -> DataError:
     """Return the error for a split that a data set lacks.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,6 +132,9 @@ def evaluate_on(
     with_masks = isinstance(net, DETR) and net.config.masks
     panoptic = net.card.panoptic and has_panoptic(folder)
     dataset = open_objects(folder, "val", panoptic=panoptic, masks=with_masks)
+    for issue in dataset.annotations.report.issues:
+        if issue.code == "A61":  # only a part of the images is evaluated
+            warnings.warn(str(issue), stacklevel=2)
     submission = None if options.submission is None else Path(options.submission)
     writer = None
     if submission is not None:

@@ -77,6 +77,8 @@ class DETR(nn.Module):
             what = f"feature_maps={config.feature_maps}, but {config.backbone} has {len(finer) + 1} maps"
             raise ConfigError(what, where="model", code="C03")
         self.finer_proj = nn.ModuleList(nn.Conv2d(channels, c, kernel_size=1) for channels in finer[:fused])
+        if fused:
+            self.fusion = nn.Conv2d(c, c, kernel_size=3, padding=1)
         self.transformer = Transformer(
             c,
             config.num_heads,
@@ -210,11 +212,7 @@ class DETR(nn.Module):
     ) -> DetectionOutput:
         batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(list(images))
         *earlier, features = self.backbone(batch.pixels)  # (B, 2048, h, w)
-        tokens = _project(self.input_proj, features)
-        for projection in self.finer_proj:
-            coarser, features = tokens.transpose(1, 2).unflatten(2, features.shape[-2:]), earlier.pop()
-            upsampled = F.interpolate(coarser, size=features.shape[-2:], mode="nearest")
-            tokens = _project(projection, features) + upsampled.flatten(2).transpose(1, 2)
+        tokens, features = self._tokens(features, earlier)
         padding, mask = _padding_of(batch, features)
         if trace is not None:
             trace.feature_size = (features.shape[-2], features.shape[-1])
@@ -239,6 +237,21 @@ class DETR(nn.Module):
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
         output = self._output(self.class_embed(hidden), boxes)
         return self._with_mask_inputs(output, hidden, memory, tokens, earlier, features, mask)
+
+    def _tokens(self, features: Tensor, earlier: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the tokens (B, h*w, C) and the finest map of the backbone that they come from.
+
+        Finer maps, which are taken from the end of `earlier`, are added to the enlarged coarser ones, and a 3x3
+        convolution smooths the sum (feature pyramids, Lin et al. 2017, section 3).
+        """
+        tokens = _project(self.input_proj, features)
+        for projection in self.finer_proj:
+            coarser, features = _as_map(tokens, features), earlier.pop()
+            enlarged = F.interpolate(coarser, size=features.shape[-2:], mode="nearest")
+            tokens = _project(projection, features) + enlarged.flatten(2).transpose(1, 2)
+        if len(self.finer_proj):
+            tokens = tokens + self.fusion(_as_map(tokens, features).relu()).flatten(2).transpose(1, 2)
+        return tokens, features
 
     def _with_mask_inputs(
         self,
@@ -280,6 +293,11 @@ class DETR(nn.Module):
             num_groups=self.config.query_groups if self.training else 1,
             denoising=denoising,
         )
+
+
+def _as_map(tokens: Tensor, features: Tensor) -> Tensor:
+    """Tokens (B, h*w, C) -> a map (B, C, h, w) of the size of `features`, channels last in memory."""
+    return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
 def _project(projection: nn.Module, features: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class DetectionRecipe(TrainingConfig):
     """All settings of a training run of a detector."""
 
     name: str  # the name of the model
-    data: str = ""  # folder in COCO's layout, or `shapes` for generated images; required
+    data: str = ""  # folder of COCO, YOLO, Pascal VOC or CSV data, or `shapes`; required
     model: DETRConfig  # settings of the network; num_classes is taken from the data
     start_from: str = "backbone"  # `backbone`: ImageNet weights; `none`; or a model name, run or file
     short_side: int = 800  # shorter side in pixels at evaluation, and the maximum in training

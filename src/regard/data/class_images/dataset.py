@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.data.class_images.csv_lists import ClassLists
-from regard.data.class_images.folders import ClassFolders, SplitFolders, looks_like_coco
+from regard.data.class_images.folders import ClassFolders, SplitFolders
 from regard.data.class_images.listing import Images, Layout
 from regard.data.class_images.shards import Shards
+from regard.data.formats.find import detection_format
 from regard.data.generated.words import generated_folder
 from regard.data.paths import GENERATED, check_folder
 from regard.data.report import Report, folder_entries, listed
@@ -165,7 +166,7 @@ def open_classification(root: str | Path, split: Split = "train", *, all_images:
 def is_classification(root: Path) -> bool:
     """Return whether a folder has a layout for classification, even if its images or classes are wrong."""
     try:
-        return root.is_dir() and not looks_like_coco(root) and _recognised_layout(root) is not None
+        return root.is_dir() and _recognised_layout(root) is not None
     except DataError:
         return True  # a layout with a wrong labels.txt
 
@@ -202,6 +203,9 @@ def _find_layout(root: Path) -> Layout:
 
 
 def _recognised_layout(root: Path) -> Layout | None:
+    """Return the layout of a folder; None for detection data, whose folders are no classes."""
+    if detection_format(root) is not None or any(root.glob("annotations/*.json")):
+        return None
     # Lists and shards first: folders next to them hold the listed images, or unpacked ones.
     finders = (ClassLists.find, Shards.find, SplitFolders.find, ClassFolders.find)
     return next((layout for find in finders if (layout := find(root)) is not None), None)
@@ -209,8 +213,9 @@ def _recognised_layout(root: Path) -> Layout | None:
 
 def _no_layout(root: Path) -> DataError:
     remedy = None
-    if looks_like_coco(root):
-        remedy = "this looks like COCO, which is for detection; classification needs images in class folders"
+    found = detection_format(root)
+    if found is not None:
+        remedy = f"this looks like {found}, which is for detection; classification needs images in class folders"
     return DataError(
         f"no classification data; looked for {_LOOKED}; found {folder_entries(root)}",
         where=root,

@@ -63,7 +63,7 @@ class ClassFolders:
         """Return the layout of a folder, None if it has no class folders with images."""
         folders = class_folders(root)
         splits = tuple(name for names in SPLIT_NAMES.values() for name in names)
-        if all(re.split(r"[^a-z]", name.lower())[0] in splits for name in folders) or looks_like_coco(root):
+        if all(re.split(r"[^a-z]", name.lower())[0] in splits for name in folders):
             return None  # the folders are splits, not classes
         return cls(root) if any(_has_image(root / name) for name in folders) else None
 
@@ -100,11 +100,6 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     return in_natural_order(entry.name for entry in entries if entry.is_dir())
 
 
-def looks_like_coco(root: Path) -> bool:
-    """Return whether a folder has COCO annotations for detection."""
-    return any(any(root.glob(pattern)) for pattern in ("annotations/*.json", "*/_annotations.coco.json"))
-
-
 def split_by_hash(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split names into training and validation, each in the given order. A single name is for training."""
     ranked = sorted(
@@ -117,7 +112,7 @@ def split_by_hash(names: Sequence[str]) -> tuple[list[str], list[str]]:
 def _images_of(folder: Path, label: str, split: Split) -> Iterator[str]:
     paths = find_images(folder / label)
     if not paths and split == "train":  # for validation, a class without images is only reported
-        remedy = f"add images or remove the folder ({LOOKED_FOR})"
+        remedy = f"add images of the class, or leave the folder out of the data ({LOOKED_FOR})"
         raise DataError("class folder without an image", where=folder / label, remedy=remedy, code="A48")
     for path in paths:
         yield path.relative_to(folder).as_posix()

@@ -63,13 +63,13 @@ class AnnotatedImages(Generic[AnyAnnotations]):
         return tuple(image.file_name for image in self.annotations.images)
 
 
-def fingerprint(annotations: Path, folder: Path, names: Sequence[str]) -> str:
-    """Return the sha256 of an annotation file and of the names and sizes in bytes of the files in `folder`.
+def fingerprint(annotations: bytes, folder: Path, names: Sequence[str]) -> str:
+    """Return the sha256 of the bytes of annotations and of the names and sizes in bytes of the files in `folder`.
 
     Raises:
         ImageError: a file is gone (A31).
     """
-    digest = hashlib.sha256(annotations.read_bytes())
+    digest = hashlib.sha256(annotations)
     for name in names:
         path = folder / name
         try:

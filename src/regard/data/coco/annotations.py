@@ -7,7 +7,7 @@ reported. Anything that would silently give wrong labels or scores is an error t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class CocoAnnotations(Annotations):
     """Checked instance annotations. objects: of all images, image after image."""
 
     objects: ObjectTable
+    tables_digest: bytes | None = None  # sha256 of tables that were made from another format than COCO
 
     def targets(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the targets of image `index`: boxes (T, 4) xyxy in pixels inside the image, and labels (T,).
@@ -73,14 +74,21 @@ def read_annotations(path: str | Path, *, image_folders: Sequence[Path] = ()) ->
     Raises:
         DataError: the file is wrong; the place is a JSON pointer, `ann.json:/annotations/17/category_id`.
     """
+    report = Report(path)
     with collector_paused():
-        return _read(Report(path), image_folders)
+        return check_tables(read_json(report.path, report), image_folders, report)
 
 
-def _read(report: Report, image_folders: Sequence[Path]) -> CocoAnnotations:
-    images_json, annotations_json, categories_json = read_tables(
-        read_json(report.path, report), report, kind="instances"
-    )
+def check_tables(document: Any, image_folders: Sequence[Path], report: Report) -> CocoAnnotations:
+    """Check a COCO document. Issues go to `report`.
+
+    Args:
+        image_folders: as for `read_annotations`.
+
+    Raises:
+        DataError: the document is wrong; the place is that of `report`.
+    """
+    images_json, annotations_json, categories_json = read_tables(document, report, kind="instances")
     category_ids = whole_numbers(annotations_json, _ROWS, "category_id", "A22", report)
     categories = read_categories(categories_json, set(category_ids.tolist()), report)
     images, folder = read_images(images_json, image_folders, report)
@@ -99,6 +107,18 @@ def _read(report: Report, image_folders: Sequence[Path]) -> CocoAnnotations:
         image_folder=folder,
         report=report,
         objects=objects.take(order),
+    )
+
+
+def select_images(annotations: CocoAnnotations, chosen: Sequence[int], report: Report) -> CocoAnnotations:
+    """Return the annotations of some images. chosen: their indices, ascending. report: that of the result."""
+    rows = [np.arange(annotations.rows_of(index).start, annotations.rows_of(index).stop) for index in chosen]
+    return replace(
+        annotations,
+        images=tuple(annotations.images[index] for index in chosen),
+        first_row=np.concatenate(([0], np.cumsum([len(of_image) for of_image in rows]))).astype(np.int64),
+        objects=annotations.objects.take(np.concatenate(rows)),
+        report=report,
     )
 
 

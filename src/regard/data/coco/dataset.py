@@ -1,4 +1,4 @@
-"""Detection data sets: a folder with images and COCO annotations. The layout of the folder is recognised."""
+"""Detection data sets: images and their boxes. Format and layout of the folder are recognised."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from regard.data.coco.annotated_images import AnnotatedImages, fingerprint
-from regard.data.coco.annotations import CocoAnnotations, read_annotations, to_coco
-from regard.data.coco.layout import find_detection
+from regard.data.coco.annotations import CocoAnnotations, to_coco
 from regard.data.coco.tables import order_of_categories
+from regard.data.formats.find import read_split
 from regard.data.samples import Sample
 from regard.data.splits import Split
 from regard.errors import DataError
@@ -59,8 +59,9 @@ class CocoDataset(AnnotatedImages[CocoAnnotations]):
         return to_coco(self.annotations, masks=masks)
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the annotation file and of the images' names and sizes in bytes. Reads no image."""
-        return fingerprint(self.annotations.path, self.image_folder, self.names)
+        """Return the sha256 of the annotations and of the images' names and sizes in bytes. Reads no image."""
+        content = self.annotations.tables_digest or self.annotations.path.read_bytes()
+        return fingerprint(content, self.image_folder, self.names)
 
 
 def open_detection(
@@ -69,18 +70,19 @@ def open_detection(
     """Open one split of a detection data set.
 
     Args:
-        path: a folder in a layout of COCO, Roboflow or FiftyOne (COCO detection).
-        split: `val` also matches `valid`, `validation` and `test`, in this order.
+        path: a folder in a layout of COCO, YOLO, Pascal VOC or with CSV files of boxes; or COCO's `.json`, YOLO's
+            `data.yaml` or a `.csv` itself.
+        split: `val` also matches `valid`, `validation` and `test`, in this order. Without any of them, a fifth of the
+            images, chosen by their content, is `val`.
         categories: those of the checkpoint or the training split. Labels then follow their order. The file must have
             the same names; ids may differ.
         masks: whether samples have the masks of their objects.
 
     Raises:
-        DataError: no layout fits, the split is missing, or annotations are wrong; in a training split also if more than
-            `MAX_UNUSABLE` of the objects cannot be learned.
+        DataError: no format fits (A64), the split is missing, or annotations are wrong; in a training split also
+            if more than `MAX_UNUSABLE` of the objects cannot be learned.
     """
-    files = find_detection(Path(path), split)
-    annotations = read_annotations(files.annotations, image_folders=files.image_folders)
+    annotations = read_split(Path(path), split).annotations
     if categories is not None:
         annotations = _with_categories(annotations, categories)
     if masks:

@@ -1,4 +1,4 @@
-"""Annotation files and image folders of one data set, found in the layouts of COCO, Roboflow and FiftyOne."""
+"""Annotation files and image folders of COCO data, found in the layouts that tools write."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from regard.data.paths import check_folder
-from regard.data.report import folder_entries
-from regard.data.splits import SPLIT_NAMES, Split, find_splits, missing_split
+from regard.data.coco.json_file import read_json
+from regard.data.formats.tables import DetectionTables
+from regard.data.report import Report, listed
+from regard.data.splits import SPLIT_NAMES, Part, Split, find_parts, missing_split
 from regard.errors import DataError
 
 # COCO as published, COCO as most tools write it, Roboflow, FiftyOne. {} is the name of the split.
@@ -21,9 +22,19 @@ DETECTION_FILES = (
     "{}/annotations.json",
     "{}/labels.json",
 )
+# Without splits: CVAT, Roboflow, FiftyOne, Label Studio.
+_WHOLE_FILES = (
+    "annotations/instances_default.json",
+    "_annotations.coco.json",
+    "labels.json",
+    "annotations.json",
+    "result.json",
+)
 # COCO as published, and the plain names. The PNG files are in a folder of the same name.
 PANOPTIC_FILES = ("annotations/panoptic_{}2017.json", "annotations/panoptic_{}.json", "panoptic_{}.json")
-_IMAGE_FOLDERS = ("{0}{1}", "images/{0}{1}", "{0}{1}/images", "{0}{1}/data", "images", ".")
+_IMAGE_FOLDERS = ("{0}{1}", "images/{0}{1}", "{0}{1}/images", "{0}{1}/data", "images", "data", ".")
+_WHOLE_IMAGE_FOLDERS = ("images/default", "images", "data", ".")
+_OTHER_COCO = ("panoptic_", "captions_", "person_keypoints_", "image_info_", "stuff_")  # published beside instances_
 
 
 class SplitFiles(NamedTuple):
@@ -33,27 +44,83 @@ class SplitFiles(NamedTuple):
     image_folders: list[Path]
 
 
-def has_detection(root: str | Path, split: Split | None = None) -> bool:
-    """Return whether a folder has annotations of objects, of one split or of any."""
-    found = _find(Path(root), DETECTION_FILES)
-    return bool(found) if split is None else split in found
+class CocoFiles:
+    """A folder with COCO annotations, see `Source`."""
+
+    format = "COCO"
+
+    def __init__(self, files: dict[Part, SplitFiles]) -> None:
+        self.files = files
+
+    @classmethod
+    def find(cls, root: Path) -> CocoFiles | None:
+        """Return the annotation files of a folder, None if it has none under the usual names."""
+        if root.is_file():
+            if root.suffix.lower() != ".json":
+                return None
+            return cls({"all": SplitFiles(root, _whole_folders(root.parent))})
+        splits = _find(root, DETECTION_FILES)
+        if splits:
+            return cls(splits)
+        whole = next((file for name in _WHOLE_FILES if is_coco(file := root / name)), None)
+        if whole is None:
+            return None
+        part: Part = "val" if root.name in SPLIT_NAMES["val"][:3] else "all"
+        return cls({part: SplitFiles(whole, _whole_folders(root))})
+
+    @classmethod
+    def find_any(cls, root: Path) -> CocoFiles | None:
+        """Return the only COCO file of a folder or of its `annotations`, whatever its name; None if there is none.
+
+        Raises:
+            DataError: there are several (A64).
+        """
+        if not root.is_dir():
+            return None
+        files = [file for folder in (root, root / "annotations") for file in sorted(folder.glob("*.json"))]
+        found = [file for file in files if not file.name.startswith(_OTHER_COCO) and is_coco(file)]
+        if len(found) > 1:
+            what = f"{len(found)} COCO files, none named as a split: {listed([f.relative_to(root) for f in found])}"
+            remedy = f"name one as the data: --data {found[0]}, or name them train.json and val.json in annotations/"
+            raise DataError(what, where=root, remedy=remedy, code="A64")
+        return cls({"all": SplitFiles(found[0], _whole_folders(root))}) if found else None
+
+    @property
+    def parts(self) -> dict[Part, Path]:
+        return {part: files.annotations for part, files in self.files.items()}
+
+    def tables(self, part: Part) -> DetectionTables:
+        """Read the annotation file of a part, see `Source`."""
+        file, folders = self.files[part]
+        report = Report(file)
+        return DetectionTables(read_json(file, report), report, folders, is_file=True)
+
+
+def has_coco(root: Path, split: Split) -> bool:
+    """Return whether a folder has annotations of objects of a split in COCO's format."""
+    return split in _find(root, DETECTION_FILES)
+
+
+def is_coco(file: Path) -> bool:
+    """Return whether a file seems to be a COCO document. Reads its first bytes: other tools use the same names."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(65536)
+    except OSError:
+        return False
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and any(
+        f'"{key}"'.encode() in head for key in ("images", "annotations", "categories")
+    )
+
+
+def _whole_folders(root: Path) -> list[Path]:
+    above = [root.parent] if root.name == "annotations" else []
+    return [base / name for base in (*above, root) for name in _WHOLE_IMAGE_FOLDERS]
 
 
 def has_panoptic(root: str | Path) -> bool:
     """Return whether a folder has panoptic annotations."""
     return bool(_find(Path(root), PANOPTIC_FILES))
-
-
-def find_detection(root: Path, split: Split) -> SplitFiles:
-    """Return the files of a split with annotations of objects.
-
-    Raises:
-        DataError: no annotations in any layout, or none of this split.
-    """
-    found = _find(root, DETECTION_FILES)
-    if not found:
-        raise _no_detection(root)
-    return _split_of(found, split, root)
 
 
 def find_panoptic(root: Path, split: Split) -> SplitFiles:
@@ -69,44 +136,25 @@ def find_panoptic(root: Path, split: Split) -> SplitFiles:
     return _split_of(found, split, root)
 
 
-def _find(root: Path, patterns: Sequence[str]) -> dict[Split, SplitFiles]:
+def _find(root: Path, patterns: Sequence[str]) -> dict[Part, SplitFiles]:
     """Return the files of each split. patterns: annotation files to look for, best first; {} is the split's name."""
 
     def look(name: str) -> SplitFiles | None:
-        file = next((file for pattern in patterns if (file := root / pattern.format(name)).is_file()), None)
+        file = next((file for pattern in patterns if _is_there(file := root / pattern.format(name))), None)
         if file is None:
             return None
         year = next((year for year in ("2017", "2014") if file.stem.endswith(year)), "")
         return SplitFiles(file, [root / folder.format(name, year) for folder in _IMAGE_FOLDERS])
 
-    return find_splits(look)
+    return find_parts(look)
 
 
-def _split_of(found: dict[Split, SplitFiles], split: Split, root: Path) -> SplitFiles:
+def _is_there(file: Path) -> bool:
+    return file.is_file() and (file.name not in _WHOLE_FILES or is_coco(file))
+
+
+def _split_of(found: dict[Part, SplitFiles], split: Split, root: Path) -> SplitFiles:
     if split not in found:
         present = {name: files.annotations.relative_to(root) for name, files in found.items()}
         raise missing_split(split, present, root, "its annotations")
     return found[split]
-
-
-def _no_detection(root: Path) -> DataError:
-    check_folder(root, ["shapes"])
-    looked = ", ".join(pattern.format("train") for pattern in DETECTION_FILES)
-    names = ", ".join(SPLIT_NAMES["val"])
-    what = f"no COCO annotations; looked for {looked}, the same with {names}; found {folder_entries(root)}"
-    return DataError(what, where=root, remedy=_conversion_hint(root))
-
-
-def _conversion_hint(root: Path) -> str | None:
-    """Return how to make COCO annotations of the files in the folder."""
-    output = root / "annotations" / "train.json"
-    convert = f"convert it to COCO (pip install 'regard[train]'): coco convert --to coco --output {output} --from "
-    if any(root.glob("*.yaml")) or any(root.glob("*.yml")) or (root / "labels").is_dir():
-        return "this looks like YOLO: " + convert + f"yolo --input {root}/labels/train --images-dir {root}/images/train"
-    for folder in ("Annotations", "annotations", "."):
-        if any((root / folder).glob("*.xml")):
-            return "this looks like Pascal VOC: " + convert + f"voc --input {root / folder}"
-    train = root / "train"
-    if train.is_dir() and all(entry.is_dir() for entry in train.iterdir()):
-        return "this looks like images in class folders, which are for classification; detection needs boxes"
-    return None

@@ -17,7 +17,7 @@ import torch
 from regard.data.coco.annotated_images import AnnotatedImages, fingerprint
 from regard.data.coco.annotations import CocoAnnotations, to_coco
 from regard.data.coco.dataset import open_detection
-from regard.data.coco.layout import find_panoptic, has_detection
+from regard.data.coco.layout import find_panoptic, has_coco
 from regard.data.coco.outlines import run_lengths
 from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_panoptic
 from regard.data.coco.panoptic_png import boxes_of, read_segments, segments_of
@@ -123,7 +123,8 @@ class PanopticDataset(AnnotatedImages[PanopticAnnotations]):
         """Return a hash of the JSON file and of names and sizes in bytes of images and PNG files. Reads none."""
         path, folder = self.annotations.path, self.annotations.segment_folder
         images, segments = (
-            fingerprint(path, *files) for files in ((self.image_folder, self.names), (folder, self.annotations.files))
+            fingerprint(path.read_bytes(), *files)
+            for files in ((self.image_folder, self.names), (folder, self.annotations.files))
         )
         return images[:32] + segments[:32]
 
@@ -199,7 +200,7 @@ def _instances_of(root: Path, annotations: PanopticAnnotations, masks: bool) -> 
 
     masks: whether all of them must have outlines.
     """
-    if not has_detection(root, "val"):
+    if not has_coco(root, "val"):
         return None
     found = open_detection(root, "val").annotations
     same_images = {image.id for image in found.images} == {image.id for image in annotations.images}

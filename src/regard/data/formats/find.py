@@ -1,0 +1,154 @@
+"""Finds out in which format a folder has detection data, and reads one split of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from regard.data.coco.annotations import CocoAnnotations, check_tables, select_images
+from regard.data.coco.layout import CocoFiles
+from regard.data.coco.tables import collector_paused
+from regard.data.formats.csv_boxes import CsvBoxes
+from regard.data.formats.held_out import choose_validation
+from regard.data.formats.tables import DetectionTables, Document, Source
+from regard.data.formats.voc import VocFiles
+from regard.data.formats.yolo import YoloFiles
+from regard.data.image_folders import SUFFIXES
+from regard.data.paths import check_folder
+from regard.data.report import Report, folder_entries
+from regard.data.splits import Part, Split, missing_split
+from regard.errors import DataError
+
+_LOOKED = (
+    "COCO (annotations/instances_train.json, train/_annotations.coco.json, train/labels.json, result.json), "
+    "YOLO (data.yaml, images/train and labels/train), Pascal VOC (Annotations/*.xml), CSV (train.csv with boxes)"
+)
+
+
+@dataclass(frozen=True)
+class SplitTables:
+    """One split: its checked annotations, and the COCO document that they were made from.
+
+    Where the split is a part of `document`, `annotations.images` has the images that belong to it.
+    """
+
+    annotations: CocoAnnotations
+    document: Document
+    format: str
+
+
+def find_source(path: Path) -> Source | None:
+    """Return the detection data of a folder or file, None if there are none.
+
+    Raises:
+        DataError: the folder is of a known format, but what says so is wrong, such as a `data.yaml`.
+    """
+    finders = (CocoFiles.find, YoloFiles.find, VocFiles.find, CsvBoxes.find, CocoFiles.find_any)
+    return next((source for find in finders if (source := find(path)) is not None), None)
+
+
+def has_detection(path: str | Path) -> bool:
+    """Return whether a folder or file has annotations of objects in any format, even if they are wrong."""
+    return detection_format(path) is not None
+
+
+def detection_format(path: str | Path) -> str | None:
+    """Return the name of the format of detection data, None if there are none."""
+    try:
+        source = find_source(Path(path))
+    except DataError:
+        return "detection data"  # of a known format, with a mistake
+    return None if source is None else source.format
+
+
+def detection_splits(path: str | Path) -> tuple[Split, ...]:
+    """Return the splits that can be opened: both, or `val` alone.
+
+    Raises:
+        DataError: no detection data (A64).
+    """
+    parts = _source(Path(path)).parts
+    return ("val",) if set(parts) == {"val"} else ("train", "val")
+
+
+def read_split(path: Path, split: Split) -> SplitTables:
+    """Read and check one split. Data without a validation split are split by the content of their images.
+
+    Raises:
+        DataError: no format fits (A64), the split is missing, or annotations are wrong.
+    """
+    source = _source(path)
+    parts: Mapping[Part, object] = source.parts
+    if split in parts and (split == "val" or "val" in parts):
+        return _whole(source, split)
+    if "val" in parts:
+        raise missing_split(split, _shown(parts, path), path, "its annotations")
+    found = _whole(source, "all" if "all" in parts else "train")
+    annotations = found.annotations
+    folder = annotations.image_folder
+    assert folder is not None
+    for_validation = choose_validation([folder / image.file_name for image in annotations.images])
+    report = annotations.report
+    if split == "val":  # the issues of the whole are those of the training split
+        report = Report(report.path, report.places)
+    if not any(for_validation):
+        what = "no validation split, and all images are the same: used for training and validation"
+        report.add("A61", "warn", what)
+        return replace(found, annotations=replace(annotations, report=report))
+    count = f"{sum(for_validation)} of {len(for_validation)} images"
+    report.add("A61", "fix", f"no validation split: {count}, chosen by their content, are used for it")
+    chosen = [index for index, is_val in enumerate(for_validation) if is_val == (split == "val")]
+    return replace(found, annotations=select_images(annotations, chosen, report))
+
+
+def _whole(source: Source, part: Part) -> SplitTables:
+    """Read and check all images of a part."""
+    with collector_paused():
+        tables = source.tables(part)
+        annotations = check_tables(tables.document, tables.image_folders, tables.report)
+    for code, severity, what, place, count in tables.notes:
+        tables.report.add_at(code, severity, what, place, count)
+    return SplitTables(replace(annotations, tables_digest=_digest(tables)), tables.document, source.format)
+
+
+def _digest(tables: DetectionTables) -> bytes | None:
+    if tables.is_file:
+        return None
+    return hashlib.sha256(json.dumps(tables.document, sort_keys=True).encode("utf-8", "surrogatepass")).digest()
+
+
+def _source(path: Path) -> Source:
+    source = find_source(path)
+    if source is None:
+        raise _no_detection(path)
+    return source
+
+
+def _shown(parts: Mapping[Part, object], root: Path) -> dict[Part, str]:
+    """Return the parts as messages show them: paths below the folder."""
+    return {part: str(place).removeprefix(f"{root}/") for part, place in parts.items()}
+
+
+def _no_detection(path: Path) -> DataError:
+    if path.is_file():
+        what = "not a file of detection data: COCO's .json, YOLO's .yaml or a .csv with columns of boxes"
+        return DataError(what, where=path, remedy="name the folder of the data", code="A64")
+    check_folder(path, ["shapes"])
+    what = f"no detection data; looked for {_LOOKED}; found {folder_entries(path)}"
+    return DataError(what, where=path, remedy=_hint(path), code="A64")
+
+
+def _hint(root: Path) -> str | None:
+    """Return what the folder seems to be."""
+    for folder in (root / "train", root):
+        inside = [entry for entry in folder.iterdir() if entry.name[0] != "."] if folder.is_dir() else []
+        if inside and all(entry.is_dir() for entry in inside):
+            return "this looks like images in class folders, which are for classification; detection needs boxes"
+    if any(root.glob("*.csv")):
+        return "a CSV file of boxes needs a first line such as filename,xmin,ymin,xmax,ymax,class"
+    if any(entry.suffix.lower() in SUFFIXES for entry in root.iterdir()):
+        return "detection needs boxes: add the annotations beside the images"
+    return None
