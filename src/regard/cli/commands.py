@@ -48,7 +48,7 @@ def train(
     """Train a detector or a classifier: regard train detr_resnet50 --data my_coco/ --epochs 50 lr=1e-4.
 
     Args:
-        model: a name from `regard models`.
+        model: a name from `regard models`; chosen by the data if not given.
         data: folder of COCO, YOLO, Pascal VOC or CSV data, or with a folder per class; `shapes`, or `digits`.
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.

@@ -26,15 +26,18 @@ def train(
     """Train a detector or a classifier.
 
     Args:
-        model: a name from `list_models()`.
+        model: a name from `list_models()`; if None `detr_lite` for images with boxes, `detr_lite_panoptic` for those
+            with segments alone, and `efficientnet_lite0` for those with classes.
         data: for a detector a folder of COCO, YOLO, Pascal VOC or CSV data (see `open_detection`), for a classifier one
-            with a folder for each class (and other layouts, see `open_classification`); or `shapes` for generated images (`shapes:size=96,classes=5`).
+            with a folder for each class (and other layouts, see `open_classification`); or `shapes` for generated
+            images (`shapes:size=96,classes=5`).
         epochs: passes over the training images; the recipe's number if None.
         output: the run's folder; `runs/MODEL-N` if None.
         resume: resume the run in `output` with its own settings; `overrides` replace some.
-        recipe: `paper`, `finetune`, `fast`, `panoptic_boxes`, `panoptic_masks` or `small`; for classifiers `deit`,
-            `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; by default that
-            of the model, on ImageNet itself the published one.
+        recipe: `auto` (settings chosen from the data), `paper`, `finetune`, `fast`, `panoptic_boxes`,
+            `panoptic_masks` or `small`; for classifiers `deit`, `deit3`, `resolution`, `transfer`, `augreg`,
+            `imagenet`, `cifar`, `finetune` or `small`; by default that of the model, on ImageNet itself the published
+            one.
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
         teacher: teacher of a classifier: a model name, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.

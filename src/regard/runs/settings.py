@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from regard.config import apply_mapping, apply_overrides
-from regard.data.paths import check_data, data_text
+from regard.data.paths import GENERATED, check_data, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
@@ -46,15 +46,9 @@ def resolve(
         settings = recipe_from_file(Path(config))
         if model is not None and model != settings.name:
             raise ConfigError(f"the settings are for {settings.name}, not for {model}", where=config, code="C09")
-    elif model is None:
-        raise ConfigError("which model?", remedy="see: regard models", code="C09")
     else:
         folder = next((word.partition("=")[2] for word in reversed(overrides) if word.startswith("data=")), data)
-        if recipe is None and folder is not None and isinstance(preset(model), ClassifierConfig):
-            from regard.data.class_images.imagenet import is_imagenet  # imports numpy
-
-            recipe = imagenet_recipe(model) if is_imagenet(folder) else None
-        settings = recipe_for(model, recipe)
+        settings = _recipe_of(model or _model_for(folder), folder, recipe)
     changes: dict[str, Any] = {} if data is None else {"data": data_text(data)}
     if epochs is not None:
         changes["epochs"] = epochs
@@ -65,6 +59,33 @@ def resolve(
     if not resolved.data:
         raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
     return resolved
+
+
+def _recipe_of(model: str, data: str | Path | None, recipe: str | None) -> Recipe:
+    """Return the named recipe of a model; without a name the published one on ImageNet, else the model's default."""
+    if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig):
+        from regard.data.class_images.imagenet import is_imagenet  # imports numpy
+
+        recipe = imagenet_recipe(model) if is_imagenet(data) else None
+    return recipe_for(model, recipe)
+
+
+def _model_for(data: str | Path | None) -> str:
+    """Return the model for a folder of data, if the user names none: one that small data and a CPU can train.
+
+    Raises:
+        ConfigError: no data, or generated ones, which suit many models (C09).
+        DataError: there is no such folder.
+    """
+    if data is None or data_text(data).partition(":")[0] in GENERATED:
+        raise ConfigError("which model?", remedy="see: regard models", code="C09")
+    check_data(data_text(data))
+    from regard.data.coco.layout import has_panoptic
+    from regard.data.formats.find import has_detection
+
+    if has_detection(data):
+        return "detr_lite"
+    return "detr_lite_panoptic" if has_panoptic(data) else "efficientnet_lite0"
 
 
 def fits_data(settings: Recipe, recipe: str | None, *, is_new: bool) -> TypeGuard[DetectionRecipe]:
