@@ -17,7 +17,7 @@ from regard.evaluation.detection import criterion_of
 from regard.models.catalog import list_models
 from regard.models.configs.detr import DETRConfig
 from regard.recipes import recipe_for
-from regard.recipes.detection import DETECTION_RECIPES, DetectionRecipe
+from regard.recipes.detection import DETECTION_RECIPES, LITE, DetectionRecipe
 from regard.runs.detection_task import augmentation_of
 
 TRAINED = [name for name in list_models("detr*") if name != "detr_demo"]
@@ -98,7 +98,7 @@ def test_all_recipes_of_all_models(name):
         assert made.name == name
         assert apply_mapping(made, to_mapping(made)) == made  # what is written can be read
     own = recipe_for(name)
-    assert own == recipe_for(name, "paper" if name in LARGE else "small")
+    assert own == recipe_for(name, "auto" if name in LITE else "paper" if name in LARGE else "small")
 
 
 def test_finetune_and_fast():

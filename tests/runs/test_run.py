@@ -136,7 +136,7 @@ def test_one_process_a_run(run):
 def test_arguments_stand_above_the_recipe_and_words_above_both():
     settings = resolve("detr_tiny", "my", 7, None, False, None, None, ["epochs=9", "lr=0.5"])
     assert (settings.data, settings.epochs, settings.lr) == ("my", 9, 0.5)
-    for wrong in ((None, "my"), ("detr_tinny", "my")):
+    for wrong in ((None, "shapes"), (None, None), ("detr_tinny", "my")):
         with pytest.raises(ConfigError):
             resolve(*wrong, None, None, False, None, None, [])
     with refused(ConfigError, "--resume", "--output", code="C09"):

@@ -39,7 +39,7 @@ def show(folder: Path, *, output: Path | None = None) -> None:
     check_data(str(folder), ())
     if output is not None and output.exists():
         raise ConfigError("the file exists", where=output, remedy="name another one", code="C11")
-    from regard.data_sheet import draw_data
+    from regard.reports.data_sheet import draw_data
 
     print(draw_data(folder, output or _free(folder.absolute().stem)))
 

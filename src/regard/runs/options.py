@@ -12,8 +12,8 @@ class TrainingOptions:
 
     Args:
         resume: resume the run in --output.
-        recipe: auto, paper, finetune, fast, panoptic_boxes, panoptic_masks, small; for classifiers imagenet, cifar, deit,
-            deit3, resolution, transfer, augreg, finetune, small.
+        recipe: auto, paper, finetune, fast, panoptic_boxes, panoptic_masks, small; for classifiers imagenet, cifar,
+            deit, deit3, resolution, transfer, augreg, finetune, small.
         config: config.yaml of an earlier run, to train with the same settings.
         teacher: teacher of a classifier: a model name, run or file, regnety_160, timm/NAME, torchvision/NAME.
     """

@@ -16,7 +16,6 @@ from regard.drawing.boxes import class_color, draw_boxes, grid, rgb_copy, save_p
 from regard.drawing.masks import draw_masks
 from regard.metrics.charts.classification import plot_class_counts
 from regard.metrics.charts.detection import plot_dataset
-from regard.structures.categories import Category
 
 MAX_IMAGES = 12
 _COLUMNS = 4
@@ -63,7 +62,7 @@ def _with_boxes(data: CocoDataset | PanopticDataset, index: int) -> Image.Image:
     """Draw the objects of an image that are learned; outlines where all of them have one."""
     sample = data[index]
     picture = rgb_copy(sample.image)
-    categories: tuple[Category, ...] = data.categories
+    categories = data.categories
     colors = [class_color(label) for label in sample.labels.tolist()]
     if isinstance(data, CocoDataset) and len(sample.labels):
         annotations = data.annotations
