@@ -152,6 +152,7 @@ def test_missing_split_names_those_present(tmp_path: Path) -> None:
     [
         (["train/cat/a.jpg", "train/dog/b.jpg"], "images in class folders"),
         (["photo.jpg"], "found photo.jpg"),
+        (["train/a.jpg", "val/b.jpg"], "found train/, val/"),
         (["boxes.csv"], "filename,xmin,ymin,xmax,ymax,class"),
         ([], "found nothing"),
     ],
