@@ -73,6 +73,10 @@ LAYOUTS = {
     "names from images": ("annotations/instances_{}.json", "images/{}", "{}/"),
     "roboflow": ("{}/_annotations.coco.json", "{}", ""),
     "fiftyone": ("{}/labels.json", "{}/data", ""),
+    "instances beside the images": ("{0}/instances_{0}.json", "{}", ""),
+    "split beside the images": ("{0}/{0}.json", "{}", ""),
+    "instances in the root": ("instances_{}.json", "images/{}", ""),
+    "splits in the root": ("{}.json", "images", ""),
     "next to each other": ("{}/annotations.json", "{}/images", ""),
 }
 
