@@ -84,7 +84,7 @@ class DetectionJob:
     def findings(self) -> list[str]:
         """Warnings about the data set, one line each."""
         found = [str(issue) for data in (self.train_data, self.val_data) for issue in data.annotations.report.issues]
-        return found + self._more_queries
+        return list(dict.fromkeys(found + self._more_queries))  # both splits tell how the data were split
 
     def fetch_weights(self) -> list[str]:
         """Load the weights to start from. Returns notes for the user."""

@@ -73,6 +73,10 @@ LAYOUTS = {
     "names from images": ("annotations/instances_{}.json", "images/{}", "{}/"),
     "roboflow": ("{}/_annotations.coco.json", "{}", ""),
     "fiftyone": ("{}/labels.json", "{}/data", ""),
+    "instances beside the images": ("{0}/instances_{0}.json", "{}", ""),
+    "split beside the images": ("{0}/{0}.json", "{}", ""),
+    "instances in the root": ("instances_{}.json", "images/{}", ""),
+    "splits in the root": ("{}.json", "images", ""),
     "next to each other": ("{}/annotations.json", "{}/images", ""),
 }
 
@@ -152,6 +156,7 @@ def test_missing_split_names_those_present(tmp_path: Path) -> None:
     [
         (["train/cat/a.jpg", "train/dog/b.jpg"], "images in class folders"),
         (["photo.jpg"], "found photo.jpg"),
+        (["train/a.jpg", "val/b.jpg"], "found train/, val/"),
         (["boxes.csv"], "filename,xmin,ymin,xmax,ymax,class"),
         ([], "found nothing"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,33 @@ def test_commands_agree(name: str, capsys: pytest.CaptureFixture, tmp_path: Path
     FORMATS[name](tmp_path / "data", {"val": draw_pictures(tmp_path / "a", 3)}, NAMES)
     text = run(capsys, "data", "check", tmp_path / "data").worked()
     assert "val: 3 images" in text and "remove the folder" not in text
+
+
+WHOLE = {
+    "Label Studio": ("images", "labels", "classes.txt"),
+    "CVAT": ("obj_train_data", "obj_train_data", "obj.names"),
+    "beside each other": (".", ".", "classes.txt"),
+    "names beside labels": ("images", "labels", "labels/classes.txt"),
+}
+
+
+@pytest.mark.parametrize("layout", WHOLE)
+def test_yolo_without_splits(layout: str, tmp_path: Path) -> None:
+    images, labels, names = WHOLE[layout]
+    pictures = draw_pictures(tmp_path / "a", 12)
+    write_yolo(pictures, tmp_path / "d" / images, tmp_path / "d" / labels, NAMES)
+    (tmp_path / "d" / names).write_text("cat\ndog\n")
+    (tmp_path / "d" / "notes.json").write_text('{"categories": 3}')
+    parts = [open_detection(tmp_path / "d", split) for split in ("train", "val")]  # type: ignore[arg-type]
+    found = {**samples(parts[0]), **samples(parts[1])}
+    assert {file: row[2] for file, row in found.items()} == wanted(pictures)
+    assert {issue.code for issue in parts[0].annotations.report.issues} == {"A61"}
+
+
+def test_samples_can_be_sent_to_workers(tmp_path: Path) -> None:
+    voc_beside(tmp_path, {"train": draw_pictures(tmp_path / "a", 3), "val": draw_pictures(tmp_path / "a", 2)}, NAMES)
+    data = open_detection(tmp_path, "train")
+    assert samples(pickle.loads(pickle.dumps(data))) == samples(data)
 
 
 def test_annotations_that_are_named_themselves(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from detection_files import draw_pictures, write_voc
 from refusals import refused
 from regard.data.coco.dataset import open_detection
 from regard.data.formats.voc_xml import parse_xml, read_voc
-from regard.errors import DataError
+from regard.errors import DataError, ImageError
 
 OBJECT = "<object><name>cat</name>{}<bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>8</xmax><ymax>6</ymax></bndbox></object>"
 
@@ -126,6 +126,13 @@ def test_entities_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_bytes(text.encode("utf-16"))
     with refused(DataError, "document type", code="A63"):
         parse_xml(tmp_path / "a.xml")
+
+
+def test_another_size_than_stated_names_the_file(root: Path) -> None:
+    file = root / "Annotations/photo.0-1.xml"
+    file.write_text(file.read_text().replace("<width>", "<width>1"))
+    with refused(ImageError, "A33", file, root / "JPEGImages/photo.0-1.png"):
+        open_detection(root, "train")[1]
 
 
 def test_issues_of_the_checks_name_the_file(root: Path) -> None:

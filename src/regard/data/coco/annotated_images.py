@@ -45,7 +45,9 @@ class AnnotatedImages(Generic[AnyAnnotations]):
             ImageError: it cannot be decoded, or has another size than annotated (A33).
         """
         record = self.annotations.images[index]
-        return read_as_annotated(self.image_folder / record.file_name, record, self.annotations.path)
+        report = self.annotations.report
+        place = None if report.places is None else report.at("images", record.id - 1)  # ids of tables count from 1
+        return read_as_annotated(self.image_folder / record.file_name, record, self.annotations.path, place)
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -80,11 +82,14 @@ def fingerprint(annotations: bytes, folder: Path, names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def read_as_annotated(path: Path, record: ImageRecord, annotations: Path) -> Tensor:
+def read_as_annotated(path: Path, record: ImageRecord, annotations: Path, place: str | None = None) -> Tensor:
     """Decode an image (3, H, W) uint8 at its annotated size.
 
     Undoes the EXIF rotation if the annotations were made without it: image and boxes must be rotated alike. Keeping
     both as the annotator saw them also keeps scores comparable.
+
+    Args:
+        place: where the size is annotated, if each image has its own file.
 
     Raises:
         ImageError: the image cannot be decoded, or has another size than annotated (A33).
@@ -96,7 +101,7 @@ def read_as_annotated(path: Path, record: ImageRecord, annotations: Path) -> Ten
     unrotated = _without_rotation(image, path)
     if unrotated is None or tuple(unrotated.shape[-2:]) != (height, width):
         what = f"the image is {image.shape[-1]}x{image.shape[-2]}, its annotations say {width}x{height}"
-        remedy = f"correct width, height and boxes in {annotations}, or restore the image"
+        remedy = f"correct width, height and boxes in {place or annotations}, or restore the image"
         raise ImageError(what, where=path, remedy=remedy, code="A33")
     warnings.warn(
         f"fix[I22]: sizes in {annotations} ignore the EXIF rotation of images; such images are used unrotated",

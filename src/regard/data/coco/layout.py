@@ -21,6 +21,10 @@ DETECTION_FILES = (
     "{}/_annotations.coco.json",
     "{}/annotations.json",
     "{}/labels.json",
+    "{0}/instances_{0}.json",
+    "{0}/{0}.json",
+    "instances_{}.json",
+    "{}.json",
 )
 # Without splits: CVAT, Roboflow, FiftyOne, Label Studio.
 _WHOLE_FILES = (
@@ -150,7 +154,9 @@ def _find(root: Path, patterns: Sequence[str]) -> dict[Part, SplitFiles]:
 
 
 def _is_there(file: Path) -> bool:
-    return file.is_file() and (file.name not in _WHOLE_FILES or is_coco(file))
+    """Return whether there is an annotation file. Other tools use some of the names for other things."""
+    is_ours = file.parent.name == "annotations" or any(word in file.name for word in ("instances", "panoptic", "coco"))
+    return file.is_file() and (is_ours or is_coco(file))
 
 
 def _split_of(found: dict[Part, SplitFiles], split: Split, root: Path) -> SplitFiles:

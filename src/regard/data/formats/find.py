@@ -19,9 +19,10 @@ from regard.data.formats.yolo import YoloFiles
 from regard.data.image_folders import SUFFIXES
 from regard.data.paths import check_folder
 from regard.data.report import Report, folder_entries
-from regard.data.splits import Part, Split, missing_split
+from regard.data.splits import SPLIT_NAMES, Part, Split, missing_split, spellings
 from regard.errors import DataError
 
+_SPLIT_FOLDERS = frozenset(name for split in SPLIT_NAMES for name in spellings(split))
 _LOOKED = (
     "COCO (annotations/instances_train.json, train/_annotations.coco.json, train/labels.json, result.json), "
     "YOLO (data.yaml, images/train and labels/train), Pascal VOC (Annotations/*.xml), CSV (train.csv with boxes)"
@@ -145,7 +146,8 @@ def _hint(root: Path) -> str | None:
     """Return what the folder seems to be."""
     for folder in (root / "train", root):
         inside = [entry for entry in folder.iterdir() if entry.name[0] != "."] if folder.is_dir() else []
-        if inside and all(entry.is_dir() for entry in inside):
+        are_splits = all(entry.name in _SPLIT_FOLDERS for entry in inside)
+        if inside and not are_splits and all(entry.is_dir() for entry in inside):
             return "this looks like images in class folders, which are for classification; detection needs boxes"
     if any(root.glob("*.csv")):
         return "a CSV file of boxes needs a first line such as filename,xmin,ymin,xmax,ymax,class"

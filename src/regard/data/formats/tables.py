@@ -55,6 +55,24 @@ class Source(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of tables come from: of each image, of each object, of the names of classes, of the whole."""
+
+    whole: str
+    images: Sequence[str]
+    annotations: Sequence[str]
+    categories: str
+
+    def __call__(self, place: tuple[str | int, ...]) -> str:
+        """Return the place of a value, given by its keys and indices in the COCO document."""
+        table, row = place[0], place[1] if len(place) > 1 else None
+        if table == "categories":
+            return self.categories
+        rows = {"images": self.images, "annotations": self.annotations}.get(str(table), ())
+        return rows[row] if isinstance(row, int) and row < len(rows) else self.whole
+
+
 @dataclass
 class TableBuilder:
     """Collects the rows of the tables.
@@ -122,14 +140,8 @@ class TableBuilder:
             row["file_name"] = file.relative_to(folder).as_posix()
         categories = [{"id": label + 1, "name": name} for label, name in enumerate(self.names)]
         document = {"images": self.images, "annotations": self.annotations, "categories": categories}
-        return DetectionTables(document, Report(self.path, self._place_of), [folder], self.notes)
-
-    def _place_of(self, place: tuple[str | int, ...]) -> str:
-        table, row = place[0], place[1] if len(place) > 1 else None
-        rows = {"images": self._images_at, "annotations": self._annotations_at}.get(str(table))
-        if rows is not None and isinstance(row, int):
-            return rows[row]
-        return self.names_at if table == "categories" else str(self.path)
+        places = Places(str(self.path), self._images_at, self._annotations_at, self.names_at)
+        return DetectionTables(document, Report(self.path, places), [folder], self.notes)
 
 
 def measure(files: Sequence[Path]) -> list[tuple[int, int]]:

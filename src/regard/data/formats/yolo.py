@@ -173,7 +173,7 @@ def _tree(pairs: list[tuple[str, str]], root: Path, named: bool) -> list[Path] |
 
 def _has_labels(images: Path, labels: Path) -> bool:
     """Return whether an image has a label file, seen from the first of both folders."""
-    for text in labels.rglob("*.txt"):
+    for text in labels.glob("*.txt") if images == labels else labels.rglob("*.txt"):
         if text.stem not in _NOT_LABELS:
             folder = images / text.parent.relative_to(labels)
             if any((folder / f"{text.stem}{suffix}").is_file() for suffix in _both_cases()):
@@ -222,6 +222,7 @@ class _LabelFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.folders: dict[Path, _Folder] = {}
+        self.places: dict[Path, list[Path]] = {}
         self.beside: set[Path] = set()
 
     def of(self, image: Path) -> Path | None:
@@ -237,6 +238,11 @@ class _LabelFiles:
     def looked_in(self, image: Path) -> list[Path]:
         """Return the folders that may hold the label file: `images` replaced by `labels`, and near the image."""
         folder = image.parent
+        if folder not in self.places:
+            self.places[folder] = self._places(folder)
+        return self.places[folder]
+
+    def _places(self, folder: Path) -> list[Path]:
         places = []
         parts = folder.parts
         at = next((k for k in reversed(range(len(parts))) if parts[k].lower() in ("images", "jpegimages")), None)
