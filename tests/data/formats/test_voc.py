@@ -131,7 +131,7 @@ def test_entities_in_another_encoding(tmp_path: Path) -> None:
 def test_another_size_than_stated_names_the_file(root: Path) -> None:
     file = root / "Annotations/photo.0-1.xml"
     file.write_text(file.read_text().replace("<width>", "<width>1"))
-    with refused(ImageError, "A33", file, root / "JPEGImages/photo.0-1.png"):
+    with refused(ImageError, file, root / "JPEGImages/photo.0-1.png", code="A33"):
         open_detection(root, "train")[1]
 
 
