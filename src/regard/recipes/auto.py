@@ -66,7 +66,7 @@ def fit_to_data(
     minutes = None if free else CPU_MINUTES * max(1.0, data.images / MINUTES_FOR)
     minutes = _unless_given(recipe, given, "minutes", minutes)
     steps = max(1, epochs * (data.images // (batch_size * recipe.accumulate)))
-    model, queries = _queries(recipe.model, data, given)
+    model, why_model = _model(recipe.model, data, short_side, given)
     every = max(1, round(min(epochs, IMAGES_TO_SEE / data.images) / EVALUATIONS))
     fitted = replace(
         recipe, model=model, short_side=short_side, max_size=max_size, batch_size=batch_size, epochs=epochs,
@@ -76,7 +76,7 @@ def fit_to_data(
     )  # fmt: skip
     length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"
     limit = f", at most {minutes:.0f} minutes" if minutes is not None else ""
-    lines = [sizes, f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}", queries]
+    lines = [sizes, f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}", why_model]
     if steps < FEW_STEPS:
         lines.append(f"warning: {steps} steps are few for a detector: add images or epochs")
     return fitted, lines
@@ -96,15 +96,18 @@ def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collect
     return short_side, max_size, f"{about}: short_side={short_side} max_size={max_size}"
 
 
-def _queries(model: DETRConfig, data: DataSummary, given: Collection[str]) -> tuple[DETRConfig, str]:
-    """Return the model with enough queries for every image, and why."""
+def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collection[str]) -> tuple[DETRConfig, str]:
+    """Return the model with enough queries, and with fine maps for small boxes, and why."""
     count = max(model.num_queries, 10 * math.ceil(1.2 * data.max_objects / 10))  # Other images may have a few more.
-    if "model.num_queries" not in given:
-        model = replace(model, num_queries=count)
-    if count > MANY_QUERIES and not {"model.query_groups", "model.denoising_groups"} & set(given):
-        # Copies of many objects cost more time than they save.
-        model = replace(model, query_groups=min(model.query_groups, 2), denoising_groups=min(model.denoising_groups, 1))
-    return model, f"up to {data.max_objects} objects in an image: model.num_queries={model.num_queries}"
+    changes: dict[str, int] = {"num_queries": count}
+    if count > MANY_QUERIES:  # Copies of many objects cost more time than they save.
+        changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
+    if model.feature_maps > 1 and data.box_side * short_side < 2 * CELL:
+        # Cells of 8 pixels. Self-attention over so many of them would take most of the time.
+        changes |= {"feature_maps": 3, "encoder_layers": 0}
+    changes = {name: value for name, value in changes.items() if f"model.{name}" not in given}
+    shown = " ".join(f"model.{name}={value}" for name, value in changes.items() if value != getattr(model, name))
+    return replace(model, **changes), f"up to {data.max_objects} objects in an image: {shown or 'the model as it is'}"
 
 
 def _short_side(data: DataSummary, gpu: bool) -> tuple[int, str]:

@@ -143,8 +143,8 @@ def auto(name: str) -> DetectionRecipe:
     model = _config(name)
     start = "none" if model.backbone == "small" else "backbone"
     recipe = DetectionRecipe(
-        name=name, model=model, start_from=name if name in WEIGHTS else start, class_weight=2.0, lr=2e-4,
-        lr_backbone=2e-5 if start == "backbone" else 2e-4, schedule="cosine", warmup_share=0.05, max_norm=1.0,
+        name=name, model=model, start_from=name if name in WEIGHTS else start, class_weight=2.0, lr=3e-4,
+        lr_backbone=3e-5 if start == "backbone" else 3e-4, schedule="cosine", warmup_share=0.05, max_norm=1.0,
         fit_queries=True,
     )  # fmt: skip
     return replace(recipe, mask_weight=5.0, dice_weight=3.0) if model.masks and model.sigmoid else recipe
