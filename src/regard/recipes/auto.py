@@ -99,7 +99,7 @@ def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collect
 def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collection[str]) -> tuple[DETRConfig, str]:
     """Return the model with enough queries, and with fine maps for small boxes, and why."""
     count = max(model.num_queries, 10 * math.ceil(1.2 * data.max_objects / 10))  # Other images may have a few more.
-    changes: dict[str, int] = {"num_queries": count}
+    changes: dict[str, Any] = {"num_queries": count}
     if count > MANY_QUERIES:  # Copies of many objects cost more time than they save.
         changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
     if model.feature_maps > 1 and data.box_side * short_side < 2 * CELL:
