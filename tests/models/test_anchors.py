@@ -12,8 +12,18 @@ from torch import Tensor, nn
 
 from detr_cases import SMALL, plain_attention, plain_feed_forward, plain_norm, randomized, reference_image
 from loss_cases import Targets, random_targets
+from refusals import refused
+from regard.errors import ConfigError
 from regard.losses import SetCriterion
-from regard.models.anchors import AnchorQueries, QuerySet, group_mask, inverse_sigmoid, noise_boxes
+from regard.models.anchors import (
+    AnchorQueries,
+    QuerySet,
+    best_proposals,
+    cell_boxes,
+    group_mask,
+    inverse_sigmoid,
+    noise_boxes,
+)
 from regard.models.detr import DETR
 from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.outputs import DetectionOutput
@@ -322,3 +332,66 @@ def test_group_mask_and_inverse_sigmoid() -> None:
     x = torch.tensor([0.0, 0.0005, 0.3, 0.9, 1.0])
     expected = [math.log(p / (1 - p)) for p in (0.001, 0.001, 0.3, 0.9, 0.999)]
     torch.testing.assert_close(inverse_sigmoid(x), torch.tensor(expected))
+
+
+PROPOSED = dataclasses.replace(PLAIN, proposals=True, query_groups=2, denoising_groups=1, feature_maps=2)
+
+
+def test_cells_start_with_boxes_of_three_cells_around_them() -> None:
+    padding = torch.zeros(2, 4, 6, dtype=torch.bool)
+    padding[1, :, 4:] = True
+    padding[1, 3:] = True
+    boxes = cell_boxes(padding)
+    assert boxes[0, 1, 2].tolist() == pytest.approx([2.5 / 6, 1.5 / 4, 3 / 6, 3 / 4])
+    assert boxes[1, 1, 2].tolist() == pytest.approx([2.5 / 4, 1.5 / 3, 3 / 4, 1.0])  # fractions of the unpadded image
+
+
+def test_the_best_proposals_become_the_anchors() -> None:
+    logits = torch.tensor([[[-1.0, -9], [-9, 3], [0.5, -9], [-9, -9]]])
+    boxes = torch.arange(16.0).view(1, 4, 4)
+    chosen = best_proposals(DetectionOutput(logits, boxes), 2)
+    assert torch.equal(chosen, boxes[:, [1, 2]])
+    assert best_proposals(DetectionOutput(logits, boxes), 9).shape == (1, 9, 4)  # more queries than cells
+
+
+def test_padding_is_not_proposed() -> None:
+    net = randomized(PROPOSED).eval()
+    alone = net([images()[1]])
+    padded = net(images())
+    assert padded.boxes[1].shape == alone.boxes[0].shape and padded.boxes.isfinite().all()
+    proposals = net.proposals(torch.randn(1, 6, 16), torch.tensor([[[False, True, True], [False, True, True]]]))
+    assert sorted(proposals.logits[0].amax(-1).argsort(descending=True)[:2].tolist()) == [0, 3]
+
+
+def test_proposals_are_learned_and_every_parameter_takes_part() -> None:
+    torch.manual_seed(0)
+    net, targets = DETR(PROPOSED), random_targets([2, 3], PROPOSED.num_classes)
+    criterion = SetCriterion(PROPOSED.num_classes, classification="focal")
+    output = train_output(net, targets)
+    losses = criterion(output, targets)
+    cells = output.proposals
+    assert cells is not None and cells.logits.shape == (2, 16 * 16, PROPOSED.num_classes)  # cells of 4 pixels
+    for name in ("loss_ce", "loss_bbox", "loss_giou"):
+        expected = criterion(DetectionOutput(cells.logits, cells.boxes), targets)[name]
+        torch.testing.assert_close(losses[f"{name}_proposals"], expected)
+    criterion.total(losses).backward()
+    assert not [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert net.eval()(images()).proposals is None
+
+
+def test_maps_of_two_strides_are_added_by_hand() -> None:
+    net = randomized(dataclasses.replace(SMALL, feature_maps=2, encoder_layers=0)).eval()
+    maps = net.backbone(images()[0][None])
+    coarse, fine = net.input_proj(maps[-1]), net.finer_proj[0](maps[-2])
+    summed = fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+    summed = summed + net.fusion(summed.relu())
+    tokens, features = net._tokens(maps[-1], list(maps[:-1]))
+    assert features.shape[-2:] == fine.shape[-2:]
+    torch.testing.assert_close(tokens, summed.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_settings_that_do_not_go_together() -> None:
+    with refused(ConfigError, "model.proposals", "model.anchors=true", code="C09"):
+        dataclasses.replace(SMALL, proposals=True)
+    with refused(ConfigError, "feature_maps=9", "small", code="C03"):
+        DETR(dataclasses.replace(SMALL, feature_maps=9))

@@ -24,14 +24,14 @@ MINUTES_FOR = 200
 EVALUATIONS = 10  # in a training of IMAGES_TO_SEE
 UNTIL_TIME_IS_UP = 100_000  # epochs, where `minutes` ends the training
 MANY_QUERIES = 60
-FEW_STEPS = 300
+FEW_STEPS, FEW_IMAGES, FEW_PER_CLASS = 300, 50, 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
     """What the rule looks at, of the training images.
 
-    images: their number.
+    images, classes: their numbers.
     short_side, long_side: medians, in pixels.
     max_objects: objects of the image with most of them, in training and validation.
     objects: mean per image.
@@ -39,6 +39,7 @@ class DataSummary:
     """
 
     images: int
+    classes: int
     short_side: int
     long_side: int
     max_objects: int
@@ -77,9 +78,21 @@ def fit_to_data(
     length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"
     limit = f", at most {minutes:.0f} minutes" if minutes is not None else ""
     lines = [sizes, f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}", why_model]
+    return fitted, lines + _expectations(data, steps)
+
+
+def _expectations(data: DataSummary, steps: int) -> list[str]:
+    """Return what keeps a detector from learning, in words."""
+    lines = []
+    per_class = data.images * data.objects / data.classes
     if steps < FEW_STEPS:
-        lines.append(f"warning: {steps} steps are few for a detector: add images or epochs")
-    return fitted, lines
+        lines.append(f"warning: {steps} steps are few for a detector: train for more epochs or minutes")
+    if data.images < FEW_IMAGES:
+        lines.append(f"warning: {data.images} images are few: expect a rough detector, and scores that vary by chance")
+    elif per_class < FEW_PER_CLASS:
+        what = f"warning: {data.classes} classes have {per_class:.0f} objects each on average"
+        lines.append(f"{what}: expect low scores; a class is learned from about {FEW_PER_CLASS} objects on")
+    return lines
 
 
 def _unless_given(recipe: DetectionRecipe, given: Collection[str], name: str, value: Any) -> Any:

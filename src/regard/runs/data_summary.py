@@ -51,6 +51,7 @@ def summarize(settings: DetectionRecipe) -> DataSummary:
     box_sides, count = _box_sides(train, sides[:, 0])
     return DataSummary(
         images=len(train),
+        classes=len(train.categories),
         short_side=int(np.median(sides[:, 0])),
         long_side=int(np.median(sides[:, 1])),
         max_objects=max(train.max_objects[0], val.max_objects[0]),
