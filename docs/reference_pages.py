@@ -28,6 +28,7 @@ FAMILY_TITLES = {
     "ResNetConfig": "ResNet, attention-augmented and plain",
     "WideResNetConfig": "Wide ResNet, attention-augmented and plain",
     "MnasNetConfig": "MnasNet, attention-augmented and plain",
+    "EfficientNetConfig": "EfficientNet-Lite0",
     "SANConfig": "SAN, networks of vector attention",
     "ViTConfig": "ViT, DeiT and DeiT III",
 }
