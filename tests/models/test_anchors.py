@@ -337,13 +337,13 @@ def test_group_mask_and_inverse_sigmoid() -> None:
 PROPOSED = dataclasses.replace(PLAIN, proposals=True, query_groups=2, denoising_groups=1, feature_maps=2)
 
 
-def test_cells_start_with_boxes_of_three_cells_around_them() -> None:
+def test_cells_start_with_boxes_around_them() -> None:
     padding = torch.zeros(2, 4, 6, dtype=torch.bool)
     padding[1, :, 4:] = True
     padding[1, 3:] = True
-    boxes = cell_boxes(padding)
-    assert boxes[0, 1, 2].tolist() == pytest.approx([2.5 / 6, 1.5 / 4, 3 / 6, 3 / 4])
-    assert boxes[1, 1, 2].tolist() == pytest.approx([2.5 / 4, 1.5 / 3, 3 / 4, 1.0])  # fractions of the unpadded image
+    boxes = cell_boxes(padding, 0.2)
+    assert boxes[0, 1, 2].tolist() == pytest.approx([2.5 / 6, 1.5 / 4, 0.2, 0.2])
+    assert boxes[1, 1, 2].tolist() == pytest.approx([2.5 / 4, 1.5 / 3, 0.2, 0.2])  # fractions of the unpadded image
 
 
 def test_the_best_proposals_become_the_anchors() -> None:

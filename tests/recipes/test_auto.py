@@ -7,8 +7,19 @@ import pytest
 from regard.recipes import recipe_for
 from regard.recipes.auto import CPU_MINUTES, UNTIL_TIME_IS_UP, DataSummary, fit_to_data
 
-PHOTOS = DataSummary(images=160, classes=1, short_side=340, long_side=490, max_objects=3, objects=1.1, box_side=0.45)
-NUCLEI = DataSummary(images=60, classes=1, short_side=256, long_side=256, max_objects=60, objects=24.3, box_side=0.035)
+PHOTOS = DataSummary(
+    images=160, classes=1, short_side=340, long_side=490, max_objects=3, objects=1.1, box_side=0.45, median_box_side=0.6
+)
+NUCLEI = DataSummary(
+    images=60,
+    classes=1,
+    short_side=256,
+    long_side=256,
+    max_objects=60,
+    objects=24.3,
+    box_side=0.035,
+    median_box_side=0.07,
+)
 
 
 def fitted(data, *given, gpu=False, **changes):
@@ -19,7 +30,10 @@ def fitted(data, *given, gpu=False, **changes):
 def test_large_boxes_need_small_images_and_small_boxes_fine_maps():
     photos, nuclei = fitted(PHOTOS), fitted(NUCLEI)
     assert photos.short_side < nuclei.short_side and photos.model.feature_maps < nuclei.model.feature_maps
-    assert nuclei.model.num_queries >= 1.2 * 60 and photos.model == recipe_for("detr_lite").model
+    assert (
+        nuclei.model.num_queries >= 1.2 * 60 and photos.model.num_queries == recipe_for("detr_lite").model.num_queries
+    )
+    assert (photos.model.anchor_size, nuclei.model.anchor_size) == (0.6, 0.07)
     assert fitted(NUCLEI, gpu=True).short_side >= nuclei.short_side
 
 

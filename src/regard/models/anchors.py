@@ -51,6 +51,7 @@ class AnchorQueries(nn.Module):
         embed_dim: width C.
         label_noise: share of copies with another label.
         box_noise: largest shift of a copy's corners, in halves of its width and height.
+        anchor_size: width and height of the anchors before training, as fractions of the image.
         learned_anchors: False where `forward` gets the anchors of each image.
     """
 
@@ -64,6 +65,7 @@ class AnchorQueries(nn.Module):
         embed_dim: int,
         label_noise: float,
         box_noise: float,
+        anchor_size: float = 0.3,
         learned_anchors: bool = True,
     ) -> None:
         super().__init__()
@@ -79,9 +81,9 @@ class AnchorQueries(nn.Module):
         if not learned_anchors:
             return
         self.anchors = nn.Embedding(num_queries * num_groups, 4)  # logits of cxcywh
-        with torch.no_grad():  # centres anywhere, sides about a third of the image
+        with torch.no_grad():  # centres anywhere
             self.anchors.weight[:, :2] = inverse_sigmoid(torch.rand(num_queries * num_groups, 2))
-            self.anchors.weight[:, 2:] = inverse_sigmoid(torch.full((num_queries * num_groups, 2), 0.3))
+            self.anchors.weight[:, 2:] = inverse_sigmoid(torch.full((num_queries * num_groups, 2), anchor_size))
 
     def forward(
         self, batch_size: int, targets: Sequence[Mapping[str, Tensor]] | None, proposed: Tensor | None = None
@@ -149,16 +151,18 @@ class Proposals(nn.Module):
     Args:
         num_classes: classes, each with a sigmoid.
         embed_dim: width C of a token.
+        anchor_size: width and height of the boxes before training, as fractions of the image.
     """
 
-    def __init__(self, num_classes: int, embed_dim: int) -> None:
+    def __init__(self, num_classes: int, embed_dim: int, anchor_size: float) -> None:
         super().__init__()
+        self.anchor_size = anchor_size
         self.norm = nn.LayerNorm(embed_dim)
         self.class_embed = nn.Linear(embed_dim, num_classes)
         self.bbox_embed = MLP(embed_dim, embed_dim, 4, num_layers=3)
 
     def reset_parameters(self) -> None:
-        """Propose boxes of three cells around each cell, and objects with a probability of 0.01."""
+        """Propose boxes around each cell, and objects with a probability of 0.01."""
         nn.init.zeros_(self.bbox_embed.last.weight)
         nn.init.zeros_(self.bbox_embed.last.bias)
         nn.init.constant_(self.class_embed.bias, -4.6)
@@ -171,7 +175,7 @@ class Proposals(nn.Module):
             padding: (B or 1, h, w) bool.
         """
         tokens = self.norm(memory)
-        cells = inverse_sigmoid(cell_boxes(padding).flatten(1, 2))
+        cells = inverse_sigmoid(cell_boxes(padding, self.anchor_size).flatten(1, 2))
         logits = self.class_embed(tokens).masked_fill(padding.flatten(1)[..., None], OUTSIDE)
         boxes = (cells + self.bbox_embed(tokens)).to(torch.promote_types(tokens.dtype, torch.float32)).sigmoid()
         return DetectionOutput(logits, boxes)
@@ -187,16 +191,16 @@ def best_proposals(proposals: DetectionOutput, count: int) -> Tensor:
     return proposals.boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
 
 
-def cell_boxes(padding: Tensor) -> Tensor:
-    """Return a box of three cells around the centre of each cell: (B, h, w, 4) cxcywh, 1 is the end of the image.
+def cell_boxes(padding: Tensor, size: float) -> Tensor:
+    """Return a box around the centre of each cell: (B, h, w, 4) cxcywh, as fractions of the unpadded image.
 
     Centres follow the position encoding (`SinePositionEncoding`, centered).
     """
     valid = (~padding).to(torch.float32)
     y, x = valid.cumsum(dim=1), valid.cumsum(dim=2)
     rows, columns = y[:, -1:, :].clamp(min=1), x[:, :, -1:].clamp(min=1)
-    side = 3.0 * torch.ones_like(valid)
-    return torch.stack(((x - 0.5) / columns, (y - 0.5) / rows, side / columns, side / rows), dim=-1).clamp(0, 1)
+    sides = torch.full_like(valid, size)
+    return torch.stack(((x - 0.5) / columns, (y - 0.5) / rows, sides, sides), dim=-1).clamp(0, 1)
 
 
 class AnchorDecoderLayer(DecoderLayer):

@@ -101,10 +101,11 @@ class DETR(nn.Module):
                 embed_dim=c,
                 label_noise=config.label_noise,
                 box_noise=config.box_noise,
+                anchor_size=config.anchor_size,
                 learned_anchors=not config.proposals,
             )
             if config.proposals:
-                self.proposals = Proposals(config.num_classes, c)
+                self.proposals = Proposals(config.num_classes, c, config.anchor_size)
                 self.proposals.reset_parameters()
             nn.init.zeros_(self.bbox_embed.last.weight)  # boxes start at their anchors
             nn.init.zeros_(self.bbox_embed.last.bias)

@@ -35,7 +35,8 @@ class DataSummary:
     short_side, long_side: medians, in pixels.
     max_objects: objects of the image with most of them, in training and validation.
     objects: mean per image.
-    box_side: 10th percentile of the square root of a box's area, over the short side of its image.
+    box_side, median_box_side: 10th percentile and median of the square root of a box's area, over the short side of its
+        image.
     """
 
     images: int
@@ -45,6 +46,7 @@ class DataSummary:
     max_objects: int
     objects: float
     box_side: float
+    median_box_side: float
 
 
 def fit_to_data(
@@ -112,7 +114,7 @@ def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collect
 def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collection[str]) -> tuple[DETRConfig, str]:
     """Return the model with enough queries, and with fine maps for small boxes, and why."""
     count = max(model.num_queries, 10 * math.ceil(1.2 * data.max_objects / 10))  # Other images may have a few more.
-    changes: dict[str, Any] = {"num_queries": count}
+    changes: dict[str, Any] = {"num_queries": count, "anchor_size": round(min(0.9, max(0.02, data.median_box_side)), 2)}
     if count > MANY_QUERIES:  # Copies of many objects cost more time than they save.
         changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
     if model.feature_maps > 1 and data.box_side * short_side < 2 * CELL:

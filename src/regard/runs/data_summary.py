@@ -57,6 +57,7 @@ def summarize(settings: DetectionRecipe) -> DataSummary:
         max_objects=max(train.max_objects[0], val.max_objects[0]),
         objects=count / len(train),
         box_side=float(np.percentile(box_sides, SMALL_BOX)) if len(box_sides) else 1.0,
+        median_box_side=float(np.median(box_sides)) if len(box_sides) else 1.0,
     )
 
 

@@ -30,6 +30,7 @@ class DETRConfig:
     sigmoid: bool = False  # a sigmoid per class instead of softmax with a no-object class
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
     proposals: bool = False  # queries start at the best boxes that cells of the feature map propose (two-stage)
+    anchor_size: float = 0.3  # width and height of anchors and proposals before training, as fractions of the image
     query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
     denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
     label_noise: float = 0.2  # DN-DETR: share of copies with a random label
@@ -59,6 +60,8 @@ class DETRConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}, expected 0 <= dropout < 1", code="C03")
+        if not 0 < self.anchor_size <= 1:
+            raise ConfigError(f"model.anchor_size is {self.anchor_size}, expected more than 0, at most 1", code="C03")
         if not (0 <= self.label_noise <= 1 and 0 <= self.box_noise <= 1):
             what = f"model.label_noise is {self.label_noise} and model.box_noise {self.box_noise}, expected 0 to 1"
             raise ConfigError(what, code="C03")
