@@ -42,7 +42,7 @@ def test_a_picture_in_less_than_a_second(name, tmp_path):
 
 def test_the_strongest_query(tmp_path, monkeypatch):
     net, drawn = model("detr_tiny").eval(), []
-    monkeypatch.setattr(overview, "draw_look", lambda look, image: drawn.append(look) or image)
+    monkeypatch.setattr(overview, "draw_saliency", lambda look, image: drawn.append(look) or image)
     draw_overview(net, IMAGES, tmp_path / "a.jpg")
     for look, image in zip(drawn, IMAGES, strict=True):
         scores = [float(other.title.split()[-1]) for other in explain(net, image, "decoder", threshold=0.0).looks]

@@ -146,7 +146,7 @@ def test_the_head_sees_what_the_authors_give_it():
     for image in (0, 1):
         rows = torch.full((5,), image)
         maps = net.bbox_attention(hidden[-1, image], memory, rows, visible).unflatten(2, features.shape[-2:])
-        masks = net.mask_head(maps, projected, tuple(finer[::-1][: net.finer_maps]), rows)
+        masks = net.mask_head(maps, projected, tuple(finer[::-1][: net.mask_maps]), rows)
         torch.testing.assert_close(output.masks[image], masks, atol=1e-5, rtol=1e-4)
 
 

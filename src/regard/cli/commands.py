@@ -161,8 +161,8 @@ def predict(
     from regard.data.sources import STDIN, check_sources
     from regard.weights.source import check_source
 
-    mistyped = next((word for word in images if word.startswith("-") and word != STDIN), None)
-    if mistyped is not None:  # a hyphen may lead an image only as the standard input
+    mistyped = next((w for w in images if w.startswith("-") and w != STDIN and not Path(w).exists()), None)
+    if mistyped is not None:
         names = ["output", "json", "batch_size", "device", *(field.name for field in fields(PredictionOptions))]
         known = [f"--{name.replace('_', '-')}" for name in names]
         raise unknown_name("option", mistyped, known, code="C01", remedy="see: regard predict --help")
