@@ -45,7 +45,7 @@ def test_the_strongest_query(tmp_path, monkeypatch):
     monkeypatch.setattr(overview, "draw_saliency", lambda look, image: drawn.append(look) or image)
     draw_overview(net, IMAGES, tmp_path / "a.jpg")
     for look, image in zip(drawn, IMAGES, strict=True):
-        scores = [float(other.title.split()[-1]) for other in explain(net, image, "decoder", threshold=0.0).looks]
+        scores = [float(other.title.split()[-1]) for other in explain(net, image, "decoder", threshold=0.0).maps]
         assert float(look.title.split()[-1]) == max(scores) and len(look.boxes) == 1
 
 
