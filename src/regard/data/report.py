@@ -55,7 +55,7 @@ def issue_of(error: RegardError) -> Issue:
 
 
 def merged(issues: Iterable[Issue]) -> list[Issue]:
-    """Return issues without repetitions, most serious first. Those that differ in numbers and names alone become one."""
+    """Return issues without repetitions, most serious first. Those that differ only in numbers and names become one."""
     kinds: dict[tuple, dict[Issue, None]] = {}
     for issue in issues:
         pattern = re.sub(r"'.*'|\".*\"|[0-9][0-9.,x]*", "#", issue.what)

@@ -89,10 +89,10 @@ class CocoFiles:
     def parts(self) -> dict[Part, Path]:
         return {part: files.annotations for part, files in self.files.items()}
 
-    def tables(self, part: Part) -> DetectionTables:
+    def tables(self, part: Part, faults: list[DataError] | None = None) -> DetectionTables:
         """Read the annotation file of a part, see `Source`."""
         file, folders = self.files[part]
-        report = Report(file)
+        report = Report(file, gathers=faults is not None)
         return DetectionTables(read_json(file, report), report, folders, is_file=True)
 
 

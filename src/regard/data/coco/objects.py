@@ -87,6 +87,8 @@ def check_objects(
     boxes_xywh[cut] = np.concatenate((clamped[:, :2], clamped[:, 2:] - clamped[:, :2]), axis=1)[cut]
     is_crowd = _crowds(rows, report)
     outlines = check_segmentations([row.get("segmentation") for row in rows], heights, widths, report)
+    if report.gathers:
+        corners[(stated == whole).all(axis=1)] = np.nan  # among them the wrong boxes
     _note_disagreement(corners, outlines, report)
     areas = _areas(rows, stated, boxes_xywh, cut, outlines, report)
     place = np.arange(len(rows))

@@ -141,9 +141,9 @@ def whole_numbers(rows: list[dict], place: Place, key: str, code: str, report: R
         what = f"{key} is {shorten(values[others[0]])}, expected a whole number of 64 bits"
         remedy = "write a whole number, without quotes"
         report.fail_at(code, what, [(*place(k), key) for k in others], remedy=remedy)
-    return np.array(
-        [NO_ID if type(value) is not int or not NO_ID < value < 2**63 else value for value in values], dtype=np.int64
-    )
+    for k in wrong:
+        values[k] = NO_ID
+    return np.array(values, dtype=np.int64)
 
 
 def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[Category, ...]:

@@ -74,8 +74,11 @@ def detection_splits(path: str | Path) -> tuple[Split, ...]:
     return ("val",) if set(parts) == {"val"} else ("train", "val")
 
 
-def read_split(path: Path, split: Split) -> SplitTables:
+def read_split(path: Path, split: Split, faults: list[DataError] | None = None) -> SplitTables:
     """Read and check one split. Data without a validation split are split by the content of their images.
+
+    faults: gets errors as far as the rest can be read; others become issues of the report of the result. Data with
+    faults are not split. None to raise the first.
 
     Raises:
         DataError: no format fits (A64), the split is missing, or annotations are wrong.
@@ -83,11 +86,13 @@ def read_split(path: Path, split: Split) -> SplitTables:
     source = _source(path)
     parts: Mapping[Part, object] = source.parts
     if split in parts and (split == "val" or "val" in parts):
-        return _whole(source, split)
+        return _whole(source, split, faults)
     if "val" in parts:
         raise missing_split(split, _shown(parts, path), path, "its annotations")
-    found = _whole(source, "all" if "all" in parts else "train")
+    found = _whole(source, "all" if "all" in parts else "train", faults)
     annotations = found.annotations
+    if faults or annotations.report.errors:
+        return found
     folder = annotations.image_folder
     assert folder is not None
     for_validation = choose_validation([folder / image.file_name for image in annotations.images])
@@ -104,10 +109,10 @@ def read_split(path: Path, split: Split) -> SplitTables:
     return replace(found, annotations=select_images(annotations, chosen, report))
 
 
-def _whole(source: Source, part: Part) -> SplitTables:
+def _whole(source: Source, part: Part, faults: list[DataError] | None) -> SplitTables:
     """Read and check all images of a part."""
     with collector_paused():
-        tables = source.tables(part)
+        tables = source.tables(part, faults)
         annotations = check_tables(tables.document, tables.image_folders, tables.report)
     for code, severity, what, place, count in tables.notes:
         tables.report.add_at(code, severity, what, place, count)
