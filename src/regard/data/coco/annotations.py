@@ -6,7 +6,7 @@ reported. Anything that would silently give wrong labels or scores is an error t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,14 @@ def read_annotations(path: str | Path, *, image_folders: Sequence[Path] = ()) ->
         return check_tables(read_json(report.path, report), image_folders, report)
 
 
-def check_tables(document: Any, image_folders: Sequence[Path], report: Report) -> CocoAnnotations:
+def check_tables(
+    document: Any, image_folders: Sequence[Path], report: Report, used_elsewhere: Container[str] = ()
+) -> CocoAnnotations:
     """Check a COCO document. Issues go to `report`.
 
     Args:
         image_folders: as for `read_annotations`.
+        used_elsewhere: names of categories that have objects in another file of the data set.
 
     Raises:
         DataError: the document is wrong; the place is that of `report`.
@@ -92,7 +95,8 @@ def check_tables(document: Any, image_folders: Sequence[Path], report: Report) -
     images_json, annotations_json, categories_json = read_tables(document, report, kind="instances")
     category_ids = whole_numbers(annotations_json, _ROWS, "category_id", "A22", report)
     before = report.errors
-    categories = read_categories(categories_json, set(category_ids.tolist()), report)
+    used = set(category_ids.tolist())
+    categories, groups = read_categories(categories_json, used, report, used_elsewhere)
     has_classes = report.errors == before
     images, folder = read_images(images_json, image_folders, report)
     image_of = _image_of(annotations_json, images, report)
@@ -123,6 +127,7 @@ def check_tables(document: Any, image_folders: Sequence[Path], report: Report) -
         first_row=np.searchsorted(image_of[order], np.arange(len(images) + 1)),
         image_folder=folder,
         report=report,
+        groups=groups,
         objects=objects.take(order),
     )
 

@@ -108,8 +108,10 @@ def find_bad_images(dataset: CocoDataset) -> list[DataError]:
 
 def _with_categories(annotations: CocoAnnotations, categories: Sequence[Category]) -> CocoAnnotations:
     """Return the annotations with labels in the order of `categories`; ids stay the file's."""
-    order = order_of_categories(annotations.categories, categories, annotations.report)
-    ordered = tuple(annotations.categories[label] for label in order)
+    wanted = {category.name for category in categories}
+    own = (*annotations.categories, *(group for group in annotations.groups if group.name in wanted))
+    order = order_of_categories(own, categories, annotations.report)
+    ordered = tuple(own[label] for label in order)
     objects = replace(annotations.objects, labels=np.argsort(np.array(order))[annotations.objects.labels])
     return replace(annotations, categories=ordered, objects=objects)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ class Annotations:
             segments.
         image_folder: the folder of the images, None if it was not looked for.
         report: issues that do not stop the work.
+        groups: categories that group others and have no objects in the file; no classes unless another file needs them.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Annotations:
     first_row: NDArray[np.int64]
     image_folder: Path | None
     report: Report
+    groups: tuple[Category, ...] = ()
 
     def rows_of(self, index: int) -> slice:
         """Return the rows of image `index`."""
@@ -146,8 +148,14 @@ def whole_numbers(rows: list[dict], place: Place, key: str, code: str, report: R
     return np.array(values, dtype=np.int64)
 
 
-def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[Category, ...]:
-    """Return the categories in ascending order of their ids. used: the ids that annotations have.
+def read_categories(
+    rows: list[dict], used: set[int], report: Report, used_elsewhere: Container[str] = ()
+) -> tuple[tuple[Category, ...], tuple[Category, ...]]:
+    """Return the categories in ascending order of their ids, and those that only group others.
+
+    Args:
+        used: the ids that annotations have.
+        used_elsewhere: names of categories that have objects in another file of the data set.
 
     Raises:
         DataError: no categories (A07), ids that are not whole numbers (A22), duplicate ids (A24), missing or duplicate
@@ -166,7 +174,10 @@ def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[C
         report.fail_at("A24", what, [("categories", k, "id") for k in repeats], remedy=remedy)
     # Roboflow lists the project as a category without objects, which the others name as their supercategory.
     groups = [row["supercategory"] for row in rows if row.get("supercategory") not in (None, "none")]
-    is_group = [row.get("supercategory") == "none" and row["name"] in groups for row in rows]
+    is_group = [
+        row.get("supercategory") == "none" and row["name"] in groups and row["name"] not in used_elsewhere
+        for row in rows
+    ]
     kept = [k for k in range(len(rows)) if ids[k] in used or not is_group[k]]
     dropped = [k for k in range(len(rows)) if ids[k] not in used and is_group[k]]
     if dropped:
@@ -176,8 +187,29 @@ def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[C
     if repeats := all_repeats(names):
         what, remedy = f"duplicate category name {names[repeats[0]]!r:.40}", "merge or rename the categories"
         report.fail_at("A25", what, [("categories", kept[k], "name") for k in repeats], remedy=remedy)
-    found = [Category(ids[k], rows[k]["name"], bool(rows[k].get("isthing", True))) for k in kept]
-    return tuple(sorted(found, key=lambda category: category.id))
+    kinds = []
+    for chosen in (kept, dropped):
+        found = [Category(ids[k], rows[k]["name"], bool(rows[k].get("isthing", True))) for k in chosen]
+        kinds.append(tuple(sorted(found, key=lambda category: category.id)))
+    return kinds[0], kinds[1]
+
+
+def group_names(document: Any, *, with_objects: bool) -> set[str]:
+    """Return the names of the categories that group others in an unchecked document.
+
+    with_objects: those that have objects, or those that have none.
+    """
+    tables = [document.get(name) if isinstance(document, dict) else None for name in ("categories", "annotations")]
+    categories, annotations = (
+        [row for row in t if isinstance(row, dict)] if isinstance(t, list) else [] for t in tables
+    )
+    parents = {row.get("supercategory") for row in categories if isinstance(row.get("supercategory"), str)}
+    roots = [row for row in categories if row.get("supercategory") == "none" and isinstance(row.get("name"), str)]
+    groups = [row for row in roots if row["name"] in parents]
+    if not groups:
+        return set()
+    used = {row["category_id"] for row in annotations if type(row.get("category_id")) is int}
+    return {row["name"] for row in groups if (row.get("id") in used) == with_objects}
 
 
 def read_images(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regard.data.coco.annotations import CocoAnnotations, check_tables, select_images
 from regard.data.coco.layout import CocoFiles
-from regard.data.coco.tables import collector_paused
+from regard.data.coco.tables import collector_paused, group_names
 from regard.data.formats.csv_boxes import CsvBoxes
 from regard.data.formats.held_out import choose_validation
 from regard.data.formats.tables import DetectionTables, Document, Source
@@ -113,10 +114,23 @@ def _whole(source: Source, part: Part, faults: list[DataError] | None) -> SplitT
     """Read and check all images of a part."""
     with collector_paused():
         tables = source.tables(part, faults)
-        annotations = check_tables(tables.document, tables.image_folders, tables.report)
+        used = _groups_used_elsewhere(source, part, tables.document)
+        annotations = check_tables(tables.document, tables.image_folders, tables.report, used)
     for code, severity, what, place, count in tables.notes:
         tables.report.add_at(code, severity, what, place, count)
     return SplitTables(replace(annotations, tables_digest=_digest(tables)), tables.document, source.format)
+
+
+def _groups_used_elsewhere(source: Source, part: Part, document: object) -> set[str]:
+    """Return the names of categories that only group others here, but have objects in another part."""
+    if source.format != "COCO" or not group_names(document, with_objects=False):
+        return set()
+    names: set[str] = set()
+    for other in source.parts:
+        if other != part:
+            with suppress(DataError):  # opening that part says why
+                names |= group_names(source.tables(other).document, with_objects=True)
+    return names
 
 
 def _digest(tables: DetectionTables) -> bytes | None:
