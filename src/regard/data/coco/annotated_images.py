@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from regard.data.coco.tables import Annotations
+from regard.data.coco.tables import Annotations, ImageRecord
 from regard.data.images import image_orientation, image_size, read_turned
 from regard.data.splits import Split
 from regard.errors import ImageError
@@ -69,6 +69,11 @@ class AnnotatedImages(Generic[AnyAnnotations]):
         what = f"sizes in {self.annotations.path} ignore the EXIF rotation of images; such images are used unrotated"
         warnings.warn(f"fix[I22]: {what}", stacklevel=3)
         return unturned(image, orientation), orientation
+
+    def turns_back(self, record: ImageRecord) -> bool:
+        """Return whether the annotated size of an image is that of its file without EXIF rotation. Reads the header."""
+        sizes = stored_size(self.image_folder / record.file_name)
+        return sizes is not None and (record.height, record.width) == sizes[1]
 
     @cached_property
     def are_stored(self) -> bool:

@@ -123,6 +123,12 @@ def has_panoptic(root: str | Path) -> bool:
     return bool(_find(Path(root), PANOPTIC_FILES))
 
 
+def panoptic_splits(root: Path) -> list[Split]:
+    """Return the splits of a folder with panoptic annotations."""
+    found = _find(root, PANOPTIC_FILES)
+    return [split for split in SPLIT_NAMES if split in found]
+
+
 def find_panoptic(root: Path, split: Split) -> SplitFiles:
     """Return the files of a split with panoptic annotations.
 
