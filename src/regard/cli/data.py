@@ -7,23 +7,37 @@ from pathlib import Path
 from typing import Literal
 
 from regard.cli.groups import Settings, data_app
-from regard.errors import ConfigError
+from regard.errors import ConfigError, DataError
 
 
 @data_app.command
-def check(folder: Path) -> None:
+def check(folder: Path, *, json: Path | None = None) -> None:
     """Check a data set: its annotations or classes, and every image by decoding it. Changes nothing.
+
+    Tells everything that it finds, the most serious first. Ends with 3 if anything would stop a training.
 
     Args:
         folder: in a layout of COCO, YOLO, Pascal VOC, CSV files, or with a folder per class.
+        json: file for the same as JSON; - prints it instead of the lines.
     """
     from regard.data.paths import check_data
 
     check_data(str(folder), ())
     from regard.data.check import check_folder
+    from regard.safe_files import replace_text
 
-    for line in check_folder(folder):
-        print(line)
+    findings = check_folder(folder)
+    if json == Path("-"):
+        print(findings.to_json(), end="")
+    else:
+        for line in itertools.chain(findings.splits, findings.issues):
+            print(line)
+        if json is not None:
+            replace_text(json, findings.to_json())
+    if findings.stops_training:
+        raise DataError(findings.verdict, where=folder, remedy="correct the errors listed above")
+    if json != Path("-"):
+        print(findings.verdict)
 
 
 @data_app.command

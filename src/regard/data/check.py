@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from regard.data.check_images import Look, check_rotation, check_sizes, look_at, repeated_images
-from regard.data.class_images.dataset import ClassificationDataset, classification_splits, is_classification
-from regard.data.class_images.dataset import open_classification
+from regard.data.class_images.dataset import (
+    ClassificationDataset,
+    classification_splits,
+    is_classification,
+    open_classification,
+)
 from regard.data.coco.check_objects import check_objects
 from regard.data.coco.dataset import CocoDataset, check_trainable, with_categories
 from regard.data.coco.layout import has_panoptic, panoptic_splits

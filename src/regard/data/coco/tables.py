@@ -199,17 +199,16 @@ def group_names(document: Any, *, with_objects: bool) -> set[str]:
 
     with_objects: those that have objects, or those that have none.
     """
-    tables = [document.get(name) if isinstance(document, dict) else None for name in ("categories", "annotations")]
-    categories, annotations = (
-        [row for row in t if isinstance(row, dict)] if isinstance(t, list) else [] for t in tables
-    )
+    found = [document.get(name) if isinstance(document, dict) else None for name in ("categories", "annotations")]
+    tables = [table if isinstance(table, list) else [] for table in found]
+    categories, annotations = ([row for row in table if isinstance(row, dict)] for table in tables)
     parents = {row.get("supercategory") for row in categories if isinstance(row.get("supercategory"), str)}
     roots = [row for row in categories if row.get("supercategory") == "none" and isinstance(row.get("name"), str)]
     groups = [row for row in roots if row["name"] in parents]
     if not groups:
         return set()
     used = {row["category_id"] for row in annotations if type(row.get("category_id")) is int}
-    return {row["name"] for row in groups if (row.get("id") in used) == with_objects}
+    return {row["name"] for row in groups if (type(row.get("id")) is int and row["id"] in used) == with_objects}
 
 
 def read_images(
