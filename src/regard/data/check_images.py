@@ -95,7 +95,9 @@ def check_sizes(looks: Sequence[Look], split: str) -> Iterator[Issue]:
 
 def check_rotation(data: AnnotatedImages[Any], looks: Sequence[Look]) -> Iterator[Issue]:
     """Tell what is done about images that EXIF turns (I22): boxes may have been drawn before that."""
-    stored, displayed, unclear = [], [], []
+    stored: list[str] = []
+    displayed: list[str] = []
+    unclear: list[str] = []
     for look, record in zip(looks, data.annotations.images, strict=True):
         if look.size is None or look.orientation == 1 or not record.height:
             continue

@@ -75,11 +75,6 @@ class AnnotatedImages(Generic[AnyAnnotations]):
         sizes = stored_size(self.image_folder / record.file_name)
         return sizes is not None and (record.height, record.width) == sizes[1]
 
-    def turns_back(self, record: ImageRecord) -> bool:
-        """Return whether the annotated size of an image is that of its file without EXIF rotation. Reads the header."""
-        sizes = stored_size(self.image_folder / record.file_name)
-        return sizes is not None and (record.height, record.width) == sizes[1]
-
     @cached_property
     def are_stored(self) -> bool:
         """Whether the annotations refer to pixels before their EXIF rotation.

@@ -129,12 +129,6 @@ def panoptic_splits(root: Path) -> list[Split]:
     return [split for split in SPLIT_NAMES if split in found]
 
 
-def panoptic_splits(root: Path) -> list[Split]:
-    """Return the splits of a folder with panoptic annotations."""
-    found = _find(root, PANOPTIC_FILES)
-    return [split for split in SPLIT_NAMES if split in found]
-
-
 def find_panoptic(root: Path, split: Split) -> SplitFiles:
     """Return the files of a split with panoptic annotations.
 

@@ -49,10 +49,6 @@ class ObjectTable:
         """Return the number of an object in the list of annotations that it was read from."""
         return int(self._rows[row])
 
-    def row_in_file(self, row: int) -> int:
-        """Return the number of an object in the list of annotations that it was read from."""
-        return int(self._rows[row])
-
     @property
     def has_outline(self) -> NDArray[np.bool_]:
         """Whether each object has an outline, (N,) bool."""

@@ -80,11 +80,6 @@ def has_own_validation(path: str | Path) -> bool:
     return "val" in _source(Path(path)).parts
 
 
-def has_own_validation(path: str | Path) -> bool:
-    """Return whether detection data have a validation split of their own."""
-    return "val" in _source(Path(path)).parts
-
-
 def read_split(path: Path, split: Split, faults: list[DataError] | None = None) -> SplitTables:
     """Read and check one split. Data without a validation split are split by the content of their images.
 
