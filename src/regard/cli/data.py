@@ -24,16 +24,17 @@ def check(folder: Path, *, json: Path | None = None) -> None:
 
     check_data(str(folder), ())
     from regard.data.check import check_folder
-    from regard.safe_files import replace_text
 
     findings = check_folder(folder)
+    if findings.only_error is not None:
+        raise findings.only_error
     if json == Path("-"):
         print(findings.to_json(), end="")
     else:
         for line in itertools.chain(findings.splits, findings.issues):
             print(line)
         if json is not None:
-            replace_text(json, findings.to_json())
+            findings.write_json(json)
     if findings.stops_training:
         raise DataError(findings.verdict, where=folder, remedy="correct the errors listed above")
     if json != Path("-"):

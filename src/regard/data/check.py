@@ -27,6 +27,7 @@ from regard.data.formats.find import detection_splits, has_detection, has_own_va
 from regard.data.report import Issue, issue_of, merged
 from regard.data.splits import Split
 from regard.errors import DataError, ImageError
+from regard.safe_files import replace_text
 from regard.structures.categories import Category
 
 
@@ -53,6 +54,14 @@ class Findings:
     def stops_training(self) -> bool:
         """Whether any issue is an error."""
         return any(issue.severity == "error" for issue in self.found)
+
+    @property
+    def only_error(self) -> DataError | None:
+        """The error that kept the check from everything, None if there is anything else to tell."""
+        if self.splits or len(self.found) != 1 or not self.stops_training:
+            return None
+        (issue,) = self.found
+        return DataError(issue.what, where=issue.where or None, remedy=issue.remedy, code=issue.code)
 
     @property
     def verdict(self) -> str:
@@ -90,6 +99,10 @@ class Findings:
             "issues": issues,
         }
         return json.dumps(document, indent=2) + "\n"
+
+    def write_json(self, path: Path) -> None:
+        """Write `to_json` to a file."""
+        replace_text(path, self.to_json())
 
     def add(self, error: DataError, unchecked: str = "") -> None:
         """Add an error. unchecked: what could not be checked because of it."""

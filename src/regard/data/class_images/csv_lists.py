@@ -42,9 +42,8 @@ class ClassLists:
         splits = find_splits(lambda name: f"{name}.csv" if (root / f"{name}.csv").is_file() else None)
         return cls(root, splits) if splits else None
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
-        # Wrong rows are left out here: reading the images raises or gathers their errors.
-        return self.names or in_natural_order(label for _, _, label in self._rows(split, []))
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
+        return self.names or in_natural_order(label for _, _, label in self._rows(split, faults))
 
     def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
         """Return the images of a split with their class names.

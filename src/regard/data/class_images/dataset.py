@@ -163,7 +163,7 @@ def open_classification(
         layout = replace(layout, whole=True)
     if split not in layout.splits:
         raise missing_split(split, layout.splits, root, "its images")
-    names = layout.class_names("train" if "train" in layout.splits else "val")
+    names = layout.class_names("train" if "train" in layout.splits else "val", faults)
     if split == "train" and len(names) < 2:
         what = f"only one class, {names[0]!r:.40}" if names else "no classes"
         remedy = "add images of two or more classes"

@@ -32,7 +32,7 @@ class SplitFolders:
         splits = find_splits(lambda name: name if (root / name).is_dir() and class_folders(root / name) else None)
         return cls(root, splits) if splits else None
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
         return class_folders(self.root / self.splits[split])
 
     def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
@@ -80,7 +80,7 @@ class ClassFolders:
         share = f"{VAL_SHARE:.0%} of each class, chosen by the hash of their names (seed {SPLIT_SEED})"
         return f"no train and val folders; {share}, are used for validation"
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
         return class_folders(self.root)
 
     def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:

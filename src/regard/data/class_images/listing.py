@@ -49,8 +49,8 @@ class Layout(Protocol):
     def notice(self) -> str | None:
         """A note for the user on how the splits were made."""
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
-        """Return the class names in the order of the labels."""
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
+        """Return the class names in the order of the labels. faults: as for `labelled_images`."""
 
     def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
         """Return the images of a split with their class names.

@@ -80,7 +80,7 @@ class Shards:
     def splits(self) -> dict[Split, str]:
         return {split: files[0].name for split, files in self.files.items()}
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
         return self.names or in_natural_order(self.labelled_images(split).class_names)
 
     def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
