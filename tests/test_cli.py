@@ -277,9 +277,8 @@ def test_data_shapes_and_check(capsys, shapes, tmp_path):
     lines = run(capsys, "data", "check", shapes).worked().splitlines()
     assert lines[0].startswith("train: 4 images, ") and lines[0].endswith(" objects, 3 classes")
     assert lines[1].startswith("val: 2 images, ") and lines[-1].startswith("every image can be read")
-    written = json.loads(run(capsys, "data", "check", shapes, "--json", "-").worked())
     run(capsys, "data", "check", shapes, "--json", tmp_path / "found.json").worked()
-    assert written == json.loads((tmp_path / "found.json").read_text())
+    written = json.loads((tmp_path / "found.json").read_text())
     assert written["verdict"] == lines[-1] and not written["stops_training"] and written["splits"] == lines[:4]
     assert run(capsys, "data", "shapes", tmp_path / "s", "size=32", "train=1", "val=1").worked() == f"{tmp_path}/s\n"
     run(capsys, "data", "shapes", shapes, "size=32").refused(2, "C11", shapes)

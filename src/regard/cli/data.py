@@ -18,7 +18,7 @@ def check(folder: Path, *, json: Path | None = None) -> None:
 
     Args:
         folder: in a layout of COCO, YOLO, Pascal VOC, CSV files, or with a folder per class.
-        json: file for the same as JSON; - prints it instead of the lines.
+        json: file for the same as JSON, with the places of all cases.
     """
     from regard.data.paths import check_data
 
@@ -26,19 +26,15 @@ def check(folder: Path, *, json: Path | None = None) -> None:
     from regard.data.check import check_folder
 
     findings = check_folder(folder)
+    if json is not None:
+        findings.write_json(json)
     if findings.only_error is not None:
         raise findings.only_error
-    if json == Path("-"):
-        print(findings.to_json(), end="")
-    else:
-        for line in itertools.chain(findings.splits, findings.issues):
-            print(line)
-        if json is not None:
-            findings.write_json(json)
+    for line in itertools.chain(findings.splits, findings.issues):
+        print(line)
     if findings.stops_training:
         raise DataError(findings.verdict, where=folder, remedy="correct the errors listed above")
-    if json != Path("-"):
-        print(findings.verdict)
+    print(findings.verdict)
 
 
 @data_app.command
