@@ -48,7 +48,7 @@ def assert_outcome(findings: Findings, expected: str, code: str | None) -> None:
 
 def classes(root: Path, data: bytes | None = None) -> Path:
     """A sound set of class folders, and an image of its own kind among them."""
-    for split, start in (("train", 0), ("val", 10)):
+    for split, start in (("train", 100), ("val", 110)):
         for k, name in enumerate(("cat", "dog")):
             folder = root / split / name
             folder.mkdir(parents=True)
@@ -68,7 +68,7 @@ def things_that_are_no_files(root: Path) -> Path:
 def odd_names(root: Path) -> Path:
     for number, name in enumerate(("größe.png", "two\nlines.png", "%s.png", "-x.png", "a" * 251 + ".png", "A.PNG")):
         (classes(root) if number == 0 else root).joinpath("train/cat", name).write_bytes(
-            encode(scene(20 + number), "PNG")
+            encode(scene(120 + number), "PNG")
         )
     return root
 
@@ -194,7 +194,8 @@ def put(table: str, row: int, /, **values: Any) -> Callable[[Document], Any]:
 
 
 def box(x: float, y: float, w: float, h: float) -> Callable[[Document], Any]:
-    return put("annotations", 4, bbox=[x, y, w, h], area=max(w * h, 0), segmentation=...)
+    around = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return put("annotations", 4, bbox=[x, y, w, h], area=max(w * h, 0), segmentation=around if w * h > 0 else None)
 
 
 def each(change: Callable[[dict], Any], table: str = "annotations") -> Callable[[Document], Any]:
@@ -359,7 +360,7 @@ def test_A48_and_A45_of_class_folders(tmp_path: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "deeper/b.png"):
         file = (classes(tmp_path / "odd") if name[0] == "." else tmp_path / "odd") / "train/cat" / name
         file.parent.mkdir(exist_ok=True)
-        file.write_bytes(encode(scene(30), "PNG"))
+        file.write_bytes(encode(scene(130), "PNG"))
     assert_outcome(check_folder(tmp_path / "odd"), "OK", None)
     (classes(tmp_path / "empty") / "train/cow").mkdir()
     (tmp_path / "empty/train/horse").mkdir()
