@@ -273,33 +273,36 @@ def test_validation_data_without_the_parent_of_a_checkpoint(tmp_path):
 # Scores
 
 
-def test_no_bad_label_raises_a_score(tmp_path):
-    """Of every kind of repaired or skipped object: finding all of the truth is AP 1, and finding nothing of it stays 0.
+REPAIRS = {
+    "A11": lambda row: row.update(bbox=[40, 40, 60, 60]),
+    "A27": lambda row: row.update(id=0),
+    "A28": lambda row: row.update(id=2),
+    "A34": lambda row: row.pop("iscrowd"),
+    "A36": lambda row: row.update(area=9e5),
+    "A12": lambda row: row.update(bbox=[90, 90, 5, 5]),
+    "A15": lambda row: row.update(bbox=[9, 9, 0, 5]),
+}
 
-    Boxes without area or outside cannot be found: they may lower the score of finding the rest, never raise it.
+
+@pytest.mark.parametrize("code", REPAIRS)
+def test_no_bad_label_raises_a_score(code, tmp_path):
+    """Finding all of the truth is AP 1, finding nothing of it 0, and finding the others scores as in sound data.
+
+    No detection can match a box without area. It stays in the truth as missed: leaving it out would reward bad labels.
     """
-    repairs = {
-        "A11": lambda row: row.update(bbox=[40, 40, 60, 60]),
-        "A27": lambda row: row.update(id=0),
-        "A28": lambda row: row.update(id=2),
-        "A34": lambda row: row.pop("iscrowd"),
-        "A36": lambda row: row.update(area=9e5),
-        "A12": lambda row: row.update(bbox=[90, 90, 5, 5]),
-        "A15": lambda row: row.update(bbox=[9, 9, 0, 5]),
-    }
-    for code, repair in repairs.items():
-        root = write_pair(tmp_path / code, count=6)
-        change(
-            root / "annotations/instances_val.json", lambda document, repair=repair: repair(document["annotations"][0])
-        )
-        truth = open_detection(root, "val").to_coco()
-        assert len(truth["annotations"]) == 12, code  # nothing is dropped from the truth
-        rows = truth["annotations"]
-        assert evaluate_detections(truth, as_found(rows)).stats["AP"] == pytest.approx(1, abs=1e-12), code
-        wrong = [{**row, "bbox": [45, 2, 3, 3]} for row in rows]
-        assert evaluate_detections(truth, as_found(wrong)).stats["AP"] == 0
-        rest = evaluate_detections(truth, as_found(rows[1:])).stats["AP"]
-        assert rest is not None and rest < 1, code
+    file = write_pair(tmp_path, count=6) / "annotations/instances_val.json"
+    others = open_detection(tmp_path, "val").to_coco()
+    score_of_others = evaluate_detections(others, as_found(others["annotations"][1:])).stats["AP"]
+    change(file, lambda document: REPAIRS[code](document["annotations"][0]))
+    truth = open_detection(tmp_path, "val").to_coco()
+    rows = truth["annotations"]
+    assert len(rows) == 12
+    score = evaluate_detections(truth, as_found(rows)).stats["AP"]
+    assert score == pytest.approx(1, abs=1e-12) or (code == "A15" and score < 1)
+    wrong = [{**row, "bbox": [45, 2, 3, 3]} for row in rows]
+    assert evaluate_detections(truth, as_found(wrong)).stats["AP"] == 0
+    rest = evaluate_detections(truth, as_found(rows[1:])).stats["AP"]
+    assert rest == pytest.approx(score_of_others, abs=1e-12) and rest < 1
 
 
 @pytest.mark.parametrize("image_base", [0, 1, 10**12])
