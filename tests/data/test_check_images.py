@@ -96,7 +96,7 @@ def test_a_file_under_two_ids(tmp_path):
         file = tmp_path / f"annotations/instances_{split}.json"
         for k in range(copies):
             change(file, lambda document, k=k: document["images"][k + 1].update(file_name="0.png"))
-    assert twice(tmp_path) == {("A29", 1), ("A29", 2)}
+    assert twice(tmp_path) == {("A29", 3)}
     assert not check_folder(tmp_path).stops_training
 
 

@@ -56,12 +56,17 @@ def near_pairs(known: Sequence[Sketch | None], others: Sequence[Sketch | None]) 
         alike = bits[1][start : start + 256] @ bits[0].T >= 64 - 2 * _MAX_BITS
         for row in np.flatnonzero(alike.any(axis=1)).tolist():
             candidates = np.flatnonzero(alike[row])
-            own = cells[1][start + row].astype(np.float32)
-            apart = np.abs(cells[0][candidates].astype(np.float32) - own).mean(axis=(1, 2, 3))
+            own = _without_brightness(cells[1][start + row])
+            apart = np.abs(_without_brightness(cells[0][candidates]) - own).mean(axis=(1, 2, 3))
             best = int(apart.argmin())
             if apart[best] <= _MAX_DIFFERENCE * own.mean(axis=0).std():
                 pairs.append((int(places[0][candidates[best]]), int(places[1][start + row])))
     return pairs
+
+
+def _without_brightness(cells: NDArray[np.uint8]) -> NDArray[np.float32]:
+    values = cells.astype(np.float32)
+    return values - values.mean(axis=(-3, -2, -1), keepdims=True)
 
 
 def _stacked(sketches: Sequence[Sketch | None]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

@@ -63,7 +63,8 @@ def merged(issues: Iterable[Issue]) -> list[Issue]:
     found = []
     for _, alike in sorted(kinds.items(), key=lambda item: item[0][0]):
         first, *others = alike
-        if others and all(issue.count == 1 for issue in alike):
+        # A text that begins with a number counts its cases itself, such as those of one split.
+        if others and not first.what[:1].isdigit() and all(issue.count == 1 for issue in alike):
             places = tuple(dict.fromkeys(place for issue in alike for place in issue.places))
             what = f"{first.what} ({len(alike)} cases)"
             found.append(replace(first, what=what, count=len(alike), more=places[1:]))
