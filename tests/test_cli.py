@@ -247,9 +247,11 @@ def test_debug_shows_where(capsys):
 def test_warnings_are_lines(capsys, monkeypatch):
     import warnings
 
-    def warns(_):
+    from regard.data.check import Findings
+
+    def warns(folder):
         warnings.warn("take\ncare", stacklevel=2)
-        return []
+        return Findings(folder)
 
     monkeypatch.setattr("regard.data.check.check_folder", warns)
     shown = warnings.showwarning
@@ -274,8 +276,10 @@ def test_data_shapes_and_check(capsys, shapes, tmp_path):
     before = digest(shapes)
     lines = run(capsys, "data", "check", shapes).worked().splitlines()
     assert lines[0].startswith("train: 4 images, ") and lines[0].endswith(" objects, 3 classes")
-    assert lines[1].startswith("val: 2 images, ") and "every image can be read" in lines
-    assert lines[-1] == "all segments match their annotations"
+    assert lines[1].startswith("val: 2 images, ") and lines[-1].startswith("every image can be read")
+    run(capsys, "data", "check", shapes, "--json", tmp_path / "found.json").worked()
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written["verdict"] == lines[-1] and not written["stops_training"] and written["splits"] == lines[:4]
     assert run(capsys, "data", "shapes", tmp_path / "s", "size=32", "train=1", "val=1").worked() == f"{tmp_path}/s\n"
     run(capsys, "data", "shapes", shapes, "size=32").refused(2, "C11", shapes)
     run(capsys, "data", "shapes", tmp_path / "t", "sise=32").refused(2, "C01", "'size'")

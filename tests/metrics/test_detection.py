@@ -170,6 +170,14 @@ def test_scores_equal_pycocotools(seed: int, settings: dict[str, Any]) -> None:
     assert (scores.images, scores.detections) == (len(truth["images"]), len(found))
 
 
+def test_a_hundred_random_sets_equal_pycocotools() -> None:
+    for seed in range(100, 200):
+        truth, found = random_problem(seed, images=5, per_image=8, num_classes=3, first_id=seed % 2)
+        expected = reference(truth, found).stats
+        for value, expected_value in zip(evaluate_detections(truth, found).stats.values(), expected, strict=True):
+            assert_equal(value, expected_value)
+
+
 def test_boxes_keep_their_bits() -> None:
     """IoU 0.5 to the last bit: a rounding to float32 on the way would lose the match."""
     truth, _ = simple_problem()

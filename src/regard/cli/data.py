@@ -7,23 +7,34 @@ from pathlib import Path
 from typing import Literal
 
 from regard.cli.groups import Settings, data_app
-from regard.errors import ConfigError
+from regard.errors import ConfigError, DataError
 
 
 @data_app.command
-def check(folder: Path) -> None:
+def check(folder: Path, *, json: Path | None = None) -> None:
     """Check a data set: its annotations or classes, and every image by decoding it. Changes nothing.
+
+    Tells everything that it finds, the most serious first. Ends with 3 if anything would stop a training.
 
     Args:
         folder: in a layout of COCO, YOLO, Pascal VOC, CSV files, or with a folder per class.
+        json: file for the same as JSON, with the places of all cases.
     """
     from regard.data.paths import check_data
 
     check_data(str(folder), ())
     from regard.data.check import check_folder
 
-    for line in check_folder(folder):
+    findings = check_folder(folder)
+    if json is not None:
+        findings.write_json(json)
+    if findings.only_error is not None:
+        raise findings.only_error
+    for line in itertools.chain(findings.splits, findings.issues):
         print(line)
+    if findings.stops_training:
+        raise DataError(findings.verdict, where=folder, remedy="correct the errors listed above")
+    print(findings.verdict)
 
 
 @data_app.command

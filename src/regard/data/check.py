@@ -1,40 +1,140 @@
-"""`regard data check`: check annotations and every image of a data set before training. Changes no file."""
+"""`regard data check`: everything that is wrong with a data set, before training. Changes no file."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from regard.data.class_images.dataset import ClassificationDataset, is_classification, open_classification
-from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
-from regard.data.coco.layout import has_panoptic
+from regard.data.check_images import Look, check_rotation, check_sizes, look_at, repeated_images
+from regard.data.class_images.dataset import (
+    ClassificationDataset,
+    classification_splits,
+    is_classification,
+    open_classification,
+)
+from regard.data.coco.check_objects import check_objects
+from regard.data.coco.dataset import CocoDataset, check_trainable, with_categories
+from regard.data.coco.layout import has_panoptic, panoptic_splits
 from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, open_panoptic
-from regard.data.formats.find import detection_splits, has_detection
-from regard.errors import DataError, ImageError, escape
+from regard.data.formats.find import detection_splits, has_detection, has_own_validation, read_split
+from regard.data.report import Issue, issue_of, merged
+from regard.data.splits import Split
+from regard.errors import DataError, ImageError
+from regard.safe_files import replace_text
+from regard.structures.categories import Category
 
 
-def check_folder(folder: Path) -> Iterator[str]:
-    """Check both splits of a detection, panoptic or classification data set, and decode every image.
+@dataclass
+class Findings:
+    """What a check found. Iterating gives lines: the splits, the issues with the most serious first, the verdict.
 
-    Checks objects and segments where a folder has annotations of both.
-
-    Yields:
-        One line for each split, issue and bad image, and one line at the end.
-
-    Raises:
-        DataError: annotations or classes are wrong, or, at the end, an image cannot be used.
+    Args:
+        folder: the data.
+        splits: one line for each split that could be read.
+        found: the issues in the order in which they were found.
     """
-    if is_classification(folder):
-        return _check_classes(folder)
-    if not has_panoptic(folder):
-        return _check_objects(folder)
-    if not has_detection(folder):
-        return _check_segments(folder, images=True)
-    return chain(_check_objects(folder), _check_segments(folder, images=False))
+
+    folder: Path
+    splits: list[str] = field(default_factory=list)
+    found: list[Issue] = field(default_factory=list)
+
+    @property
+    def issues(self) -> list[Issue]:
+        """Each kind of issue once, with its count: errors, then skip, fix, warn and note."""
+        return merged(self.found)
+
+    @property
+    def stops_training(self) -> bool:
+        """Whether any issue is an error."""
+        return any(issue.severity == "error" for issue in self.found)
+
+    @property
+    def only_error(self) -> DataError | None:
+        """The error that kept the check from everything, None if there is anything else to tell."""
+        if self.splits or len(self.found) != 1 or not self.stops_training:
+            return None
+        (issue,) = self.found
+        return DataError(issue.what, where=issue.where or None, remedy=issue.remedy, code=issue.code)
+
+    @property
+    def verdict(self) -> str:
+        """One line that says whether the data can be used."""
+        counts = Counter(issue.severity for issue in self.issues)
+        others = ", ".join(f"{counts[kind]} {kind}" for kind in ("skip", "fix", "warn", "note") if counts[kind])
+        if self.stops_training:
+            faults = "1 kind of fault stops" if counts["error"] == 1 else f"{counts['error']} kinds of faults stop"
+            return f"{faults} a training" + (f"; also {others}" if others else "")
+        return "every image can be read" + (f"; {others}" if others else "")
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.splits
+        yield from map(str, self.issues)
+        yield self.verdict
+
+    def to_json(self) -> str:
+        """Return the same as JSON, with all places that are known."""
+        issues: list[dict[str, Any]] = [
+            {
+                "severity": issue.severity,
+                "code": issue.code,
+                "what": issue.what,
+                "count": issue.count,
+                "places": list(issue.places),
+                "remedy": issue.remedy,
+            }
+            for issue in self.issues
+        ]
+        document = {
+            "data": str(self.folder),
+            "stops_training": self.stops_training,
+            "verdict": self.verdict,
+            "splits": self.splits,
+            "issues": issues,
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+    def write_json(self, path: Path) -> None:
+        """Write `to_json` to a file."""
+        replace_text(path, self.to_json())
+
+    def add(self, error: DataError, unchecked: str = "") -> None:
+        """Add an error. unchecked: what could not be checked because of it."""
+        self.found.append(issue_of(error))
+        if unchecked:
+            self.found.append(Issue(error.code, "note", f"not checked: {unchecked}", error.where or str(self.folder)))
+
+
+def check_folder(folder: str | Path) -> Findings:
+    """Check the splits of a detection, panoptic or classification data set, and decode every image.
+
+    Checks objects and segments where a folder has annotations of both. Goes on after a fault as far as it can.
+
+    Args:
+        folder: a folder in any layout, or a file that describes detection data.
+    """
+    folder = Path(folder)
+    findings = Findings(folder)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if is_classification(folder):
+            _check_classes(findings)
+        elif not has_panoptic(folder):
+            _check_objects(findings)
+        elif not has_detection(folder):
+            _check_segments(findings, images=True)
+        else:
+            _check_objects(findings)
+            _check_segments(findings, images=False)
+    for message in said:
+        _add_warning(str(message.message), findings)
+    return findings
 
 
 @contextmanager
@@ -47,115 +147,119 @@ def advise(folder: str | Path) -> Iterator[None]:
         raise ImageError(error.what, where=error.where, remedy=remedy, code=error.code) from error
 
 
-def _check_objects(folder: Path) -> Iterator[str]:
-    splits = [open_detection(folder, split) for split in detection_splits(folder)[:1]]
-    if splits[0].split == "train":
-        splits.append(open_detection(folder, "val", categories=splits[0].categories))
-    bad_images = 0
-    for data in splits:
-        objects = int(data.annotations.objects.is_target.sum())
-        yield f"{data.split}: {len(data)} images, {objects} objects, {len(data.categories)} classes"
-        if data.annotations.report.issues:
-            yield str(data.annotations.report)
-        for error in find_bad_images(data):
-            bad_images += 1
-            yield error.line
-    if len(splits) == 2:
-        yield from _repeated_images(*splits)
-    yield _verdict(bad_images, sum(map(len, splits)), folder)
+def _add_warning(text: str, findings: Findings) -> None:
+    """Add what reading warned of, except for what `check_rotation` says better."""
+    what, _, rest = text.partition(" — ")
+    where, _, remedy = rest.partition(" — ")
+    if "more than one frame" in what:
+        findings.found.append(Issue("I21", "fix", what, where))
+    elif "unsupported formats" in what:
+        count = int(re.match("[0-9]*", what)[0] or 1)  # type: ignore[index]
+        findings.found.append(Issue("I32", "warn", what, where, count, remedy=remedy))
+    elif "[I22]" not in what:
+        findings.found.append(Issue(None, "warn", what, where or str(findings.folder)))
 
 
-def _check_segments(folder: Path, images: bool) -> Iterator[str]:
+def _check_objects(findings: Findings) -> None:
+    opened: dict[Split, tuple[CocoDataset, list[Look]]] = {}
+    categories: tuple[Category, ...] | None = None
+    try:
+        splits = detection_splits(findings.folder)
+    except DataError as error:
+        findings.add(error)
+        return
+    for split in splits:
+        faults: list[DataError] = []
+        try:
+            data = _open_objects(findings.folder, split, categories, faults)
+        except DataError as error:
+            findings.found += map(issue_of, faults)
+            findings.add(error, f"objects and images of {split}")
+            if not has_own_validation(findings.folder):
+                break
+            continue
+        findings.found += map(issue_of, faults)
+        objects = len(data.annotations.objects.labels)
+        targets = int(data.annotations.objects.is_target.sum())
+        kinds = f"{targets} objects" if targets == objects else f"{targets} objects to learn of {objects}"
+        findings.splits.append(f"{split}: {len(data)} images, {kinds}, {len(data.categories)} classes")
+        findings.found += data.annotations.report.issues
+        looks = look_at(data)
+        findings.found += [issue_of(look.error) for look in looks if look.error]
+        findings.found += [*check_objects(data.annotations), *check_sizes(looks, split), *check_rotation(data, looks)]
+        opened[split] = data, looks
+        is_sound = not faults and not data.annotations.report.errors
+        if split == "train":
+            categories = data.categories if is_sound else None
+            if not is_sound and not has_own_validation(findings.folder):
+                break
+    findings.found += repeated_images([looks for _, looks in opened.values()])
+
+
+def _open_objects(
+    folder: Path, split: Split, categories: Sequence[Category] | None, faults: list[DataError]
+) -> CocoDataset:
+    """Open a split as `open_detection` does, and gather its faults."""
+    annotations = read_split(folder, split, faults).annotations
+    if not faults and not annotations.report.errors:
+        try:
+            if categories is not None:
+                annotations = with_categories(annotations, categories)
+            if split == "train":
+                check_trainable(annotations)
+        except DataError as error:
+            faults.append(error)
+    return CocoDataset(annotations, split, masks=False)
+
+
+def _check_segments(findings: Findings, images: bool) -> None:
     """Check panoptic annotations, and decode the images if `images`."""
-    train = open_panoptic(folder, "train")
-    val = open_panoptic(folder, "val", categories=train.categories)
-    bad_images = 0
-    for data in (train, val):
+    opened: list[tuple[PanopticDataset, list[Look]]] = []
+    categories: tuple[Category, ...] | None = None
+    for split in panoptic_splits(findings.folder):
+        try:
+            data = open_panoptic(findings.folder, split, categories=categories)
+        except DataError as error:
+            findings.add(error, f"segments of {split}" + " and its images" * images)
+            continue
+        categories = categories or data.categories
         segments = len(data.annotations.segments.ids)
         stuff = sum(not category.is_thing for category in data.categories)
         classes = f"{len(data.categories) - stuff} thing and {stuff} stuff classes"
-        yield f"panoptic {data.split}: {len(data)} images, {segments} segments, {classes}"
-        if data.annotations.report.issues:
-            yield str(data.annotations.report)
-        errors, warning = find_bad_segments(data, images=images)
-        yield from (error.line for error in errors)
+        findings.splits.append(f"panoptic {split}: {len(data)} images, {segments} segments, {classes}")
+        findings.found += data.annotations.report.issues
+        errors, warning = find_bad_segments(data)
+        findings.found += map(issue_of, errors)
         if warning:
-            yield warning
-        bad_images += len(errors)
-    if images:
-        yield from _repeated_images(train, val)
-    if bad_images:
-        what = f"{bad_images} of {len(train) + len(val)} panoptic images cannot be used"
-        raise DataError(what, where=folder, remedy="correct the PNG and JSON files listed above")
-    yield "all segments match their annotations"
+            findings.found.append(warning)
+        if images:
+            looks = look_at(data)
+            findings.found += [issue_of(look.error) for look in looks if look.error]
+            findings.found += [*check_sizes(looks, split), *check_rotation(data, looks)]
+            opened.append((data, looks))
+    findings.found += repeated_images([looks for _, looks in opened])
 
 
-def _check_classes(folder: Path) -> Iterator[str]:
-    train, val = open_classification(folder, "train"), open_classification(folder, "val")
-    bad_images = 0
-    first: dict[bytes, tuple[str, str, str]] = {}  # digest of the pixels -> split, class and path of the first image
-    repeats: dict[str, list[str]] = {}
-    issues: set[str] = set()
-    for data in (train, val):
-        yield f"{data.split}: {len(data)} images, {len(data.categories)} classes"
-        for issue in map(str, data.report.issues):
-            if issue not in issues:  # both splits report how the folder was split
-                yield issue
-            issues.add(issue)
-        for path, label, digest in _digests(data):
-            if isinstance(digest, DataError):
-                bad_images += 1
-                yield digest.line
-                continue
-            name = data.categories[label].name
-            split, other, earlier = first.setdefault(digest, (data.split, name, path))
-            if other != name:
-                repeats.setdefault("warn[A48]: {} images are in two classes", []).append(f"{earlier} = {path}")
-            elif split != data.split:
-                what = "warn[I30]: {} validation images are training images too"
-                repeats.setdefault(what, []).append(f"{earlier} = {path}")
-    for what, pairs in repeats.items():
-        yield escape(f"{what.format(len(pairs))} — first: {pairs[0]}")
-    yield _verdict(bad_images, len(train) + len(val), folder)
-
-
-def _digests(data: ClassificationDataset) -> Iterator[tuple[str, int, bytes | DataError]]:
-    """Yield path, label, and the digest of the pixels or the error, of every image."""
-
-    def digest_of(index: int) -> tuple[str, int, bytes | DataError]:
-        path, label = data.images.path(index), int(data.labels[index])
-        try:
-            pixels = data.images.read(index)
-        except DataError as error:
-            return path, label, error
-        size = repr(tuple(pixels.shape)).encode()
-        return path, label, hashlib.sha256(size + pixels.contiguous().numpy().tobytes()).digest()
-
-    with ThreadPoolExecutor(2) as pool:
-        yield from pool.map(digest_of, range(len(data)))
-
-
-def _verdict(bad_images: int, count: int, folder: Path) -> str:
-    if bad_images:
-        what = f"{bad_images} of {count} images cannot be used"
-        raise DataError(what, where=folder, remedy="replace or remove the images listed above")
-    return "every image can be read"
-
-
-def _repeated_images(train: CocoDataset | PanopticDataset, val: CocoDataset | PanopticDataset) -> Iterator[str]:
-    """Warn about files of the same bytes in both splits (I30): scores on them say little."""
-    known = {_file_digest(train.image_folder / name): name for name in train.names}
-    known.pop(None, None)
-    digests = ((name, _file_digest(val.image_folder / name)) for name in val.names)
-    pairs = [f"{known[digest]} = {name}" for name, digest in digests if digest in known]
-    if pairs:
-        yield escape(f"warn[I30]: {len(pairs)} validation images are training images too — first: {pairs[0]}")
-
-
-def _file_digest(path: Path) -> bytes | None:
-    """Return the digest of a file, None if it cannot be read: decoding has reported that already."""
+def _check_classes(findings: Findings) -> None:
+    opened: list[list[Look]] = []
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:
-        return None
+        splits = classification_splits(findings.folder)
+    except DataError as error:
+        findings.add(error)
+        return
+    for split in splits:
+        faults: list[DataError] = []
+        try:
+            data: ClassificationDataset = open_classification(findings.folder, split, faults=faults)
+        except DataError as error:
+            findings.found += map(issue_of, faults)
+            findings.add(error, f"images of {split}")
+            continue
+        findings.found += map(issue_of, faults)
+        findings.splits.append(f"{split}: {len(data)} images, {len(data.categories)} classes")
+        findings.found += data.report.issues
+        looks = look_at(data)
+        findings.found += [issue_of(look.error) for look in looks if look.error]
+        findings.found += check_sizes(looks, split)
+        opened.append(looks)
+    findings.found += repeated_images(opened)

@@ -72,6 +72,11 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     Raises:
         ImageError: the file cannot be read or decoded.
     """
+    return read_turned(path, max_pixels=max_pixels)[0]
+
+
+def read_turned(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, int]:
+    """Decode an image file as `read_image` does. Returns the pixels, and the EXIF orientation 1..8 that was undone."""
     path = Path(path)
     with open_file(path) as file:
         before = os.fstat(file.fileno())
@@ -86,7 +91,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 def decode_image(data: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode the bytes of an image file to (3, H, W) uint8, RGB, as `read_image`. Errors show `name` as the path."""
-    return _guarded(_decode, io.BytesIO(data), name, max_pixels)
+    return _guarded(_decode, io.BytesIO(data), name, max_pixels)[0]
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -165,21 +170,23 @@ def _guarded(step: Callable[[BinaryIO, str | Path, int], _T], file: BinaryIO, wh
         raise as_image_error(error, file, where) from error
 
 
-def _decode(file: BinaryIO, where: str | Path, max_pixels: int) -> Tensor:
+def _decode(file: BinaryIO, where: str | Path, max_pixels: int) -> tuple[Tensor, int]:
+    """Return the pixels as displayed, and the EXIF orientation."""
     image = _open_image(file, where)
     scan = file.tell()
     _check_size(image, where, max_pixels)
     fast = _simplejpeg_pixels(file, image)
     if fast is not None:
-        return fast
+        return fast, 1
     file.seek(scan)
+    orientation = _orientation(image)  # Pillow turns TIFF when it decodes, and forgets the orientation
     pixels = _pixels(image, where, max_pixels)
     if image.format == "JPEG":
         check_jpeg_end(file, scan, where)
     if _has_more_frames(image):
         message = f"image has more than one frame, only the first is used — {where}"
-        warnings.warn(escape(message), stacklevel=4)
-    return pixels
+        warnings.warn(escape(message), stacklevel=5)
+    return pixels, max(orientation, _orientation(image))  # that of a PNG may follow its pixels
 
 
 def _displayed_size(file: BinaryIO, where: str | Path, max_pixels: int) -> tuple[int, int]:

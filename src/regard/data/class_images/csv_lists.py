@@ -42,10 +42,10 @@ class ClassLists:
         splits = find_splits(lambda name: f"{name}.csv" if (root / f"{name}.csv").is_file() else None)
         return cls(root, splits) if splits else None
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
-        return self.names or in_natural_order(label for _, _, label in self._rows(split))
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
+        return self.names or in_natural_order(label for _, _, label in self._rows(split, faults))
 
-    def labelled_images(self, split: Split) -> LabelledImages:
+    def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
         """Return the images of a split with their class names.
 
         Raises:
@@ -54,27 +54,41 @@ class ClassLists:
         file = self.root / self.splits[split]
         label_of: dict[str, str] = {}
         missing = []
-        for line, path, label in self._rows(split):
+        for line, path, label in self._rows(split, faults):
             if label_of.setdefault(path, label) != label:
                 what = f"{path} has class {label!r:.40} here and {label_of[path]!r:.40} in an earlier line"
-                raise DataError(what, where=f"{file}:{line}", remedy="remove one of the lines", code="A49")
+                _report(DataError(what, where=f"{file}:{line}", remedy="keep one of the lines", code="A49"), faults)
             if not _is_file(self.root / path):
                 missing.append((line, path))
         if missing:
             what = f"{len(missing)} of {len(label_of)} images are missing: {listed([path for _, path in missing])}"
             remedy = f"write paths relative to {self.root}"
-            raise DataError(what, where=f"{file}:{missing[0][0]}", remedy=remedy, code="A49")
+            _report(DataError(what, where=f"{file}:{missing[0][0]}", remedy=remedy, code="A49"), faults)
+            for _, path in missing:
+                label_of.pop(path, None)
         return LabelledImages(ImageFiles(self.root, list(label_of)), list(label_of.values()))
 
-    def _rows(self, split: Split) -> Iterator[tuple[int, str, str]]:
+    def _rows(self, split: Split, faults: list[DataError] | None) -> Iterator[tuple[int, str, str]]:
         """Yield (line, path, class name) of each image."""
         file = self.root / self.splits[split]
-        for line, path, text in read_list(file):
-            yield line, path, class_name(text, self.names, f"{file}:{line}")
+        for line, path, text in read_list(file, faults):
+            try:
+                label = class_name(text, self.names, f"{file}:{line}")
+            except DataError as error:
+                _report(error, faults)
+                continue
+            yield line, path, label
 
 
-def read_list(file: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield (line, path, label) of each row of a list.
+def _report(error: DataError, faults: list[DataError] | None) -> None:
+    """Raise an error, or gather it."""
+    if faults is None:
+        raise error
+    faults.append(error)
+
+
+def read_list(file: Path, faults: list[DataError] | None = None) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, path, label) of each row of a list. faults: gets the errors of rows; None to raise the first.
 
     Raises:
         DataError: no header with the two columns, a row with more or fewer columns, an empty path or label, or a file
@@ -87,8 +101,14 @@ def read_list(file: Path) -> Iterator[tuple[int, str, str]]:
             header = next(csv.reader([first], delimiter=_delimiter(first)), [])
             path_at, label_at = _columns(header, file)
             for row in rows:
-                if row:
-                    yield _checked(row, len(header), path_at, label_at, file, rows.line_num + 1)
+                if not row:
+                    continue
+                try:
+                    found = _checked(row, len(header), path_at, label_at, file, rows.line_num + 1)
+                except DataError as error:
+                    _report(error, faults)
+                    continue
+                yield found
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"not a readable CSV file ({error})", where=file, remedy="save it as UTF-8", code="A49"

@@ -123,7 +123,13 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def open_classification(root: str | Path, split: Split = "train", *, all_images: bool = False) -> ClassificationDataset:
+def open_classification(
+    root: str | Path,
+    split: Split = "train",
+    *,
+    all_images: bool = False,
+    faults: list[DataError] | None = None,
+) -> ClassificationDataset:
     """Open one split of a classification data set.
 
     Labels number the class names in natural order (`2` before `10`), or in the order of a `labels.txt`. The `val`
@@ -136,6 +142,7 @@ def open_classification(root: str | Path, split: Split = "train", *, all_images:
             (generated images of one shape each). `./digits` is a folder of that name.
         split: `val` also matches `valid`, `validation` and `test`, in this order.
         all_images: use all images of class folders without splits for validation, as a test set.
+        faults: gets the errors of classes, rows and images without which the rest can be read. None to raise the first.
 
     Raises:
         ConfigError: `all_images` for data with splits (C09).
@@ -156,11 +163,25 @@ def open_classification(root: str | Path, split: Split = "train", *, all_images:
         layout = replace(layout, whole=True)
     if split not in layout.splits:
         raise missing_split(split, layout.splits, root, "its images")
-    names = layout.class_names("train" if "train" in layout.splits else "val")
+    names = layout.class_names("train" if "train" in layout.splits else "val", faults)
     if split == "train" and len(names) < 2:
         what = f"only one class, {names[0]!r:.40}" if names else "no classes"
-        raise DataError(what, where=root / layout.splits[split], remedy="add images of two or more classes", code="A45")
-    return _dataset(layout, split, names, root)
+        remedy = "add images of two or more classes"
+        error = DataError(what, where=root / layout.splits[split], remedy=remedy, code="A45")
+        if faults is None or not names:
+            raise error
+        faults.append(error)
+    return _dataset(layout, split, names, root, faults)
+
+
+def classification_splits(root: Path) -> list[Split]:
+    """Return the splits of a classification data set.
+
+    Raises:
+        DataError: no layout fits (A48).
+    """
+    layout = _find_layout(root)
+    return [split for split in SPLIT_NAMES if split in layout.splits]
 
 
 def is_classification(root: Path) -> bool:
@@ -171,16 +192,22 @@ def is_classification(root: Path) -> bool:
         return True  # a layout with a wrong labels.txt
 
 
-def _dataset(layout: Layout, split: Split, names: tuple[str, ...], root: Path) -> ClassificationDataset:
-    labelled = layout.labelled_images(split)
+def _dataset(
+    layout: Layout, split: Split, names: tuple[str, ...], root: Path, faults: list[DataError] | None
+) -> ClassificationDataset:
+    labelled = layout.labelled_images(split, faults)
     where = root / layout.splits[split]
     label_of = {name: label for label, name in enumerate(names)}
     for index, name in enumerate(labelled.class_names):
         if name not in label_of:
             what = f"class {name!r:.40} is not one of the {len(names)} classes of the training split"
-            raise DataError(
-                what, where=labelled.images.path(index), remedy="give both splits the same classes", code="A48"
-            )
+            remedy = "give both splits the same classes"
+            error = DataError(what, where=labelled.images.path(index), remedy=remedy, code="A48")
+            if faults is None:
+                raise error
+            faults.append(error)
+            label_of[name] = len(label_of)  # to go on; these images are looked at, and the result is not used
+            names = (*names, name)
     if not len(labelled.images):
         raise DataError("no image in the split", where=where, remedy="add images", code="A48")
     labels = np.array([label_of[name] for name in labelled.class_names], dtype=np.int64)

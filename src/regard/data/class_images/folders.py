@@ -10,6 +10,7 @@ from pathlib import Path
 
 from regard.data.class_images.listing import ImageFiles, LabelledImages, in_natural_order
 from regard.data.image_folders import LOOKED_FOR, SUFFIXES, find_images
+from regard.data.report import listed
 from regard.data.splits import SPLIT_NAMES, Split, find_splits
 from regard.errors import DataError
 
@@ -31,17 +32,18 @@ class SplitFolders:
         splits = find_splits(lambda name: name if (root / name).is_dir() and class_folders(root / name) else None)
         return cls(root, splits) if splits else None
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
         return class_folders(self.root / self.splits[split])
 
-    def labelled_images(self, split: Split) -> LabelledImages:
+    def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
         """Return the images of a split with their class names.
 
         Raises:
             DataError: a class of the training split has no image (A48).
         """
         folder = self.root / self.splits[split]
-        found = [(name, label) for label in class_folders(folder) for name in _images_of(folder, label, split)]
+        classes = class_folders(folder)
+        found = [(name, label) for label in classes for name in _images_of(folder, label, split, faults)]
         return LabelledImages(ImageFiles(folder, [name for name, _ in found]), [label for _, label in found])
 
 
@@ -78,14 +80,14 @@ class ClassFolders:
         share = f"{VAL_SHARE:.0%} of each class, chosen by the hash of their names (seed {SPLIT_SEED})"
         return f"no train and val folders; {share}, are used for validation"
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
         return class_folders(self.root)
 
-    def labelled_images(self, split: Split) -> LabelledImages:
+    def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
         names: list[str] = []
         labels: list[str] = []
         for label in class_folders(self.root):
-            images = list(_images_of(self.root, label, "val" if self.whole else "train"))
+            images = list(_images_of(self.root, label, "val" if self.whole else "train", faults))
             if not self.whole:
                 train, val = split_by_hash(images)
                 images = train if split == "train" else val
@@ -109,11 +111,18 @@ def split_by_hash(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in names if name not in val], [name for name in names if name in val]
 
 
-def _images_of(folder: Path, label: str, split: Split) -> Iterator[str]:
+def _images_of(folder: Path, label: str, split: Split, faults: list[DataError] | None) -> Iterator[str]:
     paths = find_images(folder / label)
     if not paths and split == "train":  # for validation, a class without images is only reported
-        remedy = f"add images of the class, or leave the folder out of the data ({LOOKED_FOR})"
-        raise DataError("class folder without an image", where=folder / label, remedy=remedy, code="A48")
+        others = sorted({file.suffix.lower() for file in (folder / label).iterdir() if file.suffix})
+        what = "class folder without an image" + (f" (but with {listed(others)} files)" if others else "")
+        remedy = f"add images of the class ({LOOKED_FOR})"
+        if {".xml", ".txt", ".json"} & set(others):
+            remedy = "are these labels of objects? Then name the folder that holds images and labels; else add images"
+        error = DataError(what, where=folder / label, remedy=remedy, code="A48")
+        if faults is None:
+            raise error
+        faults.append(error)
     for path in paths:
         yield path.relative_to(folder).as_posix()
 

@@ -49,11 +49,14 @@ class Layout(Protocol):
     def notice(self) -> str | None:
         """A note for the user on how the splits were made."""
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
-        """Return the class names in the order of the labels."""
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
+        """Return the class names in the order of the labels. faults: as for `labelled_images`."""
 
-    def labelled_images(self, split: Split) -> LabelledImages:
-        """Return the images of a split with their class names."""
+    def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
+        """Return the images of a split with their class names.
+
+        faults: gets errors without which the rest can be read. None to raise the first.
+        """
 
 
 class ImageFiles:

@@ -80,10 +80,10 @@ class Shards:
     def splits(self) -> dict[Split, str]:
         return {split: files[0].name for split, files in self.files.items()}
 
-    def class_names(self, split: Split) -> tuple[str, ...]:
+    def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
         return self.names or in_natural_order(self.labelled_images(split).class_names)
 
-    def labelled_images(self, split: Split) -> LabelledImages:
+    def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
         shards = [open_shard(path) for path in self.files[split]]
         places = ((f"{shard.path}:{name}", name, text) for shard in shards for name, text in _labelled(shard))
         classes = [self._class_name(text, name, where) for where, name, text in places]

@@ -6,7 +6,7 @@ reported. Anything that would silently give wrong labels or scores is an error t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regard.data.coco.json_file import read_json
-from regard.data.coco.objects import ObjectTable, check_objects
+from regard.data.coco.objects import MAX_COORDINATE, ObjectTable, check_objects
 from regard.data.coco.outlines import draw_outline
 from regard.data.coco.tables import (
+    NO_ID,
     Annotations,
     ImageRecord,
     collector_paused,
@@ -79,25 +80,45 @@ def read_annotations(path: str | Path, *, image_folders: Sequence[Path] = ()) ->
         return check_tables(read_json(report.path, report), image_folders, report)
 
 
-def check_tables(document: Any, image_folders: Sequence[Path], report: Report) -> CocoAnnotations:
+def check_tables(
+    document: Any, image_folders: Sequence[Path], report: Report, used_elsewhere: Container[str] = ()
+) -> CocoAnnotations:
     """Check a COCO document. Issues go to `report`.
 
     Args:
         image_folders: as for `read_annotations`.
+        used_elsewhere: names of categories that have objects in another file of the data set.
 
     Raises:
         DataError: the document is wrong; the place is that of `report`.
     """
     images_json, annotations_json, categories_json = read_tables(document, report, kind="instances")
     category_ids = whole_numbers(annotations_json, _ROWS, "category_id", "A22", report)
-    categories = read_categories(categories_json, set(category_ids.tolist()), report)
+    before = report.errors
+    used = set(category_ids.tolist())
+    categories, groups = read_categories(categories_json, used, report, used_elsewhere)
+    has_classes = report.errors == before
     images, folder = read_images(images_json, image_folders, report)
     image_of = _image_of(annotations_json, images, report)
     _check_ids(annotations_json, report)
+    if has_classes:
+        labels = _labels(category_ids, categories, report)
+    else:
+        labels = np.zeros_like(category_ids)
+        report.add("A25", "note", "not checked: which categories the objects have", "categories")
     sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)[image_of]
-    labels = _labels(category_ids, categories, report)
+    lost = (image_of < 0) | (labels < 0) | (sizes[:, 0] <= 0)
+    if lost.any():  # faults are gathered: check what does not depend on image and category
+        sizes[lost] = MAX_COORDINATE
+        annotations_json = [
+            {**row, "segmentation": None} if is_lost else row
+            for row, is_lost in zip(annotations_json, lost.tolist(), strict=True)
+        ]
+        image_of, labels = image_of.clip(min=0), labels.clip(min=0)
     objects = check_objects(annotations_json, labels, sizes[:, 0], sizes[:, 1], report)
-    note_unused(objects.labels[objects.is_target], categories, "object", report)
+    objects = replace(objects, is_target=objects.is_target & ~lost)
+    if has_classes:
+        note_unused(objects.labels[objects.is_target], categories, "object", report)
     order = np.argsort(image_of, kind="stable")
     return CocoAnnotations(
         path=report.path,
@@ -106,6 +127,7 @@ def check_tables(document: Any, image_folders: Sequence[Path], report: Report) -
         first_row=np.searchsorted(image_of[order], np.arange(len(images) + 1)),
         image_folder=folder,
         report=report,
+        groups=groups,
         objects=objects.take(order),
     )
 
@@ -157,12 +179,13 @@ def _image_of(rows: list[dict], images: tuple[ImageRecord, ...], report: Report)
 
 def _labels(category_ids: NDArray[np.int64], categories: tuple[Category, ...], report: Report) -> NDArray[np.int64]:
     known = np.array([category.id for category in categories])
-    strays = category_ids[~np.isin(category_ids, known)]
+    strays = category_ids[~np.isin(category_ids, known) & (category_ids != NO_ID)]
     if strays.size and not strays.any() and known.min() == 1:
         row = int(np.flatnonzero(category_ids == 0)[0])
         what = f"category_id is 0 in {strays.size} of {category_ids.size} objects, but categories start at 1"
         remedy = "write ids of categories, not indices"
-        raise report.error("A21", what, "annotations", row, "category_id", remedy=remedy)
+        report.fail("A21", what, "annotations", row, "category_id", remedy=remedy)
+        return np.where(category_ids == 0, -1, np.searchsorted(known, category_ids).clip(max=len(known) - 1))
     return index_of(category_ids, known, _ROWS, "category_id", "categories", "A20", report)
 
 

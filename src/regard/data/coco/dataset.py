@@ -84,11 +84,11 @@ def open_detection(
     """
     annotations = read_split(Path(path), split).annotations
     if categories is not None:
-        annotations = _with_categories(annotations, categories)
+        annotations = with_categories(annotations, categories)
     if masks:
         annotations = _with_outlines(annotations)
     if split == "train":
-        _check_trainable(annotations)
+        check_trainable(annotations)
     return CocoDataset(annotations, split, masks=masks)
 
 
@@ -106,10 +106,12 @@ def find_bad_images(dataset: CocoDataset) -> list[DataError]:
         return [error for error in pool.map(error_of, range(len(dataset))) if error]
 
 
-def _with_categories(annotations: CocoAnnotations, categories: Sequence[Category]) -> CocoAnnotations:
+def with_categories(annotations: CocoAnnotations, categories: Sequence[Category]) -> CocoAnnotations:
     """Return the annotations with labels in the order of `categories`; ids stay the file's."""
-    order = order_of_categories(annotations.categories, categories, annotations.report)
-    ordered = tuple(annotations.categories[label] for label in order)
+    wanted = {category.name for category in categories}
+    own = (*annotations.categories, *(group for group in annotations.groups if group.name in wanted))
+    order = order_of_categories(own, categories, annotations.report)
+    ordered = tuple(own[label] for label in order)
     objects = replace(annotations.objects, labels=np.argsort(np.array(order))[annotations.objects.labels])
     return replace(annotations, categories=ordered, objects=objects)
 
@@ -128,7 +130,7 @@ def _with_outlines(annotations: CocoAnnotations) -> CocoAnnotations:
     return replace(annotations, objects=replace(objects, is_target=outlined))
 
 
-def _check_trainable(annotations: CocoAnnotations) -> None:
+def check_trainable(annotations: CocoAnnotations) -> None:
     """Check that at most `MAX_UNUSABLE` of the objects cannot be learned, and that there are objects at all."""
     objects, report = annotations.objects, annotations.report
     unusable = int((~objects.is_target & ~objects.is_crowd).sum())

@@ -44,7 +44,7 @@ def read_json(path: Path, report: Report) -> Any:
     document = _parse(text, path, build, literal)
     if literals:
         place = _place_of(document, lambda value: isinstance(value, float) and math.isnan(value))
-        raise report.error("A04", f"{literals[0]} is not a JSON number", *place, remedy="write a number")
+        report.fail("A04", f"{literals[0]} is not a JSON number", *place, remedy="write a number")
     if repeated:
         table, key = repeated[0]
         place = _place_of(document, lambda value: value is table)

@@ -93,10 +93,10 @@ class CocoFiles:
     def parts(self) -> dict[Part, Path]:
         return {part: files.annotations for part, files in self.files.items()}
 
-    def tables(self, part: Part) -> DetectionTables:
+    def tables(self, part: Part, faults: list[DataError] | None = None) -> DetectionTables:
         """Read the annotation file of a part, see `Source`."""
         file, folders = self.files[part]
-        report = Report(file)
+        report = Report(file, gathers=faults is not None)
         return DetectionTables(read_json(file, report), report, folders, is_file=True)
 
 
@@ -125,6 +125,12 @@ def _whole_folders(root: Path) -> list[Path]:
 def has_panoptic(root: str | Path) -> bool:
     """Return whether a folder has panoptic annotations."""
     return bool(_find(Path(root), PANOPTIC_FILES))
+
+
+def panoptic_splits(root: Path) -> list[Split]:
+    """Return the splits of a folder with panoptic annotations."""
+    found = _find(root, PANOPTIC_FILES)
+    return [split for split in SPLIT_NAMES if split in found]
 
 
 def find_panoptic(root: Path, split: Split) -> SplitFiles:

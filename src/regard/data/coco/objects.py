@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -13,7 +14,7 @@ from regard.data.coco.outlines import Segmentations, check_segmentations
 from regard.data.coco.tables import in_table, read_crowds
 from regard.data.report import Report
 
-_MAX_COORDINATE = 1e7  # pixels; larger values are mistakes
+MAX_COORDINATE = 10**7  # pixels; larger values are mistakes
 _TOLERANCE = 1.0  # pixels by which boxes may exceed the image, by rounding or by counting pixels from 1
 
 
@@ -44,6 +45,10 @@ class ObjectTable:
         """Return the outline of an object in COCO's form, None if it has none."""
         return self._segmentations[int(self._rows[row])]
 
+    def row_in_file(self, row: int) -> int:
+        """Return the number of an object in the list of annotations that it was read from."""
+        return int(self._rows[row])
+
     @property
     def has_outline(self) -> NDArray[np.bool_]:
         """Whether each object has an outline, (N,) bool."""
@@ -72,11 +77,12 @@ def check_objects(
     Raises:
         DataError: anything that would give wrong labels or scores; see the functions below.
     """
-    stated = _boxes(rows, report)
-    corners = np.concatenate((stated[:, :2], stated[:, :2] + stated[:, 2:]), axis=1)
     bounds = np.stack((widths, heights, widths, heights), axis=1).astype(np.float64)
-    _check_values(stated, report)
-    _check_convention(stated, corners, bounds, report)
+    whole = np.concatenate((np.zeros_like(bounds[:, 2:]), bounds[:, 2:]), axis=1)
+    stated = _boxes(rows, whole, report)
+    _check_values(stated, whole, report)
+    _check_convention(stated, whole, bounds, report)
+    corners = _corners(stated)
     clamped = np.clip(corners, 0, bounds)
     boxes = clamped.astype(np.float32)
     has_area: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
@@ -85,51 +91,73 @@ def check_objects(
     boxes_xywh[cut] = np.concatenate((clamped[:, :2], clamped[:, 2:] - clamped[:, :2]), axis=1)[cut]
     is_crowd = _crowds(rows, report)
     outlines = check_segmentations([row.get("segmentation") for row in rows], heights, widths, report)
+    if report.gathers:
+        corners[(stated == whole).all(axis=1)] = np.nan  # among them the wrong boxes
     _note_disagreement(corners, outlines, report)
     areas = _areas(rows, stated, boxes_xywh, cut, outlines, report)
     place = np.arange(len(rows))
     return ObjectTable(boxes, boxes_xywh, labels, is_crowd, has_area & ~is_crowd, areas, place, outlines)
 
 
-def _boxes(rows: list[dict], report: Report) -> NDArray[np.float64]:
+# Where faults are gathered, the functions below put `whole`, the box around the image, in place of a wrong box: what
+# they check afterwards says nothing more about it.
+
+
+def _boxes(rows: list[dict], whole: NDArray[np.float64], report: Report) -> NDArray[np.float64]:
     """Return the boxes (N, 4) as in the file. Each must be four numbers (A17)."""
     values = [row.get("bbox") for row in rows]
     if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:  # type: ignore[arg-type]
         flat = list(chain.from_iterable(values))  # type: ignore[arg-type]
         if set(map(type, flat)) <= {int, float}:
             return float_array(flat).reshape(-1, 4)
-    row = next(k for k, value in enumerate(values) if not _is_box(value))
-    what = f"bbox is {values[row]!r:.60}, expected four numbers" if "bbox" in rows[row] else "no bbox"
-    raise report.error("A17", what, "annotations", row, "bbox", remedy="write [x, y, width, height] in pixels")
+    wrong = [k for k, value in enumerate(values) if not _is_box(value)]
+    what = f"bbox is {values[wrong[0]]!r:.60}, expected four numbers" if "bbox" in rows[wrong[0]] else "no bbox"
+    report.fail_at("A17", what, _places(wrong), remedy="write [x, y, width, height] in pixels")
+    boxes = whole.copy()
+    right = [k for k, value in enumerate(values) if _is_box(value)]
+    boxes[right] = float_array(list(chain.from_iterable(values[k] for k in right))).reshape(-1, 4)  # type: ignore
+    return boxes
+
+
+def _places(rows: Iterable[int]) -> list[tuple[str | int, ...]]:
+    return [("annotations", int(row), "bbox") for row in rows]
+
+
+def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert (N, 4) x, y, width, height to x, y, x, y."""
+    return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
 def _is_box(value: object) -> bool:
     return type(value) is list and len(value) == 4 and all(type(v) in (int, float) for v in value)
 
 
-def _check_values(boxes: NDArray[np.float64], report: Report) -> None:
+def _check_values(boxes: NDArray[np.float64], whole: NDArray[np.float64], report: Report) -> None:
     """Check that boxes are finite (A16) and have no negative size (A14)."""
-    far = np.flatnonzero(~(np.abs(boxes) <= _MAX_COORDINATE).all(axis=1))
+    far = np.flatnonzero(~(np.abs(boxes) <= MAX_COORDINATE).all(axis=1))
     if far.size:
         what = f"box {_box_text(boxes[far[0]])} is not in pixels of an image"
         remedy = f"correct or remove such boxes ({far.size} of {len(boxes)})"
-        raise report.error("A16", what, "annotations", int(far[0]), "bbox", remedy=remedy)
+        report.fail_at("A16", what, _places(far), remedy=remedy)
+        boxes[far] = whole[far]
     negative = np.flatnonzero((boxes[:, 2:] < 0).any(axis=1))
     if negative.size:
         what = f"box {_box_text(boxes[negative[0]])} has a negative width or height"
         remedy = f"write [x, y, width, height] from the top left ({negative.size} of {len(boxes)} boxes)"
-        raise report.error("A14", what, "annotations", int(negative[0]), "bbox", remedy=remedy)
+        report.fail_at("A14", what, _places(negative), remedy=remedy)
+        boxes[negative] = whole[negative]
 
 
 def _check_convention(
-    boxes: NDArray[np.float64], corners: NDArray[np.float64], bounds: NDArray[np.float64], report: Report
+    boxes: NDArray[np.float64], whole: NDArray[np.float64], bounds: NDArray[np.float64], report: Report
 ) -> None:
     """Check that boxes look like [x, y, width, height] in pixels, not like fractions (A19) or corners (A18)."""
     if len(boxes) and boxes.max() <= 1.5 and bounds.min() > 8:
         what = f"all boxes are within 0..1.5, such as {_box_text(boxes[0])}: fractions of the image, not pixels"
         remedy = "multiply x and width by the image's width, y and height by its height"
-        raise report.error("A19", what, "annotations", 0, "bbox", remedy=remedy)
-    outside = np.flatnonzero(_exceeds(corners, bounds, _TOLERANCE))
+        report.fail("A19", what, "annotations", 0, "bbox", remedy=remedy)
+        return
+    outside = np.flatnonzero(_exceeds(_corners(boxes), bounds, _TOLERANCE))
     if outside.size <= max(2, 0.2 * len(boxes)):
         return
     as_corners = (boxes[:, 2:] >= boxes[:, :2]).all() and not _exceeds(boxes, bounds, _TOLERANCE).any()
@@ -139,7 +167,8 @@ def _check_convention(
         if as_corners
         else "check that boxes and image sizes match (images resized? height and width swapped?)"
     )
-    raise report.error("A18", what, "annotations", int(outside[0]), "bbox", remedy=remedy)
+    report.fail("A18", what, "annotations", int(outside[0]), "bbox", remedy=remedy)
+    boxes[outside] = whole[outside]
 
 
 def _exceeds(corners: NDArray[np.float64], bounds: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
@@ -205,13 +234,16 @@ def _areas(
 ) -> NDArray[np.float64]:
     """Return the areas (N,): the stated one if it is possible, else that of the outline or of the box (A36)."""
     values = [row.get("area") for row in rows]
-    if not set(map(type, values)) <= {int, float, type(None)}:
-        row = next(k for k, value in enumerate(values) if type(value) not in (int, float, type(None)))
-        raise report.error("A36", f"area is {values[row]!r:.40}, expected a number", "annotations", row, "area")
+    wrong_type = [k for k, value in enumerate(values) if type(value) not in (int, float, type(None))]
+    if wrong_type:
+        what = f"area is {values[wrong_type[0]]!r:.40}, expected a number"
+        report.fail_at("A36", what, [("annotations", k, "area") for k in wrong_type])
+        for k in wrong_type:
+            values[k] = 0
     areas = float_array([np.nan if value is None else value for value in values])
     infinite = np.flatnonzero(np.isinf(areas))
     if infinite.size:
-        raise report.error("A04", "area is not finite", "annotations", int(infinite[0]), "area")
+        report.fail_at("A04", "area is not finite", [("annotations", int(k), "area") for k in infinite])
     computed = np.where(np.isnan(outlines.areas), boxes_xywh[:, 2:].prod(axis=1), outlines.areas)
     # An outline fits into the box around it. Some tools count pixels from edge to edge, hence + 1.
     around = outlines.boxes_xyxy[:, 2:] - outlines.boxes_xyxy[:, :2]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regard.data.coco.json_file import float_array
 from regard.data.report import Report
-from regard.errors import DataError, MachineError
+from regard.errors import MachineError
 
 # Points may be outside their image, up to this multiple of its side.
 _MAX_REACH = 4
@@ -78,18 +78,24 @@ def check_segmentations(
         if not value and (value is None or isinstance(value, list)):
             continue
         if isinstance(value, dict):
-            run_lengths[row], counts = _checked_run_lengths(value, int(heights[row]), int(widths[row]), row, report)
-            boxes[row], areas[row] = _box_of_runs(counts, int(heights[row])), counts[1::2].sum()
+            checked = _checked_run_lengths(value, int(heights[row]), int(widths[row]), row, report)
+            if checked is not None:
+                run_lengths[row], counts = checked
+                boxes[row], areas[row] = _box_of_runs(counts, int(heights[row])), counts[1::2].sum()
         elif isinstance(value, list):
             for k, polygon in enumerate(value):
                 if not isinstance(polygon, list):
-                    raise _malformed(f"a polygon is {polygon!r:.40}, expected a list of numbers", row, k, report)
+                    _malformed(f"a polygon is {polygon!r:.40}, expected a list of numbers", row, k, report)
+                    continue
+                if report.gathers and not set(map(type, polygon)) <= {int, float}:
+                    _check_numbers(polygon, row, k, report)
+                    continue
                 good = len(polygon) >= 6 and len(polygon) % 2 == 0
                 (places if good else broken).append((row, k))
                 if good:
                     polygons.append(polygon)
         else:
-            raise _malformed(f"segmentation is {value!r:.40}, expected a list of polygons", row, None, report)
+            _malformed(f"segmentation is {value!r:.40}, expected a list of polygons", row, None, report)
     rows = np.array([row for row, _ in places], dtype=np.int64)
     points, first_point = _points(polygons, places, report)
     _check_reach(points, first_point, places, heights[rows], widths[rows], report)
@@ -156,13 +162,14 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
 
 def _checked_run_lengths(
     value: dict[str, Any], height: int, width: int, row: int, report: Report
-) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """Return the checked value, and its run lengths as numbers."""
+) -> tuple[dict[str, Any], NDArray[np.int64]] | None:
+    """Return the checked value, and its run lengths as numbers; None if it is wrong and faults are gathered."""
     place = ("annotations", row, "segmentation")
     size, counts = value.get("size"), value.get("counts")
     if size != [height, width]:
         what = f"run lengths of size {size!r:.40}, expected the image's [{height}, {width}] (height, width)"
-        raise report.error("A40", what, *place, "size", remedy="encode the mask at the size of its image")
+        report.fail("A40", what, *place, "size", remedy="encode the mask at the size of its image")
+        return None
     runs = np.zeros(0, dtype=np.int64)
     fault = ""
     if isinstance(counts, str):
@@ -179,7 +186,8 @@ def _checked_run_lengths(
     if not fault and runs.sum() != height * width:
         fault = f"run lengths add up to {runs.sum():,} pixels, the image has {height * width:,}"
     if fault:
-        raise report.error("A39", fault, *place, "counts", remedy="encode the mask again")
+        report.fail("A39", fault, *place, "counts", remedy="encode the mask again")
+        return None
     return {"size": [height, width], "counts": counts}, runs
 
 
@@ -215,9 +223,13 @@ def _points(
 
 def _raise_not_numbers(polygons: list[list], places: list[tuple[int, int]], report: Report) -> None:
     for polygon, (row, k) in zip(polygons, places, strict=True):
-        for value in polygon:
-            if type(value) not in (int, float):
-                raise _malformed(f"a polygon has the value {value!r:.40}, expected a number", row, k, report)
+        _check_numbers(polygon, row, k, report)
+
+
+def _check_numbers(polygon: list, row: int, k: int, report: Report) -> None:
+    value = next((value for value in polygon if type(value) not in (int, float)), 0)
+    if type(value) not in (int, float):
+        _malformed(f"a polygon has the value {value!r:.40}, expected a number", row, k, report)
 
 
 def _check_reach(
@@ -240,7 +252,10 @@ def _check_reach(
     what = f"polygon point {value} is far outside the image of {size}"
     index = 2 * (point - int(first_point[polygon])) + axis
     place = ("annotations", row, "segmentation", k, index)
-    raise report.error("A38", what, *place, remedy="clip or remove the polygon")
+    all_far = np.unique(np.searchsorted(first_point, far[:, 0], side="right") - 1)
+    others = [("annotations", places[p][0], "segmentation", places[p][1]) for p in all_far.tolist() if p != polygon]
+    report.fail_at("A38", what, [place, *others], remedy="clip or remove the polygon")
+    points[far[:, 0], far[:, 1]] = 0
 
 
 def _measure_polygons(
@@ -281,7 +296,7 @@ def _note_missing(
         report.add("A37", "skip", what, "annotations", empty[0], "segmentation", count=len(empty))
 
 
-def _malformed(what: str, row: int, k: int | None, report: Report) -> DataError:
+def _malformed(what: str, row: int, k: int | None, report: Report) -> None:
     place = ("annotations", row, "segmentation", *(() if k is None else (k,)))
     remedy = "write [[x, y, x, y, ...], ...] or {size, counts}"
-    return report.error("A37", what, *place, remedy=remedy)
+    report.fail("A37", what, *place, remedy=remedy)

@@ -23,9 +23,10 @@ from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_pano
 from regard.data.coco.panoptic_png import boxes_of, read_segments, segments_of
 from regard.data.coco.panoptic_writer import category_rows, segment_rows
 from regard.data.coco.tables import image_rows, order_of_categories
+from regard.data.report import Issue
 from regard.data.samples import Sample
 from regard.data.splits import Split
-from regard.errors import DataError, escape
+from regard.errors import DataError
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments
 
@@ -159,8 +160,8 @@ def open_panoptic(
     return PanopticDataset(annotations, split, masks=masks, instances=instances)
 
 
-def find_bad_segments(dataset: PanopticDataset, *, images: bool = False) -> tuple[list[DataError], str | None]:
-    """Decode every PNG file, and every image if `images`.
+def find_bad_segments(dataset: PanopticDataset) -> tuple[list[DataError], Issue | None]:
+    """Decode every PNG file.
 
     Returns:
         The error of each image that cannot be used, and a warning about segments with another area than stated, or
@@ -170,14 +171,12 @@ def find_bad_segments(dataset: PanopticDataset, *, images: bool = False) -> tupl
     def check(index: int) -> DataError | list[str]:
         try:
             areas = dataset.segments(index).areas.numpy()
-            if images:
-                dataset.image(index)
         except DataError as error:
             return error
         stated = dataset.annotations.segments.areas[dataset.annotations.rows_of(index)]
         place = "annotations", int(dataset.annotations.rows[index]), "segments_info"
         return [
-            f"{stated[k]:g} instead of {areas[k]} at {dataset.annotations.report.at(*place, k, 'area')}"
+            f"{dataset.annotations.report.at(*place, k, 'area')} ({stated[k]:g} instead of {areas[k]})"
             for k in np.flatnonzero(np.isfinite(stated) & (stated != areas)).tolist()
         ]
 
@@ -192,7 +191,7 @@ def find_bad_segments(dataset: PanopticDataset, *, images: bool = False) -> tupl
     if not wrong:
         return errors, None
     what = f"{len(wrong)} segments have another area than stated; their pixels count"
-    return errors, escape(f"warn[A42]: {what} — first: {wrong[0]}")
+    return errors, Issue("A42", "warn", what, wrong[0], len(wrong), tuple(wrong[1:]))
 
 
 def _instances_of(root: Path, annotations: PanopticAnnotations, masks: bool) -> CocoAnnotations | None:

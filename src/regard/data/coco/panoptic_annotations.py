@@ -107,7 +107,7 @@ def read_category_file(path: str | Path) -> tuple[Category, ...]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise report.error("A07", "the document is not a list of categories", remedy="is this COCO's category file?")
     _check_flags(rows, (), report)
-    return read_categories(rows, set(), report)
+    return read_categories(rows, set(), report)[0]
 
 
 def _read(report: Report, segment_folder: Path, image_folders: Sequence[Path]) -> PanopticAnnotations:
@@ -180,7 +180,7 @@ def _categories(rows: list[dict], used: set[int], report: Report) -> tuple[Categ
             flags = {category.id: category.is_thing for category in read_category_file(file)}
             rows = [{"isthing": int(flags[row["id"]]), **row} if row.get("id") in flags else row for row in rows]
     _check_flags(rows, ("categories",), report)
-    return read_categories(rows, used, report)
+    return read_categories(rows, used, report)[0]
 
 
 def _check_flags(rows: list[dict], place: tuple[str, ...], report: Report) -> None:

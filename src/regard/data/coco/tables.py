@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from regard.data.image_folders import is_unsafe
 from regard.data.images import MAX_PIXELS, image_size
 from regard.data.report import Report, listed
-from regard.errors import DataError
+from regard.errors import ImageError
 from regard.structures.categories import Category
 
+# What `whole_numbers` gives for a value that is none, where faults are gathered.
+NO_ID = -(2**63)
 # Row number -> the keys and indices of that row in the document.
 Place = Callable[[int], tuple[str | int, ...]]
 
@@ -32,8 +34,8 @@ class ImageRecord:
 
     Args:
         id: the data set's own id.
-        file_name: path relative to the image folder.
-        height, width: in pixels.
+        file_name: path relative to the image folder; empty where faults are gathered and the file cannot be used.
+        height, width: in pixels; 0 where faults are gathered and the size is wrong.
     """
 
     id: int
@@ -53,6 +55,7 @@ class Annotations:
             segments.
         image_folder: the folder of the images, None if it was not looked for.
         report: issues that do not stop the work.
+        groups: categories that group others and have no objects in the file; no classes unless another file needs them.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class Annotations:
     first_row: NDArray[np.int64]
     image_folder: Path | None
     report: Report
+    groups: tuple[Category, ...] = ()
 
     def rows_of(self, index: int) -> slice:
         """Return the rows of image `index`."""
@@ -99,6 +103,9 @@ def read_tables(document: Any, report: Report, *, kind: str) -> list[list[dict]]
         what = f"the document is a {type(document).__name__}, expected an object with {', '.join(_TABLES)}"
         raise report.error("A07", what, remedy=f"is this a COCO {kind} file?")
     for name in _TABLES:
+        if name not in document and report.gathers:
+            absent = [key for key in _TABLES if key not in document]
+            raise report.error("A07", f"no keys {', '.join(map(repr, absent))}", remedy=f"is this a COCO {kind} file?")
         if name not in document:
             what = f"no key {name!r} (found: {', '.join(map(repr, list(document)[:8])) or 'nothing'})"
             raise report.error("A07", what, remedy=f"is this a COCO {kind} file?")
@@ -125,17 +132,30 @@ def in_table(name: str) -> Place:
 def whole_numbers(rows: list[dict], place: Place, key: str, code: str, report: Report) -> NDArray[np.int64]:
     """Return the values of `key` of all rows (N,), which must be whole numbers that fit into 64 bits."""
     values: list[Any] = [row.get(key) for row in rows]
-    if set(map(type, values)) <= {int} and all(-(2**63) <= value < 2**63 for value in values):
+    if set(map(type, values)) <= {int} and all(NO_ID < value < 2**63 for value in values):
         return np.array(values, dtype=np.int64)
-    row = next(k for k, value in enumerate(values) if type(value) is not int or not -(2**63) <= value < 2**63)
-    if key not in rows[row]:
-        raise report.error(code, f"{key} is missing", *place(row))
-    what = f"{key} is {shorten(values[row])}, expected a whole number of 64 bits"
-    raise report.error(code, what, *place(row), key, remedy="write a whole number, without quotes")
+    wrong = [k for k, value in enumerate(values) if type(value) is not int or not NO_ID < value < 2**63]
+    missing = [place(k) for k in wrong if key not in rows[k]]
+    others = [k for k in wrong if key in rows[k]]
+    if missing and (report.gathers or key not in rows[wrong[0]]):
+        report.fail_at(code, f"{key} is missing", missing)
+    if others:
+        what = f"{key} is {shorten(values[others[0]])}, expected a whole number of 64 bits"
+        remedy = "write a whole number, without quotes"
+        report.fail_at(code, what, [(*place(k), key) for k in others], remedy=remedy)
+    for k in wrong:
+        values[k] = NO_ID
+    return np.array(values, dtype=np.int64)
 
 
-def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[Category, ...]:
-    """Return the categories in ascending order of their ids. used: the ids that annotations have.
+def read_categories(
+    rows: list[dict], used: set[int], report: Report, used_elsewhere: Container[str] = ()
+) -> tuple[tuple[Category, ...], tuple[Category, ...]]:
+    """Return the categories in ascending order of their ids, and those that only group others.
+
+    Args:
+        used: the ids that annotations have.
+        used_elsewhere: names of categories that have objects in another file of the data set.
 
     Raises:
         DataError: no categories (A07), ids that are not whole numbers (A22), duplicate ids (A24), missing or duplicate
@@ -143,28 +163,52 @@ def read_categories(rows: list[dict], used: set[int], report: Report) -> tuple[C
     """
     if not rows:
         raise report.error("A07", "no categories", "categories")
-    for place, row in enumerate(rows):
-        if not isinstance(row.get("name"), str) or not row["name"].strip():
-            what = f"the name of a category is {row.get('name')!r:.40}, expected a text"
-            raise report.error("A25", what, "categories", place, "name")
+    nameless = [k for k, row in enumerate(rows) if not isinstance(row.get("name"), str) or not row["name"].strip()]
+    if nameless:
+        what = f"the name of a category is {rows[nameless[0]].get('name')!r:.40}, expected a text"
+        report.fail_at("A25", what, [("categories", k, "name") for k in nameless])
+        rows = [{**row, "name": f"category {k}"} if k in set(nameless) else row for k, row in enumerate(rows)]
     ids = whole_numbers(rows, in_table("categories"), "id", "A22", report).tolist()
-    if (k := first_repeat(ids)) is not None:
-        what, remedy = f"duplicate category id {ids[k]}", "give each category its own id"
-        raise report.error("A24", what, "categories", k, "id", remedy=remedy)
+    if repeats := [k for k in all_repeats(ids) if ids[k] != NO_ID]:
+        what, remedy = f"duplicate category id {ids[repeats[0]]}", "give each category its own id"
+        report.fail_at("A24", what, [("categories", k, "id") for k in repeats], remedy=remedy)
     # Roboflow lists the project as a category without objects, which the others name as their supercategory.
     groups = [row["supercategory"] for row in rows if row.get("supercategory") not in (None, "none")]
-    is_group = [row.get("supercategory") == "none" and row["name"] in groups for row in rows]
+    is_group = [
+        row.get("supercategory") == "none" and row["name"] in groups and row["name"] not in used_elsewhere
+        for row in rows
+    ]
     kept = [k for k in range(len(rows)) if ids[k] in used or not is_group[k]]
     dropped = [k for k in range(len(rows)) if ids[k] not in used and is_group[k]]
     if dropped:
         what = f"category {rows[dropped[0]]['name']!r:.40} groups others and has no objects; left out"
         report.add("A25", "fix", what, "categories", dropped[0], count=len(dropped))
     names = [rows[k]["name"] for k in kept]
-    if (k := first_repeat(names)) is not None:
-        what, remedy = f"duplicate category name {names[k]!r:.40}", "merge or rename the categories"
-        raise report.error("A25", what, "categories", kept[k], "name", remedy=remedy)
-    found = [Category(ids[k], rows[k]["name"], bool(rows[k].get("isthing", True))) for k in kept]
-    return tuple(sorted(found, key=lambda category: category.id))
+    if repeats := all_repeats(names):
+        what, remedy = f"duplicate category name {names[repeats[0]]!r:.40}", "merge or rename the categories"
+        report.fail_at("A25", what, [("categories", kept[k], "name") for k in repeats], remedy=remedy)
+    kinds = []
+    for chosen in (kept, dropped):
+        found = [Category(ids[k], rows[k]["name"], bool(rows[k].get("isthing", True))) for k in chosen]
+        kinds.append(tuple(sorted(found, key=lambda category: category.id)))
+    return kinds[0], kinds[1]
+
+
+def group_names(document: Any, *, with_objects: bool) -> set[str]:
+    """Return the names of the categories that group others in an unchecked document.
+
+    with_objects: those that have objects, or those that have none.
+    """
+    found = [document.get(name) if isinstance(document, dict) else None for name in ("categories", "annotations")]
+    tables = [table if isinstance(table, list) else [] for table in found]
+    categories, annotations = ([row for row in table if isinstance(row, dict)] for table in tables)
+    parents = {row.get("supercategory") for row in categories if isinstance(row.get("supercategory"), str)}
+    roots = [row for row in categories if row.get("supercategory") == "none" and isinstance(row.get("name"), str)]
+    groups = [row for row in roots if row["name"] in parents]
+    if not groups:
+        return set()
+    used = {row["category_id"] for row in annotations if type(row.get("category_id")) is int}
+    return {row["name"] for row in groups if (type(row.get("id")) is int and row["id"] in used) == with_objects}
 
 
 def read_images(
@@ -179,9 +223,9 @@ def read_images(
         DataError: wrong or duplicate ids (A29, A30), unsafe names (A32), missing files (A31), wrong sizes (A33).
     """
     ids = whole_numbers(rows, in_table("images"), "id", "A30", report).tolist()
-    if (k := first_repeat(ids)) is not None:
-        what, remedy = f"duplicate image id {ids[k]}", "give each image its own id"
-        raise report.error("A29", what, "images", k, "id", remedy=remedy)
+    if repeats := [k for k in all_repeats(ids) if ids[k] != NO_ID]:
+        what, remedy = f"duplicate image id {ids[repeats[0]]}", "give each image its own id"
+        report.fail_at("A29", what, [("images", k, "id") for k in repeats], remedy=remedy)
     names = [safe_name(row, ("images", k), report) for k, row in enumerate(rows)]
     folder = folder_of(names, folders, report) if folders else None
     measured = []
@@ -189,10 +233,13 @@ def read_images(
     for k, row in enumerate(rows):
         if folder is not None and row.get("height") is None and row.get("width") is None:
             measured.append(k)
-            size = image_size(folder / names[k])
+            size = _measured_size(folder / names[k], report) if names[k] else (0, 0)
         else:
             size = _stated_size(row, k, report)
         images.append(ImageRecord(ids[k], names[k], *size))
+    images = [image for image in images if image.id != NO_ID]
+    if not images:
+        raise report.error("A30", "no image has an id that can be used", "images", remedy="write whole numbers")
     if measured:
         what = f"{len(measured)} images have no height and width; read from their files"
         report.add("A33", "fix", what, "images", measured[0], count=len(measured))
@@ -202,10 +249,12 @@ def read_images(
 def read_crowds(rows: list[dict], place: Place, report: Report) -> NDArray[np.bool_]:
     """Return `iscrowd` of all rows (N,), which must be 0 or 1 (A34). A missing one counts as 0."""
     values = [row.get("iscrowd", 0) for row in rows]
-    for k, value in enumerate(values):
-        if type(value) not in (int, bool, float) or value not in (0, 1):
-            what = f"iscrowd is {shorten(value)}, expected 0 or 1"
-            raise report.error("A34", what, *place(k), "iscrowd", remedy="write 0 or 1")
+    wrong = [k for k, v in enumerate(values) if type(v) not in (int, bool, float) or v not in (0, 1)]
+    if wrong:
+        what = f"iscrowd is {shorten(values[wrong[0]])}, expected 0 or 1"
+        report.fail_at("A34", what, [(*place(k), "iscrowd") for k in wrong], remedy="write 0 or 1")
+        for k in wrong:
+            values[k] = 0
     return np.array(values, dtype=np.bool_)
 
 
@@ -215,7 +264,17 @@ def safe_name(row: dict, place: tuple[str | int, ...], report: Report) -> str:
     if isinstance(name, str) and not is_unsafe(name):
         return name
     what = f"file_name {shorten(name)} is not a path inside the image folder"
-    raise report.error("A32", what, *place, "file_name", remedy="write paths relative to the image folder")
+    report.fail("A32", what, *place, "file_name", remedy="write paths relative to the image folder")
+    return ""
+
+
+def _measured_size(file: Path, report: Report) -> tuple[int, int]:
+    try:
+        return image_size(file)
+    except ImageError:
+        if not report.gathers:
+            raise
+        return 0, 0  # decoding will say why
 
 
 def _stated_size(row: dict, k: int, report: Report) -> tuple[int, int]:
@@ -223,10 +282,12 @@ def _stated_size(row: dict, k: int, report: Report) -> tuple[int, int]:
         value = row.get(key)
         if type(value) is not int or value <= 0:
             what = f"{key} is {shorten(value)}, expected a number of pixels" if key in row else f"no {key}"
-            raise report.error("A33", what, "images", k, key, remedy="write the size of the image file")
+            report.fail("A33", what, "images", k, key, remedy="write the size of the image file")
+            return 0, 0
     if row["height"] * row["width"] > MAX_PIXELS:
         what = f"an image of {shorten(row['width'])}x{shorten(row['height'])}, more than {MAX_PIXELS:,} pixels"
-        raise report.error("A33", what, "images", k, remedy="write the size of the image file")
+        report.fail("A33", what, "images", k, remedy="write the size of the image file")
+        return 0, 0
     return row["height"], row["width"]
 
 
@@ -235,7 +296,8 @@ def folder_of(
 ) -> Path:
     """Return the first of `folders` that has the first file, or the first folder; it must have all files.
 
-    Lists the folders: checking file by file takes minutes on a network.
+    Lists the folders: checking file by file takes minutes on a network. Where faults are gathered, names of missing
+    files become empty.
 
     Raises:
         DataError: files are missing (`code`).
@@ -247,12 +309,15 @@ def folder_of(
             files[path.parent] = _files_in(path.parent)
         return path.name in files[path.parent]
 
-    folder = next((folder for folder in folders if is_file(folder / names[0])), folders[0])
-    missing = [name for name in names if not is_file(folder / name)]
+    first = next(filter(None, names), "")
+    folder = next((folder for folder in folders if is_file(folder / first)), folders[0])
+    missing = [name for name in names if name and not is_file(folder / name)]
     if missing:
         what = f"{len(missing):,} of {len(names):,} {kind} are missing: {listed([repr(name) for name in missing])}"
         remedy = f"looked in {', '.join(map(str, folders))}"
-        raise DataError(what, where=report.path, remedy=remedy, code=code)
+        report.fail(code, what, remedy=remedy)
+        gone = set(missing)
+        names[:] = ["" if name in gone else name for name in names]
     return folder
 
 
@@ -276,7 +341,7 @@ def index_of(
     *,
     affected: str = "objects",
 ) -> NDArray[np.int64]:
-    """Return the index (N,) of each id in `known`, which is in ascending order.
+    """Return the index (N,) of each id in `known`, which is in ascending order; -1 for ids that were no numbers.
 
     Args:
         place, key: of the ids in the document, for errors.
@@ -287,13 +352,22 @@ def index_of(
         DataError: an id that is not in `known` (`code`).
     """
     index = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    strays = np.flatnonzero(known[index] != ids)
+    known_ids = known[index] == ids
+    strays = np.flatnonzero(~known_ids & (ids != NO_ID))
     if strays.size:
         row = int(strays[0])
         what = f"{key} {ids[row]} is not in {table} ({listed(known.tolist())})"
         remedy = f"correct the ids ({strays.size} of {ids.size} {affected})"
-        raise report.error(code, what, *place(row), key, remedy=remedy)
-    return index
+        report.fail_at(code, what, [(*place(k), key) for k in strays.tolist()], remedy=remedy)
+    return np.where(known_ids, index, -1)
+
+
+def all_repeats(values: Sequence) -> list[int]:
+    """Return the indices of the values that repeat an earlier one."""
+    if len(set(values)) == len(values):
+        return []
+    seen: set = set()
+    return [k for k, value in enumerate(values) if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
 
 
 def first_repeat(values: list) -> int | None:

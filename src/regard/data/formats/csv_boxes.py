@@ -85,9 +85,9 @@ class CsvBoxes:
             raise DataError(what, where=root, remedy=remedy, code="A64")
         return cls(root, {"all": files[0]}) if files else None
 
-    def tables(self, part: Part) -> DetectionTables:
+    def tables(self, part: Part, faults: list[DataError] | None = None) -> DetectionTables:
         """Read the file of a part, see `Source`. The classes are those of all files, in natural order."""
-        rows = {file: list(_read(file)) for file in self.parts.values()}
+        rows = {file: list(_read(file, faults)) for file in self.parts.values()}
         names = in_natural_order(row.label for found in rows.values() for row in found if row.box_xywh is not None)
         label_of = {name: label for label, name in enumerate(names)}
         file = self.parts[part]
@@ -95,20 +95,23 @@ class CsvBoxes:
         for row in rows[file]:
             of_image.setdefault(row.image, []).append(row)
         _check_fractions(rows[file], file)
-        folder = self._image_folder(of_image, file)
+        folder = self._image_folder(of_image, file, faults)
         images = {name: folder / name for name in of_image}
         unstated = [images[name] for name, own in of_image.items() if own[0].image_size is None]
-        sizes = dict(zip(unstated, measure(unstated), strict=True))
+        sizes = measure(unstated, faults)
         builder = TableBuilder(file, names, f"{file}:1")
         for name, own in of_image.items():
-            builder.add_image(images[name], own[0].image_size or sizes[images[name]], f"{file}:{own[0].line}")
+            size = own[0].image_size or sizes.get(images[name])
+            if size is None:
+                continue  # the image cannot be opened, and faults are gathered
+            builder.add_image(images[name], size, f"{file}:{own[0].line}")
             for row in own:
                 if row.box_xywh is not None:
                     builder.add_object(label_of[row.label], row.box_xywh, f"{file}:{row.line}")
-        return builder.build(folder)
+        return builder.build(folder, gathers=faults is not None)
 
-    def _image_folder(self, of_image: dict[str, list[_Row]], file: Path) -> Path:
-        """Return the folder that has the images; all of them must be in one."""
+    def _image_folder(self, of_image: dict[str, list[_Row]], file: Path, faults: list[DataError] | None) -> Path:
+        """Return the folder that has the images; all of them must be in one. Takes the missing out, or raises."""
         split = file.stem.partition("_")[0]
         bases = list(dict.fromkeys((file.parent, self.root)))
         folders = [base / inner.format(split) for base in bases for inner in ("", *_IMAGE_FOLDERS)]
@@ -121,7 +124,12 @@ class CsvBoxes:
         if missing:
             what = f"{len(missing):,} of {len(of_image):,} image files are missing: {listed(missing)}"
             where = f"{file}:{of_image[missing[0]][0].line}"
-            raise DataError(what, where=where, remedy=f"looked in {', '.join(map(str, folders))}", code="A31")
+            error = DataError(what, where=where, remedy=f"looked in {', '.join(map(str, folders))}", code="A31")
+            if faults is None:
+                raise error
+            faults.append(error)
+            for name in missing:
+                del of_image[name]
         return folder
 
 
@@ -161,8 +169,8 @@ def _columns(header: Sequence[str]) -> _Columns | None:
     return _Columns(image, label, tuple(box), is_corners, stated, len(names))  # type: ignore[arg-type]
 
 
-def _read(file: Path) -> Iterator[_Row]:
-    """Yield the rows of a file.
+def _read(file: Path, faults: list[DataError] | None) -> Iterator[_Row]:
+    """Yield the rows of a file. faults: gets the errors of rows, which are left out; None to raise the first.
 
     Raises:
         DataError: the columns are not found, a row has another number of them, no image or no class, a size that is not
@@ -180,8 +188,16 @@ def _read(file: Path) -> Iterator[_Row]:
                 raise DataError(what, where=f"{file}:1", remedy=remedy, code="A49")
             rows = csv.reader(text, delimiter=_delimiter(first), strict=True)
             for row in rows:
-                if any(value.strip() for value in row):
-                    yield _row(row, columns, file, rows.line_num + 1)
+                if not any(value.strip() for value in row):
+                    continue
+                try:
+                    found = _row(row, columns, file, rows.line_num + 1)
+                except DataError as error:
+                    if faults is None:
+                        raise
+                    faults.append(error)
+                    continue
+                yield found
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         what = f"not a readable CSV file ({error})"
         raise DataError(what, where=file, remedy="save it as UTF-8", code="A49") from error

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regard.data.coco.annotations import CocoAnnotations, check_tables, select_images
 from regard.data.coco.layout import CocoFiles
-from regard.data.coco.tables import collector_paused
+from regard.data.coco.tables import collector_paused, group_names
 from regard.data.formats.csv_boxes import CsvBoxes
 from regard.data.formats.held_out import choose_validation
 from regard.data.formats.tables import DetectionTables, Document, Source
@@ -75,8 +76,16 @@ def detection_splits(path: str | Path) -> tuple[Split, ...]:
     return ("val",) if set(parts) == {"val"} else ("train", "val")
 
 
-def read_split(path: Path, split: Split) -> SplitTables:
+def has_own_validation(path: str | Path) -> bool:
+    """Return whether detection data have a validation split of their own."""
+    return "val" in _source(Path(path)).parts
+
+
+def read_split(path: Path, split: Split, faults: list[DataError] | None = None) -> SplitTables:
     """Read and check one split. Data without a validation split are split by the content of their images.
+
+    faults: gets errors as far as the rest can be read; others become issues of the report of the result. Data with
+    faults are not split. None to raise the first.
 
     Raises:
         DataError: no format fits (A64), the split is missing, or annotations are wrong.
@@ -84,11 +93,13 @@ def read_split(path: Path, split: Split) -> SplitTables:
     source = _source(path)
     parts: Mapping[Part, object] = source.parts
     if split in parts and (split == "val" or "val" in parts):
-        return _whole(source, split)
+        return _whole(source, split, faults)
     if "val" in parts:
         raise missing_split(split, _shown(parts, path), path, "its annotations")
-    found = _whole(source, "all" if "all" in parts else "train")
+    found = _whole(source, "all" if "all" in parts else "train", faults)
     annotations = found.annotations
+    if faults or annotations.report.errors:
+        return found
     folder = annotations.image_folder
     assert folder is not None
     for_validation = choose_validation([folder / image.file_name for image in annotations.images])
@@ -105,14 +116,27 @@ def read_split(path: Path, split: Split) -> SplitTables:
     return replace(found, annotations=select_images(annotations, chosen, report))
 
 
-def _whole(source: Source, part: Part) -> SplitTables:
+def _whole(source: Source, part: Part, faults: list[DataError] | None) -> SplitTables:
     """Read and check all images of a part."""
     with collector_paused():
-        tables = source.tables(part)
-        annotations = check_tables(tables.document, tables.image_folders, tables.report)
+        tables = source.tables(part, faults)
+        used = _groups_used_elsewhere(source, part, tables.document)
+        annotations = check_tables(tables.document, tables.image_folders, tables.report, used)
     for code, severity, what, place, count in tables.notes:
         tables.report.add_at(code, severity, what, place, count)
     return SplitTables(replace(annotations, tables_digest=_digest(tables)), tables.document, source.format)
+
+
+def _groups_used_elsewhere(source: Source, part: Part, document: object) -> set[str]:
+    """Return the names of categories that only group others here, but have objects in another part."""
+    if source.format != "COCO" or not group_names(document, with_objects=False):
+        return set()
+    names: set[str] = set()
+    for other in source.parts:
+        if other != part:
+            with suppress(DataError):  # opening that part says why
+                names |= group_names(source.tables(other).document, with_objects=True)
+    return names
 
 
 def _digest(tables: DetectionTables) -> bytes | None:

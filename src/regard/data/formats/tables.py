@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from regard.data.images import image_size
 from regard.data.report import Report, listed
 from regard.data.splits import Part
-from regard.errors import ImageError
+from regard.errors import DataError, ImageError
 
 Document = dict[str, list[dict[str, Any]]]
 
@@ -47,8 +47,12 @@ class Source(Protocol):
     def parts(self) -> Mapping[Part, Any]:
         """The parts that the folder has, each with what is shown of it in messages: its file or folder."""
 
-    def tables(self, part: Part) -> DetectionTables:
+    def tables(self, part: Part, faults: list[DataError] | None = None) -> DetectionTables:
         """Read a part.
+
+        Args:
+            faults: gets the errors of lines and files without which the rest can be read, and makes the report of the
+                result gather further ones. None to raise the first.
 
         Raises:
             DataError: a file is wrong; the error names the file and the line.
@@ -129,8 +133,11 @@ class TableBuilder:
         """Add an issue that does not stop the work."""
         self.notes.append((code, severity, what, str(place), count))
 
-    def build(self, root: Path) -> DetectionTables:
-        """Return the tables. Names of images are relative to `root`, or to the folder that holds all of them."""
+    def build(self, root: Path, *, gathers: bool = False) -> DetectionTables:
+        """Return the tables. Names of images are relative to `root`, or to the folder that holds all of them.
+
+        gathers: whether the report gathers faults.
+        """
         folder = root
         files = [Path(os.path.normpath(file)) for file in self.files]
         if any(not file.is_relative_to(root) for file in files):
@@ -141,23 +148,27 @@ class TableBuilder:
         categories = [{"id": label + 1, "name": name} for label, name in enumerate(self.names)]
         document = {"images": self.images, "annotations": self.annotations, "categories": categories}
         places = Places(str(self.path), self._images_at, self._annotations_at, self.names_at)
-        return DetectionTables(document, Report(self.path, places), [folder], self.notes)
+        return DetectionTables(document, Report(self.path, places, gathers=gathers), [folder], self.notes)
 
 
-def measure(files: Sequence[Path]) -> list[tuple[int, int]]:
+def measure(files: Sequence[Path], faults: list[DataError] | None = None) -> dict[Path, tuple[int, int]]:
     """Return (height, width) of images as they are displayed, from their headers.
+
+    faults: gets the errors of images that cannot be opened, which the result then lacks.
 
     Raises:
         ImageError: an image cannot be opened; the error is that of the first one and names the others.
     """
-    sizes: list[tuple[int, int]] = []
+    sizes: dict[Path, tuple[int, int]] = {}
     errors: list[ImageError] = []
     for file in files:
         try:
-            sizes.append(image_size(file))
+            sizes[file] = image_size(file)
         except ImageError as error:
             errors.append(error)
-    if not errors:
+    if faults is not None:
+        faults += errors
+    if not errors or faults is not None:
         return sizes
     first = errors[0]
     others = [Path(error.where or "").name for error in errors[1:]]

@@ -51,6 +51,7 @@ class VocFiles:
         self.root = root
         self.parts = parts
         self._read: dict[Path, VocImage] = {}
+        self._faults: list[DataError] | None = None
 
     @classmethod
     def find(cls, root: Path) -> VocFiles | None:
@@ -70,8 +71,9 @@ class VocFiles:
         parts = _challenge_parts(base) or _split_parts(base)
         return cls(base, parts) if parts else None
 
-    def tables(self, part: Part) -> DetectionTables:
+    def tables(self, part: Part, faults: list[DataError] | None = None) -> DetectionTables:
         """Read the files of a part, see `Source`. The classes are those of all parts, in natural order."""
+        self._faults = faults
         names = in_natural_order(
             found.name
             for place in self.parts.values()
@@ -83,11 +85,14 @@ class VocFiles:
         place = self.parts[part]
         pairs, unlabelled = self._images(place)
         unstated = [image for file, image in pairs if self._of(file).size is None]
-        sizes = dict(zip(unstated, measure(unstated), strict=True))
+        sizes = measure(unstated, faults)
         difficult = []
         for file, image in pairs:
             read = self._of(file)
-            builder.add_image(image, read.size or sizes[image], str(file))
+            size = read.size or sizes.get(image)
+            if size is None:
+                continue  # the image cannot be opened, and faults are gathered
+            builder.add_image(image, size, str(file))
             for found in read.objects:
                 where = f"{file}:{found.line}"
                 builder.add_object(label_of[found.name], found.box_xywh, where, crowd=found.is_difficult)
@@ -98,11 +103,11 @@ class VocFiles:
         if unlabelled:
             what = f"{len(unlabelled)} images have no XML file: left out"
             builder.note("A63", "warn", what, unlabelled[0], len(unlabelled))
-        return builder.build(self.root)
+        return builder.build(self.root, gathers=faults is not None)
 
     def _of(self, file: Path) -> VocImage:
         if file not in self._read:
-            self._read[file] = read_voc(file)
+            self._read[file] = read_voc(file, self._faults)
         return self._read[file]
 
     def _images(self, place: _VocPart) -> tuple[list[tuple[Path, Path]], list[Path]]:
@@ -124,7 +129,10 @@ class VocFiles:
             names = listed([f"{file.stem}.jpg" for file in missing])
             what = f"{len(missing):,} of {len(files):,} image files are missing: {names}"
             remedy = f"looked in {', '.join(map(str, place.image_folders))}"
-            raise DataError(what, where=missing[0], remedy=remedy, code="A31")
+            error = DataError(what, where=missing[0], remedy=remedy, code="A31")
+            if self._faults is None:
+                raise error
+            self._faults.append(error)
         if place.image_list is not None:
             return pairs, []
         used = {image for _, image in pairs}

@@ -56,18 +56,34 @@ class VocImage:
     objects: list[VocObject]
 
 
-def read_voc(path: Path) -> VocImage:
+def read_voc(path: Path, faults: list[DataError] | None = None) -> VocImage:
     """Read an annotation file.
+
+    faults: gets the errors of the file and its objects, which are left out. None to raise the first.
 
     Raises:
         DataError: not such a file, or one with a document type (A63); a box that is not four numbers (A17, A16); the
             place is `FILE:LINE`.
     """
-    root = parse_xml(path)
-    if root.name != "annotation":
-        what = f"an XML file with <{root.name:.40}>, expected <annotation>"
-        raise DataError(what, where=f"{path}:{root.line}", remedy="is this a Pascal VOC file?", code="A63")
-    objects = [_object(child, path) for child in root.children if child.name == "object"]
+    try:
+        root = parse_xml(path)
+        if root.name != "annotation":
+            what = f"an XML file with <{root.name:.40}>, expected <annotation>"
+            raise DataError(what, where=f"{path}:{root.line}", remedy="is this a Pascal VOC file?", code="A63")
+    except DataError as error:
+        if faults is None:
+            raise
+        faults.append(error)
+        return VocImage("", None, [])
+    objects = []
+    for child in root.children:
+        try:
+            if child.name == "object":
+                objects.append(_object(child, path))
+        except DataError as error:
+            if faults is None:
+                raise
+            faults.append(error)
     return VocImage(root.text_of("filename"), _size(root.child("size")), objects)
 
 

@@ -87,7 +87,7 @@ class YoloFiles:
     def parts(self) -> dict[Part, str]:
         return {part: ", ".join(map(str, entries)) for part, entries in self.images.items()}
 
-    def tables(self, part: Part) -> DetectionTables:
+    def tables(self, part: Part, faults: list[DataError] | None = None) -> DetectionTables:
         """Read the labels of a part, see `Source`."""
         images, listed_only = self._images(part)
         path = self.root if self.settings is None else self.settings.path
@@ -95,13 +95,16 @@ class YoloFiles:
         values = None if self.settings is None else self.settings.keypoint_values
         labels = _LabelFiles(self.root)
         without = []
-        for image, size in zip(images, measure(images), strict=True):
-            file = labels.of(image)
+        sizes = measure(images, faults)
+        for image in images:
+            file, size = labels.of(image), sizes.get(image)
+            if size is None:
+                continue  # the image cannot be opened, and faults are gathered
             builder.add_image(image, size, str(file or image))
             if file is None:
                 without.append(image)
                 continue
-            for found in read_labels(file, size, self.names, keypoint_values=values):
+            for found in read_labels(file, size, self.names, keypoint_values=values, faults=faults):
                 place = f"{file}:{found.line}"
                 builder.add_object(found.label, found.box_xywh, place, polygons=found.polygons, area=found.area)
         if images and len(without) == len(images):
@@ -114,7 +117,7 @@ class YoloFiles:
         orphans = [] if listed_only else labels.unused()
         if orphans:
             builder.note("A30", "warn", f"{len(orphans)} label files have no image", orphans[0], len(orphans))
-        return builder.build(self.root)
+        return builder.build(self.root, gathers=faults is not None)
 
     def _images(self, part: Part) -> tuple[list[Path], bool]:
         """Return the images of a part, and whether they come from lists, which may leave some out."""

@@ -40,7 +40,12 @@ class YoloObject:
 
 
 def read_labels(
-    path: Path, size: tuple[int, int], names: Sequence[str], *, keypoint_values: int | None = None
+    path: Path,
+    size: tuple[int, int],
+    names: Sequence[str],
+    *,
+    keypoint_values: int | None = None,
+    faults: list[DataError] | None = None,
 ) -> list[YoloObject]:
     """Read a label file. An empty one is an image without objects.
 
@@ -48,6 +53,7 @@ def read_labels(
         size: (height, width) of the image in pixels.
         names: of the classes.
         keypoint_values: numbers that follow each box in a data set of poses; they are left out.
+        faults: gets the errors of the lines, which are left out. None to raise the first.
 
     Raises:
         DataError: a wrong number of columns or something else than numbers (A62), NaN (A16), fractions outside 0 to 1
@@ -56,8 +62,14 @@ def read_labels(
     found = []
     for number, line in enumerate(read_text(path, "A62").splitlines(), start=1):
         words = line.split()
-        if words:
+        if not words:
+            continue
+        try:
             found.append(_object(words, f"{path}:{number}", number, size, names, keypoint_values))
+        except DataError as error:
+            if faults is None:
+                raise
+            faults.append(error)
     return found
 
 

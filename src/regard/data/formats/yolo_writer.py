@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import yaml
 
+from regard.data.coco.annotated_images import AnnotatedImages
 from regard.data.coco.annotations import CocoAnnotations
 from regard.data.coco.tables import ImageRecord
 from regard.data.formats.find import SplitTables
@@ -63,9 +64,10 @@ def write_yolo(splits: Mapping[Split, SplitTables], output: Path, place_image: C
         folder = annotations.image_folder
         assert folder is not None
         target_of = _targets([image.file_name for image in annotations.images], lost)
+        images = AnnotatedImages(annotations, split, masks=False)
         lines: dict[str, list[str]] = {}
         for index, image in enumerate(annotations.images):
-            lines.setdefault(image.file_name, []).extend(_lines(annotations, index, image, folder, order, lost))
+            lines.setdefault(image.file_name, []).extend(_lines(images, index, image, order, lost))
         for name, of_image in lines.items():
             place_image(folder / name, output / "images" / split / target_of[name])
             text = output / "labels" / split / PurePosixPath(target_of[name]).with_suffix(".txt")
@@ -96,11 +98,12 @@ def _targets(names: Sequence[str], lost: Lost) -> dict[str, str]:
 
 
 def _lines(
-    annotations: CocoAnnotations, index: int, image: ImageRecord, folder: Path, order: Sequence[int], lost: Lost
+    images: AnnotatedImages[CocoAnnotations], index: int, image: ImageRecord, order: Sequence[int], lost: Lost
 ) -> list[str]:
     """Return the lines of one image."""
+    annotations = images.annotations
     objects = annotations.objects
-    turn = _turn(folder / image.file_name, image, annotations.path)
+    turn = _turn(images, image)
     size = np.array([image.width, image.height], dtype=np.float64)
     found = []
     rows = annotations.rows_of(index)
@@ -126,23 +129,25 @@ def _lines(
     return found
 
 
-def _turn(path: Path, image: ImageRecord, annotations: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _turn(images: AnnotatedImages[CocoAnnotations], image: ImageRecord) -> Callable[[np.ndarray], np.ndarray]:
     """Return how fractions (N, 2) of the annotated image become those of the image as it is displayed.
 
     They differ where the annotations ignore the EXIF rotation; other differences of size are errors (A33).
     """
-    shown = image_size(path)
-    if shown == (image.height, image.width):
+    path = images.image_folder / image.file_name
+    shown, orientation = image_size(path), image_orientation(path)
+    stated = (image.height, image.width)
+    is_sure = orientation >= 5 and shown[0] != shown[1]
+    if shown == stated and (orientation == 1 or is_sure or not images.are_stored):
         return lambda points: points
-    orientation = image_orientation(path)
-    if shown != (image.width, image.height) or orientation < 5:
+    if shown != stated and not (is_sure and shown[::-1] == stated):
         what = f"the image is {shown[1]}x{shown[0]}, its annotations say {image.width}x{image.height}"
-        remedy = f"correct width, height and boxes in {annotations}, or restore the image"
+        remedy = f"correct width, height and boxes in {images.annotations.path}, or restore the image"
         raise DataError(what, where=path, remedy=remedy, code="A33")
-    flip_x, flip_y = orientation in (6, 7), orientation in (7, 8)
+    flip_x, flip_y = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
 
     def turn(points: np.ndarray) -> np.ndarray:
-        x, y = points[:, 1], points[:, 0]
+        x, y = points.T if orientation < 5 else points.T[::-1]
         return np.stack((1 - x if flip_x else x, 1 - y if flip_y else y), axis=1)
 
     return turn
