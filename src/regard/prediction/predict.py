@@ -145,7 +145,7 @@ def _read(
         if isinstance(net, Detector):
             resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
         else:
-            resized = Evaluation(net.card.short_side, net.card.crop_pct)(ClassSample(pixels, label=0)).image
+            resized = Evaluation.of(net.card)(ClassSample(pixels, label=0)).image
         path = str(source) if isinstance(source, (str, Path)) else None
         size = pixels.shape[-2], pixels.shape[-1]
         yield _Input(path, size, resized, pixels if keep_pixels or path is None else None)

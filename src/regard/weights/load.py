@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from regard.config import apply_mapping, to_mapping
-from regard.errors import CheckpointError, NewerVersionError
+from regard.errors import ArchitectureError, CheckpointError, NewerVersionError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
@@ -96,14 +96,19 @@ def _load_weights(path: Path, model: str | None) -> Model:
         if known is not None or is_vit(tensors):
             folder = read_hub_folder(path)
             net = load_classifier(tensors, name, num_heads=folder.num_heads, where=path)
-            return _apply_folder(net, folder, path) if isinstance(net, VisionTransformer) else net
+            return _apply_folder(net, folder, path, model) if isinstance(net, VisionTransformer) else net
     return load_file(path, model=name)
 
 
-def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path) -> VisionTransformer:
+def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path, model: str | None) -> VisionTransformer:
     """Return the vision transformer of a file with the settings of the JSON files next to it."""
-    if folder.normalisation is not None:
-        fold_normalisation(net, *folder.normalisation)
+    images = folder.preprocessing
+    if images is not None:
+        size, key = images.size
+        if model is None and size not in (None, net.config.image_size):  # a named model may have another size
+            what = f"{key} is {size}, but the tensors are for images of {net.config.image_size} pixels"
+            raise ArchitectureError(what, where=path.parent, remedy="correct it in the JSON file", code="K07")
+        fold_normalisation(net, images.mean, images.std)
     elif net.card.name.startswith("vit_"):
         remedy = "put its config.json or preprocessor_config.json next to model.safetensors"
         warnings.warn(
@@ -125,6 +130,7 @@ def model_state(net: Model) -> dict[str, Any]:
         "categories": [[c.id, c.name, c.is_thing] for c in card.categories],
         "sizes": [card.short_side, card.max_size],
         "crop_pct": card.crop_pct,
+        "resize": {"squash": card.squash, "interpolation": card.interpolation, "crop_rounding": card.crop_rounding},
         "panoptic": card.panoptic,
     }
 
@@ -162,7 +168,8 @@ def _load_folder(path: Path) -> Model:
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
     panoptic = kept.get("panoptic", net.card.panoptic)
     net.card = replace(
-        net.card, crop_pct=kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"], panoptic=panoptic
-    )
+        net.card, crop_pct=kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"], panoptic=panoptic,
+        **kept.get("resize", {}),
+    )  # fmt: skip
     load_exactly(net, tensors, where=path)
     return net.eval()
