@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -19,6 +20,7 @@ from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import choose_device
+from regard.weights.class_names import name_classes
 from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.download import download
@@ -28,7 +30,7 @@ from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
 
 
-def load(source: str | Path, *, model: str | None = None) -> Model:
+def load(source: str | Path, *, model: str | None = None, classes: str | Path | Sequence[str] | None = None) -> Model:
     """Return a model with weights, in evaluation mode.
 
     Args:
@@ -41,25 +43,44 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
         model: the name of the model in a weights file, where neither the file name nor the tensors determine it
             (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
             another image size than the file: the position embeddings are resized, with a warning.
+        classes: names of the classes, for files of other projects, which hold none: a text file with one name a line,
+            or a list. A detector takes one name less than it has classes if its label 0 is unused (`name_classes`).
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or does not fit the model (K01 to K20).
+        CheckpointError: the file is missing, damaged, unsafe, or does not fit the model, or the number of names does
+            not (K01 to K20).
+        DataError: two classes have one name (A25).
         ConfigError: no model, run or file has this name, or the model has no released weights (K01).
         MachineError: the download failed.
     """
+    net = _load(source, model, to_train=False)
+    if classes is not None:
+        name_classes(net, classes)
+    return net
+
+
+def load_to_train(source: str | Path, *, model: str | None = None) -> Model:
+    """Return a model to start training from: as `load`, but a weights file may lack the class layer.
+
+    The card of a model without class layer has no categories, so no row of that layer is copied (`transfer`).
+    """
+    return _load(source, model, to_train=True)
+
+
+def _load(source: str | Path, model: str | None, *, to_train: bool) -> Model:
     path = Path(source)
     if path.is_dir():
         file = None if (path / "manifest.json").exists() else find_weights(path)
-        return _load_folder(path) if file is None else _load_weights(file, model)
+        return _load_folder(path) if file is None else _load_weights(file, model, to_train)
     if path.is_file() and (path.parent / "manifest.json").exists():
         remedy = f"name its folder: {path.parent}"
         raise CheckpointError("a part of a checkpoint", where=path, remedy=remedy, code="K06")
     if path.is_file() or path.suffix:
-        return _load_weights(path, model)
+        return _load_weights(path, model, to_train)
     check_source(source)
     name = str(source)
     weights = WEIGHTS[name]
-    return _load_weights(download(weights.url), name)
+    return _load_weights(download(weights.url), name, to_train)
 
 
 @overload
@@ -88,16 +109,16 @@ def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Mod
     return model.to(place), place
 
 
-def _load_weights(path: Path, model: str | None) -> Model:
+def _load_weights(path: Path, model: str | None, to_train: bool) -> Model:
     name = model or next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
     known = None if name is None else CONFIGS.get(name)
     if name is None or isinstance(known, ClassifierConfig):
         tensors = read_weights(path).tensors
         if known is not None or is_vit(tensors):
             folder = read_hub_folder(path)
-            net = load_classifier(tensors, name, num_heads=folder.num_heads, where=path)
+            net = load_classifier(tensors, name, num_heads=folder.num_heads, to_train=to_train, where=path)
             return _apply_folder(net, folder, path, model) if isinstance(net, VisionTransformer) else net
-    return load_file(path, model=name)
+    return load_file(path, model=name, to_train=to_train)
 
 
 def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path, model: str | None) -> VisionTransformer:

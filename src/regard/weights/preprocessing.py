@@ -41,8 +41,8 @@ _SHORT_EDGE = ("CLIP", "Bit")  # what a bare number means as their `size`
 # Keys that do not change the pixels of a classifier's RGB image, beside those above and `_...`.
 _HARMLESS = {
     "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "do_convert_rgb",
-    "do_reduce_labels", "return_tensors", "data_format", "input_data_format", "device", "default_to_square", "model_input_names",
-    "disable_grouping",
+    "do_reduce_labels", "return_tensors", "data_format", "input_data_format", "device", "default_to_square",
+    "model_input_names", "disable_grouping",
 }  # fmt: skip
 
 
