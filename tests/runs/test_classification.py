@@ -193,7 +193,7 @@ def test_kinds_are_not_mixed(run, data, tmp_path):
 
 def test_a_classifier_becomes_the_backbone_of_a_detector(tmp_path, monkeypatch):
     net = regard.create("aa_resnet20")
-    monkeypatch.setattr("regard.runs.detection.load", lambda _: net)
+    monkeypatch.setattr("regard.runs.detection.load_to_train", lambda _: net)
     words = (
         "workers=0", "device=cpu", "model.backbone=aa_resnet20", "model.backbone_norm=frozen", "lr=1e-9",
         "lr_backbone=0", "start_from=runs/mine",

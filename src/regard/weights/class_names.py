@@ -29,9 +29,10 @@ def name_classes(net: Model, classes: str | Path | Sequence[str]) -> None:
         CheckpointError: there is no such file (K01), or the number of names does not fit (K08).
         DataError: two classes have one name (A25).
     """
-    is_file = isinstance(classes, (str, Path))
-    where = str(classes) if isinstance(classes, (str, Path)) else "classes"
-    names = _read(Path(where)) if is_file else [str(name).strip() for name in classes]
+    if isinstance(classes, (str, Path)):
+        where, names = str(classes), _read(Path(classes))
+    else:
+        where, names = "classes", [str(name).strip() for name in classes]
     count = len(net.card.categories)
     shifted = isinstance(net, Detector) and len(names) == count - 1
     if len(names) != count and not shifted:

@@ -61,7 +61,7 @@ def load_classifier(
     if name is None or isinstance(config, ViTConfig) or is_vit(tensors):
         name, config, tensors, notes, headless = read_vit(tensors, name, num_heads=num_heads, where=where)
         for note in notes:
-            warnings.warn(f"{where}: {note}", stacklevel=4)
+            warnings.warn(f"{where}: {note}", stacklevel=5)
     else:
         assert isinstance(config, ClassifierConfig)
         heads = [tensor for key, tensor in tensors.items() if _is_head(key) and key.endswith(".weight")]
@@ -69,6 +69,8 @@ def load_classifier(
         config = replace(config, num_classes=1 if headless else len(heads[-1]))
     net = build(config, name, imagenet_categories() if config.num_classes == 1000 else None)
     if headless:
+        if not any(key in tensors for key in net.state_dict()):
+            raise ArchitectureError(f"no weights of {name}: no classifying layer", where=where, code="K07")
         tensors = {**{key: tensor for key, tensor in net.state_dict().items() if _is_head(key)}, **tensors}
     load_exactly(net, tensors, where=where)
     if headless:

@@ -135,7 +135,7 @@ def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path, model: 
         warnings.warn(
             f"{path}: images are normalised with ImageNet's mean and standard deviation, but Google's and timm's ViT "
             f"weights expect 0.5; {remedy}",
-            stacklevel=4,
+            stacklevel=5,
         )
     net.card = update_card(net.card, folder)
     return net

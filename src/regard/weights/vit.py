@@ -135,7 +135,7 @@ def read_vit(
 
 def _with_empty_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add class layers of zeros for one class. Layers that a model without classes has in their place are dropped."""
-    others = ("head", "head_dist", "pooler", "fc_norm")
+    others = ("head", "head_dist", "pooler")
     found = {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in others}
     width = tensors["patch_embed.proj.weight"].shape[:1] if "patch_embed.proj.weight" in tensors else (1,)
     for head in ("head", "head_dist") if "dist_token" in tensors else ("head",):
