@@ -159,7 +159,7 @@ def test_imagenets_classes_are_known_by_all_their_names(tmp_path, monkeypatch):
     data = write_colors(tmp_path / "data", train=1, val=1, names=tuple(ids[number] for number in (400, 1, 30)))
     recipe = recipe_for("deit_nano_patch4_32")
     source = build(replace(recipe.model, num_classes=1000), "deit_nano_patch4_32", words)
-    monkeypatch.setattr("regard.runs.classification.load", lambda _: source)
+    monkeypatch.setattr("regard.runs.classification.load_to_train", lambda _: source)
     job = ClassificationJob(replace(recipe, data=str(data), start_from="released"))
     job.fetch_weights()
     net, notes = job.starting_model()
