@@ -159,7 +159,7 @@ def test_imagenets_classes_are_known_by_all_their_names(tmp_path, monkeypatch):
     data = write_colors(tmp_path / "data", train=1, val=1, names=tuple(ids[number] for number in (400, 1, 30)))
     recipe = recipe_for("deit_nano_patch4_32")
     source = build(replace(recipe.model, num_classes=1000), "deit_nano_patch4_32", words)
-    monkeypatch.setattr("regard.runs.classification.load", lambda _: source)
+    monkeypatch.setattr("regard.runs.classification.load_to_train", lambda _: source)
     job = ClassificationJob(replace(recipe, data=str(data), start_from="released"))
     job.fetch_weights()
     net, notes = job.starting_model()
@@ -193,7 +193,7 @@ def test_kinds_are_not_mixed(run, data, tmp_path):
 
 def test_a_classifier_becomes_the_backbone_of_a_detector(tmp_path, monkeypatch):
     net = regard.create("aa_resnet20")
-    monkeypatch.setattr("regard.runs.detection.load", lambda _: net)
+    monkeypatch.setattr("regard.runs.detection.load_to_train", lambda _: net)
     words = (
         "workers=0", "device=cpu", "model.backbone=aa_resnet20", "model.backbone_norm=frozen", "lr=1e-9",
         "lr_backbone=0", "start_from=runs/mine",

@@ -262,7 +262,7 @@ def without(*keys: str, **changes: Tensor) -> dict[str, Tensor]:
     [
         (without("norm.bias"), "K07", ("1 missing", "norm.bias")),
         (without(fc_norm__weight=torch.ones(128)), "K07", ("1 not in the model", "fc_norm.weight")),
-        (without("head.weight", "head.bias"), "K07", ("classifying layer",)),
+        (without("head.weight", "head.bias"), "K07", ("class layer", "start_from=")),
         (without("cls_token"), "K07", ("cls_token",)),
         (without(pos_embed=torch.ones(17, 128)), "K07", ("pos_embed", "(17, 128)")),
         (without(head__weight=torch.ones(0, 128)), "K07", ("head.weight", "(0, 128)")),

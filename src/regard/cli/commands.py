@@ -6,7 +6,7 @@ import itertools
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -18,6 +18,9 @@ from regard.evaluation.options import ClassificationEvaluationOptions, Detection
 from regard.explanations.options import ExplanationOptions
 from regard.prediction.options import PredictionOptions
 from regard.runs.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from regard.models.build import Model
 
 
 @app.command
@@ -103,6 +106,7 @@ def evaluate(
     data: str,
     output: Path | None = None,
     device: str = "auto",
+    classes: Path | None = None,
     batch_size: int | None = None,
     workers: int = 2,
     of_classifiers: Annotated[ClassificationEvaluationOptions | None, Parameter(name="*")] = None,
@@ -115,6 +119,7 @@ def evaluate(
         data: as for train.
         output: folder for metrics.json and pictures; the run itself if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
+        classes: text file with one class name a line, for weights of other projects, which hold no names.
         batch_size: images per batch; 1 for detectors and 64 for classifiers if not given.
         workers: processes that load images.
     """
@@ -125,8 +130,10 @@ def evaluate(
 
     from regard.evaluation import evaluate
 
+    if classes is not None and output is None and (Path(checkpoint) / "checkpoints").is_dir():
+        output = Path(checkpoint)
     evaluate(
-        checkpoint,
+        _named(checkpoint, classes, device),
         data,
         output=output,
         device=device,
@@ -146,6 +153,7 @@ def predict(
     options: Annotated[PredictionOptions | None, Parameter(name="*")] = None,
     batch_size: int = 1,
     device: str = "auto",
+    classes: Path | None = None,
 ) -> None:
     """Predict objects, segments or classes of images, videos and cameras.
 
@@ -157,6 +165,7 @@ def predict(
         json: file for the results: COCO's format of detections or segments, or the classes of each image.
         batch_size: images per batch.
         device: auto, cpu, cuda, cuda:0 or mps.
+        classes: text file with one class name a line, for weights of other projects, which hold no names.
     """
     from regard.data.sources import STDIN, check_sources
     from regard.weights.source import check_source
@@ -171,7 +180,7 @@ def predict(
     from regard.prediction.files import predict_files
 
     for line in predict_files(
-        checkpoint,
+        _named(checkpoint, classes, device),
         images,
         output=output,
         json_file=json,
@@ -191,6 +200,7 @@ def explain(
     options: Annotated[ExplanationOptions | None, Parameter(name="*")] = None,
     output: Path | None = None,
     device: str = "auto",
+    classes: Path | None = None,
 ) -> None:
     """Draw the attention of a model over an image, or where each query of a DETR finds objects in a folder of images.
 
@@ -203,6 +213,7 @@ def explain(
         what: kind of maps; the first above if not given.
         output: picture file, or .npz for the arrays; explanations/IMAGE-WHAT.png if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
+        classes: text file with one class name a line, for weights of other projects, which hold no names.
     """
     from regard.data.paths import check_images
     from regard.weights.source import check_source
@@ -216,19 +227,31 @@ def explain(
             raise ConfigError("unsupported output suffix", where=output, remedy="name it .png or .npz", code="C09")
     from regard.explanations.explain import explain, explain_queries  # imports torch
 
-    options = options or ExplanationOptions()
+    options, net = options or ExplanationOptions(), _named(checkpoint, classes, device)
     if image.is_dir():
         given = [name for name, value in {"what": what, **asdict(options)}.items() if value is not None]
         if given:
             problem = f"{given[0]} does not apply to a folder of images"
             raise ConfigError(problem, remedy="leave it out, or name one image", code="C09")
-        queries = explain_queries(checkpoint, image, device=device)
+        queries = explain_queries(net, image, device=device)
         print(queries.save(output or _free(f"{image.resolve().name}-queries")))
         return
-    explanation = explain(checkpoint, image, what, **asdict(options), device=device)
+    explanation = explain(net, image, what, **asdict(options), device=device)
     output = output or _free(f"{image.stem}-{explanation.what}")
     explanation.save(output)
     print(output)
+
+
+def _named(checkpoint: str, classes: Path | None, device: str) -> Model | str:
+    """Return a model whose classes are named by a file; without one `checkpoint` itself, to be loaded later."""
+    if classes is None:
+        return checkpoint
+    from regard.training.distributed import choose_device
+    from regard.weights.load import load
+    from regard.weights.source import check_source
+
+    check_source(checkpoint)
+    return load(checkpoint, classes=classes).to(choose_device(device))
 
 
 def _free(name: str) -> Path:

@@ -140,7 +140,7 @@ def predict_logits(
 ) -> Tensor:
     """Return the logits of a classifier for every image of a data set: (N, C) float32 on the CPU, in every process."""
     mine = range(processes.rank, len(dataset), processes.world_size)
-    transform = Evaluation(net.card.short_side, net.card.crop_pct)
+    transform = Evaluation.of(net.card)
     batches = evaluation_batches(dataset, transform, collate, consecutive(mine, batch_size), workers=workers)
     num_classes = len(net.card.categories)
     with evaluation_mode(net):

@@ -70,7 +70,7 @@ def image_features(
         ConfigError: the model has no such layer (C09).
     """
     layers = classification_layers(net)
-    transform = Evaluation(net.card.short_side, net.card.crop_pct)
+    transform = Evaluation.of(net.card)
     features = []
     with evaluation_mode(net), _inputs_of(layers) as inputs:
         planned = consecutive(range(len(dataset)), batch_size)

@@ -153,7 +153,7 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
 
 def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:
     """Return the normalised input of a classifier, and the part of the original image that it shows."""
-    resize = Evaluation(card.short_side, card.crop_pct)
+    resize = Evaluation.of(card)
     seen = resize(ClassSample(pixels, label=0)).image
     return ImageBatch.from_images([seen]).normalized(), resize.extent(pixels.shape[-2], pixels.shape[-1])
 

@@ -222,7 +222,7 @@ def _resized(net: Model, pixels: Tensor) -> Tensor:
     """Return an image (3, h, w) as the model sees it, for pixels (3, H, W)."""
     if isinstance(net, Detector):
         return EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
-    return Evaluation(net.card.short_side, net.card.crop_pct)(ClassSample(pixels, label=0)).image
+    return Evaluation.of(net.card)(ClassSample(pixels, label=0)).image
 
 
 def _detect(

@@ -20,7 +20,7 @@ class DetectionRecipe(TrainingConfig):
     name: str  # the name of the model
     data: str = ""  # folder of COCO, YOLO, Pascal VOC or CSV data, or `shapes`; required
     model: DETRConfig  # settings of the network; num_classes is taken from the data
-    start_from: str = "backbone"  # `backbone`: ImageNet weights; `none`; or a model name, run or file
+    start_from: str = "backbone"  # `backbone`: ImageNet weights; `none`; or a model, run or file, also of the backbone
     short_side: int = 800  # shorter side in pixels at evaluation, and the maximum in training
     max_size: int = 1333  # maximum of the longer side in pixels
     augmentation: Literal["paper", "small", "flip"] = "paper"  # of training images

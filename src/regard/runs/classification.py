@@ -29,7 +29,7 @@ from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP
 from regard.weights.classifiers import transfer_classifier
 from regard.weights.imagenet_names import match_imagenet_names
-from regard.weights.load import load
+from regard.weights.load import load_to_train
 from regard.weights.state_dict import read_weights
 from regard.weights.vit import is_vit
 
@@ -138,8 +138,8 @@ def _load_start(start: str, model: str) -> Model:
     """Load starting weights. A file of a convolutional network does not name its model: take `model` for it."""
     path = Path(start)
     if not path.is_file() or isinstance(CONFIGS.get(model), ViTConfig) or is_vit(read_weights(path).tensors):
-        return load(start)
-    return load(path, model=model)
+        return load_to_train(start)
+    return load_to_train(path, model=model)
 
 
 def logits_settings(settings: ClassificationRecipe, data: ClassificationDataset) -> dict[str, object]:

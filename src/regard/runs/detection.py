@@ -27,8 +27,11 @@ from regard.models.detr import DETR
 from regard.recipes.detection import DetectionRecipe
 from regard.runs.detection_task import DetectionTask
 from regard.training.distributed import Processes
+from regard.weights.backbone import fit_backbone, is_detector
 from regard.weights.detr import imagenet_weights, load_backbone, transfer
-from regard.weights.load import load
+from regard.weights.hub_folder import find_weights
+from regard.weights.load import load_to_train
+from regard.weights.state_dict import read_weights
 
 MAX_DRAWN = 500  # panoptic images in the picture of the data
 START_FROZEN = "set start_from=RUN, a detector trained on these data with --recipe panoptic_boxes"
@@ -94,8 +97,10 @@ class DetectionJob:
         if settings.start_from in CONFIGS and settings.start_from not in WEIGHTS:
             what = f"no released weights of {settings.start_from} to start from"
             raise ConfigError(what, remedy="set start_from=RUN, or leave out --recipe", code="K01")
+        if (file := self._backbone_file()) is not None:
+            return self._read_backbone(file)
         if settings.start_from != "none":
-            source = load(settings.start_from)
+            source = load_to_train(settings.start_from)
             if isinstance(source, Detector):
                 self.source = source
                 return self._keep_queries(source) if settings.freeze_detector else []
@@ -109,6 +114,23 @@ class DetectionJob:
             self.backbone = source.state_dict()
             return [f"the backbone starts from {settings.start_from}"]
         return []
+
+    def _backbone_file(self) -> Path | None:
+        """Return the weights file to start from if it holds no detector, or None."""
+        path = Path(self.settings.start_from)
+        file = find_weights(path) if path.is_dir() else path
+        if file is None or not file.is_file() or (file.parent / "manifest.json").exists():
+            return None
+        return None if is_detector(read_weights(file).tensors) else file
+
+    def _read_backbone(self, file: Path) -> list[str]:
+        """Read the weights of the backbone from a file of a classifier. Returns notes for the user."""
+        settings = self.settings
+        if settings.freeze_detector:
+            what = "freeze_detector with weights of a backbone would leave the detector untrained"
+            raise ConfigError(what, where=settings.start_from, remedy=START_FROZEN, code="C09")
+        self.backbone = fit_backbone(settings.model, read_weights(file).tensors, file)
+        return [f"the backbone starts from {file}"]
 
     def _keep_queries(self, source: Detector) -> list[str]:
         """Take the number of queries of a detector that stays frozen. Returns notes for the user."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from regard.errors import DataError
 
@@ -30,6 +31,11 @@ class ModelCard:
         evaluation; of a classifier, both are the side of its square input.
     crop_pct: of a classifier, side of the centre crop over the short side of the resized image, above 0; None to resize
         the whole image to a square.
+    squash: of a classifier, whether the image is resized to a square of side / `crop_pct`, whatever its shape, before
+        the crop. By default its short side gets this length.
+    interpolation: of the resize of a classifier.
+    crop_rounding: where the centre crop of a classifier starts if half a pixel is left over: `nearest` rounds to even
+        as torchvision and timm do, `down` as transformers does.
     panoptic: whether a detector was trained on panoptic annotations. With masks it then predicts segments.
     threshold: of a detector from a run, the minimum score with the best F1 on the images it was evaluated on, 0..1;
         None if it is not known. Checkpoints do not store it: it stands in the run's metrics.json.
@@ -42,6 +48,9 @@ class ModelCard:
     crop_pct: float | None = None
     panoptic: bool = False
     threshold: float | None = None
+    squash: bool = False
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_rounding: Literal["nearest", "down"] = "nearest"
 
 
 def knows_stuff(categories: Sequence[Category]) -> bool:

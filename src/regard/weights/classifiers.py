@@ -20,6 +20,7 @@ from regard.models.configs import ClassifierConfig
 from regard.models.configs.vit import ViTConfig
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
+from regard.weights.headless import mark_headless
 from regard.weights.packages import efficientnet_tensors, is_efficientnet
 from regard.weights.state_dict import load_exactly
 from regard.weights.vit import fit_vit, is_vit, read_vit
@@ -35,7 +36,12 @@ IGNORED_SETTINGS = frozenset(
 
 
 def load_classifier(
-    tensors: Mapping[str, Tensor], name: str | None = None, *, num_heads: int | None = None, where: str | Path
+    tensors: Mapping[str, Tensor],
+    name: str | None = None,
+    *,
+    num_heads: int | None = None,
+    to_train: bool = False,
+    where: str | Path,
 ) -> Classifier:
     """Return a classifier with the tensors of a file, in evaluation mode.
 
@@ -46,6 +52,7 @@ def load_classifier(
             timm or Hugging Face for vision transformers.
         name: name of the model; may be None for a vision transformer (see `read_vit`).
         num_heads: attention heads of a vision transformer, if known.
+        to_train: accept a file whose class layer was removed. The card then has no categories.
         where: the file, for errors.
 
     Raises:
@@ -53,18 +60,23 @@ def load_classifier(
     """
     config = None if name is None else preset(name)
     if name is None or isinstance(config, ViTConfig) or is_vit(tensors):
-        name, config, tensors, notes = read_vit(tensors, name, num_heads=num_heads, where=where)
+        name, config, tensors, notes, headless = read_vit(tensors, name, num_heads=num_heads, where=where)
         for note in notes:
-            warnings.warn(f"{where}: {note}", stacklevel=4)
+            warnings.warn(f"{where}: {note}", stacklevel=5)
     else:
         assert isinstance(config, ClassifierConfig)
         tensors = efficientnet_tensors(tensors) if is_efficientnet(tensors) else tensors
         heads = [tensor for key, tensor in tensors.items() if _is_head(key) and key.endswith(".weight")]
-        if not heads:
-            raise ArchitectureError(f"no weights of {name}: no classifying layer", where=where, code="K07")
-        config = replace(config, num_classes=len(heads[-1]))
+        headless = not heads
+        config = replace(config, num_classes=1 if headless else len(heads[-1]))
     net = build(config, name, imagenet_categories() if config.num_classes == 1000 else None)
+    if headless:
+        if not any(key in tensors for key in net.state_dict()):
+            raise ArchitectureError(f"no weights of {name}: no classifying layer", where=where, code="K07")
+        tensors = {**{key: tensor for key, tensor in net.state_dict().items() if _is_head(key)}, **tensors}
     load_exactly(net, tensors, where=where)
+    if headless:
+        mark_headless(net, to_train, where)
     return net.eval()
 
 
@@ -115,7 +127,9 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
             mine, other = zip(*pairs, strict=True)
             tensor[list(mine)] = theirs[key][list(other)]
     count = len(net.card.categories)
-    said = [f"started from {source.card.name}", f"{count} classes, {len(pairs)} of them known by name", *notes]
+    known = f"{len(pairs)} of them known by name"
+    known = known if source.card.categories else "whose layer starts at random: the file has none"
+    said = [f"started from {source.card.name}", f"{count} classes, {known}", *notes]
     return "; ".join(said)
 
 

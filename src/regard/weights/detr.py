@@ -19,6 +19,7 @@ from regard.models.configs import CLASSIFIER_PRESETS, ModelConfig
 from regard.models.configs.detr import DETRConfig, DETRDemoConfig
 from regard.weights.classifiers import load_classifier
 from regard.weights.download import download
+from regard.weights.headless import mark_headless
 from regard.weights.packages import released_file
 from regard.weights.state_dict import load_exactly, read_weights
 
@@ -46,7 +47,7 @@ MASK_PREFIXES = ("bbox_attention.", "mask_head.")
 QUERY_TENSORS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")
 
 
-def load_file(path: str | Path, *, model: str | None = None) -> Detector:
+def load_file(path: str | Path, *, model: str | None = None, to_train: bool = False) -> Detector:
     """Return a detector with the weights of a file of the DETR authors, in evaluation mode.
 
     Sizes and the number of classes come from the tensors. The tensors do not show the number of heads, nor whether the
@@ -57,6 +58,8 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
         path: `.pth` or `.safetensors`: released weights, a training checkpoint, or the `state_dict` of our `DETR` with
             the layout of the paper.
         model: a name of `list_models()`, needed where tensors and file name do not determine the model.
+        to_train: accept a DETR whose class layer was removed. Its card then has no categories, and its class layer is
+            zero and of no use.
 
     Raises:
         CheckpointError: not a readable weights file (see `read_weights`), or it does not fit (K07).
@@ -69,6 +72,10 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
     name = model or _released_name(path)
     known = preset(name) if name else None
     config: DETRConfig | DETRDemoConfig
+    headless = "class_embed.weight" not in tensors and all(key in tensors for key in DETR_KEYS[1:])
+    if headless:
+        width = tensors["query_embed.weight"].shape[1:]
+        tensors |= {"class_embed.weight": torch.zeros(2, *width), "class_embed.bias": torch.zeros(2)}
     if "linear_class.weight" in tensors and "query_pos" in tensors:
         config = DETRDemoConfig(
             num_classes=len(tensors["linear_class.weight"]) - 1, num_queries=len(tensors["query_pos"])
@@ -92,6 +99,8 @@ def load_file(path: str | Path, *, model: str | None = None) -> Detector:
         raise ArchitectureError(what, where=path, remedy="name the model that the file belongs to", code="K07")
     net = build(config, name or _model_name(config))
     load_exactly(net, tensors, where=path)
+    if headless:
+        mark_headless(net, to_train, path)
     return net.eval()
 
 
@@ -190,9 +199,10 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     for key in heads:
         for ours_row, theirs_row in pairs:
             ours[key][ours_row] = theirs[key][theirs_row]
-        if not net.config.sigmoid and key.startswith("class_embed."):
+        if not net.config.sigmoid and key.startswith("class_embed.") and source.card.categories:
             ours[key][-1] = theirs[key][-1]  # no-object
     known = f", {len(pairs)} of them known by name" if heads else ""
+    known = known if source.card.categories else ", whose layer starts at random: the file has none"
     queries = f", {min(counts)} of {counts[0]} queries" if counts[0] != counts[1] else ""
     masks = ", a new mask head" if fresh else ""
     return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}{masks}"

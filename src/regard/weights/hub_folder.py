@@ -1,4 +1,4 @@
-"""Read the settings in a model folder of the Hugging Face hub: normalisation, crop, class names and heads.
+"""Read the settings in a model folder of the Hugging Face hub: preparation of images, class names and heads.
 
 timm writes `config.json` with `pretrained_cfg`; transformers writes `config.json` and `preprocessor_config.json`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from regard.errors import ArchitectureError, CheckpointError
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
+from regard.weights.preprocessing import Preprocessing, of_timm, of_transformers
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # names of weights files on the hub
 
@@ -26,14 +26,12 @@ class HubFolder(NamedTuple):
     """The settings in the JSON files of a model folder; None where a file does not state one.
 
     Attributes:
-        normalisation: mean and standard deviation of red, green and blue, for pixel values 0..1.
-        crop_pct: (ratio,) as in `ModelCard.crop_pct`.
+        preprocessing: how images are prepared.
         names: class names in the order of the outputs.
         num_heads: number of attention heads, which the tensors do not show.
     """
 
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
-    crop_pct: tuple[float | None] | None
+    preprocessing: Preprocessing | None
     names: list[str] | None
     num_heads: int | None
 
@@ -50,10 +48,11 @@ def read_hub_folder(weights: Path) -> HubFolder:
         weights: the weights file.
 
     Raises:
-        CheckpointError: not a JSON object, a value out of range (K06), or an activation other than GELU (K07).
+        CheckpointError: not a JSON object, a value out of range (K06), or something that is not followed (K07): an
+            activation other than GELU, or a way to prepare images (the key is named).
     """
     if weights.name not in FILES:
-        return HubFolder(None, None, None, None)
+        return HubFolder(None, None, None)
     config, images = (_read(weights.parent / name) for name in ("config.json", "preprocessor_config.json"))
     arguments = config.get("model_args")
     heads = config.get("num_attention_heads", arguments.get("num_heads") if isinstance(arguments, dict) else None)
@@ -61,22 +60,21 @@ def read_hub_folder(weights: Path) -> HubFolder:
     if config.get("hidden_act", "gelu") != "gelu":
         what = f"a model with hidden_act {config['hidden_act']!r:.30}, not gelu"
         raise ArchitectureError(what, where=weights.parent / "config.json", code="K07")
-    timm = config.get("pretrained_cfg")
+    timm = config.get("pretrained_cfg", config if "architecture" in config else None)  # old files have one level
     if isinstance(timm, dict):
-        mean, std, crop = timm.get("mean"), timm.get("std"), timm.get("crop_pct")
-        ratio = (float(crop),) if isinstance(crop, (int, float)) and 0 < crop <= 1 else None
-        return HubFolder(_normalisation(mean, std, weights.parent / "config.json"), ratio, _names(config), heads)
+        return HubFolder(of_timm(timm, weights.parent / "config.json"), _names(config), heads)
     where = weights.parent / "preprocessor_config.json"
-    whole = images.get("do_resize", False) and not images.get("do_center_crop", False)
-    normalisation = _normalisation(images.get("image_mean"), images.get("image_std"), where)
-    return HubFolder(normalisation, (None,) if whole else None, _names(config), heads)
+    return HubFolder(of_transformers(images, where) if where.is_file() else None, _names(config), heads)
 
 
 def update_card(card: ModelCard, folder: HubFolder) -> ModelCard:
-    """Return the card with the class names and the crop of the folder."""
+    """Return the card with the class names, the resize and the crop of the folder."""
     if folder.names is not None and len(folder.names) == len(card.categories):
         card = replace(card, categories=tuple(Category(i, name) for i, name in enumerate(folder.names)))
-    return card if folder.crop_pct is None else replace(card, crop_pct=folder.crop_pct[0])
+    if folder.preprocessing is None:
+        return card
+    _, _, _, crop_pct, squash, interpolation, rounding = folder.preprocessing
+    return replace(card, crop_pct=crop_pct, squash=squash, interpolation=interpolation, crop_rounding=rounding)
 
 
 @torch.no_grad()
@@ -112,17 +110,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError("no JSON object", where=path, remedy="download it again", code="K06")
     return content
-
-
-def _normalisation(mean: Any, std: Any, where: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    if mean is None and std is None:
-        return None
-    for values, least in ((mean, -1e3), (std, 1e-6)):
-        right = isinstance(values, list) and len(values) == 3
-        if not right or not all(isinstance(v, (int, float)) and isfinite(v) and v >= least for v in values):
-            what = f"mean {mean!r:.60} and deviation {std!r:.60}, expected three numbers each"
-            raise CheckpointError(what, where=where, remedy="download it again", code="K06")
-    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _names(config: Mapping[str, Any]) -> list[str] | None:

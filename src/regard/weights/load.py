@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from regard.config import apply_mapping, to_mapping
-from regard.errors import CheckpointError, NewerVersionError
+from regard.errors import ArchitectureError, CheckpointError, NewerVersionError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
@@ -20,6 +21,7 @@ from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import choose_device
+from regard.weights.class_names import name_classes
 from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.hub_folder import HubFolder, find_weights, fold_normalisation, read_hub_folder, update_card
@@ -29,7 +31,7 @@ from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
 
 
-def load(source: str | Path, *, model: str | None = None) -> Model:
+def load(source: str | Path, *, model: str | None = None, classes: str | Path | Sequence[str] | None = None) -> Model:
     """Return a model with weights, in evaluation mode.
 
     Args:
@@ -42,24 +44,43 @@ def load(source: str | Path, *, model: str | None = None) -> Model:
         model: the name of the model in a weights file, where neither the file name nor the tensors determine it
             (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
             another image size than the file: the position embeddings are resized, with a warning.
+        classes: names of the classes, for files of other projects, which hold none: a text file with one name a line,
+            or a list. A detector takes one name less than it has classes if its label 0 is unused (`name_classes`).
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or does not fit the model (K01 to K20).
+        CheckpointError: the file is missing, damaged, unsafe, or does not fit the model, or the number of names does
+            not (K01 to K20).
+        DataError: two classes have one name (A25).
         ConfigError: no model, run or file has this name, or the model has no released weights (K01).
         MachineError: the download failed.
     """
+    net = _load(source, model, to_train=False)
+    if classes is not None:
+        name_classes(net, classes)
+    return net
+
+
+def load_to_train(source: str | Path, *, model: str | None = None) -> Model:
+    """Return a model to start training from: as `load`, but a weights file may lack the class layer.
+
+    The card of a model without class layer has no categories, so no row of that layer is copied (`transfer`).
+    """
+    return _load(source, model, to_train=True)
+
+
+def _load(source: str | Path, model: str | None, *, to_train: bool) -> Model:
     path = Path(source)
     if path.is_dir():
         file = None if (path / "manifest.json").exists() else find_weights(path)
-        return _load_folder(path) if file is None else _load_weights(file, model)
+        return _load_folder(path) if file is None else _load_weights(file, model, to_train)
     if path.is_file() and (path.parent / "manifest.json").exists():
         remedy = f"name its folder: {path.parent}"
         raise CheckpointError("a part of a checkpoint", where=path, remedy=remedy, code="K06")
     if path.is_file() or path.suffix:
-        return _load_weights(path, model)
+        return _load_weights(path, model, to_train)
     check_source(source)
     name = str(source)
-    return _load_weights(released_file(WEIGHTS[name]), name)
+    return _load_weights(released_file(WEIGHTS[name]), name, to_train)
 
 
 @overload
@@ -88,28 +109,33 @@ def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Mod
     return model.to(place), place
 
 
-def _load_weights(path: Path, model: str | None) -> Model:
+def _load_weights(path: Path, model: str | None, to_train: bool) -> Model:
     name = model or next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
     known = None if name is None else CONFIGS.get(name)
     if name is None or isinstance(known, ClassifierConfig):
         tensors = read_weights(path).tensors
         if known is not None or is_vit(tensors):
             folder = read_hub_folder(path)
-            net = load_classifier(tensors, name, num_heads=folder.num_heads, where=path)
-            return _apply_folder(net, folder, path) if isinstance(net, VisionTransformer) else net
-    return load_file(path, model=name)
+            net = load_classifier(tensors, name, num_heads=folder.num_heads, to_train=to_train, where=path)
+            return _apply_folder(net, folder, path, model) if isinstance(net, VisionTransformer) else net
+    return load_file(path, model=name, to_train=to_train)
 
 
-def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path) -> VisionTransformer:
+def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path, model: str | None) -> VisionTransformer:
     """Return the vision transformer of a file with the settings of the JSON files next to it."""
-    if folder.normalisation is not None:
-        fold_normalisation(net, *folder.normalisation)
+    images = folder.preprocessing
+    if images is not None:
+        size, key = images.size
+        if model is None and size not in (None, net.config.image_size):  # a named model may have another size
+            what = f"{key} is {size}, but the tensors are for images of {net.config.image_size} pixels"
+            raise ArchitectureError(what, where=path.parent, remedy="correct it in the JSON file", code="K07")
+        fold_normalisation(net, images.mean, images.std)
     elif net.card.name.startswith("vit_"):
         remedy = "put its config.json or preprocessor_config.json next to model.safetensors"
         warnings.warn(
             f"{path}: images are normalised with ImageNet's mean and standard deviation, but Google's and timm's ViT "
             f"weights expect 0.5; {remedy}",
-            stacklevel=4,
+            stacklevel=5,
         )
     net.card = update_card(net.card, folder)
     return net
@@ -125,6 +151,7 @@ def model_state(net: Model) -> dict[str, Any]:
         "categories": [[c.id, c.name, c.is_thing] for c in card.categories],
         "sizes": [card.short_side, card.max_size],
         "crop_pct": card.crop_pct,
+        "resize": {"squash": card.squash, "interpolation": card.interpolation, "crop_rounding": card.crop_rounding},
         "panoptic": card.panoptic,
     }
 
@@ -173,6 +200,7 @@ def _load_folder(path: Path) -> Model:
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
     panoptic = kept.get("panoptic", net.card.panoptic)
     crop_pct = kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"]
-    net.card = replace(net.card, crop_pct=crop_pct, panoptic=panoptic, threshold=threshold)
+    resize = kept.get("resize", {})
+    net.card = replace(net.card, crop_pct=crop_pct, panoptic=panoptic, threshold=threshold, **resize)
     load_exactly(net, tensors, where=path)
     return net.eval()

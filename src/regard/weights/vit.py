@@ -70,12 +70,14 @@ class ViTFile(NamedTuple):
         config: its settings, with the number of classes of the file.
         tensors: all tensors of the file under our names, adapted to `config`.
         notes: changes that the user should know, one sentence each.
+        headless: whether the file has no class layer; the tensors then hold one of zeros, for one class.
     """
 
     name: str
     config: ViTConfig
     tensors: dict[str, Tensor]
     notes: list[str]
+    headless: bool
 
 
 def is_vit(tensors: Mapping[str, Tensor]) -> bool:
@@ -103,8 +105,7 @@ def read_vit(
         where: the file, for errors.
 
     Raises:
-        CheckpointError: not a vision transformer with a classification layer, or not the named one (K07); two tensors
-            of one name (K10).
+        CheckpointError: not a vision transformer, or not the named one (K07); two tensors of one name (K10).
     """
     if name is not None and name not in VIT_PRESETS:
         what = f"weights of a vision transformer, but {name} is none"
@@ -114,6 +115,9 @@ def read_vit(
         what = f"no weights of a vision transformer ({len(tensors)} tensors, the first is {first!r})"
         raise ArchitectureError(what, where=where, remedy="name the model that the file belongs to", code="K07")
     found = _rename_tensors(tensors, where)
+    headless = "head.weight" not in found
+    if headless:
+        found = _with_empty_head(found)
     notes: list[str] = []
     inferred = _infer_config(found, where)
     if name is None:
@@ -126,7 +130,17 @@ def read_vit(
         found |= {key.replace("head.", "head_dist."): found[key] for key in found if key.startswith("head.")}
         notes.append("no distillation head in the file: the class head predicts alone, the other is its copy")
     found, resized = fit_vit(found, inferred, config)
-    return ViTFile(name, config, found, notes + resized)
+    return ViTFile(name, config, found, notes + resized, headless)
+
+
+def _with_empty_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add class layers of zeros for one class. Layers that a model without classes has in their place are dropped."""
+    others = ("head", "head_dist", "pooler")
+    found = {key: tensor for key, tensor in tensors.items() if key.partition(".")[0] not in others}
+    width = tensors["patch_embed.proj.weight"].shape[:1] if "patch_embed.proj.weight" in tensors else (1,)
+    for head in ("head", "head_dist") if "dist_token" in tensors else ("head",):
+        found |= {f"{head}.weight": torch.zeros(1, *width), f"{head}.bias": torch.zeros(1)}
+    return found
 
 
 def fit_vit(tensors: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig) -> tuple[dict[str, Tensor], list[str]]:
@@ -211,9 +225,6 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
 
 def _infer_config(tensors: Mapping[str, Tensor], where: str | Path) -> ViTConfig:
     """Return the settings that the tensors show. They do not show the number of heads, which is set to 1."""
-    if "head.weight" not in tensors:
-        what = "weights of a vision transformer without a classifying layer"
-        raise ArchitectureError(what, where=where, remedy="give the file of a classifier", code="K07")
     for key, dimensions in _REQUIRED_TENSORS.items():
         if key not in tensors or tensors[key].ndim != dimensions or not tensors[key].numel():
             shape = f"has the shape {tuple(tensors[key].shape)}" if key in tensors else "is missing"

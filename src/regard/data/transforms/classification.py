@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from regard.data.transforms.image import (
     uniform,
 )
 from regard.data.transforms.randaugment import RandAugment
+from regard.structures.categories import ModelCard
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 
 MAX_ASPECT = 16  # evaluation crops longer images: one of a few bytes could otherwise fill the memory when resized
@@ -82,7 +84,7 @@ def _pipeline(steps: tuple[ImageStep, ...], magnitude: float, erasing: float, co
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluation transform: resize (bicubic) and crop the middle `size` x `size` pixels. Uses no randomness.
+    """Evaluation transform: resize and crop the middle `size` x `size` pixels. Uses no randomness.
 
     The short side becomes floor(size / crop_pct): 256 for 224 at 0.875, 438 for 384.
 
@@ -90,6 +92,9 @@ class Evaluation:
         size: height and width in pixels of the model's input.
         crop_pct: `size` divided by the short side of the resized image, 0.05..1. None resizes the whole image to the
             square, for small images.
+        squash: resize the whole image to a square of side floor(size / crop_pct), not its short side.
+        interpolation: of the resize.
+        crop_rounding: as in `ModelCard`.
 
     Raises:
         ConfigError: a value out of range (C03).
@@ -97,6 +102,14 @@ class Evaluation:
 
     size: int = 224
     crop_pct: float | None = 0.875
+    squash: bool = False
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    crop_rounding: Literal["nearest", "down"] = "nearest"
+
+    @classmethod
+    def of(cls, card: ModelCard) -> Evaluation:
+        """Return the transform that a classifier's card describes."""
+        return cls(card.short_side, card.crop_pct, card.squash, card.interpolation, card.crop_rounding)
 
     def __post_init__(self) -> None:
         check_range("size", self.size, 1)
@@ -106,10 +119,18 @@ class Evaluation:
     def __call__(self, sample: ClassSample, generator: torch.Generator | None = None) -> ClassSample:
         image = sample.image
         if self.crop_pct is None:
-            return replace(sample, image=resize_image(image, (self.size, self.size), BICUBIC))
+            return replace(sample, image=self._resize(image, (self.size, self.size)))
         cut, resized = self._sizes(image.shape[-2], image.shape[-1])
-        image = resize_image(F.center_crop(image, list(cut)), resized, BICUBIC)
-        return replace(sample, image=F.center_crop(image, [self.size, self.size]))
+        image = self._resize(F.center_crop(image, list(cut)), resized)
+        top, left = (self._first(side) for side in resized)
+        return replace(sample, image=image[..., top : top + self.size, left : left + self.size])
+
+    def _resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        return resize_image(image, size, InterpolationMode(self.interpolation))
+
+    def _first(self, side: int) -> int:
+        """Return where the crop starts in a resized image of `side` pixels."""
+        return (side - self.size) // 2 if self.crop_rounding == "down" else round((side - self.size) / 2)
 
     def extent(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Return the part of an image that the model sees, as x0, y0, x1, y1 in pixels of the image."""
@@ -117,29 +138,30 @@ class Evaluation:
             return 0.0, 0.0, float(width), float(height)
         cut, resized = self._sizes(height, width)
         (y0, y1), (x0, x1) = (
-            _middle(whole, part, new, self.size) for whole, part, new in zip((height, width), cut, resized, strict=True)
+            self._middle(whole, part, new) for whole, part, new in zip((height, width), cut, resized, strict=True)
         )
         return x0, y0, x1, y1
 
     def _sizes(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the (height, width) after the cut to `MAX_ASPECT`, and after the resize."""
         assert self.crop_pct is not None
+        short_side = int(self.size / self.crop_pct)
+        if self.squash:
+            return (height, width), (short_side, short_side)
         longest = MAX_ASPECT * min(height, width)
         height, width = min(height, longest), min(width, longest)
-        short_side = int(self.size / self.crop_pct)
         if height < width:
             return (height, width), (short_side, int(short_side * width / height))
         return (height, width), (int(short_side * height / width), short_side)
 
+    def _middle(self, whole: int, part: int, resized: int) -> tuple[float, float]:
+        """Return where the crop of `resized` pixels starts and ends, in pixels of `whole`.
 
-def _middle(whole: int, part: int, resized: int, size: int) -> tuple[float, float]:
-    """Return where the middle `size` pixels of `resized` start and end, in pixels of `whole`.
-
-    The middle `part` pixels of `whole` were resized to `resized`. Rounds as torchvision's center_crop.
-    """
-    scale = part / resized
-    first = round((whole - part) / 2) + round((resized - size) / 2) * scale
-    return first, first + size * scale
+        The middle `part` pixels of `whole` were resized to `resized`.
+        """
+        scale = part / resized
+        first = round((whole - part) / 2) + self._first(resized) * scale
+        return first, first + self.size * scale
 
 
 @dataclass(frozen=True)
