@@ -65,13 +65,15 @@ def explain(
     `explain_detr`, `explain_vit` and `explain_augmented` describe them.
 
     Args:
-        model, image, device: as for `regard.predict`, one image.
+        model: as for `regard.predict`, or a network of your own that `regard.augment` changed.
+        image: one image, as for `regard.predict`.
         what: kind of explanation.
         point: x, y in pixels of the image, for kinds that start from a place.
         layer: number from 0; negative ones count from the end. The last layer if None.
         head: number from 0; negative ones count from the end. The mean of all heads if None.
         threshold: minimum score of a detection, 0..1; if None as for `regard.predict`.
         image_size: side of the square input of your own network, as given to `regard.augment`.
+        device: as for `regard.predict`.
 
     Raises:
         ConfigError: there is no such kind, layer, head or point, the kind does not use an option, or the model has no
