@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,15 +33,20 @@ def sketch(image: Tensor) -> Sketch | None:
     height, width = image.shape[-2:]
     if min(height, width) < _MIN_SIDE:
         return None
-    rows = torch.linspace(0, height - 1, _ROWS * _SAMPLES).round().long()
-    columns = torch.linspace(0, width - 1, _COLUMNS * _SAMPLES).round().long()
-    taken = image[:, rows][:, :, columns].float()
-    cells = taken.reshape(3, _ROWS, _SAMPLES, _COLUMNS, _SAMPLES).mean(dim=(2, 4))
-    grey = cells.mean(dim=0)
-    if float(grey.std()) < _MIN_CONTRAST:
+    # Rows, then columns, of the memory order (H, W, 3) that decoding gives.
+    pixels = image.permute(1, 2, 0).numpy()
+    rows, columns = (
+        np.linspace(0, side - 1, cells * _SAMPLES).round().astype(np.int64)
+        for side, cells in ((height, _ROWS), (width, _COLUMNS))
+    )
+    taken = pixels[rows[:, None], columns].reshape(_ROWS, _SAMPLES, _COLUMNS, _SAMPLES * 3)
+    sums = taken.sum(axis=1, dtype=np.uint16).reshape(_ROWS, _COLUMNS, _SAMPLES, 3).sum(axis=2, dtype=np.uint16)
+    means = sums.transpose(2, 0, 1).astype(np.float32) / _SAMPLES**2
+    grey = means.mean(axis=0)
+    if grey.std() < _MIN_CONTRAST:
         return None
-    bits = torch.where(grey[:, 1:] > grey[:, :-1], 1, -1).to(torch.int8)
-    return Sketch(cells.round().to(torch.uint8).numpy(), bits.flatten().numpy())
+    bits = np.where(grey[:, 1:] > grey[:, :-1], 1, -1).astype(np.int8)
+    return Sketch(means.round().astype(np.uint8), bits.ravel())
 
 
 def near_pairs(known: Sequence[Sketch | None], others: Sequence[Sketch | None]) -> list[tuple[int, int]]:
