@@ -30,7 +30,7 @@ def main() -> int:
     text = re.sub(r"\x1b\[[0-9;]*m", "", finished.stdout).partition("Traceback")[0]
     print(text, end="")
     # Complaints about docstrings are only printed, even with --strict.
-    complaints = [line for line in text.splitlines() if re.match(r"(error: )?(griffe|warning)", line, re.IGNORECASE)]
+    complaints = [line for line in text.splitlines() if re.match(r"griffe|warning", line, re.IGNORECASE)]
     problems = [*complaints, *broken_links(SITE)] if finished.returncode == 0 else []
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -54,15 +54,13 @@ def explain(
     image_size: int = 224,
     device: str = "auto",
 ) -> Explanation:
-    """Explain where a model looks in an image.
+    """Explain where a model looks in an image, by `explain_detr`, `explain_vit` or `explain_augmented`.
 
     | model | `what`, the first if None |
     | --- | --- |
     | DETR | `decoder`, `heads`, `encoder`, `layers`, `relevance` |
     | ViT, DeiT | `rollout`, `heads`, `tokens`, `patch`, `relevance` |
     | attention-augmented networks | `layers`, `heads`, `relevance` |
-
-    `explain_detr`, `explain_vit` and `explain_augmented` describe them.
 
     Args:
         model: as for `regard.predict`, or a network of your own that `regard.augment` changed.
