@@ -21,8 +21,9 @@ TITLES = {"I": "Images", "A": "Annotations and data sets", "C": "Settings", "K":
 INTRODUCTION = """# Errors
 
 An error is one line: what was found, where, and what to do. Its code, as in `error[C01]`, is explained here. `{...}`
-stands for a name or a number. The exit code is that of the command. Instead of one, `fix`, `skip` and `warn` mark lines
-of a report about data: the value is repaired on reading, left out of training, or used as it is.
+stands for a name or a number. The exit code is that of the command. Instead of one, `fix`, `skip`, `warn` and `note`
+mark lines of a report about data: the value is repaired on reading, left out of training, used as it is, or good to
+know.
 
 """
 EXIT_CODES = {
@@ -37,7 +38,7 @@ Texts = dict[str, str | None]  # variables and their texts; None for what is not
 
 @dataclass(frozen=True, order=True)
 class Message:
-    """A message of a code. outcome: an exit code, or fix, skip or warn."""
+    """A message of a code. outcome: an exit code, or fix, skip, warn or note."""
 
     outcome: str
     what: str
@@ -188,7 +189,7 @@ class Reader:
             first = given.get("code") or (call.args[0] if call.args else None)
             if name in EXIT_CODES and call.args:
                 self._add(given.get("code"), call.args[0], given.get("remedy"), EXIT_CODES[name], texts, module)
-            elif name == "error" and len(call.args) > 1:  # Report.error
+            elif name in ("error", "fail", "fail_at") and len(call.args) > 1:  # of Report
                 self._add(first, call.args[1], given.get("remedy"), EXIT_CODES["DataError"], texts, module)
             elif name in ("add", "Issue") and len(call.args) > 2:  # Report.add
                 for severity in self._texts(call.args[1], texts, module):

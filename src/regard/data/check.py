@@ -152,7 +152,7 @@ def _add_warning(text: str, findings: Findings) -> None:
     what, _, rest = text.partition(" — ")
     where, _, remedy = rest.partition(" — ")
     if "more than one frame" in what:
-        findings.found.append(Issue("I21", "fix", what, where))
+        findings.found.append(Issue("I21", "fix", "image has more than one frame, only the first is used", where))
     elif "unsupported formats" in what:
         count = int(re.match("[0-9]*", what)[0] or 1)  # type: ignore[index]
         findings.found.append(Issue("I32", "warn", what, where, count, remedy=remedy))
