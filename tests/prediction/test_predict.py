@@ -488,7 +488,7 @@ def test_several_broken_images(finder, photos):
     with refused(DataError, "2 of 6", "x.png", code="I01"):
         for line in predict_files(finder, [photos]):
             lines.append(line)
-    assert [line.startswith("error[I01]") for line in lines] == [False] * 4 + [True] * 2
+    assert [line.startswith("error[I01]") for line in lines] == [False] * 4 + [True]  # the first is in the error
     assert str(photos / "y.png") in lines[-1]
 
 
@@ -522,7 +522,18 @@ def test_neighbours_of_images_are_not_replaced(finder, tmp_path):
 def test_only_an_earlier_result_is_replaced(finder, tmp_path):
     photo = write(tmp_path / "cat.png", scene())
     target = tmp_path / "instances.json"
-    for content in ("", "{}", '{"images": [], "annotations": []}', '[{"id": 1}]', "[1]", "[" * 10_000, "\xff"):
+    other = '[{"file_name": "a.png", "label": "cat"}]'
+    for content in (
+        other,
+        "[]",
+        "",
+        "{}",
+        '{"images": [], "annotations": []}',
+        '[{"id": 1}]',
+        "[1]",
+        "[" * 10_000,
+        "\xff",
+    ):
         target.write_bytes(content.encode("latin-1"))
         with refused(ConfigError, target, code="C11"):
             list(predict_files(finder, [photo], json_file=target))
@@ -531,6 +542,17 @@ def test_only_an_earlier_result_is_replaced(finder, tmp_path):
     for threshold in (0.95, 0.5, 0.2):  # an empty result is one too
         list(predict_files(finder, [photo], json_file=target, options=PredictionOptions(threshold=threshold)))
     assert len(json.loads(target.read_text())) == 2
+
+
+def test_an_earlier_result_stays_if_no_image_can_be_read(finder, tmp_path):
+    photo, target = write(tmp_path / "cat.png", scene()), tmp_path / "found.json"
+    list(predict_files(finder, [photo], json_file=target))
+    before = target.read_bytes()
+    photo.write_bytes(b"")
+    for file in (target, tmp_path / "new.json"):
+        with refused(DataError, photo, code="I01"):
+            list(predict_files(finder, [photo], json_file=file))
+    assert target.read_bytes() == before and not (tmp_path / "new.json").exists()
 
 
 def test_auto_leaves_a_model_where_it_is(finder, tmp_path, monkeypatch):
