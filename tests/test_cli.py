@@ -339,48 +339,26 @@ def test_quickstart_and_study_check_first(capsys, tmp_path, monkeypatch):
     run(capsys, "quickstart", "--device", "gpu", "--output", tmp_path / "q").refused(2, "C10", "gpu")
 
 
-@pytest.fixture
-def earlier(tmp_path):
-    """The folder of an earlier quickstart."""
-    from regard.studies.quickstart import DATA, EPOCHS
-
-    folder = tmp_path / "quick"
-    (folder / "pictures").mkdir(parents=True)
-    settings = resolve("detr_tiny", DATA, EPOCHS, None, False, None, None, ["minutes=4"])
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
-    return folder
-
-
-def test_quickstart_replaces_its_own_folder_last(earlier, tmp_path, monkeypatch):
+def test_quickstart_keeps_an_earlier_one(capsys, tmp_path, monkeypatch):
+    """Without --output it takes the next free name; with one that is used it refuses."""
     import regard.studies.quickstart as module
 
-    class Started(Exception):
-        pass
-
-    def started(arguments, count):
-        assert not earlier.exists() and "--data shapes:" in " ".join(arguments)
-        raise Started
-
-    monkeypatch.setattr(module, "run_processes", started)
-    before = digest(earlier)
-
-    def fails(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "data_folder", fails)
-    for device, error in (("gpu", ConfigError), ("xpu", MachineError), ("cpu", OSError)):
-        with pytest.raises(error):
-            module.quickstart(4, earlier, device)
-    assert digest(earlier) == before
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "data_folder", lambda _: tmp_path)
-    with pytest.raises(Started):
-        module.quickstart(4, earlier, "cpu")
-    (tmp_path / "hidden").mkdir()
-    (tmp_path / "hidden" / ".git").write_text("history")
-    monkeypatch.setattr(module, "run_processes", lambda *_: sys.exit(3))
-    with pytest.raises(SystemExit):
-        module.quickstart(4, tmp_path / "hidden", "cpu")
-    assert (tmp_path / "hidden" / ".git").read_text() == "history"
+    for name in ("quickstart", "quickstart-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(f"name: {name}")
+    before = digest(tmp_path)
+    run(capsys, "quickstart", "--output", "runs/quickstart").refused(2, "C11", "runs/quickstart", "--output")
+    started = []
+
+    def train(arguments, count):
+        started.append(arguments[arguments.index("--output") + 1])
+        sys.exit(3)
+
+    monkeypatch.setattr(module, "run_processes", train)
+    assert run(capsys, "quickstart").code == run(capsys, "quickstart", "--output", "mine").code == 3
+    assert started == ["runs/quickstart-3", "mine"] and digest(tmp_path) == before
 
 
 def test_a_failed_quickstart_has_the_exit_code_of_its_training(capsys, tmp_path, monkeypatch):

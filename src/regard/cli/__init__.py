@@ -15,6 +15,7 @@ from regard.cli.commands import cache, train
 from regard.cli.data import shapes
 from regard.cli.groups import app as app
 from regard.cli.studies import study_app as study_app
+from regard.cli.typed import error_line
 from regard.errors import RegardError, escape
 from regard.training.launch import first_failure
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
             warnings.filterwarnings("ignore", module="PIL")  # about metadata, which is not used
             app(_plain_settings(words), exit_on_error=False, print_error=False)
     except RegardError as error:
-        _leave(error.line, error.exit_code, debug)
+        _leave(error_line(error), error.exit_code, debug)
     except CycloptsError as error:
         _leave(escape(f"error: {' '.join(str(error).split())}"), 2, debug)
     except KeyboardInterrupt:

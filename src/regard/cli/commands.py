@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
+from regard.cli.typed import as_typed
 from regard.config import unknown_name
 from regard.distillation.options import StorageOptions
 from regard.errors import ConfigError
@@ -21,17 +22,18 @@ from regard.runs.options import TrainingOptions
 
 
 @app.command
-def quickstart(*, minutes: float = 4.0, output: Path = Path("runs/quickstart"), device: str = "auto") -> None:
+def quickstart(*, minutes: float = 4.0, output: Path | None = None, device: str = "auto") -> None:
     """Train a small detector on generated images, evaluate it and draw its predictions. No data, no download.
 
     Args:
         minutes: training time.
-        output: folder of the run.
+        output: folder of the run; runs/quickstart, runs/quickstart-2 and so on if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
     from regard.studies.quickstart import quickstart
 
-    quickstart(minutes, output, device)
+    commands = quickstart(minutes, output, device)
+    print("5. Next, one command a line:", *map(as_typed, commands), sep="\n")
 
 
 @app.command

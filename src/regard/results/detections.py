@@ -15,9 +15,9 @@ from torch import Tensor
 
 from regard.drawing.boxes import ShowLabels, class_color, draw_boxes, save_picture
 from regard.drawing.masks import draw_masks
-from regard.errors import ConfigError, DivergedError, MachineError
+from regard.errors import ConfigError, DivergedError, MachineError, install_command
 from regard.metrics.masks import encode_masks
-from regard.results.result import INSTALL, Rejected, Result, chosen_rows
+from regard.results.result import Rejected, Result, chosen_rows
 from regard.results.yolo import box_lines, mask_lines
 from regard.structures.boxes import xyxy_to_xywh
 from regard.structures.categories import Category
@@ -192,7 +192,7 @@ class Detections(Result):
         try:
             import supervision
         except ImportError as error:
-            raise MachineError("this conversion needs supervision", remedy=INSTALL) from error
+            raise MachineError("this conversion needs supervision", remedy=install_command("supervision")) from error
         import numpy as np
 
         return supervision.Detections(

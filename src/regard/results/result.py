@@ -19,13 +19,11 @@ from torch import Tensor
 from regard.config import unknown_name
 from regard.data.images import read_image
 from regard.drawing.boxes import rgb_copy, save_picture
-from regard.errors import ConfigError, MachineError, escape
+from regard.errors import ConfigError, MachineError, escape, install_command
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:
     import pandas
-
-INSTALL = "install it with: pip install 'regard[interop]'"
 
 
 class Rejected(NamedTuple):
@@ -83,7 +81,7 @@ class Result(ABC):
         try:
             import pandas
         except ImportError as error:
-            raise MachineError("a table needs pandas", remedy=INSTALL) from error
+            raise MachineError("a table needs pandas", remedy=install_command("pandas")) from error
         return pandas.DataFrame({"path": [self.path] * len(self), **self._columns()})
 
     @abstractmethod
