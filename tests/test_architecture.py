@@ -92,7 +92,7 @@ def test_models_and_losses_do_not_know_each_other():
 
 # Verbs of the Python API, each keyword of which users know.
 PUBLIC_VERBS = {"runs/__init__.py train", "explanations/explain.py explain", "models/augment.py augment",
-                "prediction/predict.py predict"}  # fmt: skip
+                "prediction/predict.py predict", "evaluation/__init__.py evaluate"}  # fmt: skip
 
 
 def test_files_and_functions_fit_a_screen():

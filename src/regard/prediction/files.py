@@ -38,8 +38,8 @@ def predict_files(
 ) -> Iterator[str]:
     """Predict for images and videos; yield a line of text for each image and frame.
 
-    An unreadable image or video does not stop the others: its error is raised after all others are done. If none can
-    be read, `json_file` is not written.
+    An unreadable image or video does not stop the others: its error is raised after them. If none can be read,
+    `json_file` is not written.
 
     Args:
         paths: files, folders, patterns, addresses, `-` or `camera:0`, as for `predict`.
@@ -53,8 +53,7 @@ def predict_files(
 
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), a panoptic model's
-            file has no suffix or videos among the images (C09), a number is out of range (C03), or a word is unknown
-            (C02).
+            file has no suffix or videos (C09), a number is out of range (C03), or a word is unknown (C02).
         DataError: images cannot be read.
         MachineError: a video needs the package av, which is not installed, or there is no such camera.
     """

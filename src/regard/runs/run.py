@@ -173,7 +173,7 @@ def _finish(
             evaluation.write(run, settings.data)
         else:  # the best checkpoint is older than this process: the run was resumed
             workers, batch_size = settings.workers, settings.batch_size
-            evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers)
+            evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers, quiet=True)
         write_report(run)
     return scores
 

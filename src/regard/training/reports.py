@@ -155,11 +155,11 @@ class Reporter:
             f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in TRAINING_METRICS if means.get(k) is not None
         )
         left = seconds * (1 / share - 1) if share else 0.0
-        note += f"  {speed:.1f} images/s  {_format_duration(left)} left"
+        note += f"  {speed:.1f} images/s  {format_duration(left)} left"
         if self._bar is not None:
             numbers = _bar_numbers(self._epoch(step), means.get("loss"), self._score, speed)
             self._bar.update(
-                self._task, completed=share, description=f"{_format_duration(left):>8} left", numbers=numbers
+                self._task, completed=share, description=f"{format_duration(left):>8} left", numbers=numbers
             )
         if not self.console.is_terminal and step % self._steps_per_epoch == 0:
             self.say(f"epoch {self._epoch(step):.0f}  {100 * share:.0f} %  {note}")
@@ -215,7 +215,8 @@ def _bar_numbers(epoch: float, loss: float | None, score: str, images_per_second
     return f"epoch {math.ceil(epoch):>3}  loss {shown:>6}  {score:<10}  {speed:>5} images/s"
 
 
-def _format_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Return seconds as `m:ss` or `h:mm:ss`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
