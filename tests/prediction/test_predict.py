@@ -27,7 +27,7 @@ from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import picture_names, predict_files
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import predict, predict_each
+from regard.prediction.predict import check_options, predict, predict_each
 from regard.results.detections import Detections
 from regard.results.postprocess import postprocess
 from regard.structures.categories import Category, ModelCard
@@ -297,6 +297,19 @@ def test_numbers_out_of_range(finder, tmp_path, numbers):
     ):
         with refused(ConfigError, f"{next(iter(numbers))}=", code="C03"):
             call()
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"threshold": "0.7"}, {"threshold": True}, {"batch_size": 1.5}, {"tile_size": 640.0}, {"top": "5"}]
+)
+def test_numbers_of_the_wrong_type(numbers):
+    options = PredictionOptions(**{name: value for name, value in numbers.items() if name != "batch_size"})
+    with refused(ConfigError, f"{next(iter(numbers))}={next(iter(numbers.values()))!r}", code="C02"):
+        check_options(options, numbers.get("batch_size", 1))
+
+
+def test_numbers_of_numpy():
+    check_options(PredictionOptions(threshold=np.float32(0.5), tile_size=np.int64(64)), np.int32(2))
 
 
 def test_wrong_sources(finder, tmp_path, monkeypatch):

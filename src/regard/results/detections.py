@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from regard.drawing.boxes import ShowLabels, class_color, draw_boxes, save_pictu
 from regard.drawing.masks import draw_masks
 from regard.errors import ConfigError, DivergedError, MachineError, install_command
 from regard.metrics.masks import encode_masks
-from regard.results.result import Rejected, Result, chosen_rows
+from regard.results.result import Rejected, Result, chosen_rows, row_number
 from regard.results.yolo import box_lines, mask_lines
 from regard.structures.boxes import xyxy_to_xywh
 from regard.structures.categories import Category
@@ -93,11 +92,15 @@ class Detections(Result):
     def __getitem__(
         self, index: int | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
     ) -> dict[str, Any] | Detections:
-        """Return one row for an integer; the selected detections for a slice, list of positions or bool mask (N,)."""
+        """Return one row for an integer; the selected detections for a slice, list of positions or bool mask (N,).
+
+        Raises:
+            ConfigError: it is none of these (C02).
+        """
         if isinstance(index, slice):
             index = list(range(len(self))[index])
-        elif not isinstance(index, Sequence) and getattr(index, "ndim", 0) == 0:
-            return self.to_dicts()[operator.index(index)]
+        elif isinstance(index, str) or (not isinstance(index, Sequence) and getattr(index, "ndim", 0) == 0):
+            return self.to_dicts()[row_number(index)]
         chosen = torch.as_tensor(index).cpu()
         chosen = chosen if chosen.numel() else chosen.long()
         masks = None if self.masks is None else self.masks[chosen]

@@ -65,8 +65,12 @@ class Result(ABC):
         return iter(self.to_dicts())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one row, the same as `to_dicts()[index]`."""
-        return self.to_dicts()[operator.index(index)]
+        """Return one row, the same as `to_dicts()[index]`.
+
+        Raises:
+            ConfigError: the index is not a number (C02).
+        """
+        return self.to_dicts()[row_number(index)]
 
     def to_json(self) -> str:
         """Return `to_dicts()` as JSON text; non-ASCII names stay readable."""
@@ -146,6 +150,19 @@ class Result(ABC):
     def _repr(self, size: tuple[int, int]) -> str:
         place = "" if self.path is None else f"{escape(self.path)}, "
         return f"{type(self).__name__}({escape(self.summary())}; {place}{size[0]}x{size[1]})"
+
+
+def row_number(index: Any) -> int:
+    """Return an index as an integer.
+
+    Raises:
+        ConfigError: it is none, such as the name of a column (C02).
+    """
+    try:
+        return operator.index(index)
+    except TypeError as error:
+        what = f"index {index!r:.60}, expected the number of a row"
+        raise ConfigError(what, remedy='result[0]["label"] is the label of the first row', code="C02") from error
 
 
 def chosen_rows(
