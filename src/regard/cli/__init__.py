@@ -14,6 +14,7 @@ from cyclopts.exceptions import CycloptsError
 from regard.cli.commands import cache, train
 from regard.cli.data import shapes
 from regard.cli.groups import app as app
+from regard.cli.other_names import check_names
 from regard.cli.studies import study_app as study_app
 from regard.cli.typed import error_line
 from regard.errors import RegardError, escape
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             warnings.filterwarnings("ignore", module="PIL")  # about metadata, which is not used
+            check_names(words)
             app(_plain_settings(words), exit_on_error=False, print_error=False)
     except RegardError as error:
         _leave(error_line(error), error.exit_code, debug)

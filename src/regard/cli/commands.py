@@ -163,8 +163,9 @@ def predict(
     from regard.data.sources import STDIN, check_sources
     from regard.weights.source import check_source
 
-    mistyped = next((word for word in images if word.startswith("-") and word != STDIN), None)
-    if mistyped is not None:  # a hyphen may lead an image only as the standard input
+    hyphened = (word for word in images if word.startswith("-") and word != STDIN)
+    mistyped = next((word for word in hyphened if not Path(word).exists()), None)
+    if mistyped is not None:
         names = ["output", "json", "batch_size", "device", *(field.name for field in fields(PredictionOptions))]
         known = [f"--{name.replace('_', '-')}" for name in names]
         raise unknown_name("option", mistyped, known, code="C01", remedy="see: regard predict --help")
@@ -244,13 +245,17 @@ def models(pattern: str = "*") -> None:
     """List the named models: parameters, weights, published scores.
 
     Args:
-        pattern: names to list, such as "detr*".
+        pattern: how the names begin, such as detr, or a pattern such as "*50*"; for one name also the address of its
+            weights.
     """
     from rich.console import Console
 
-    from regard.models.catalog import table
+    from regard.models.catalog import describe, list_models, table
 
-    Console().print(table(pattern))
+    if pattern in list_models():
+        print("\n".join(describe(pattern)))
+    else:
+        Console().print(table(pattern))
 
 
 @app.command
