@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -407,6 +408,26 @@ def test_one_of_several_processes_tells(capsys, tmp_path, monkeypatch):
     run(capsys, "train", "detr_resnet5").refused(2, "C01")
 
 
+def test_a_bare_benchmark_lists_them(capsys, monkeypatch):
+    import regard.benchmarks as module
+
+    monkeypatch.delenv("UV", raising=False)
+    monkeypatch.setattr(module, "run_benchmark", lambda *_: pytest.fail("started"))
+    lines = run(capsys, "benchmark").worked().splitlines()
+    files = {path.stem for path in Path(module.__file__).parent.glob("[a-z]*.py")}
+    assert {line.split()[2] for line in lines} == set(module.BENCHMARKS) <= files
+    assert all(line.startswith("regard benchmark ") and len(line) <= 120 for line in lines)
+
+
+def test_tab_completion(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # whose .bashrc gets a line
+    script = tmp_path / "regard"
+    run(capsys, "--install-completion", "--shell", "bash", "--output", script).worked()
+    text = script.read_text()
+    assert all(word in text for word in ("quickstart", "--threshold", "--recipe"))
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
 def test_benchmarks_check_first(capsys, tmp_path):
-    run(capsys, "benchmark", "--rounds", "0").refused(2, "C03", "rounds=0")
+    run(capsys, "benchmark", "losses", "--rounds", "0").refused(2, "C03", "rounds=0")
     run(capsys, "benchmark", "losses", "--data", tmp_path).refused(2, "C09", "losses", "data")

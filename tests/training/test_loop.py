@@ -14,8 +14,8 @@ from refusals import refused
 from regard.errors import ConfigError, DataError, DivergedError
 from regard.training.checkpoints import newest_checkpoint
 from regard.training.loop import Stopped, Trainer, TrainingConfig
+from regard.training.optimizer import parameter_groups
 from regard.training.reports import read_rows
-from regard.training.schedules import parameter_groups
 
 
 def test_it_learns_and_leaves_a_record(tmp_path):

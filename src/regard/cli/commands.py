@@ -259,18 +259,20 @@ def models(pattern: str = "*") -> None:
 
 
 @app.command
-def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 10) -> None:
+def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int = 10) -> None:
     """Measure speed against other libraries, in alternating rounds of one process.
 
     Args:
-        name: `losses` (matching and losses of DETR), `masks` (its mask head), `loading` (decoding and augmentation),
-            `attention` (all mechanisms on maps of four sizes), `vit` (vision transformers, and with merged tokens) or
-            `distillation` (training with stored answers of a teacher next to a live one).
+        name: attention, distillation, loading, losses, masks or vit; lists what they measure if not given.
         data: folder of images for `loading`; generated photographs if not given.
         rounds: number of measurements of each.
     """
-    from regard.benchmarks import run_benchmark
+    from regard.benchmarks import BENCHMARKS, run_benchmark
 
+    if name is None:
+        for known, what in BENCHMARKS.items():
+            print(f"{as_typed(f'regard benchmark {known}'):<37}{what}")
+        return
     run_benchmark(name, data, rounds)
 
 

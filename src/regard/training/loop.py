@@ -26,10 +26,11 @@ from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.config import TrainingConfig
 from regard.training.data_loader import explain_killed_workers, mix
 from regard.training.distributed import Processes
-from regard.training.lamb import Lamb
+from regard.training.moving_average import MovingAverage
+from regard.training.optimizer import create_optimizer
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
-from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
+from regard.training.schedules import learning_rate_factor
 
 # Seconds since the last checkpoint after which one is written before an evaluation.
 SAVE_BEFORE_EVALUATION = 60.0
@@ -106,7 +107,7 @@ class Trainer:
         self.run = run
         self.processes = processes
         self.reporter = reporter
-        self.optimizer = _optimizer(model, config, fused=processes.device.type in ("cpu", "cuda"))
+        self.optimizer = create_optimizer(model, config, fused=processes.device.type in ("cpu", "cuda"))
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
         self.average = MovingAverage(model, config.ema) if config.ema else None
         self.progress = Progress()
@@ -320,15 +321,6 @@ class Trainer:
         }
         protect = () if self.progress.best_step is None else (self.progress.best_step,)
         save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
-
-
-def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, config.lr, config.lr_backbone, config.weight_decay, config.decay)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    if config.optimizer == "lamb":
-        return Lamb(groups, config.lr)
-    return torch.optim.AdamW(groups, fused=fused)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
