@@ -28,6 +28,7 @@ from regard.errors import (
     DivergedError,
     MachineError,
     RegardError,
+    Stopped,
 )
 from regard.models.catalog import list_models
 from regard.recipes import recipe_for
@@ -156,7 +157,7 @@ def asked(monkeypatch) -> list[tuple]:
     calls: list[tuple] = []
 
     class Run:
-        folder = "RUN"
+        summary = "RUN"
 
     def noted(model, data, **options):
         calls.append((model, data, options))
@@ -246,7 +247,12 @@ def test_exit_codes(capsys, monkeypatch):
     raised.append(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"))
     run(capsys, "data", "check", ".").refused(6, None, "out of memory", "smaller batch_size")
     raised.append(KeyboardInterrupt())
-    run(capsys, "data", "check", ".").refused(130, None, "interrupted")
+    interrupted = run(capsys, "data", "check", ".")
+    assert (interrupted.code, interrupted.err) == (130, "interrupted\n")  # by the user: no error
+    raised.append(Stopped(2, 7, Path("my runs/a")))
+    stopped = run(capsys, "data", "check", ".")
+    assert stopped.code == 130 and stopped.err.splitlines()[0] == "stopped at step 7, continue with:"
+    assert stopped.err.splitlines()[1].endswith("regard train --output 'my runs/a' --resume")
     raised.append(ZeroDivisionError("oops"))
     run(capsys, "data", "check", ".").refused(1, None, "ZeroDivisionError: oops", "please report")
     with pytest.raises(ZeroDivisionError):

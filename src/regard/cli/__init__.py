@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError as error:
         _leave(escape(f"error: {' '.join(str(error).split())}"), 2, debug)
     except KeyboardInterrupt:
-        _leave("error: interrupted", 130, debug)
+        _leave("interrupted", 130, debug)
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from regard.cli.groups import Settings, app, distill_app
 from regard.cli.typed import as_typed
 from regard.config import unknown_name
 from regard.distillation.options import StorageOptions
-from regard.errors import ConfigError
+from regard.errors import ConfigError, escape
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.explanations.options import ExplanationOptions
 from regard.prediction.options import PredictionOptions
@@ -69,9 +70,10 @@ def train(
         names[0] if names else None, data, epochs=epochs, output=output, quiet=quiet,
         overrides=tuple(word for word in words if "=" in word), **asdict(options or TrainingOptions()),
     )  # fmt: skip
-    print(run.folder)
-    if open:
-        _show(run.report)
+    if os.environ.get("RANK", "0") == "0":  # the first process of torchrun tells for all
+        print(escape(run.summary))
+        if open:
+            _show(run.report)
 
 
 @app.command

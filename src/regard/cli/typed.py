@@ -6,7 +6,7 @@ import os
 import re
 
 from regard.cli.groups import app
-from regard.errors import RegardError
+from regard.errors import RegardError, Stopped
 
 
 def as_typed(text: str) -> str:
@@ -22,5 +22,7 @@ def as_typed(text: str) -> str:
 
 def error_line(error: RegardError) -> str:
     """Return the line of an error with the commands of its remedy as they are typed; file names stay as they are."""
+    if isinstance(error, Stopped):
+        return as_typed(error.line)
     remedy = error.remedy and as_typed(error.remedy)
     return RegardError(error.what, where=error.where, remedy=remedy, code=error.code).line
