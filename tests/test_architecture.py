@@ -94,6 +94,7 @@ def test_models_and_losses_do_not_know_each_other():
 PUBLIC_VERBS = {
     "cli/commands.py evaluate",
     "runs/__init__.py train",
+    "evaluation/__init__.py evaluate",
     "explanations/explain.py explain",
     "models/augment.py augment",
     "prediction/predict.py predict",

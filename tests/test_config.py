@@ -10,6 +10,7 @@ from regard.config import (
     RENAMED,
     apply_mapping,
     apply_overrides,
+    as_words,
     check_choices,
     line_of,
     near_path,
@@ -195,3 +196,17 @@ def test_a_setting_of_another_name_is_answered_with_ours(typed, meant):
 def test_a_setting_unlike_any_is_answered_with_all():
     with refused(ConfigError, "zzz", "epochs", "model.num_queries", code="C01"):
         apply_overrides(recipe_for("detr_tiny"), ["zzz=1"])
+
+
+def test_overrides_as_a_mapping():
+    own = recipe_for("detr_tiny")
+    given = {"lr": 1e-3, "model.num_queries": 50, "milestones": (0.5, 0.75), "model": {"dropout": 0.2}, "minutes": None}
+    words = as_words(given)
+    assert "lr=0.001" in words and "model.num_queries=50" in words and "model.dropout=0.2" in words
+    settings = apply_overrides(own, words)
+    assert (settings.lr, settings.model.num_queries, settings.model.dropout) == (1e-3, 50, 0.2)
+    assert settings.milestones == (0.5, 0.75) and settings.minutes is None
+    assert as_words(["lr=1"]) == as_words({"lr": 1}) == ("lr=1",) and as_words(()) == ()
+    for odd in ("lr=1", [("lr", 1)]):
+        with refused(ConfigError, "overrides=", '{"lr": 0.001}', code="C01"):
+            as_words(odd)

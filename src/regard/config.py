@@ -53,6 +53,26 @@ def apply_overrides(config: T, overrides: Sequence[str], where: str | None = Non
     return apply_mapping(config, values, where=where)
 
 
+def as_words(overrides: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
+    """Return overrides as words: `{"lr": 1e-3, "model": {"num_queries": 50}}` as `lr=0.001`, `model.num_queries=50`.
+
+    Raises:
+        ConfigError: they are neither a mapping nor words (C01).
+    """
+    if isinstance(overrides, Mapping):
+        return tuple(word for name, value in overrides.items() for word in _words_of(str(name), value))
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        what = f"overrides={overrides!r:.80}, expected a mapping or a list of words"
+        raise ConfigError(what, remedy='write overrides={"lr": 0.001}, or overrides=["lr=0.001"]', code="C01")
+    return tuple(overrides)
+
+
+def _words_of(name: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [word for inner, one in value.items() for word in _words_of(f"{name}.{inner}", one)]
+    return [f"{name}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
+
+
 def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None, prefix: str = "") -> T:
     """Return `config` with settings replaced by those of a nested mapping.
 

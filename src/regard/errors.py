@@ -7,6 +7,7 @@ Every message is one line: what was found, where, and what to do. The command li
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from pathlib import Path
 
 # What each code means; `docs/error_page.py` makes a page from it.
@@ -205,6 +206,28 @@ class MachineError(RegardError, OSError):
     """The machine cannot do it: device, disk, port, network or missing package."""
 
     exit_code = 6
+
+
+class Stopped(RegardError):
+    """A signal stopped a training, whose state is saved: no failure.
+
+    The exit code is 128 + the number of the signal.
+
+    Args:
+        number: of the signal.
+        step: optimizer steps done.
+        run: the run's folder.
+    """
+
+    def __init__(self, number: int, step: int, run: Path) -> None:
+        remedy = f"regard train --output {shlex.quote(str(run))} --resume"
+        super().__init__(f"stopped at step {step}, continue with:", remedy=remedy)
+        self.exit_code = 128 + number
+
+    @property
+    def line(self) -> str:
+        """Two lines: the second is a command to paste."""
+        return f"{escape(self.what)}\n{self.remedy}"
 
 
 def install_command(*packages: str) -> str:

@@ -64,6 +64,6 @@ def test_merged_tokens() -> None:
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with refused(MachineError, "pip install 'regard[interop]'"):
+    with refused(MachineError, "pip install timm"):
         run(1)
     command(capsys, "benchmark", "vit", "--data", "x").refused(2, "C09", "vit is measured without data")

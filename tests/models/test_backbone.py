@@ -181,5 +181,5 @@ class TestErrors:
 
     def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "timm", None)
-        with refused(MachineError, "timm/resnet18", "pip install"):
+        with refused(MachineError, "timm/resnet18", "pip install timm"):
             create_backbone("timm/resnet18")

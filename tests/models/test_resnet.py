@@ -17,7 +17,7 @@ from regard.models.configs.wide_resnet import WideResNetConfig
 from regard.models.mnasnet import MnasNet
 from regard.models.resnet import ResNet
 from regard.models.wide_resnet import WideResNet
-from regard.training.schedules import parameter_groups
+from regard.training.optimizer import parameter_groups
 
 
 def count(model):

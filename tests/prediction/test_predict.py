@@ -27,7 +27,7 @@ from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import picture_names, predict_files
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import predict, predict_each
+from regard.prediction.predict import check_options, predict, predict_each
 from regard.results.detections import Detections
 from regard.results.postprocess import postprocess
 from regard.structures.categories import Category, ModelCard
@@ -299,6 +299,19 @@ def test_numbers_out_of_range(finder, tmp_path, numbers):
             call()
 
 
+@pytest.mark.parametrize(
+    "numbers", [{"threshold": "0.7"}, {"threshold": True}, {"batch_size": 1.5}, {"tile_size": 640.0}, {"top": "5"}]
+)
+def test_numbers_of_the_wrong_type(numbers):
+    options = PredictionOptions(**{name: value for name, value in numbers.items() if name != "batch_size"})
+    with refused(ConfigError, f"{next(iter(numbers))}={next(iter(numbers.values()))!r}", code="C02"):
+        check_options(options, numbers.get("batch_size", 1))
+
+
+def test_numbers_of_numpy():
+    check_options(PredictionOptions(threshold=np.float32(0.5), tile_size=np.int64(64)), np.int32(2))
+
+
 def test_wrong_sources(finder, tmp_path, monkeypatch):
     monkeypatch.setenv("REGARD_OFFLINE", "1")
     for source in (None, 3, {"a": 1}, scene().tolist()[0][0][0], np.zeros((4, 4, 7), np.uint8), "missing.png",
@@ -488,7 +501,7 @@ def test_several_broken_images(finder, photos):
     with refused(DataError, "2 of 6", "x.png", code="I01"):
         for line in predict_files(finder, [photos]):
             lines.append(line)
-    assert [line.startswith("error[I01]") for line in lines] == [False] * 4 + [True] * 2
+    assert [line.startswith("error[I01]") for line in lines] == [False] * 4 + [True]  # the first is in the error
     assert str(photos / "y.png") in lines[-1]
 
 
@@ -522,7 +535,18 @@ def test_neighbours_of_images_are_not_replaced(finder, tmp_path):
 def test_only_an_earlier_result_is_replaced(finder, tmp_path):
     photo = write(tmp_path / "cat.png", scene())
     target = tmp_path / "instances.json"
-    for content in ("", "{}", '{"images": [], "annotations": []}', '[{"id": 1}]', "[1]", "[" * 10_000, "\xff"):
+    other = '[{"file_name": "a.png", "label": "cat"}]'
+    for content in (
+        other,
+        "[]",
+        "",
+        "{}",
+        '{"images": [], "annotations": []}',
+        '[{"id": 1}]',
+        "[1]",
+        "[" * 10_000,
+        "\xff",
+    ):
         target.write_bytes(content.encode("latin-1"))
         with refused(ConfigError, target, code="C11"):
             list(predict_files(finder, [photo], json_file=target))
@@ -531,6 +555,17 @@ def test_only_an_earlier_result_is_replaced(finder, tmp_path):
     for threshold in (0.95, 0.5, 0.2):  # an empty result is one too
         list(predict_files(finder, [photo], json_file=target, options=PredictionOptions(threshold=threshold)))
     assert len(json.loads(target.read_text())) == 2
+
+
+def test_an_earlier_result_stays_if_no_image_can_be_read(finder, tmp_path):
+    photo, target = write(tmp_path / "cat.png", scene()), tmp_path / "found.json"
+    list(predict_files(finder, [photo], json_file=target))
+    before = target.read_bytes()
+    photo.write_bytes(b"")
+    for file in (target, tmp_path / "new.json"):
+        with refused(DataError, photo, code="I01"):
+            list(predict_files(finder, [photo], json_file=file))
+    assert target.read_bytes() == before and not (tmp_path / "new.json").exists()
 
 
 def test_auto_leaves_a_model_where_it_is(finder, tmp_path, monkeypatch):

@@ -136,3 +136,12 @@ def test_nothing_tells_the_best():
 def test_the_face_of_the_package():
     assert regard.RegardError.__module__ == "regard.errors"
     assert {"Detections", "Segmentation", "Classification", "RegardError"} <= set(dir(regard))
+
+
+@pytest.mark.parametrize("name", list(results()))
+def test_an_index_is_the_number_of_a_row(name):
+    result = results()[name]
+    assert result[0] == result.to_dicts()[0]
+    for index in ("label", 1.0, None):
+        with refused(ConfigError, repr(index), 'result[0]["label"]', code="C02"):
+            result[index]

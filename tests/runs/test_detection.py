@@ -367,6 +367,9 @@ def test_an_earlier_result_stays_until_there_is_a_new_one(run, data, tmp_path):
     assert target.read_bytes() == before and len(list((tmp_path / "found").iterdir())) == 4
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
+    with refused(DataError, broken, code="I03"):
+        list(predict_files(run.folder, [broken], json_file=target, options=EVERYTHING))
+    assert target.read_bytes() == before and len(list((tmp_path / "found").iterdir())) == 4
     with pytest.raises(DataError):
         list(
             predict_files(

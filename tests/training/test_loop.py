@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,8 @@ from refusals import refused
 from regard.errors import ConfigError, DataError, DivergedError
 from regard.training.checkpoints import newest_checkpoint
 from regard.training.loop import Stopped, Trainer, TrainingConfig
+from regard.training.optimizer import parameter_groups
 from regard.training.reports import read_rows
-from regard.training.schedules import parameter_groups
 
 
 def test_it_learns_and_leaves_a_record(tmp_path):
@@ -51,6 +52,29 @@ def test_resume_after_a_signal_reaches_the_same_weights(tmp_path, step, config):
     (tensors, progress), (others, other_progress) = state_of(tmp_path / "whole"), state_of(run)
     assert same(tensors, others) and progress == other_progress
     assert metrics_of(tmp_path / "whole") == metrics_of(run)
+
+
+def test_a_signal_ends_an_evaluation_at_once(tmp_path):
+    """It may take minutes; a resumed run does it again and is as if nothing had been."""
+
+    class Long(Line):
+        def evaluate(self, model, step):
+            if step == 12:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(30)
+            return super().evaluate(model, step)
+
+    trainer(tmp_path / "a").fit()
+    began = time.monotonic()
+    with pytest.raises(Stopped) as caught:
+        trainer(tmp_path / "b", Long()).fit()
+    assert time.monotonic() - began < 20 and caught.value.exit_code == 130
+    again = trainer(tmp_path / "b")
+    assert again.resume() and (again.progress.step, again.progress.judged_step) == (12, 6)
+    again.fit()
+    (weights, progress), (weights_again, progress_again) = state_of(tmp_path / "a"), state_of(tmp_path / "b")
+    assert same(weights, weights_again) and progress == progress_again
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b")
 
 
 def test_an_error_of_an_evaluation_loses_nothing(tmp_path, monkeypatch):

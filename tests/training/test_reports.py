@@ -1,12 +1,15 @@
 """Rows of `metrics.jsonl` and `metrics.csv`: means that an interruption does not change, in strict JSON."""
 
 import csv
+import io
 import os
+import re
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from line_task import CONFIG, Line, metrics_of, strict_rows, trainer
 from regard.training import reports
@@ -100,3 +103,23 @@ def test_the_last_steps_have_a_row_when_the_clock_ends_a_run(tmp_path):
         (done.step, True),
         (done.step, False),
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bar_fits_the_terminal_and_its_numbers_keep_their_places(tmp_path, width):
+    reporter = Reporter(tmp_path, log_every=1, images_per_step=16)
+    screen = io.StringIO()
+    reporter.console = Console(file=screen, width=width, force_terminal=True, color_system=None)
+    with reporter.training(0, 0.0, 10):
+        reporter.step(10, 40.0, 0.05, {"loss": torch.tensor(12.345), "loss_ce": torch.tensor(1.0)})
+        reporter._bar.refresh()
+        reporter.evaluation(10, {"AP50": 0.5, "AP": 0.1234, "loss": 2.0}, best=True)
+        reporter.step(9990, 90000.0, 0.5, {"loss": torch.tensor(0.5)})
+        reporter._bar.refresh()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    lines = [line for line in re.split(r"[\r\n]+", plain) if " left " in line]
+    first, last = lines[0], lines[-1]
+    assert {len(line) for line in lines} == {width}
+    assert re.match(r" +12:40 left .* 5 %  epoch +1  loss 12\.345 +4\.0 images/s$", first)
+    assert re.match(r"25:00:00 left ━+.* 50 %  epoch 999  loss  0\.500  AP 0\.123 +1\.8 images/s$", last)
+    assert last.count("━") >= 3 and first.index("images/s") == last.index("images/s")

@@ -7,13 +7,21 @@ from pathlib import Path
 from regard.config import unknown_name
 from regard.errors import ConfigError
 
+BENCHMARKS = {
+    "attention": "all attention mechanisms on maps of four sizes",
+    "distillation": "training with stored answers of a teacher next to a live one",
+    "loading": "decoding and augmentation of images",
+    "losses": "matching and losses of DETR",
+    "masks": "the mask head of DETR",
+    "vit": "vision transformers, and with merged tokens",
+}
+
 
 def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
     """Run a benchmark by name and print its table."""
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
-    names = ("attention", "distillation", "loading", "losses", "masks", "vit")
-    if data is not None and name in names and name != "loading":
+    if data is not None and name in BENCHMARKS and name != "loading":
         raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
     if name == "attention":
         from regard.benchmarks.attention import main as compare_attention
@@ -40,4 +48,4 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
 
         compare_vit(rounds)
     else:
-        raise unknown_name("benchmark", name, names, code="C01")
+        raise unknown_name("benchmark", name, list(BENCHMARKS), code="C01")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regard.benchmarks.timing import medians
-from regard.errors import MachineError
+from regard.errors import MachineError, install_command
 from regard.losses import SetCriterion
 from regard.structures.outputs import DetectionOutput
 
@@ -127,7 +127,9 @@ def _transformers(
     try:
         from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
     except ImportError as error:
-        raise MachineError("the comparison needs transformers", remedy="pip install transformers scipy") from error
+        raise MachineError(
+            "the comparison needs transformers", remedy=install_command("transformers", "scipy")
+        ) from error
     matcher = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
     criterion = ImageLoss(matcher, classes, eos_coef=0.1, losses=["labels", "boxes", "cardinality"])
     weights = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}

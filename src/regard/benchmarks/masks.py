@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.benchmarks.timing import medians
-from regard.errors import MachineError
+from regard.errors import MachineError, install_command
 from regard.models.panoptic import AttentionMap, MaskHead
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _transformers(
     try:
         from transformers.models.detr.modeling_detr import DetrMaskHeadSmallConv, DetrMHAttentionMap
     except ImportError as error:
-        what, remedy = "this comparison needs transformers", "install it with: pip install transformers"
+        what, remedy = "this comparison needs transformers", install_command("transformers")
         raise MachineError(what, remedy=remedy) from error
     their_looking = DetrMHAttentionMap(CHANNELS, HEADS).eval()
     their_head = DetrMaskHeadSmallConv(CHANNELS + HEADS, list(FINER), CHANNELS, "relu").eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.benchmarks.timing import medians
-from regard.errors import MachineError
+from regard.errors import MachineError, install_command
 from regard.models import VisionTransformer, merge_tokens
 from regard.models.build import create
 
@@ -152,6 +152,6 @@ def _timm(name: str) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise MachineError("the comparison needs timm", remedy="pip install 'regard[interop]'") from error
+        raise MachineError("the comparison needs timm", remedy=install_command("timm")) from error
     torch.manual_seed(0)
     return timm.create_model(name)

@@ -14,7 +14,9 @@ from cyclopts.exceptions import CycloptsError
 from regard.cli.commands import cache, train
 from regard.cli.data import shapes
 from regard.cli.groups import app as app
+from regard.cli.other_names import check_names
 from regard.cli.studies import study_app as study_app
+from regard.cli.typed import error_line
 from regard.errors import RegardError, escape
 from regard.training.launch import first_failure
 
@@ -28,13 +30,14 @@ def main(arguments: list[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             warnings.filterwarnings("ignore", module="PIL")  # about metadata, which is not used
+            check_names(words)
             app(_plain_settings(words), exit_on_error=False, print_error=False)
     except RegardError as error:
-        _leave(error.line, error.exit_code, debug)
+        _leave(error_line(error), error.exit_code, debug)
     except CycloptsError as error:
         _leave(escape(f"error: {' '.join(str(error).split())}"), 2, debug)
     except KeyboardInterrupt:
-        _leave("error: interrupted", 130, debug)
+        _leave("interrupted", 130, debug)
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

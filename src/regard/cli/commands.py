@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
+from regard.cli.typed import as_typed
 from regard.config import unknown_name
 from regard.distillation.options import StorageOptions
-from regard.errors import ConfigError
+from regard.errors import ConfigError, escape
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.explanations.options import ExplanationOptions
 from regard.prediction.options import PredictionOptions
@@ -24,17 +26,18 @@ if TYPE_CHECKING:
 
 
 @app.command
-def quickstart(*, minutes: float = 4.0, output: Path = Path("runs/quickstart"), device: str = "auto") -> None:
+def quickstart(*, minutes: float = 4.0, output: Path | None = None, device: str = "auto") -> None:
     """Train a small detector on generated images, evaluate it and draw its predictions. No data, no download.
 
     Args:
         minutes: training time.
-        output: folder of the run.
+        output: folder of the run; runs/quickstart, runs/quickstart-2 and so on if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
     from regard.studies.quickstart import quickstart
 
-    quickstart(minutes, output, device)
+    commands = quickstart(minutes, output, device)
+    print("5. Next, one command a line:", *map(as_typed, commands), sep="\n")
 
 
 @app.command
@@ -70,9 +73,10 @@ def train(
         names[0] if names else None, data, epochs=epochs, output=output, quiet=quiet,
         overrides=tuple(word for word in words if "=" in word), **asdict(options or TrainingOptions()),
     )  # fmt: skip
-    print(run.folder)
-    if open:
-        _show(run.report)
+    if os.environ.get("RANK", "0") == "0":  # the first process of torchrun tells for all
+        print(escape(run.summary))
+        if open:
+            _show(run.report)
 
 
 @app.command
@@ -170,7 +174,8 @@ def predict(
     from regard.data.sources import STDIN, check_sources
     from regard.weights.source import check_source
 
-    mistyped = next((w for w in images if w.startswith("-") and w != STDIN and not Path(w).exists()), None)
+    hyphened = (word for word in images if word.startswith("-") and word != STDIN)
+    mistyped = next((word for word in hyphened if not Path(word).exists()), None)
     if mistyped is not None:
         names = ["output", "json", "batch_size", "device", *(field.name for field in fields(PredictionOptions))]
         known = [f"--{name.replace('_', '-')}" for name in names]
@@ -265,28 +270,34 @@ def models(pattern: str = "*") -> None:
     """List the named models: parameters, weights, published scores.
 
     Args:
-        pattern: names to list, such as "detr*".
+        pattern: how the names begin, such as detr, or a pattern such as "*50*"; for one name also the address of its
+            weights.
     """
     from rich.console import Console
 
-    from regard.models.catalog import table
+    from regard.models.catalog import describe, list_models, table
 
-    Console().print(table(pattern))
+    if pattern in list_models():
+        print("\n".join(describe(pattern)))
+    else:
+        Console().print(table(pattern))
 
 
 @app.command
-def benchmark(name: str = "losses", *, data: Path | None = None, rounds: int = 10) -> None:
+def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int = 10) -> None:
     """Measure speed against other libraries, in alternating rounds of one process.
 
     Args:
-        name: `losses` (matching and losses of DETR), `masks` (its mask head), `loading` (decoding and augmentation),
-            `attention` (all mechanisms on maps of four sizes), `vit` (vision transformers, and with merged tokens) or
-            `distillation` (training with stored answers of a teacher next to a live one).
+        name: attention, distillation, loading, losses, masks or vit; lists what they measure if not given.
         data: folder of images for `loading`; generated photographs if not given.
         rounds: number of measurements of each.
     """
-    from regard.benchmarks import run_benchmark
+    from regard.benchmarks import BENCHMARKS, run_benchmark
 
+    if name is None:
+        for known, what in BENCHMARKS.items():
+            print(f"{as_typed(f'regard benchmark {known}'):<37}{what}")
+        return
     run_benchmark(name, data, rounds)
 
 

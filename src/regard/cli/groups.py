@@ -27,6 +27,7 @@ app = App(
     default_parameter=Parameter(negative=""),  # no --no-FLAG beside each flag
     suppress_keyboard_interrupt=False,
 )
+app.register_install_completion_command(help="Complete commands and options with the Tab key: bash, zsh or fish.")
 data_app = App(name="data", help="Check, show, convert and make data sets.")
 app.command(data_app)
 study_app = App(name="study", help="Run a comparison as one command.")

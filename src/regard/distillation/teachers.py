@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.data.class_images.imagenet import CLASSES
-from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError
+from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError, install_command
 from regard.models.build import Detector
 from regard.models.classifiers import HEADS
 from regard.models.configs import CONFIGS
@@ -192,7 +192,7 @@ def _timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        remedy = "pip install 'regard[interop]'"
+        remedy = install_command("timm")
         raise MachineError(f"teacher {name} needs timm", remedy=remedy) from error
     model = name.rpartition("/")[2]
     if not timm.is_model(model):

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from regard.drawing.boxes import Color, Tag, canvas, draw_tag, fitted, overlap, rgb_copy
-from regard.errors import MachineError
+from regard.errors import MachineError, install_command
 
 SHARE = 0.55  # of the colour in a segment's pixels
 COARSE = 256  # cells of the longer side in which the middle of a segment is looked for
@@ -113,7 +113,7 @@ def _middle(mask: np.ndarray) -> tuple[int, int] | None:
     try:
         from scipy.ndimage import distance_transform_edt
     except ImportError as error:
-        remedy = "install it with: pip install 'regard[train]'"
+        remedy = install_command("scipy")
         raise MachineError("drawing segments needs scipy", remedy=remedy) from error
 
     step = max(1, max(mask.shape) // COARSE)

@@ -32,6 +32,7 @@ def evaluate(
     workers: int = 2,
     options: DetectionEvaluationOptions | ClassificationEvaluationOptions | None = None,
     tell: Callable[[Scores], None] | None = None,
+    quiet: bool = False,
 ) -> Scores:
     """Score a model on the validation images of a data set: COCO's AP for a detector, accuracy for a classifier.
 
@@ -48,22 +49,14 @@ def evaluate(
         workers: processes that load images.
         options: `DetectionEvaluationOptions` or `ClassificationEvaluationOptions`.
         tell: called with the scores as soon as they are known, before files are written.
+        quiet: print no progress.
 
     Raises:
         ConfigError: a number is out of range (C03), or the options belong to the other family of models (C09).
         CheckpointError, DataError, MachineError: the model or the data set cannot be used.
     """
-    if (batch_size is not None and batch_size < 1) or workers < 0:
-        what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
-        raise ConfigError(what, code="C03")
-    from regard.data.paths import check_data, data_text
-    from regard.weights.source import check_source
-
-    if isinstance(source, (str, Path)):
-        check_source(source)
-    text = data_text(data)
-    check_data(text)
-
+    text = _checked(source, data, batch_size, workers)
+    from regard.evaluation.progress import show_progress
     from regard.reports.report import write_report
     from regard.safe_files import make_writable
     from regard.weights.load import load_on
@@ -74,7 +67,8 @@ def evaluate(
     _check_words(net, text)
     if output is not None:  # before the work, which may take an hour
         make_writable(output)
-    evaluation = _evaluate_on(net, text, options, run=run, device=place, batch_size=batch_size, workers=workers)
+    with show_progress(not quiet):
+        evaluation = _evaluate_on(net, text, options, run=run, device=place, batch_size=batch_size, workers=workers)
     if tell is not None:
         tell(evaluation.scores)
     if output is not None:
@@ -82,6 +76,21 @@ def evaluate(
         if (output / "config.yaml").is_file():  # a run: its report shows these scores
             write_report(output)
     return evaluation.scores
+
+
+def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int) -> str:
+    """Check numbers and paths, without torch. Returns the data as text."""
+    if (batch_size is not None and batch_size < 1) or workers < 0:
+        what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
+        raise ConfigError(what, code="C03")
+    from regard.data.paths import check_data, data_text
+    from regard.weights.source import check_source
+
+    if isinstance(source, (str, Path)):
+        check_source(source)
+    text = data_text(data)
+    check_data(text)
+    return text
 
 
 def _check_words(net: Model, data: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from regard.evaluation.progress import watch
 from regard.training.data_loader import (
     ErrorsAsValues,
     MapDataset,
@@ -34,14 +35,15 @@ def evaluation_batches(
         batches: indices of the samples of each batch.
         workers: processes that load images; 0 loads in this process.
     """
+    planned = list(batches)
     loader = DataLoader(
         ErrorsAsValues(_Transformed(dataset, transform)),
-        batch_sampler=batches,
+        batch_sampler=planned,
         collate_fn=partial(collate_or_error, collate),
         num_workers=worker_count(workers),
         worker_init_fn=ignore_stop_signals,
     )
-    return raise_errors(loader)
+    return watch(raise_errors(loader), [len(batch) for batch in planned])
 
 
 class _Transformed(Dataset):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.errors import DivergedError, MachineError
+from regard.errors import DivergedError, MachineError, install_command
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import DetectionOutput
 
@@ -167,6 +167,6 @@ def _import_assignment() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
-        remedy = "install it with: pip install 'regard[train]'"
+        remedy = install_command("scipy")
         raise MachineError("matching needs the package scipy", remedy=remedy) from error
     return linear_sum_assignment

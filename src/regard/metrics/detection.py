@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from regard.errors import DataError, MachineError, escape
+from regard.errors import DataError, MachineError, escape, install_command
 from regard.metrics.summary import NOT_AVAILABLE, mean, percent
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def import_hotcoco() -> ModuleType:
     try:
         import hotcoco
     except ImportError as error:
-        remedy = "install it with: pip install 'regard[train]'"
+        remedy = install_command("hotcoco")
         raise MachineError("COCO evaluation needs the package hotcoco", remedy=remedy) from error
     return hotcoco
 

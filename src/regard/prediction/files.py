@@ -15,6 +15,7 @@ from regard.data.sources import expand, is_video, source_name
 from regard.drawing.boxes import save_picture
 from regard.errors import ConfigError, DataError, escape
 from regard.models.build import Model
+from regard.prediction.earlier_results import DESCRIPTION, is_result, png_names, result_text
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import Prediction, check_options, draw, makes_segments, predict_each
 from regard.prediction.videos import predict_video
@@ -23,8 +24,6 @@ from regard.results.detections import Detections
 from regard.results.segmentation import Segmentation
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.weights.load import load_on
-
-DESCRIPTION = "segments predicted with regard predict"  # marks our results, which may be replaced
 
 
 def predict_files(
@@ -39,7 +38,8 @@ def predict_files(
 ) -> Iterator[str]:
     """Predict for images and videos; yield a line of text for each image and frame.
 
-    An unreadable image or video does not stop the others: its error is raised after all others are done.
+    An unreadable image or video does not stop the others: its error is raised after them. If none can be read,
+    `json_file` is not written.
 
     Args:
         paths: files, folders, patterns, addresses, `-` or `camera:0`, as for `predict`.
@@ -53,8 +53,7 @@ def predict_files(
 
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), a panoptic model's
-            file has no suffix or videos among the images (C09), a number is out of range (C03), or a word is unknown
-            (C02).
+            file has no suffix or videos (C09), a number is out of range (C03), or a word is unknown (C02).
         DataError: images cannot be read.
         MachineError: a video needs the package av, which is not installed, or there is no such camera.
     """
@@ -135,13 +134,13 @@ class _Job:
 
 
 def _report(unreadable: Sequence[DataError], total: int) -> Iterator[str]:
-    """Yield a line for each of several errors, and raise one error for all."""
+    """Raise one error for all, which tells the first; yield a line for each of the others before."""
     if not unreadable:
         return
     first = unreadable[0]
     if len(unreadable) == 1:
         raise first
-    yield from (error.line for error in unreadable)
+    yield from (error.line for error in unreadable[1:])
     what = f"{len(unreadable)} of {total} images cannot be used, the first: {first.what}"
     raise DataError(what, where=first.where, remedy=first.remedy, code=first.code)
 
@@ -166,15 +165,20 @@ def picture_names(files: Sequence[str | Path]) -> dict[str | Path, str]:
 
 
 class _Rows:
-    """Writes a JSON list: detections in COCO's result format, or the classes of each image."""
+    """Writes a JSON list: detections in COCO's result format, or the classes of each image.
+
+    If no image could be read, an earlier result stays as it is.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.images = 0
         self.rows: list[dict[str, Any]] = []
 
     def add(
         self, result: Prediction, number: int, file: str | Path, top: int, frame: dict[str, Any] | None = None
     ) -> None:
+        self.images += 1
         place = {"file_name": str(file), **(frame or {})}
         if isinstance(result, Detections):
             self.rows += [{**row, **place} for row in result.to_coco(number)]
@@ -182,7 +186,8 @@ class _Rows:
             self.rows.append({**place, "classes": result.to_dicts(top)})
 
     def close(self) -> None:
-        replace_text(self.path, json.dumps(self.rows))
+        if self.images:
+            replace_text(self.path, result_text(self.rows))
 
 
 class _Segments:
@@ -197,7 +202,7 @@ class _Segments:
         self.writer = PanopticWriter(path, DESCRIPTION, categories=net.card.categories)
         local = [file.parent.resolve() for file in files if isinstance(file, Path)]
         self.root = Path(os.path.commonpath(local)) if local else None
-        self.earlier = _png_files_of(path)
+        self.earlier = png_names(path)
         self.png_of = {file: f"{Path(name).stem}.png" for file, name in names.items()}
         self.planned = set(self.png_of.values())
         folder = self.writer.folder
@@ -217,6 +222,8 @@ class _Segments:
         self.writer.add(ImageRecord(number, file_name, *result.size), result.segments, self.png_of[file])
 
     def close(self) -> None:
+        if not self.writer.rows:  # no image could be read
+            return
         for name in self.earlier - {row["file_name"] for row in self.writer.rows}:
             (self.writer.folder / name).unlink(missing_ok=True)
         self.writer.close()  # last: until then the file lists every PNG file that may exist
@@ -225,25 +232,6 @@ class _Segments:
         rows = [{"file_name": name} for name in sorted(self.planned | self.earlier)]
         content = {**self.writer.info, "images": [], "annotations": rows, "categories": []}
         replace_text(self.writer.path, json.dumps(content))
-
-
-def _png_files_of(path: Path) -> set[str]:
-    """Return the names of an earlier result's PNG files; names that point outside its folder are ignored."""
-    if not path.is_file() or not isinstance(rows := json.loads(path.read_text()), dict):
-        return set()
-    names = {row.get("file_name") for row in rows.get("annotations", []) if isinstance(row, dict)}
-    return {name for name in names if isinstance(name, str) and name.endswith(".png") and Path(name).name == name}
-
-
-def _is_result(path: Path) -> bool:
-    """Return whether a file was written by `predict_files`."""
-    try:
-        rows = json.loads(path.read_text()) if path.is_file() else None  # reading a pipe would block
-    except (OSError, ValueError, RecursionError):
-        return False
-    if isinstance(rows, dict):
-        return rows.get("info") == {"description": DESCRIPTION}
-    return isinstance(rows, list) and all(isinstance(row, dict) and "file_name" in row for row in rows)
 
 
 def _check_targets(files: Sequence[str | Path], pictures: Sequence[Path], json_file: Path | None) -> None:
@@ -255,6 +243,6 @@ def _check_targets(files: Sequence[str | Path], pictures: Sequence[Path], json_f
         place = target.resolve()
         if place in images or (place.parent in folders and target in pictures and place.exists()):
             raise ConfigError("this would replace an image", where=target, remedy="write to another folder", code="C11")
-    if json_file is not None and json_file.exists() and not _is_result(json_file):
+    if json_file is not None and json_file.exists() and not is_result(json_file):
         what = "this file is no earlier result and would be replaced"
         raise ConfigError(what, where=json_file, remedy="name another file", code="C11")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, get_args
 
@@ -91,8 +92,8 @@ def predict(
         clipped to the image), `Segmentation` from a panoptic model, or `Classification`.
 
     Raises:
-        ConfigError: a number is out of range (C03), `segments` is unknown (C02), or the model cannot take an option
-            (C09).
+        ConfigError: a number is out of range (C03) or of the wrong type (C02), `segments` is unknown (C02), or the
+            model cannot take an option (C09).
         DataError: an image cannot be read; the message names it.
         MachineError: a video needs the package av, which is not installed, or there is no such camera.
     """
@@ -343,7 +344,7 @@ def check_options(options: PredictionOptions, batch_size: int) -> None:
     """Check the options of `predict`.
 
     Raises:
-        ConfigError: a number is out of range (C03), or a word is unknown (C02).
+        ConfigError: a number is out of range (C03), is none, or a word is unknown (C02).
     """
     for name, value, known in (
         ("segments", options.segments, get_args(SegmentMethod)),
@@ -359,6 +360,10 @@ def check_options(options: PredictionOptions, batch_size: int) -> None:
         "top": (options.top, 1, math.inf),
     }
     for name, (number, least, most) in ranges.items():
+        whole = name not in ("threshold", "tile_overlap")
+        if number is not None and (isinstance(number, bool) or not isinstance(number, Integral if whole else Real)):
+            wanted = "a whole number" if whole else "a number"
+            raise ConfigError(f"{name}={number!r:.60}, expected {wanted}", code="C02")
         if number is not None and not least <= number <= most:
             expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
             raise ConfigError(f"{name}={number}, expected {expected}", code="C03")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from regard.drawing.boxes import ShowLabels, class_color, draw_boxes, save_picture
 from regard.drawing.masks import draw_masks
-from regard.errors import ConfigError, DivergedError, MachineError
+from regard.errors import ConfigError, DivergedError, MachineError, install_command
 from regard.metrics.masks import encode_masks
-from regard.results.result import INSTALL, Rejected, Result, chosen_rows
+from regard.results.result import Rejected, Result, chosen_rows, row_number
 from regard.results.yolo import box_lines, mask_lines
 from regard.structures.boxes import xyxy_to_xywh
 from regard.structures.categories import Category
@@ -93,11 +92,15 @@ class Detections(Result):
     def __getitem__(
         self, index: int | slice | Tensor | np.ndarray | Sequence[int] | Sequence[bool]
     ) -> dict[str, Any] | Detections:
-        """Return one row for an integer; the selected detections for a slice, list of positions or bool mask (N,)."""
+        """Return one row for an integer; the selected detections for a slice, list of positions or bool mask (N,).
+
+        Raises:
+            ConfigError: it is none of these (C02).
+        """
         if isinstance(index, slice):
             index = list(range(len(self))[index])
-        elif not isinstance(index, Sequence) and getattr(index, "ndim", 0) == 0:
-            return self.to_dicts()[operator.index(index)]
+        elif isinstance(index, str) or (not isinstance(index, Sequence) and getattr(index, "ndim", 0) == 0):
+            return self.to_dicts()[row_number(index)]
         chosen = torch.as_tensor(index).cpu()
         chosen = chosen if chosen.numel() else chosen.long()
         masks = None if self.masks is None else self.masks[chosen]
@@ -192,7 +195,7 @@ class Detections(Result):
         try:
             import supervision
         except ImportError as error:
-            raise MachineError("this conversion needs supervision", remedy=INSTALL) from error
+            raise MachineError("this conversion needs supervision", remedy=install_command("supervision")) from error
         import numpy as np
 
         return supervision.Detections(

@@ -19,13 +19,11 @@ from torch import Tensor
 from regard.config import unknown_name
 from regard.data.images import read_image
 from regard.drawing.boxes import rgb_copy, save_picture
-from regard.errors import ConfigError, MachineError, escape
+from regard.errors import ConfigError, MachineError, escape, install_command
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:
     import pandas
-
-INSTALL = "install it with: pip install 'regard[interop]'"
 
 
 class Rejected(NamedTuple):
@@ -67,8 +65,12 @@ class Result(ABC):
         return iter(self.to_dicts())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one row, the same as `to_dicts()[index]`."""
-        return self.to_dicts()[operator.index(index)]
+        """Return one row, the same as `to_dicts()[index]`.
+
+        Raises:
+            ConfigError: the index is not a number (C02).
+        """
+        return self.to_dicts()[row_number(index)]
 
     def to_json(self) -> str:
         """Return `to_dicts()` as JSON text; non-ASCII names stay readable."""
@@ -83,7 +85,7 @@ class Result(ABC):
         try:
             import pandas
         except ImportError as error:
-            raise MachineError("a table needs pandas", remedy=INSTALL) from error
+            raise MachineError("a table needs pandas", remedy=install_command("pandas")) from error
         return pandas.DataFrame({"path": [self.path] * len(self), **self._columns()})
 
     @abstractmethod
@@ -148,6 +150,19 @@ class Result(ABC):
     def _repr(self, size: tuple[int, int]) -> str:
         place = "" if self.path is None else f"{escape(self.path)}, "
         return f"{type(self).__name__}({escape(self.summary())}; {place}{size[0]}x{size[1]})"
+
+
+def row_number(index: Any) -> int:
+    """Return an index as an integer.
+
+    Raises:
+        ConfigError: it is none, such as the name of a column (C02).
+    """
+    try:
+        return operator.index(index)
+    except TypeError as error:
+        what = f"index {index!r:.60}, expected the number of a row"
+        raise ConfigError(what, remedy='result[0]["label"] is the label of the first row', code="C02") from error
 
 
 def chosen_rows(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard.runs.run import Run
@@ -20,7 +20,7 @@ def train(
     recipe: str | None = None,
     config: str | Path | None = None,
     teacher: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     quiet: bool = False,
 ) -> Run:
     """Train a detector or a classifier.
@@ -41,7 +41,8 @@ def train(
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
         teacher: teacher of a classifier: a model name, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.
-        overrides: settings as `key=value`.
+        overrides: all other settings: `{"lr": 1e-3, "model.num_queries": 50}`, nested or not, or words
+            `["lr=1e-3"]`.
         quiet: print nothing.
 
     Returns:
@@ -50,9 +51,10 @@ def train(
     Raises:
         RegardError: with one line that says what to do.
     """
+    from regard.config import as_words
     from regard.runs.settings import check_paths, fits_data, given_settings, resolve
 
-    words = overrides if teacher is None else (f"teacher={teacher}", *overrides)
+    words = (*(() if teacher is None else (f"teacher={teacher}",)), *as_words(overrides))
     settings = resolve(model, data, epochs, output, resume, recipe, config, words)
     check_paths(settings)
     notes: list[str] = []

@@ -34,7 +34,7 @@ from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
-from regard.training.reports import Reporter
+from regard.training.reports import EVALUATION_METRICS, Reporter
 from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state
 
@@ -52,6 +52,12 @@ class Run:
     def report(self) -> Path:
         """The page that describes the run: one HTML file."""
         return self.folder / NAME
+
+    @property
+    def summary(self) -> str:
+        """One line: the folder, the scores of the best checkpoint, and the report."""
+        shown = [f"{name} {self.scores[name]:.3f}" for name in EVALUATION_METRICS[:-1] if name in self.scores]
+        return f"{self.folder}: best checkpoint {', '.join(shown)}; report: {self.report}"
 
     def load(self) -> Model:
         """Load the model of the best checkpoint."""
@@ -104,7 +110,6 @@ def _train(
         with job.advice():
             trainer.fit()
         scores = _finish(job.settings, run, group, task)
-        reporter.say(f"report: {run / NAME}")
     return Run(run, scores)
 
 
@@ -173,7 +178,7 @@ def _finish(
             evaluation.write(run, settings.data)
         else:  # the best checkpoint is older than this process: the run was resumed
             workers, batch_size = settings.workers, settings.batch_size
-            evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers)
+            evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers, quiet=True)
         write_report(run)
     return scores
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 
-from regard.config import read_yaml
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.metrics.detection import DetectionScores
@@ -22,18 +21,27 @@ MODEL, DATA = "detr_tiny", "shapes:"  # with the colon: generated images even if
 EPOCHS = 1000  # never reached: `minutes` ends the training
 
 
-def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
+def quickstart(minutes: float, output: Path | None = None, device: str = "auto") -> tuple[str, ...]:
     """Train `detr_tiny` on generated images, print its scores and name its pictures.
 
     Args:
         minutes: training time, without generating the images and evaluating.
-        output: the run's folder. A folder of an earlier quickstart is replaced.
+        output: the run's folder; if None the first that is free of runs/quickstart, runs/quickstart-2, ...
         device: `auto`, `cpu`, `cuda`, ...
+
+    Returns:
+        Commands to go on with.
+
+    Raises:
+        ConfigError: `minutes` is not above 0 (C03), or the folder is not empty (C11).
     """
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     console = Console()
-    is_earlier = _is_earlier(output)
+    output = _free_folder() if output is None else output
+    if is_used(output):
+        remedy = "leave --output out, or name another folder"
+        raise ConfigError("the output folder is not empty", where=output, remedy=remedy, code="C11")
     where = choose_device(device)
     console.print("1. Generating images of coloured shapes (kept for the next time) ...")
     folder = data_folder(DATA)
@@ -48,8 +56,6 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
         "workers=0",
         "augmentation=flip",
     ]
-    if is_earlier:  # not before all else is in order
-        shutil.rmtree(output)
     run_processes(arguments, count)
     content = json.loads((output / "metrics.json").read_text())
     others = ("data", "losses", "best_threshold", "best_f1")
@@ -57,20 +63,12 @@ def quickstart(minutes: float, output: Path, device: str = "auto") -> None:
     console.print(f"3. Scores on {scores.images} images that were not used for training:")
     console.print(scores.table())
     console.print(f"4. The report, with all pictures: {output / 'report.html'}", highlight=False)
-    console.print("5. Next, one command a line:")
-    following = (
-        f"predict {output} {folder / 'val'} --output {output}/drawn",
-        "train detr_resnet50 --recipe finetune --data YOUR_FOLDER",
+    return (
+        f"regard predict {output} {folder / 'val'} --output {output}/drawn",
+        "regard train detr_resnet50 --recipe finetune --data YOUR_FOLDER",
     )
-    for command in following:
-        console.print(f"regard {command}", highlight=False, soft_wrap=True)
 
 
-def _is_earlier(output: Path) -> bool:
-    """Whether an earlier quickstart made this folder, which may be replaced; one with anything else is an error."""
-    if not is_used(output):
-        return False
-    settings = read_yaml(output / "config.yaml") if (output / "config.yaml").is_file() else {}
-    if [settings.get(key) for key in ("name", "data", "epochs")] != [MODEL, DATA, EPOCHS]:
-        raise ConfigError("the output folder is not empty", where=output, remedy="name another one", code="C11")
-    return True
+def _free_folder() -> Path:
+    names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(path for name in names if not is_used(path := Path(f"runs/quickstart{name}")))

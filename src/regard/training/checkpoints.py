@@ -157,7 +157,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if is_newer:
         version = manifest.get("versions", {}).get("regard", "unknown")
         what = f"written by regard {version} (schema {manifest['schema']}; this version reads up to {SCHEMA})"
-        raise NewerVersionError(what, where=path, remedy="upgrade: pip install -U regard", code="K19")
+        raise NewerVersionError(what, where=path, remedy="upgrade regard", code="K19")
     return manifest
 
 

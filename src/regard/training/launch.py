@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from regard.errors import MachineError
@@ -22,12 +25,28 @@ def run_processes(arguments: Sequence[str], count: int) -> None:
         SystemExit: a process failed and printed why; the code is that of the first failed process.
         MachineError: the processes were killed.
     """
-    code = subprocess.run(launch_command(arguments, count), env=thread_environment(count)).returncode
+    with _signals_left_to_others():
+        code = subprocess.run(launch_command(arguments, count), env=thread_environment(count)).returncode
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # the run is saved, and has said so
+        raise SystemExit(code)
     if code < 0 or code > 128:
         number = -code if code < 0 else code - 128
         raise MachineError(f"training was ended by signal {number}", remedy="check whether memory ran out")
     if code:
         raise SystemExit(code)
+
+
+@contextmanager
+def _signals_left_to_others() -> Iterator[None]:
+    """Let Ctrl-C reach the started processes alone, and wait for them: `subprocess.run` would kill them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which the processes would inherit
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def launch_command(arguments: Sequence[str], count: int) -> list[str]:
@@ -75,7 +94,7 @@ def main(words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # what it logs, the processes have told
     count, *arguments = words
     options = ["--nproc-per-node", count, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     try:

@@ -20,16 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from regard.errors import ConfigError, DivergedError, RegardError
+from regard.errors import ConfigError, DivergedError, Stopped
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.config import TrainingConfig
 from regard.training.data_loader import explain_killed_workers, mix
 from regard.training.distributed import Processes
-from regard.training.lamb import Lamb
+from regard.training.moving_average import MovingAverage
+from regard.training.optimizer import create_optimizer
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
-from regard.training.schedules import MovingAverage, learning_rate_factor, parameter_groups
+from regard.training.schedules import learning_rate_factor
+from regard.training.stop_signals import Interrupted, StopSignals
 
 # Seconds since the last checkpoint after which one is written before an evaluation.
 SAVE_BEFORE_EVALUATION = 60.0
@@ -67,15 +69,6 @@ class Progress:
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
-class Stopped(RegardError):
-    """A signal stopped the run; its state is saved. The exit code is 128 + the number of the signal."""
-
-    def __init__(self, number: int, step: int, run: Path) -> None:
-        remedy = f"continue: regard train --output {run} --resume"
-        super().__init__(f"stopped at step {step}", where=run, remedy=remedy)
-        self.exit_code = 128 + number
-
-
 class Trainer:
     """One training run.
 
@@ -106,7 +99,7 @@ class Trainer:
         self.run = run
         self.processes = processes
         self.reporter = reporter
-        self.optimizer = _optimizer(model, config, fused=processes.device.type in ("cpu", "cuda"))
+        self.optimizer = create_optimizer(model, config, fused=processes.device.type in ("cpu", "cuda"))
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
         self.average = MovingAverage(model, config.ema) if config.ema else None
         self.progress = Progress()
@@ -117,6 +110,7 @@ class Trainer:
         }
         self.steps_per_epoch = max(1, task.batches_per_epoch // config.accumulate)
         self.total_steps = self.steps_per_epoch * config.epochs
+        self._signals = StopSignals()
         self._parallel: nn.Module = DistributedDataParallel(model) if processes.world_size > 1 else model
 
     @property
@@ -165,7 +159,7 @@ class Trainer:
             MachineError: a worker process was killed (T10), or a checkpoint cannot be written (T05, T06).
         """
         with (
-            _catch_stop_signals() as received,
+            self._signals.caught() as received,
             explain_killed_workers(),
             self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch),
         ):
@@ -173,7 +167,7 @@ class Trainer:
             self._saved_at = time.monotonic()
             share = self._fraction_done()
             # A run that was stopped at the last step of an epoch has not evaluated that epoch yet.
-            if self._evaluate_if_due(share):
+            if self._evaluate_or_stop(share):
                 self._save()
             while share < 1.0 and not self._is_stale():
                 started = time.monotonic()
@@ -183,7 +177,7 @@ class Trainer:
                 share = self._fraction_done()
                 self.reporter.step(self.progress.step, self.progress.seconds, share, logs)
                 stop = self.processes.any(bool(received))
-                evaluated = not stop and self._evaluate_if_due(share)
+                evaluated = not stop and self._evaluate_or_stop(share)
                 if stop or evaluated or time.monotonic() - self._saved_at >= 60 * self.config.save_minutes:
                     self._save()
                 if stop:
@@ -275,6 +269,18 @@ class Trainer:
     def _is_stale(self) -> bool:
         return 0 < self.config.patience <= self.progress.since_best
 
+    def _evaluate_or_stop(self, share: float) -> bool:
+        """Evaluate if it is due. A signal ends the evaluation, which a resumed run does again.
+
+        Raises:
+            Stopped: a signal came meanwhile; a checkpoint is written first.
+        """
+        try:
+            return self._evaluate_if_due(share)
+        except Interrupted as interrupted:
+            self._save()
+            raise Stopped(interrupted.number, self.progress.step, self.run) from None
+
     def _evaluate_if_due(self, share: float) -> bool:
         """Evaluate every `evaluate_every` epochs and at the end, once per step; return whether this was done."""
         progress = self.progress
@@ -291,7 +297,9 @@ class Trainer:
         progress = self.progress
         # Each process has its own batch norm statistics. The checkpoint holds those of the first.
         self.processes.broadcast(self.result.buffers())
-        scores = self.task.evaluate(self.result, progress.step)
+        # One of several processes would leave the others waiting for its part.
+        with self._signals.interrupting(self.processes.world_size == 1):
+            scores = self.task.evaluate(self.result, progress.step)
         progress.scores = {name: value for name, value in scores.items() if math.isfinite(value)}
         progress.judged_step = progress.step
         score = progress.scores.get(self.task.score)
@@ -322,39 +330,8 @@ class Trainer:
         save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
 
 
-def _optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, config.lr, config.lr_backbone, config.weight_decay, config.decay)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
-    if config.optimizer == "lamb":
-        return Lamb(groups, config.lr)
-    return torch.optim.AdamW(groups, fused=fused)
-
-
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Describe each value that differs between two nested dictionaries."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [found for key in {**old, **new} for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
     return [] if old == new else [f"{path.strip('.')} was {old}, is {new}"]
-
-
-@contextmanager
-def _catch_stop_signals() -> Iterator[list[int]]:
-    """Yield a list that receives the number of a SIGTERM or SIGINT. A second signal ends the process as usual."""
-    received: list[int] = []
-    previous: dict[signal.Signals, Any] = {}
-
-    def record(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, record)
-    except ValueError:  # Python allows handlers in the main thread only
-        pass
-    try:
-        yield received
-    finally:
-        for known, handler in previous.items():
-            signal.signal(known, handler)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 from torch import Tensor
 
 from regard.errors import cause, escape
@@ -24,6 +25,7 @@ from regard.training.trackers import Tracker, start_trackers
 # Shown on the screen; the files have all numbers.
 TRAINING_METRICS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice", "class_error", "top1")
 EVALUATION_METRICS = ("PQ", "mask_AP", "AP", "AP50", "top1", "top5", "loss")
+BAR_METRICS = ("PQ", "AP", "top1")  # the first that an evaluation has stands beside the bar
 
 
 class Reporter:
@@ -56,6 +58,7 @@ class Reporter:
         self._fetched: list[dict[str, float | None]] = []  # the earlier ones of these steps, on the CPU
         self._since = (0, 0.0)  # step and seconds of training at the last row
         self._bar: Progress | None = None
+        self._score = ""  # of the last evaluation, for the bar
         self._steps_per_epoch = 1
         self._log_to = log_to
         self._settings = settings or {}
@@ -75,17 +78,18 @@ class Reporter:
             self._trackers = start_trackers(self._log_to, self.run, self._settings, step)
         # No redirection: a forked worker process that prints would wait forever for the bar's lock.
         bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %  {task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None),  # the rest of the line
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[numbers]}", table_column=Column(no_wrap=True)),
             console=self.console,
+            expand=True,
             redirect_stdout=False,
             redirect_stderr=False,
             disable=not self.console.is_terminal,
         )
         with bar:
             self._bar = bar
-            self._task = bar.add_task("train", total=1.0, note="")
+            self._task = bar.add_task("first steps", total=1.0, numbers="")
             try:
                 yield
             finally:
@@ -111,6 +115,7 @@ class Reporter:
     def evaluation(self, step: int, scores: Mapping[str, float], best: bool) -> None:
         """Write and print the numbers of an evaluation."""
         self._write({"step": step, "epoch": self._epoch(step), **{f"val/{k}": v for k, v in scores.items()}})
+        self._score = next((f"{name} {scores[name]:.3f}" for name in BAR_METRICS if name in scores), "")
         main = "  ".join(f"{k} {v:.3f}" for k, v in scores.items() if k in EVALUATION_METRICS)
         self.say(f"step {step}, epoch {self._epoch(step):.1f}: {main}{'  (best so far)' if best else ''}")
 
@@ -150,9 +155,12 @@ class Reporter:
             f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in TRAINING_METRICS if means.get(k) is not None
         )
         left = seconds * (1 / share - 1) if share else 0.0
-        note += f"  {speed:.1f} images/s  {_format_duration(left)} left"
+        note += f"  {speed:.1f} images/s  {format_duration(left)} left"
         if self._bar is not None:
-            self._bar.update(self._task, completed=share, note=note)
+            numbers = _bar_numbers(self._epoch(step), means.get("loss"), self._score, speed)
+            self._bar.update(
+                self._task, completed=share, description=f"{format_duration(left):>8} left", numbers=numbers
+            )
         if not self.console.is_terminal and step % self._steps_per_epoch == 0:
             self.say(f"epoch {self._epoch(step):.0f}  {100 * share:.0f} %  {note}")
 
@@ -200,7 +208,15 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _format_duration(seconds: float) -> str:
+def _bar_numbers(epoch: float, loss: float | None, score: str, images_per_second: float) -> str:
+    """Return the numbers beside the bar: they fit 80 columns with it, and keep their places."""
+    speed = f"{images_per_second:.{1 if images_per_second < 100 else 0}f}"
+    shown = "" if loss is None else f"{loss:.{3 if loss < 100 else 1}f}"
+    return f"epoch {math.ceil(epoch):>3}  loss {shown:>6}  {score:<10}  {speed:>5} images/s"
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as `m:ss` or `h:mm:ss`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from regard.errors import MachineError, cause
+from regard.errors import MachineError, cause, install_command
 from regard.safe_files import replace_text
 
 PROJECT = "regard"  # where neither the environment nor the tracker names one
@@ -139,7 +139,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             what = f"log_to={name} needs the package {name}"
-            raise MachineError(what, remedy=f"install it with: pip install {name}", code="T15")
+            raise MachineError(what, remedy=install_command(name), code="T15")
 
 
 def start_trackers(names: Sequence[str], run: Path, settings: Mapping[str, Any], step: int) -> dict[str, Tracker]:

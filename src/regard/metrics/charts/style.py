@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regard.errors import MachineError, escape
+from regard.errors import MachineError, escape, install_command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        remedy = "install it with: pip install 'regard[train]'"
+        remedy = install_command("matplotlib")
         raise MachineError("pictures need the package matplotlib", remedy=remedy) from error
     return Figure(figsize=(width, height), layout="compressed", facecolor="white")
 

@@ -1,0 +1,42 @@
+"""Remedies name packages that an index has."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import regard
+from regard.errors import install_command
+
+ROOT = Path(regard.__file__).parent
+SOURCES = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "data"]
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+
+
+@pytest.mark.parametrize(("pip", "start"), [(object(), "pip install "), (None, "uv pip install ")])
+def test_the_installer_of_this_environment(monkeypatch, pip, start):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pip)
+    assert install_command("scipy", "hotcoco") == f"{start}scipy hotcoco"
+
+
+def test_remedies_install_packages_of_the_project():
+    """Each literal package of `install_command` is one of the extras or of the development group."""
+    groups = [*PROJECT["project"]["optional-dependencies"].values(), PROJECT["dependency-groups"]["dev"]]
+    known = {re.match(r"[\w-]+", requirement)[0] for group in groups for requirement in group}
+    named = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "install_command":
+                named |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+    assert {"scipy", "hotcoco", "matplotlib", "timm", "pandas", "supervision"} <= named <= known
+
+
+def test_no_remedy_installs_regard_from_an_index():
+    wrong = r"pip install (-U |--upgrade )?'?regard"
+    places = [str(path) for path in SOURCES if "weights" not in path.parts and re.search(wrong, path.read_text())]
+    assert not places
