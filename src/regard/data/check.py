@@ -186,7 +186,11 @@ def _check_objects(findings: Findings) -> None:
         findings.found += data.annotations.report.issues
         looks = look_at(data)
         findings.found += [issue_of(look.error) for look in looks if look.error]
-        findings.found += [*check_objects(data.annotations), *check_sizes(looks, split), *check_rotation(data, looks)]
+        findings.found += [
+            *check_objects(data.annotations),
+            *check_sizes(looks, split),
+            *check_rotation(data, looks, findings.folder),
+        ]
         opened[split] = data, looks
         is_sound = not faults and not data.annotations.report.errors
         if split == "train":
@@ -235,7 +239,7 @@ def _check_segments(findings: Findings, images: bool) -> None:
         if images:
             looks = look_at(data)
             findings.found += [issue_of(look.error) for look in looks if look.error]
-            findings.found += [*check_sizes(looks, split), *check_rotation(data, looks)]
+            findings.found += [*check_sizes(looks, split), *check_rotation(data, looks, findings.folder)]
             opened.append((data, looks))
     findings.found += repeated_images([looks for _, looks in opened])
 

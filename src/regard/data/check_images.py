@@ -93,8 +93,11 @@ def check_sizes(looks: Sequence[Look], split: str) -> Iterator[Issue]:
         yield _issue("I24", "warn", what, [look.path for look in small])
 
 
-def check_rotation(data: AnnotatedImages[Any], looks: Sequence[Look]) -> Iterator[Issue]:
-    """Tell what is done about images that EXIF turns (I22): boxes may have been drawn before that."""
+def check_rotation(data: AnnotatedImages[Any], looks: Sequence[Look], folder: Path) -> Iterator[Issue]:
+    """Tell what is done about images that EXIF turns (I22): boxes may have been drawn before that.
+
+    folder: the data set, for the remedy.
+    """
     stored: list[str] = []
     displayed: list[str] = []
     unclear: list[str] = []
@@ -114,7 +117,7 @@ def check_rotation(data: AnnotatedImages[Any], looks: Sequence[Look]) -> Iterato
         yield _issue("I22", "fix", what, unclear)
     if unclear and not data.are_stored and (stored or not displayed):
         what = f"{len(unclear)} images are turned by EXIF without a change of size: boxes may be off"
-        yield _issue("I22", "warn", what, unclear, "look at their boxes: regard data show FOLDER")
+        yield _issue("I22", "warn", what, unclear, f"look at their boxes: regard data show {folder}")
     if stored and displayed:
         what = f"{len(displayed)} images were annotated after their EXIF rotation, others before it"
         yield _issue("I22", "warn", what, displayed)
