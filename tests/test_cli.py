@@ -187,6 +187,13 @@ def test_spellings_of_settings(capsys, asked, words):
     assert (settings.lr, settings.model.num_queries, settings.epochs, settings.data) == (1e-4, 30, 5, "DIR")
 
 
+def test_one_process_of_several_tells_of_the_run(capsys, asked, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert run(capsys, "train", "detr_tiny", "--data", "DIR").worked() == ""
+    monkeypatch.setenv("RANK", "0")
+    assert run(capsys, "train", "detr_tiny", "--data", "DIR").worked() == "RUN\n"
+
+
 def test_resume_needs_no_model(capsys, asked):
     run(capsys, "train", "--resume", "--output", "RUN", "lr=1").worked()
     assert asked[0][0] is None and asked[0][2]["overrides"] == ("lr=1",)

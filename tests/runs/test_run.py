@@ -10,6 +10,7 @@ import regard
 from refusals import refused
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, MachineError
+from regard.runs.run import Run
 from regard.runs.settings import resolve
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.run_lock import lock_run
@@ -141,3 +142,10 @@ def test_arguments_stand_above_the_recipe_and_words_above_both():
             resolve(*wrong, None, None, False, None, None, [])
     with refused(ConfigError, "--resume", "--output", code="C09"):
         resolve(None, None, None, None, True, None, None, [])
+
+
+def test_the_last_line_of_a_training(tmp_path):
+    run = Run(tmp_path / "a", {"loss": 2.0, "AP": 0.4123, "AP50": 0.6, "AR1": 0.5})
+    report = run.folder / "report.html"
+    assert run.summary == f"{run.folder}: best checkpoint AP 0.412, AP50 0.600; report: {report}"
+    assert "top1 0.900, top5 0.990;" in Run(tmp_path, {"top5": 0.99, "top1": 0.9, "nll": 0.1}).summary
