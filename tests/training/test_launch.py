@@ -1,0 +1,46 @@
+"""Processes that train together: what their end means, and who gets Ctrl-C."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from refusals import refused
+from regard.errors import MachineError
+from regard.training.launch import run_processes
+
+
+@pytest.mark.parametrize("code", [0, 5, 130, 143])
+def test_the_processes_have_told_why(monkeypatch, code):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], code))
+    if not code:
+        run_processes(["train"], 2)
+        return
+    with pytest.raises(SystemExit) as left:
+        run_processes(["train"], 2)
+    assert left.value.code == code
+
+
+@pytest.mark.parametrize("code", [-9, 137])
+def test_killed_processes(monkeypatch, code):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], code))
+    with refused(MachineError, "signal 9", "memory"):
+        run_processes(["train"], 2)
+
+
+def test_ctrl_c_is_left_to_the_processes(monkeypatch):
+    """`subprocess.run` would kill them before they have saved their state."""
+
+    def interrupted(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        return subprocess.CompletedProcess([], 130)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(subprocess, "run", interrupted)
+        with pytest.raises(SystemExit):
+            run_processes(["train"], 2)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
