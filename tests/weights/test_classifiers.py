@@ -122,7 +122,7 @@ def test_a_family_of_a_later_version(tmp_path):
     net = tiny()
     state = {"model_state": {**model_state(net), "family": "HyperNetConfig"}, "progress": {"best_step": 1}}
     save_checkpoint(tmp_path / "run" / "checkpoints", 1, {"model": net.state_dict()}, state)
-    with refused(CheckpointError, "'HyperNetConfig'", "pip install -U regard", code="K19"):
+    with refused(CheckpointError, "'HyperNetConfig'", "upgrade", code="K19"):
         load(tmp_path / "run")
     assert type(FAMILIES["DETRConfig"]).__name__ == "DETRConfig"
 

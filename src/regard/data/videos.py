@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regard.data.paths import open_file
 from regard.data.sources import camera_number
-from regard.errors import DataError, MachineError, cause
+from regard.errors import DataError, MachineError, cause, install_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,5 +179,5 @@ def _import_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise MachineError("videos need the package av", remedy="install it with: pip install av") from error
+        raise MachineError("videos need the package av", remedy=f"install it with: {install_command('av')}") from error
     return av

@@ -194,7 +194,7 @@ def _load_folder(path: Path) -> Model:
     kept = state["model_state"]
     if kept.get("family") not in FAMILIES:
         what = f"a model of the family {kept.get('family')!r:.60}, which this version does not know"
-        raise NewerVersionError(what, where=path, remedy="upgrade: pip install -U regard", code="K19")
+        raise NewerVersionError(what, where=path, remedy="upgrade Regard: git pull in its clone", code="K19")
     config = apply_mapping(FAMILIES[kept["family"]], kept["config"], where=str(path))
     categories = [Category(*values) for values in kept["categories"]]
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))

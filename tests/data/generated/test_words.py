@@ -41,7 +41,7 @@ def test_digits_are_those_of_scikit_learn():
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with refused(MachineError, "pip install 'regard[digits]'"):
+    with refused(MachineError, "pip install scikit-learn"):
         open_classification("digits")
 
 

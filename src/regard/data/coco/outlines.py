@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regard.data.coco.json_file import float_array
 from regard.data.report import Report
-from regard.errors import MachineError
+from regard.errors import MachineError, install_command
 
 # Points may be outside their image, up to this multiple of its side.
 _MAX_REACH = 4
@@ -146,7 +146,7 @@ def draw_outline(outline: list[list[float]] | dict[str, Any] | None, height: int
     try:
         from hotcoco import mask
     except ImportError as error:
-        remedy = "install it with: pip install 'regard[train]'"
+        remedy = f"install it with: {install_command('hotcoco')}"
         raise MachineError("masks from polygons need the package hotcoco", remedy=remedy) from error
     drawn = mask.decode(mask.merge([mask.fr_poly(polygon, height, width) for polygon in outline]))
     return drawn.astype(np.bool_)

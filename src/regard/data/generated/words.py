@@ -11,7 +11,7 @@ from PIL import Image
 from regard.data.class_images.folders import split_by_hash
 from regard.data.generated.cache import cached_folder
 from regard.data.generated.shapes import SHAPES, ShapesConfig, parse_shapes, render_scene
-from regard.errors import ConfigError, MachineError
+from regard.errors import ConfigError, MachineError, install_command
 
 DIGITS_VERSION = 1  # raise it when other images are written
 DIGITS_SIZE = 32
@@ -45,7 +45,7 @@ def write_digits(folder: Path) -> None:
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
-        remedy = "install it with: pip install 'regard[digits]'"
+        remedy = f"install it with: {install_command('scikit-learn')}"
         raise MachineError("the digits need scikit-learn", remedy=remedy) from error
     digits = load_digits()
     for label in range(10):
