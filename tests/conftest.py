@@ -10,6 +10,10 @@ import pytest
 from charts import without_charts
 
 
+# The suite is started by `uv run`, which sets this; messages would then name `uv run regard`.
+os.environ.pop("UV", None)
+
+
 @pytest.fixture
 def blank_charts() -> Iterator[None]:
     """Charts of the test are one white pixel; those of fixtures of wider scope, which run before, are drawn."""
