@@ -9,7 +9,6 @@ import pytest
 
 from charts import without_charts
 
-
 # The suite is started by `uv run`, which sets this; messages would then name `uv run regard`.
 os.environ.pop("UV", None)
 
