@@ -14,7 +14,7 @@ from typing import Any
 from regard.models.configs.detr import DETRConfig
 from regard.recipes.detection import DetectionRecipe
 
-CELL = 16  # pixels of a cell of the feature map that detr_lite attends to
+CELL = 16  # pixels that the side of a small box should have
 SHORT_SIDES = (256, 512)  # least and greatest short side on a GPU; a CPU stops at CPU_SHORT_SIDE
 CPU_SHORT_SIDE = 384
 IMAGES_TO_SEE = 6400  # of a training with few images: 40 epochs of 160
@@ -117,9 +117,9 @@ def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collect
     changes: dict[str, Any] = {"num_queries": count, "anchor_size": round(min(0.9, max(0.02, data.median_box_side)), 2)}
     if count > MANY_QUERIES:  # Copies of many objects cost more time than they save.
         changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
-    if model.feature_maps > 1 and data.box_side * short_side < 2 * CELL:
-        # Cells of 8 pixels. Self-attention over so many of them would take most of the time.
-        changes |= {"feature_maps": 3, "encoder_layers": 0}
+    if model.anchors and model.sigmoid and model.backbone != "small" and data.box_side * short_side < 2 * CELL:
+        # Cells of 8 pixels, each of which proposes a box. Self-attention over so many would take most of the time.
+        changes |= {"feature_maps": 3, "encoder_layers": 0, "proposals": True}
     changes = {name: value for name, value in changes.items() if f"model.{name}" not in given}
     shown = " ".join(f"model.{name}={value}" for name, value in changes.items() if value != getattr(model, name))
     return replace(model, **changes), f"up to {data.max_objects} objects in an image: {shown or 'the model as it is'}"

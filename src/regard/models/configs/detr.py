@@ -100,9 +100,8 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_resnet18": DETRConfig(backbone="resnet18"),
     "detr_resnet34": DETRConfig(backbone="resnet34"),
     "detr_lite": DETRConfig(
-        backbone="efficientnet_lite0", feature_maps=2, embed_dim=128, encoder_layers=1, decoder_layers=3,
-        feedforward_dim=512, dropout=0.0, norm_first=True, num_queries=40, sigmoid=True, anchors=True, proposals=True,
-        query_groups=3, denoising_groups=3,
+        backbone="efficientnet_lite0", encoder_layers=1, decoder_layers=3, feedforward_dim=1024, dropout=0.0,
+        norm_first=True, num_queries=40, sigmoid=True, anchors=True, query_groups=3, denoising_groups=3,
     ),
     "detr_tiny": DETRConfig(
         backbone="small", backbone_norm="batch", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2,
