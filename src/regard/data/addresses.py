@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import urllib.request as web
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
@@ -68,11 +68,11 @@ def _opener() -> web.OpenerDirector:
     return opener
 
 
-def _received(response: object, address: str) -> bytes:
+def _received(response: HTTPResponse, address: str) -> bytes:
     """Read a response to its end; give up if it is too large or too slow."""
     data = bytearray()
     end = time.monotonic() + MAX_SECONDS
-    while chunk := response.read1(1 << 16):  # type: ignore[attr-defined]
+    while chunk := response.read1(1 << 16):
         data += chunk
         if len(data) > MAX_BYTES:
             what = f"more than {MAX_BYTES >> 20} MB, too large for an image"

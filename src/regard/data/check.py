@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from regard.data.coco.dataset import CocoDataset, check_trainable, with_categori
 from regard.data.coco.layout import has_panoptic, panoptic_splits
 from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, open_panoptic
 from regard.data.formats.find import detection_splits, has_detection, has_own_validation, read_split
-from regard.data.report import Issue, issue_of, merged
+from regard.data.report import Issue, IssueWarning, issue_of, merged
 from regard.data.splits import Split
 from regard.errors import DataError, ImageError
 from regard.safe_files import replace_text
@@ -132,8 +131,8 @@ def check_folder(folder: str | Path) -> Findings:
         else:
             _check_objects(findings)
             _check_segments(findings, images=False)
-    for message in said:
-        _add_warning(str(message.message), findings)
+    issues = (_issue_of_warning(each.message, folder) for each in said if isinstance(each.message, Warning))
+    findings.found += [issue for issue in issues if issue is not None]
     return findings
 
 
@@ -147,17 +146,11 @@ def advise(folder: str | Path) -> Iterator[None]:
         raise ImageError(error.what, where=error.where, remedy=remedy, code=error.code) from error
 
 
-def _add_warning(text: str, findings: Findings) -> None:
-    """Add what reading warned of, except for what `check_rotation` says better."""
-    what, _, rest = text.partition(" — ")
-    where, _, remedy = rest.partition(" — ")
-    if "more than one frame" in what:
-        findings.found.append(Issue("I21", "fix", "image has more than one frame, only the first is used", where))
-    elif "unsupported formats" in what:
-        count = int(re.match("[0-9]*", what)[0] or 1)  # type: ignore[index]
-        findings.found.append(Issue("I32", "warn", what, where, count, remedy=remedy))
-    elif "[I22]" not in what:
-        findings.found.append(Issue(None, "warn", what, where or str(findings.folder)))
+def _issue_of_warning(warning: Warning, folder: Path) -> Issue | None:
+    """Return what reading warned of; None for rotations, which `check_rotation` counts."""
+    if not isinstance(warning, IssueWarning):
+        return Issue(None, "warn", str(warning), str(folder))
+    return None if warning.issue.code == "I22" else warning.issue
 
 
 def _check_objects(findings: Findings) -> None:

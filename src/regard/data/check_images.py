@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,13 @@ class Look:
 
 def look_at(data: AnnotatedImages[Any] | ClassificationDataset) -> list[Look]:
     """Decode every image. Images whose files are known to be missing are left out of the work, not of the result."""
-    look = _look_at_class if isinstance(data, ClassificationDataset) else _look_at_annotated
+    look: Callable[[int], Look]
+    if isinstance(data, ClassificationDataset):
+        look = partial(_look_at_class, data)
+    else:
+        look = partial(_look_at_annotated, data)
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda index: look(data, index), range(len(data))))  # type: ignore[arg-type]
+        return list(pool.map(look, range(len(data))))
 
 
 def _look_at_annotated(data: AnnotatedImages[Any], index: int) -> Look:

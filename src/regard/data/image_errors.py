@@ -18,7 +18,8 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from regard.errors import ImageError, escape
+from regard.data.report import Issue, IssueWarning
+from regard.errors import ImageError
 
 SUPPORTED = "JPEG, PNG, WEBP, BMP, TIFF or GIF"
 COPY_AGAIN = "copy or download it again"
@@ -111,7 +112,8 @@ def warn_of_unsupported(files: Iterable[Path], where: Path) -> None:
     names = [file.name for file in sorted(files) if file.suffix.lower() in _UNSUPPORTED]
     if names:
         what = f"{len(names)} images of unsupported formats are skipped, first: {names[0]}"
-        warnings.warn(escape(f"{what} — {where} — {_CONVERT}"), stacklevel=3)
+        issue = Issue("I32", "warn", what, str(where), len(names), remedy=_CONVERT)
+        warnings.warn(IssueWarning(issue), stacklevel=3)
 
 
 def unreadable(error: Exception, where: str | Path) -> ImageError:

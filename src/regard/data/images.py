@@ -34,7 +34,8 @@ from regard.data.image_errors import (
     too_large,
 )
 from regard.data.paths import open_file
-from regard.errors import ImageError, escape
+from regard.data.report import Issue, IssueWarning
+from regard.errors import ImageError
 
 # Pillow's default limit: half a gigabyte of RGB, more than cameras have. A hostile header of a few bytes can claim a
 # thousand times more.
@@ -184,8 +185,8 @@ def _decode(file: BinaryIO, where: str | Path, max_pixels: int) -> tuple[Tensor,
     if image.format == "JPEG":
         check_jpeg_end(file, scan, where)
     if _has_more_frames(image):
-        message = f"image has more than one frame, only the first is used — {where}"
-        warnings.warn(escape(message), stacklevel=5)
+        issue = Issue("I21", "fix", "image has more than one frame, only the first is used", str(where))
+        warnings.warn(IssueWarning(issue), stacklevel=5)
     return pixels, max(orientation, _orientation(image))  # that of a PNG may follow its pixels
 
 

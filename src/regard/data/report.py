@@ -45,8 +45,16 @@ class Issue:
     def __str__(self) -> str:
         kind = f"{self.severity}[{self.code}]" if self.code else self.severity
         first = "" if self.count == 1 else "first: "
-        remedy = f" — {self.remedy}" if self.remedy else ""
-        return escape(f"{kind}: {self.what} — {first}{', '.join(self.places[:MAX_PLACES])}{remedy}")
+        places = f"{first}{', '.join(self.places[:MAX_PLACES])}" if self.where else ""
+        return escape(" — ".join(part for part in (f"{kind}: {self.what}", places, self.remedy) if part))
+
+
+class IssueWarning(UserWarning):
+    """A Python warning about a data file. issue: the same for a list of issues."""
+
+    def __init__(self, issue: Issue) -> None:
+        self.issue = issue
+        super().__init__(str(issue))
 
 
 def issue_of(error: RegardError) -> Issue:

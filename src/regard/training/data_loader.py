@@ -151,9 +151,6 @@ class ErrorsAsValues(Dataset):
     def __init__(self, dataset: MapDataset | Augmented) -> None:
         self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # `Augmented` has no length and is never asked for one
-
     def __getitem__(self, place: Any) -> Any:
         try:
             return self.dataset[place]

@@ -28,7 +28,7 @@ def objects(data: CocoDataset) -> dict[str, list]:
 
 
 def both(root: Path) -> list[CocoDataset]:
-    return [open_detection(root, split) for split in ("train", "val")]  # type: ignore[arg-type]
+    return [open_detection(root, split) for split in ("train", "val")]
 
 
 def test_voc_to_coco_to_yolo_to_coco(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_every_format_gives_the_same_samples(name: str, tmp_path: Path) -> None:
     assert detection_format(root) == name.partition(" of")[0].partition(" without")[0].partition(" beside")[0]
     assert not is_classification(root) and detection_splits(root) == ("train", "val")
     for split, pictures in splits.items():
-        data = open_detection(root, split)  # type: ignore[arg-type]
+        data = open_detection(root, split)
         assert [category.name for category in data.categories] == NAMES
         assert {file: found[2] for file, found in samples(data).items()} == wanted(pictures)
         assert not data.annotations.report.issues and len(data.fingerprint()) == 64
@@ -206,7 +206,7 @@ def test_yolo_without_splits(layout: str, tmp_path: Path) -> None:
     write_yolo(pictures, tmp_path / "d" / images, tmp_path / "d" / labels, NAMES)
     (tmp_path / "d" / names).write_text("cat\ndog\n")
     (tmp_path / "d" / "notes.json").write_text('{"categories": 3}')
-    parts = [open_detection(tmp_path / "d", split) for split in ("train", "val")]  # type: ignore[arg-type]
+    parts = [open_detection(tmp_path / "d", split) for split in ("train", "val")]
     found = {**samples(parts[0]), **samples(parts[1])}
     assert {file: row[2] for file, row in found.items()} == wanted(pictures)
     assert {issue.code for issue in parts[0].annotations.report.issues} == {"A61"}
@@ -223,5 +223,5 @@ def test_annotations_that_are_named_themselves(tmp_path: Path) -> None:
     roboflow(tmp_path / "yolo", splits, NAMES)
     write_csv(splits["train"], tmp_path / "csv" / "images", tmp_path / "csv" / "mine.csv")
     assert len(open_detection(tmp_path / "yolo" / "data.yaml", "train")) == 4
-    parts = [open_detection(tmp_path / "csv" / "mine.csv", split) for split in ("train", "val")]  # type: ignore[arg-type]
+    parts = [open_detection(tmp_path / "csv" / "mine.csv", split) for split in ("train", "val")]
     assert sum(map(len, parts)) == 4

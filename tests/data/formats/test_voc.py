@@ -60,7 +60,7 @@ def test_trainval_alone_is_split(root: Path) -> None:
     (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
     for name in ("train", "val"):
         (lists / f"{name}.txt").unlink()
-    parts = [open_detection(root, split) for split in ("train", "val")]  # type: ignore[arg-type]
+    parts = [open_detection(root, split) for split in ("train", "val")]
     assert sum(map(len, parts)) == 6 and len(parts[1]) < 4
 
 
@@ -89,7 +89,7 @@ def test_names_of_files_in_the_xml(tmp_path: Path) -> None:
     for number, file in enumerate(sorted((tmp_path / "d/annotations").iterdir())):
         file.rename(file.with_name(f"annotation {number}.xml"))
     (tmp_path / "d/annotations/annotation 3.xml").unlink()
-    parts = [open_detection(tmp_path / "d", split) for split in ("train", "val")]  # type: ignore[arg-type]
+    parts = [open_detection(tmp_path / "d", split) for split in ("train", "val")]
     assert sum(map(len, parts)) == 3
     (issue,) = [issue for issue in parts[0].annotations.report.issues if issue.code == "A63"]
     assert issue.where.endswith("photo.0-3.png")

@@ -55,7 +55,7 @@ def test_paths(root: Path, text: str, name: str) -> None:
         (root / f"{split}.txt").write_text("\n".join(f"./images/{split}/{file.name}" for file in files))
     settings(root, text, name)
     for split, seed in (("train", 0), ("val", 1)):
-        data = open_detection(root, split)  # type: ignore[arg-type]
+        data = open_detection(root, split)
         assert [Path(path).name for path in data.names] == [f"photo.{seed}-{k}.png" for k in range(4)]
         assert [category.name for category in data.categories] == NAMES
         assert len(data[0].labels) == 2 and Path(data[0].path).is_file()

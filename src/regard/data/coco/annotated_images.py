@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regard.data.coco.tables import Annotations, ImageRecord
 from regard.data.images import image_orientation, image_size, read_turned
+from regard.data.report import Issue, IssueWarning
 from regard.data.splits import Split
 from regard.errors import ImageError
 from regard.structures.categories import Category
@@ -69,7 +70,7 @@ class AnnotatedImages(Generic[AnyAnnotations]):
             remedy = f"correct width, height and boxes in {place}, or restore the image"
             raise ImageError(what, where=path, remedy=remedy, code="A33")
         what = f"sizes in {self.annotations.path} ignore the EXIF rotation of images; such images are used unrotated"
-        warnings.warn(f"fix[I22]: {what}", stacklevel=3)
+        warnings.warn(IssueWarning(Issue("I22", "fix", what, "")), stacklevel=3)  # one text, so that it is shown once
         return unturned(image, orientation), orientation
 
     def turns_back(self, record: ImageRecord) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,9 +106,9 @@ def check_objects(
 
 def _boxes(rows: list[dict], whole: NDArray[np.float64], report: Report) -> NDArray[np.float64]:
     """Return the boxes (N, 4) as in the file. Each must be four numbers (A17)."""
-    values = [row.get("bbox") for row in rows]
-    if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:  # type: ignore[arg-type]
-        flat = list(chain.from_iterable(values))  # type: ignore[arg-type]
+    values: list[Any] = [row.get("bbox") for row in rows]
+    if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
+        flat = list(chain.from_iterable(values))
         if set(map(type, flat)) <= {int, float}:
             return float_array(flat).reshape(-1, 4)
     wrong = [k for k, value in enumerate(values) if not _is_box(value)]
@@ -115,7 +116,7 @@ def _boxes(rows: list[dict], whole: NDArray[np.float64], report: Report) -> NDAr
     report.fail_at("A17", what, _places(wrong), remedy="write [x, y, width, height] in pixels")
     boxes = whole.copy()
     right = [k for k, value in enumerate(values) if _is_box(value)]
-    boxes[right] = float_array(list(chain.from_iterable(values[k] for k in right))).reshape(-1, 4)  # type: ignore
+    boxes[right] = float_array(list(chain.from_iterable(values[k] for k in right))).reshape(-1, 4)
     return boxes
 
 

@@ -366,8 +366,8 @@ def all_repeats(values: Sequence) -> list[int]:
     """Return the indices of the values that repeat an earlier one."""
     if len(set(values)) == len(values):
         return []
-    seen: set = set()
-    return [k for k, value in enumerate(values) if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
+    first = {value: k for k, value in reversed(list(enumerate(values)))}
+    return [k for k, value in enumerate(values) if first[value] != k]
 
 
 def first_repeat(values: list) -> int | None:

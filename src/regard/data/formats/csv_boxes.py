@@ -157,16 +157,17 @@ def _columns(header: Sequence[str]) -> _Columns | None:
     def find(known: Sequence[str]) -> int | None:
         return next((names.index(name) for name in known if name in names), None)
 
-    image, corners, sizes = find(_IMAGE), [find(known) for known in _CORNERS], [find(known) for known in _SIZES]
+    image, corners = find(_IMAGE), [place for known in _CORNERS if (place := find(known)) is not None]
+    is_corners = len(corners) == 4
+    box = corners if is_corners else [place for known in _SIZES if (place := find(known)) is not None]
     label = find([name for name in _CLASS if image is None or name != names[image]])
-    is_corners = None not in corners
-    box = corners if is_corners else sizes
-    if image is None or label is None or None in box:
+    if image is None or label is None or len(box) != 4:
         return None
-    size = [find((f"image{side}", f"img{side}", side) if is_corners else (f"image{side}", f"img{side}"))
-            for side in ("height", "width")]  # fmt: skip
-    stated = None if None in size else (size[0], size[1])
-    return _Columns(image, label, tuple(box), is_corners, stated, len(names))  # type: ignore[arg-type]
+    sides = ("height", "width")  # without a prefix they may also be those of the box
+    size = [find((f"image{side}", f"img{side}", *((side,) if is_corners else ()))) for side in sides]
+    height, width = size
+    stated = None if height is None or width is None else (height, width)
+    return _Columns(image, label, (box[0], box[1], box[2], box[3]), is_corners, stated, len(names))
 
 
 def _read(file: Path, faults: list[DataError] | None) -> Iterator[_Row]:

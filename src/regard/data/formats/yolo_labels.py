@@ -98,8 +98,8 @@ def _object(
         if w < 0 or h < 0:
             remedy = "write: class x y width height"
             raise DataError(f"a box with the size {w:g} x {h:g}", where=where, remedy=remedy, code="A14")
-        box = ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
-        return YoloObject(line, label, tuple(round(value, _DECIMALS) for value in box))  # type: ignore[arg-type]
+        left, top = round((x - w / 2) * width, _DECIMALS), round((y - h / 2) * height, _DECIMALS)
+        return YoloObject(line, label, (left, top, round(w * width, _DECIMALS), round(h * height, _DECIMALS)))
     scale = (width, height)
     points = [round(value * scale[k % 2], _DECIMALS) for k, value in enumerate(values[1:])]
     left, top, right, bottom = min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
