@@ -7,7 +7,6 @@ import io
 import json
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from charts import looks_drawn
 from refusals import refused
 from regard.errors import DataError, MachineError
 from regard.metrics.charts.detection import plot_dataset, plot_detections
-from regard.metrics.curves import best_threshold, confusion_matrix, count_per_image, detection_curves
+from regard.metrics.curves import confusion_matrix, count_per_image, detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 
 
@@ -325,8 +324,8 @@ def test_counts_of_images_add_up_to_the_curves(seed: int) -> None:
             assert hits / (hits + false) == pytest.approx(curves.threshold_precision[place])
             assert 2 * hits / (2 * hits + missed + false) == pytest.approx(curves.f1[place])
         assert [c.image_id for c in counts] == sorted(image["id"] for image in truth["images"])
-    best = curves.best_threshold
-    assert best is not None and max(np.nan_to_num(curves.f1)) == curves.f1[np.flatnonzero(curves.thresholds == best)[0]]
+    best = curves.best
+    assert best is not None and best[1] >= np.nanmax(curves.f1) - 1e-12
 
 
 def test_counts_of_one_image_by_hand() -> None:
@@ -352,7 +351,7 @@ def test_counts_of_one_image_by_hand() -> None:
 def test_best_threshold_has_the_highest_f1(seed: int) -> None:
     """Against all thresholds, each counted from matrices of confusions at that threshold."""
     truth, found = random_problem(seed)
-    best = best_threshold(truth, found)
+    best = detection_curves(truth, found).best
     assert best is not None
     objects = sum(not row["iscrowd"] for row in truth["annotations"])
 
@@ -367,8 +366,8 @@ def test_best_threshold_has_the_highest_f1(seed: int) -> None:
 
 def test_best_threshold_by_hand() -> None:
     truth, found = simple_problem()
-    assert best_threshold(truth, replace(found, category_ids=found.category_ids[:0], image_ids=found.image_ids[:0],
-                                         boxes_xywh=found.boxes_xywh[:0], scores=found.scores[:0])) is None  # fmt: skip
+    nothing = CocoDetections(*(np.empty((0, *column.shape[1:])) for column in vars(found).values()))
+    assert detection_curves(truth, nothing).best is None
 
 
 def test_confusion_matrix_by_hand() -> None:
@@ -387,7 +386,7 @@ def test_confusion_matrix_by_hand() -> None:
 def test_pictures_of_detections(tmp_path: Path) -> None:
     truth, found = simple_problem()
     truth["categories"][0]["name"] = "$cat_{ \\frac a\nvery long name of a class that never ends"
-    paths = plot_detections(truth, found, tmp_path / "new" / "folder")
+    paths = plot_detections(truth, found, detection_curves(truth, found), tmp_path / "new" / "folder")
     assert [path.name for path in paths] == [
         "precision_recall.png",
         "score_threshold.png",
@@ -395,8 +394,9 @@ def test_pictures_of_detections(tmp_path: Path) -> None:
     ]
     assert all(looks_drawn(path) for path in paths)
     empty = CocoDetections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))
-    assert all(looks_drawn(path) for path in plot_detections(truth, empty, tmp_path))
-    assert all(looks_drawn(path) for path in plot_detections({**truth, "annotations": []}, found, tmp_path))
+    for objects, detections in ((truth, empty), ({**truth, "annotations": []}, found)):
+        curves = detection_curves(objects, detections)
+        assert all(looks_drawn(path) for path in plot_detections(objects, detections, curves, tmp_path))
 
 
 def test_picture_of_a_data_set(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from regard.evaluation.options import DetectionEvaluationOptions
 from regard.evaluation.worst_images import WorstSegments, worst_segments, write_worst_detections, write_worst_segments
 from regard.losses import SetCriterion
 from regard.metrics.charts.detection import plot_detections
-from regard.metrics.curves import best_threshold
+from regard.metrics.curves import detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.panoptic import PanopticCounts
@@ -98,11 +98,12 @@ class DetectorEvaluation:
 
         `predict` takes its default threshold from `best_threshold`: the best F1 of boxes at IoU 0.50.
         """
-        best = best_threshold(self.ground_truth, self.detections)
+        curves = detection_curves(self.ground_truth, self.detections)
+        best = curves.best
         threshold = {} if best is None else {"best_threshold": best[0], "best_f1": best[1]}
         content = {"data": data, "losses": self.losses, **threshold, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
-        plot_detections(self.ground_truth, self.detections, folder / "pictures")
+        plot_detections(self.ground_truth, self.detections, curves, folder / "pictures")
         if self.worst is not None:
             write_worst_segments(self.dataset, self.worst, folder)
             return

@@ -23,6 +23,8 @@ class DetectionCurves:
     thresholds: (201,) score thresholds from 0 to 1.
     threshold_precision, threshold_recall: (201,) at IoU 0.50, of all detections with at least that score, all classes
         together.
+    best: the score threshold with the highest F1 at IoU 0.50, of all classes together, and that F1, both 0..1. The
+        threshold lies midway between the lowest score that is kept and the next one. None if no detection is right.
     """
 
     names: tuple[str, ...]
@@ -32,6 +34,7 @@ class DetectionCurves:
     thresholds: Floats
     threshold_precision: Floats
     threshold_recall: Floats
+    best: tuple[float, float] | None
 
     @property
     def f1(self) -> Floats:
@@ -41,12 +44,6 @@ class DetectionCurves:
             2 * self.threshold_precision * self.threshold_recall, both, out=np.zeros_like(both), where=both > 0
         )
         return np.where(np.isnan(both), np.nan, f1)
-
-    @property
-    def best_threshold(self) -> float | None:
-        """The score threshold of the largest F1, the lowest of equals; None if no detection is right."""
-        f1 = np.nan_to_num(self.f1)
-        return float(self.thresholds[f1.argmax()]) if f1.max() > 0 else None
 
 
 class ImageCounts(NamedTuple):
@@ -81,7 +78,9 @@ def detection_curves(ground_truth: dict[str, Any], detections: CocoDetections) -
     if known.any():
         mean = precision[:, :, known].mean(axis=2)
     thresholds = np.linspace(0, 1, 201)
-    threshold_precision, threshold_recall = _against_score(columns, thresholds)
+    scores, correct = _judged(columns)
+    objects = int((~columns.truth_crowd).sum())
+    threshold_precision, threshold_recall = _against_score(scores, correct, objects, thresholds)
     return DetectionCurves(
         names=columns.names,
         recall=np.linspace(0, 1, 101),
@@ -90,27 +89,17 @@ def detection_curves(ground_truth: dict[str, Any], detections: CocoDetections) -
         thresholds=thresholds,
         threshold_precision=threshold_precision,
         threshold_recall=threshold_recall,
+        best=_best_threshold(scores, correct, objects),
     )
 
 
-def best_threshold(ground_truth: dict[str, Any], detections: CocoDetections) -> tuple[float, float] | None:
-    """Return the score threshold with the highest F1 at IoU 0.50, of all classes together, and that F1, both 0..1.
-
-    The threshold lies midway between the lowest score that is kept and the next one. None if no detection is right.
-
-    Args:
-        ground_truth, detections: as for `evaluate_detections`.
-
-    Raises:
-        DataError, MachineError: as for `evaluate_detections`.
-    """
-    columns = CocoColumns.build(ground_truth, detections)
-    scores, correct = _judged(columns)
+def _best_threshold(scores: Floats, correct: Floats, objects: int) -> tuple[float, float] | None:
+    """Return `DetectionCurves.best` for M detections: scores (M,), whether each is right (M,), number of objects."""
     if not correct.any():
         return None
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.cumsum(correct[order])
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + (~columns.truth_crowd).sum())
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
     following = np.append(scores[1:], 0.0)
     best = int(np.where(scores > following, f1, -1.0).argmax())  # a threshold cannot part equal scores
     return float(scores[best] + following[best]) / 2, float(f1[best])
@@ -126,14 +115,12 @@ def _judged(columns: CocoColumns) -> tuple[Floats, Floats]:
     return columns.scores[counts], correct[counts]
 
 
-def _against_score(columns: CocoColumns, thresholds: Floats) -> tuple[Floats, Floats]:
+def _against_score(scores: Floats, correct: Floats, objects: int, thresholds: Floats) -> tuple[Floats, Floats]:
     """Return precision and recall (S,) of detections that score at least `thresholds` (S,), at IoU 0.50."""
-    scores, correct = _judged(columns)
     order = np.argsort(scores)
     first = np.searchsorted(scores[order], thresholds)
     counted = (len(order) - first).astype(np.float64)
     hits = np.append(np.cumsum(correct[order][::-1])[::-1], 0)[first]
-    objects = int((~columns.truth_crowd).sum())
     undefined = np.full(len(thresholds), np.nan)
     precision = np.divide(hits, counted, out=undefined.copy(), where=counted > 0)
     return precision, hits / objects if objects else undefined

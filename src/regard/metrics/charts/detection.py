@@ -12,7 +12,7 @@ import numpy as np
 from regard.metrics.charts import style
 from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
-from regard.metrics.curves import DetectionCurves, confusion_matrix, detection_curves
+from regard.metrics.curves import DetectionCurves, confusion_matrix
 from regard.metrics.detection import CocoDetections
 
 if TYPE_CHECKING:
@@ -26,11 +26,14 @@ _MAX_POINTS = 20_000  # boxes in a scatter plot
 _MAX_NAMED_CURVES = 7  # more curves cannot be told apart
 
 
-def plot_detections(ground_truth: dict[str, Any], detections: CocoDetections, folder: str | Path) -> list[Path]:
+def plot_detections(
+    ground_truth: dict[str, Any], detections: CocoDetections, curves: DetectionCurves, folder: str | Path
+) -> list[Path]:
     """Save precision_recall.png, score_threshold.png and confusion_matrix.png into `folder`.
 
     Args:
         ground_truth, detections: as for `evaluate_detections`.
+        curves: `detection_curves` of them.
         folder: is created.
 
     Returns:
@@ -40,7 +43,6 @@ def plot_detections(ground_truth: dict[str, Any], detections: CocoDetections, fo
         DataError: as for `evaluate_detections`.
         MachineError: hotcoco or matplotlib is not installed.
     """
-    curves = detection_curves(ground_truth, detections)
     matrix = confusion_matrix(ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD)
     matrix_figure = draw_confusion_matrix(matrix, curves.names, _CONFUSION_TITLE, background=True)
     return [
@@ -114,12 +116,11 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
     axes.plot(curves.thresholds, precision, color=BLUE, linewidth=2, linestyle="--", label="precision")
     axes.plot(curves.thresholds, recall, color=ORANGE, linewidth=2, linestyle="-.", label="recall")
     axes.plot(curves.thresholds, f1, color=GREEN, linewidth=3, label="F1")
-    threshold = curves.best_threshold
-    if threshold is not None:
-        best = int(np.nanargmax(f1))
+    if curves.best is not None:
+        threshold, best = curves.best
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle=":", zorder=1)
-        label = f"best F1 {style.two(f1[best])} at score {threshold:.3g}"
-        axes.plot(threshold, f1[best], "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
+        label = f"best F1 {style.two(best)} at score {style.two(threshold)}"
+        axes.plot(threshold, best, "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
     axes.set_title("Detections above a score (IoU 0.50, all classes together)")
     style.unit_square(axes, "score threshold", "")
     style.legend_below(axes)
