@@ -72,7 +72,9 @@ def _with_boxes(data: CocoDataset | PanopticDataset, index: int) -> Image.Image:
             import torch
 
             picture = draw_masks(picture, torch.from_numpy(annotations.masks(index)), colors)
-    return draw_boxes(picture, sample.boxes, [categories[label].name for label in sample.labels.tolist()], colors)
+    names = [categories[label].name for label in sample.labels.tolist()]
+    # The name of the only class would tell nothing, and hide small objects.
+    return draw_boxes(picture, sample.boxes, names, colors, show_labels="off" if len(categories) == 1 else "auto")
 
 
 def _classes(path: Path, folder: Path) -> tuple[list[Image.Image], list[str], Path]:
