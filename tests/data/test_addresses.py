@@ -111,3 +111,11 @@ def test_names():
     assert is_address("HTTPS://a.b/c.png") and not is_address("ftp://a.b/c.png") and not is_address("cat.png")
     assert file_name_of("https://a.b/c/cat.png?size=3#x") == "cat.png"
     assert file_name_of("https://a.b/") == "a.b"
+    assert file_name_of("https://a.b/my%20cat.png") == "my cat.png"
+    assert [file_name_of(f"https://a.b/{name}") for name in ("c/..", "%2e%2e", "..%5Cx.png")] == ["a.b"] * 3
+    assert file_name_of("http://[::1/cat.jpg") == "image"
+
+
+def test_an_address_that_is_none_is_refused():
+    with refused(ImageError, "http://[::1/cat.jpg", code="I33"):
+        fetch_image("http://[::1/cat.jpg")

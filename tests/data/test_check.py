@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from coco_files import change, noise, write_pair, write_split
 from color_data import write_colors
 from command_line import digest, run
 from detection_files import draw_pictures, write_csv, write_voc, write_yolo
+from regard.data import check_images
 from regard.data.check import check_folder
 from regard.data.class_images.dataset import is_classification
 from regard.data.coco.dataset import open_detection
@@ -329,3 +331,28 @@ def as_found(rows):
     """Objects as detections of equal score."""
     images, labels = (np.array([row[key] for row in rows]) for key in ("image_id", "category_id"))
     return CocoDetections(images, labels, np.array([row["bbox"] for row in rows], float), np.full(len(rows), 0.9))
+
+
+def test_panoptic_data_without_a_validation_split_stop_a_training(tmp_path):
+    write_shapes(ShapesConfig(size=32, train=3, val=2), tmp_path / "s")
+    for name in ("panoptic_val.json", "instances_val.json", "instances_train.json"):
+        (tmp_path / "s/annotations" / name).unlink()
+    found = check_folder(tmp_path / "s")
+    assert found.stops_training and any("val" in issue.what for issue in found.issues if issue.severity == "error")
+
+
+def test_faults_of_all_rows_are_told_once(tmp_path):
+    draw_pictures(tmp_path / "images", 2)
+    rows = "\n".join(f"photo.0-{k}.png,cat,9,9,3,3" for k in range(2))
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.csv").write_text("filename,class,xmin,ymin,xmax,ymax\n" + rows)
+    assert {issue.code for issue in check_folder(tmp_path).issues if issue.severity == "error"} == {"A14"}
+
+
+def test_warnings_of_libraries_are_no_faults_of_the_data(tmp_path, monkeypatch):
+    real = check_images._file_digest
+    monkeypatch.setattr(
+        check_images, "_file_digest", lambda path: warnings.warn("old function", stacklevel=1) or real(path)
+    )
+    write_shapes(ShapesConfig(size=32, train=3, val=2), tmp_path / "s")
+    assert not [issue for issue in check_folder(tmp_path / "s").issues if "old function" in issue.what]

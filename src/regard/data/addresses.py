@@ -6,9 +6,9 @@ import os
 import time
 import urllib.request as web
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path
+from pathlib import PurePosixPath
 from urllib.error import HTTPError
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from regard.errors import ImageError, cause
 
@@ -28,9 +28,14 @@ def is_offline() -> bool:
 
 
 def file_name_of(address: str) -> str:
-    """Return the last part of the path of an address, or the name of the server if there is none."""
-    parts = urlsplit(address)
-    return Path(parts.path).name or parts.hostname or "image"
+    """Return the last part of the path of an address; the name of the server, or `image`, if that is no file name."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return "image"  # The address is refused when it is fetched.
+    name = PurePosixPath(unquote(parts.path)).name
+    usable = name not in ("", "..") and name.isprintable() and "\\" not in name
+    return name if usable else parts.hostname or "image"
 
 
 def fetch_image(address: str) -> bytes:
@@ -45,7 +50,7 @@ def fetch_image(address: str) -> bytes:
         remedy = "unset REGARD_OFFLINE, or name a file"
         raise ImageError("REGARD_OFFLINE forbids the download", where=address, remedy=remedy, code="I33")
     try:
-        request = web.Request(quote(address, safe="%/:=&?~#+!$,;'@()*[]"), headers={"User-Agent": "regard"})
+        request = web.Request(_quoted(address), headers={"User-Agent": "regard"})
         with _opener().open(request, timeout=TIMEOUT) as response:
             return _received(response, address)
     except HTTPError as error:
@@ -55,6 +60,13 @@ def fetch_image(address: str) -> bytes:
     except (OSError, HTTPException, ValueError) as error:
         remedy = "check the address and the network, or name a file"
         raise ImageError(f"cannot be fetched ({cause(error)})", where=address, remedy=remedy, code="I33") from error
+
+
+def _quoted(address: str) -> str:
+    """Return an address with the letters of its path and query escaped; the connection encodes the server's name."""
+    parts = urlsplit(address)
+    path, query = (quote(text, safe="%/:=&?~+!$,;'@()*[]") for text in (parts.path, parts.query))
+    return parts._replace(path=path, query=query, fragment="").geturl()
 
 
 def _opener() -> web.OpenerDirector:

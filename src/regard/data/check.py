@@ -131,8 +131,8 @@ def check_folder(folder: str | Path) -> Findings:
         else:
             _check_objects(findings)
             _check_segments(findings, images=False)
-    issues = (_issue_of_warning(each.message, folder) for each in said if isinstance(each.message, Warning))
-    findings.found += [issue for issue in issues if issue is not None]
+    issues = [each.message.issue for each in said if isinstance(each.message, IssueWarning)]
+    findings.found += [issue for issue in issues if issue.code != "I22"]  # `check_rotation` counts these
     return findings
 
 
@@ -144,13 +144,6 @@ def advise(folder: str | Path) -> Iterator[None]:
     except ImageError as error:
         remedy = f"{error.remedy}; find all such images: regard data check {folder}"
         raise ImageError(error.what, where=error.where, remedy=remedy, code=error.code) from error
-
-
-def _issue_of_warning(warning: Warning, folder: Path) -> Issue | None:
-    """Return what reading warned of; None for rotations, which `check_rotation` counts."""
-    if not isinstance(warning, IssueWarning):
-        return Issue(None, "warn", str(warning), str(folder))
-    return None if warning.issue.code == "I22" else warning.issue
 
 
 def _check_objects(findings: Findings) -> None:
@@ -167,7 +160,8 @@ def _check_objects(findings: Findings) -> None:
             data = _open_objects(findings.folder, split, categories, faults)
         except DataError as error:
             findings.found += map(issue_of, faults)
-            findings.add(error, f"objects and images of {split}")
+            if not (faults and error.code == "A08"):  # no image is left because of the faults
+                findings.add(error, f"objects and images of {split}")
             if not has_own_validation(findings.folder):
                 break
             continue

@@ -89,6 +89,6 @@ class RunFiles:
     def _json(self, name: str) -> dict[str, Any]:
         try:
             content = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}

@@ -105,7 +105,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:  # invalid UTF-8 is a ValueError too
+    except (OSError, ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError too
         raise CheckpointError("no JSON", where=path, remedy="download it again", code="K06") from error
     if not isinstance(content, dict):
         raise CheckpointError("no JSON object", where=path, remedy="download it again", code="K06")

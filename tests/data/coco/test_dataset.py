@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageOps
 
 from refusals import refused
-from regard.data.coco.dataset import CocoDataset, find_bad_images, open_detection
+from regard.data.check_images import look_at
+from regard.data.coco.dataset import CocoDataset, open_detection
 from regard.errors import DataError, ImageError
 from regard.structures.categories import Category
 
@@ -291,15 +292,15 @@ def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
 
 def test_bad_images_are_all_found(tmp_path: Path) -> None:
     dataset = open_detection(standard(tmp_path), "train")
-    assert find_bad_images(dataset) == []
+    assert not [look.error for look in look_at(dataset) if look.error]
     path = tmp_path / "train" / "b.png"
     path.write_bytes(path.read_bytes()[:-60])
-    (error,) = find_bad_images(dataset)
+    (error,) = [look.error for look in look_at(dataset) if look.error]
     assert isinstance(error, ImageError) and str(path) in error.line
     with pytest.raises(DataError):
         dataset[1]
     path.unlink()
-    assert [error.where for error in find_bad_images(dataset)] == [str(path)]
+    assert [look.error.where for look in look_at(dataset) if look.error] == [str(path)]
 
 
 def test_missing_image_is_found_on_opening(tmp_path: Path) -> None:

@@ -86,3 +86,19 @@ def test_issues_of_the_checks_name_rows(tmp_path: Path) -> None:
     write(root, HEADER, f"{NAME},cat,1,2,9,9", file="val.csv")
     (issue,) = open_detection(root, "train").annotations.report.issues
     assert issue.code == "A11" and issue.where == f"{root}/train.csv:3"
+
+
+def test_columns_of_width_and_height_may_be_those_of_the_box(tmp_path: Path) -> None:
+    rows = [f"{NAME},cat,2,3,12,9,10,6", f"{NAME},dog,1,1,6,8,5,7"]
+    root = write(tmp_path / "d", "filename,class,xmin,ymin,xmax,ymax,width,height", *rows)
+    write(root, *(root / "train.csv").read_text().splitlines(), file="val.csv")
+    (first, *_) = draw_pictures(tmp_path / "a", 1)
+    sample = open_detection(root, "train")[0]
+    assert sample.original_size == first.size[::-1] and sample.boxes.tolist() == [[2, 3, 12, 9], [1, 1, 6, 8]]
+
+
+def test_two_spellings_of_a_file_are_one_image(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", HEADER, f"{NAME},cat,2,3,12,9", f"./{NAME},dog,1,1,6,8")
+    write(root, HEADER, f"{NAME},cat,2,3,12,9", file="val.csv")
+    data = open_detection(root, "train")
+    assert len(data) == 1 and len(data[0].labels) == 2

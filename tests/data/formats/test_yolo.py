@@ -208,3 +208,25 @@ def test_coordinates_are_those_of_the_displayed_image(tmp_path: Path) -> None:
     (tmp_path / "obj.names").write_text("cat\n")
     sample = open_detection(tmp_path, "train")[0]
     assert sample.image.shape[-2:] == (40, 20) and sample.boxes.tolist() == [[0, 0, 20, 20]]
+
+
+def test_a_path_through_a_link_finds_its_own_images(root: Path, tmp_path: Path) -> None:
+    """`link/../pets` is the folder beside the link's target, not the one beside the link."""
+    (tmp_path / "disk").mkdir()
+    root.rename(tmp_path / "disk/pets")
+    write_yolo(draw_pictures(tmp_path / "x", 4, seed=7), root / "images/train", root / "labels/train", NAMES)
+    (tmp_path / "disk/other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk/other")
+    settings(tmp_path / "disk/pets", "train: images/train\nval: images/val")
+    data = open_detection(tmp_path / "link/../pets", "train")
+    assert data.names[0] == "images/train/photo.0-0.png" and Path(data[0].path).resolve().is_relative_to(
+        tmp_path / "disk"
+    )
+
+
+def test_a_line_too_long_for_a_path_is_missing(root: Path) -> None:
+    """As other programs write lists: the boxes behind the path."""
+    settings(root, "train: train.txt\nval: images/val")
+    (root / "train.txt").write_text("images/train/photo.0-0.png " + "100,100,200,200,0 " * 40 + "\n")
+    with refused(DataError, "photo.0-0.png", f"{root}/train.txt:1", code="A31"):
+        open_detection(root, "train")

@@ -14,8 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refusals import refused
+from regard.data.check_images import look_at
 from regard.data.coco.annotations import read_annotations
-from regard.data.coco.dataset import find_bad_images, open_detection
+from regard.data.coco.dataset import open_detection
 from regard.data.generated import shapes
 from regard.data.generated.cache import cache_folder
 from regard.data.generated.shapes import (
@@ -84,7 +85,7 @@ def test_checks_find_nothing(folder):
     for split in SPLITS:
         data = open_detection(folder, split)
         assert not data.annotations.report.issues, str(data.annotations.report)
-        assert not find_bad_images(data)
+        assert not [look.error for look in look_at(data) if look.error]
         assert [c.name for c in data.categories] == list(SHAPES[: CONFIG.classes])
         assert [c.id for c in data.categories] == [1, 2, 3, 4]
         stated = sum(len(data[i].boxes) for i in range(len(data)))

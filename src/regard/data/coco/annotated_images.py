@@ -19,6 +19,7 @@ from regard.errors import ImageError
 from regard.structures.categories import Category
 
 _VOTES = 20  # images that show by their size how boxes were drawn; enough to decide
+_MAX_HEADERS = 1000  # that are read to find them
 AnyAnnotations = TypeVar("AnyAnnotations", bound=Annotations)
 
 
@@ -86,7 +87,7 @@ class AnnotatedImages(Generic[AnyAnnotations]):
         asked only for an image whose rotation does not change its size.
         """
         votes: list[bool] = []
-        for record in self.annotations.images:
+        for record in self.annotations.images[:_MAX_HEADERS]:
             sizes = stored_size(self.image_folder / record.file_name) if record.file_name else None
             if sizes is not None and (record.height, record.width) in sizes:
                 votes.append((record.height, record.width) == sizes[1])

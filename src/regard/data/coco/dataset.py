@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,20 +89,6 @@ def open_detection(
     if split == "train":
         check_trainable(annotations)
     return CocoDataset(annotations, split, masks=masks)
-
-
-def find_bad_images(dataset: CocoDataset) -> list[DataError]:
-    """Decode every image. Returns the error of each image that cannot be used."""
-
-    def error_of(index: int) -> DataError | None:
-        try:
-            dataset[index]
-        except DataError as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(2) as pool:
-        return [error for error in pool.map(error_of, range(len(dataset))) if error]
 
 
 def with_categories(annotations: CocoAnnotations, categories: Sequence[Category]) -> CocoAnnotations:

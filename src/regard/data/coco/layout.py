@@ -128,9 +128,8 @@ def has_panoptic(root: str | Path) -> bool:
 
 
 def panoptic_splits(root: Path) -> list[Split]:
-    """Return the splits of a folder with panoptic annotations."""
-    found = _find(root, PANOPTIC_FILES)
-    return [split for split in SPLIT_NAMES if split in found]
+    """Return the splits that a folder of panoptic annotations should have: both, or `val` alone."""
+    return ["val"] if set(_find(root, PANOPTIC_FILES)) == {"val"} else list(SPLIT_NAMES)
 
 
 def find_panoptic(root: Path, split: Split) -> SplitFiles:

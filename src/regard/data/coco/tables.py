@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -370,16 +369,9 @@ def all_repeats(values: Sequence) -> list[int]:
     return [k for k, value in enumerate(values) if first[value] != k]
 
 
-def first_repeat(values: list) -> int | None:
+def first_repeat(values: Sequence) -> int | None:
     """Return the index of the first value that repeats an earlier one; None if all differ."""
-    if len(set(values)) == len(values):
-        return None
-    seen: Counter = Counter()
-    for k, value in enumerate(values):
-        if seen[value]:
-            return k
-        seen[value] += 1
-    return None
+    return next(iter(all_repeats(values)), None)
 
 
 def shorten(value: Any) -> str:

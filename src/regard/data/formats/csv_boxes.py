@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import math
+import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regard.data.class_images.listing import in_natural_order
@@ -92,7 +93,7 @@ class CsvBoxes:
         label_of = {name: label for label, name in enumerate(names)}
         file = self.parts[part]
         of_image: dict[str, list[_Row]] = {}
-        for row in rows[file]:
+        for row in _without_box_sizes(rows[file]):
             of_image.setdefault(row.image, []).append(row)
         _check_fractions(rows[file], file)
         folder = self._image_folder(of_image, file, faults)
@@ -204,6 +205,13 @@ def _read(file: Path, faults: list[DataError] | None) -> Iterator[_Row]:
         raise DataError(what, where=file, remedy="save it as UTF-8", code="A49") from error
 
 
+def _without_box_sizes(rows: list[_Row]) -> list[_Row]:
+    """Return rows without image sizes if columns called width and height hold those of the boxes instead."""
+    pairs = [(row.image_size, row.box_xywh[2:]) for row in rows if row.image_size and row.box_xywh]
+    same = all(abs(size[1] - box[0]) <= 1 and abs(size[0] - box[1]) <= 1 for size, box in pairs)
+    return [replace(row, image_size=None) for row in rows] if pairs and same else rows
+
+
 def _row(row: list[str], columns: _Columns, file: Path, line: int) -> _Row:
     where = f"{file}:{line}"
     if len(row) != columns.count:
@@ -213,6 +221,7 @@ def _row(row: list[str], columns: _Columns, file: Path, line: int) -> _Row:
     if not image or is_unsafe(image):
         what = f"image {image!r:.80} is not a path inside the folder" if image else "no image"
         raise DataError(what, where=where, remedy="write paths relative to the file", code="A32" if image else "A49")
+    image = posixpath.normpath(image)  # `./a.jpg` is `a.jpg`
     texts = [row[column].strip() for column in columns.box]
     size = None if columns.image_size is None else _size([row[column].strip() for column in columns.image_size])
     if not any(texts):

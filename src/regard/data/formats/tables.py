@@ -138,8 +138,8 @@ class TableBuilder:
 
         gathers: whether the report gathers faults.
         """
-        folder = root
-        files = [Path(os.path.normpath(file)) for file in self.files]
+        folder, *files = without_parents([root, *self.files])
+        root = folder
         if any(not file.is_relative_to(root) for file in files):
             files = [file.absolute() for file in files]
             folder = Path(os.path.commonpath([file.parent for file in files]))
@@ -149,6 +149,15 @@ class TableBuilder:
         document = {"images": self.images, "annotations": self.annotations, "categories": categories}
         places = Places(str(self.path), self._images_at, self._annotations_at, self.names_at)
         return DetectionTables(document, Report(self.path, places, gathers=gathers), [folder], self.notes)
+
+
+def without_parents(paths: Sequence[Path]) -> list[Path]:
+    """Return paths without `..`. Behind a symbolic link these lead elsewhere than the text says: links are followed."""
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        if ".." in path.parts and path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+    return [folders[path.parent] / path.name if path.parent in folders else path for path in paths]
 
 
 def measure(files: Sequence[Path], faults: list[DataError] | None = None) -> dict[Path, tuple[int, int]]:

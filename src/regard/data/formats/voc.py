@@ -117,10 +117,9 @@ class VocFiles:
         pairs = []
         missing = []
         for file in files:
-            below = file.parent.relative_to(place.annotations)
-            folders = [folder / below for folder in place.image_folders] + place.image_folders
-            stems = (listing.of(folder).get(file.stem) for folder in folders)
-            image = next((found for found in stems if found), None) or _named(self._of(file), folders, listing)
+            stems = (listing.of(folder).get(file.stem) for folder in place.image_folders)
+            image = next((found for found in stems if found), None)
+            image = image or _named(self._of(file), place.image_folders, listing)
             if image is None:
                 missing.append(file)
             else:

@@ -68,12 +68,19 @@ def existing(text: str, bases: Iterable[Path], root: Path) -> Path | None:
     """Return the path that a text means: below one of `bases`, else its longest end that exists below `root`."""
     parts = PurePosixPath(text.strip().replace("\\", "/")).parts
     for base in bases:
-        if (base / Path(*parts)).exists():
+        if _exists(base / Path(*parts)):
             return base / Path(*parts)
     while parts and parts[0] in ("..", ".", "/"):
         parts = parts[1:]
     ends = (root.joinpath(*parts[start:]) for start in range(len(parts)) if ".." not in parts[start:])
-    return next((end for end in ends if end.exists()), None)
+    return next((end for end in ends if _exists(end)), None)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text that is too long for a path
+        return False
 
 
 def _candidates(path: Path) -> Iterator[Path]:
@@ -96,7 +103,7 @@ def _settings(file: Path, content: dict[str, Any], path: Path) -> YoloSettings:
     bases = [file.parent]
     if isinstance(stated, str) and stated.strip():
         near = [file.parent / stated, file.parent.parent / stated, Path(stated)]
-        bases = [*[base for base in near if base.is_dir()][:1], *bases]
+        bases = [*[base for base in near if _exists(base) and base.is_dir()][:1], *bases]
     root = bases[0] if path.is_file() else path
     images: dict[Split, list[Path | str]] = {}
     for split in SPLIT_NAMES:
