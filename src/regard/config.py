@@ -70,7 +70,9 @@ def as_words(overrides: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
 def _words_of(name: str, value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [word for inner, one in value.items() for word in _words_of(f"{name}.{inner}", one)]
-    return [f"{name}={','.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"]
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value)) or None  # an empty list is none, as in words
+    return [f"{name}={value}"]
 
 
 def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None, prefix: str = "") -> T:

@@ -64,6 +64,29 @@ def test_what_the_user_gives_is_kept():
     assert fitted(NUCLEI, "model.num_queries", model=model).model.num_queries == 7
 
 
+@pytest.mark.parametrize(("changes", "wanted"), [({"max_size": 200}, 200), ({"max_size": 640}, 256)])
+def test_a_given_size_bounds_the_other(changes, wanted):
+    recipe = fitted(PHOTOS, **changes)
+    assert recipe.max_size == changes["max_size"] and recipe.short_side == wanted
+
+
+def test_no_limit_of_time_leaves_the_epochs():
+    recipe = fitted(PHOTOS, minutes=None)
+    assert recipe.minutes is None and recipe.epochs == fitted(PHOTOS).epochs
+
+
+def test_steps_are_those_of_the_training_loop():
+    few = replace(PHOTOS, images=12)
+    for changes, processes, steps in (
+        ({"batch_size": 64}, 1, 5),
+        ({"batch_size": 4}, 2, 10),
+        ({"accumulate": 20}, 1, 5),
+    ):
+        recipe = replace(recipe_for("detr_lite"), data="my", epochs=5, **changes)
+        _, lines = fit_to_data(recipe, few, gpu=False, given=["epochs", *changes], processes=processes)
+        assert f"5 epochs, {steps} steps" in lines[1]
+
+
 def test_minutes_are_filled():
     recipe = fitted(PHOTOS, minutes=3.0)
     assert (recipe.minutes, recipe.epochs) == (3.0, UNTIL_TIME_IS_UP)

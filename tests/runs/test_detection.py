@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import regard
@@ -32,12 +33,19 @@ from regard.results.segmentation import Segmentation
 from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from regard.structures.categories import ModelCard, knows_stuff
 from regard.structures.outputs import DetectionOutput
+from regard.weights.load import best_threshold_of
 
 pytestmark = pytest.mark.usefixtures("blank_charts")
 
 SMALL = (
     "workers=0", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16",
     "evaluate_every=1", "device=cpu",
+)  # fmt: skip
+
+# detr_lite with the recipe `auto`, small and without its weights.
+LITE_WORDS = (
+    "workers=0", "batch_size=4", "short_side=64", "max_size=96", "start_from=none", "model.embed_dim=16",
+    "model.num_heads=2", "model.feedforward_dim=16", "model.decoder_layers=1", "evaluate_every=1",
 )  # fmt: skip
 
 EVERYTHING = PredictionOptions(threshold=0.0)
@@ -424,3 +432,30 @@ def test_files_of_segments_are_read_back(run, data, tmp_path):
     truth = data / "annotations" / "panoptic_val.json"
     with refused(ConfigError, truth, code="C11"):
         list(predict_files(run.folder, [data / "val"], json_file=truth))
+
+
+def test_a_run_that_starts_from_another_keeps_its_network(data, tmp_path):
+    """Other data may suggest another network, which the trained weights would not fit."""
+    first = regard.train("detr_lite", data, epochs=1, output=tmp_path / "first", quiet=True, overrides=LITE_WORDS)
+    words = ["data=shapes:size=64,train=4,val=2", f"start_from={first.folder}", "workers=0", "batch_size=2"]
+    second = regard.train("detr_lite", epochs=1, output=tmp_path / "second", quiet=True, overrides=words)
+    models = [yaml.safe_load((run.folder / "config.yaml").read_text())["model"] for run in (first, second)]
+    assert all(models[0][name] == models[1][name] for name in models[0] if name not in ("num_classes", "num_queries"))
+
+
+def test_a_finished_run_says_which_setting_prolongs_it(data, tmp_path, capsys):
+    run = regard.train("detr_lite", data, epochs=1, output=tmp_path / "run", quiet=True, overrides=LITE_WORDS)
+    capsys.readouterr()
+    regard.train(output=run.folder, resume=True)
+    said = capsys.readouterr()
+    assert "set epochs to more than 1" in " ".join((said.out + said.err).split())
+
+
+def test_the_threshold_of_other_data_is_not_the_run_s(data, tmp_path):
+    run = regard.train("detr_lite", data, epochs=1, output=tmp_path / "run", quiet=True, overrides=LITE_WORDS)
+    before = best_threshold_of(run.folder)
+    other = shutil.copytree(data, tmp_path / "other")
+    regard.evaluate(run.folder, other, workers=0)
+    assert best_threshold_of(run.folder) is None
+    regard.evaluate(run.folder, f"{data}/", workers=0)
+    assert best_threshold_of(run.folder) == before

@@ -42,11 +42,16 @@ class Issue:
         """The places that are known: that of the first case, then others."""
         return (self.where, *self.more)
 
-    def __str__(self) -> str:
-        kind = f"{self.severity}[{self.code}]" if self.code else self.severity
+    @property
+    def sentence(self) -> str:
+        """What, where and the remedy, without severity and code."""
         first = "" if self.count == 1 else "first: "
         places = f"{first}{', '.join(self.places[:MAX_PLACES])}" if self.where else ""
-        return escape(" — ".join(part for part in (f"{kind}: {self.what}", places, self.remedy) if part))
+        return escape(" — ".join(part for part in (self.what, places, self.remedy) if part))
+
+    def __str__(self) -> str:
+        kind = f"{self.severity}[{self.code}]" if self.code else self.severity
+        return f"{kind}: {self.sentence}"
 
 
 class IssueWarning(UserWarning):
@@ -54,7 +59,7 @@ class IssueWarning(UserWarning):
 
     def __init__(self, issue: Issue) -> None:
         self.issue = issue
-        super().__init__(str(issue))
+        super().__init__(issue.sentence)
 
 
 def issue_of(error: RegardError) -> Issue:

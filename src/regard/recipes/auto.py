@@ -13,6 +13,7 @@ from typing import Any
 
 from regard.models.configs.detr import DETRConfig
 from regard.recipes.detection import DetectionRecipe
+from regard.training.config import batches_per_epoch, steps_per_epoch
 
 CELL = 16  # pixels that the side of a small box should have
 SHORT_SIDES = (256, 512)  # least and greatest short side on a GPU; a CPU stops at CPU_SHORT_SIDE
@@ -50,7 +51,7 @@ class DataSummary:
 
 
 def fit_to_data(
-    recipe: DetectionRecipe, data: DataSummary, *, gpu: bool, given: Collection[str] = ()
+    recipe: DetectionRecipe, data: DataSummary, *, gpu: bool, given: Collection[str] = (), processes: int = 1
 ) -> tuple[DetectionRecipe, list[str]]:
     """Return the recipe with settings that suit the data, and one line for each decision.
 
@@ -58,17 +59,18 @@ def fit_to_data(
         recipe: the defaults of the model, with the settings that the user gave.
         gpu: whether a GPU trains it.
         given: names of the settings that the user gave, which are kept.
+        processes: that train together, each on its own batches.
     """
     short_side, max_size, sizes = _sizes(recipe, data, gpu, given)
     batch_size = _unless_given(recipe, given, "batch_size", max(1, min(16 if gpu else 8, data.images // 4)))
     epochs = max(EPOCHS[0], min(EPOCHS[1], round(IMAGES_TO_SEE / data.images)))
-    if "minutes" in given:  # The clock ends the training, not the epochs.
+    if "minutes" in given and recipe.minutes is not None:  # The clock ends the training, not the epochs.
         epochs = UNTIL_TIME_IS_UP
     epochs = _unless_given(recipe, given, "epochs", epochs)
     free = gpu or "epochs" in given
     minutes = None if free else CPU_MINUTES * max(1.0, data.images / MINUTES_FOR)
     minutes = _unless_given(recipe, given, "minutes", minutes)
-    steps = max(1, epochs * (data.images // (batch_size * recipe.accumulate)))
+    steps = epochs * steps_per_epoch(batches_per_epoch(data.images, batch_size, processes), recipe.accumulate)
     model, why_model = _model(recipe.model, data, short_side, given)
     every = max(1, round(min(epochs, IMAGES_TO_SEE / data.images) / EVALUATIONS))
     fitted = replace(
@@ -78,7 +80,7 @@ def fit_to_data(
         log_every=_unless_given(recipe, given, "log_every", max(1, min(20, steps // 50))),
     )  # fmt: skip
     length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"
-    limit = f", at most {minutes:.0f} minutes" if minutes is not None else ""
+    limit = f", at most {minutes:.3g} minutes" if minutes is not None else ""
     lines = [sizes, f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}", why_model]
     return fitted, lines + _expectations(data, steps)
 
@@ -102,13 +104,20 @@ def _unless_given(recipe: DetectionRecipe, given: Collection[str], name: str, va
 
 
 def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collection[str]) -> tuple[int, int, str]:
-    """Return short_side and max_size, and why."""
-    chosen, why = _short_side(data, gpu)
+    """Return short_side and max_size, and why: a small box is about one cell wide if the device can train such images.
+
+    A size that is given bounds the other.
+    """
+    wanted = max(SHORT_SIDES[0], CELL / max(data.box_side, 1e-3))
+    chosen = 32 * round(min(wanted, SHORT_SIDES[1] if gpu else CPU_SHORT_SIDE) / 32)
+    if "max_size" in given:
+        chosen = min(chosen, recipe.max_size)
     short_side = _unless_given(recipe, given, "short_side", chosen)
     aspect = min(2.0, max(1.25, data.long_side / data.short_side))
-    max_size = _unless_given(recipe, given, "max_size", CELL * 2 * math.ceil(short_side * aspect / (CELL * 2)))
-    about = f"images of {data.long_side} x {data.short_side} pixels, {why}"
-    return short_side, max_size, f"{about}: short_side={short_side} max_size={max_size}"
+    max_size = _unless_given(recipe, given, "max_size", 32 * math.ceil(short_side * aspect / 32))
+    box = f"small boxes {short_side * data.box_side:.0f} pixels wide"
+    images = f"images of {data.long_side} x {data.short_side} pixels"
+    return short_side, max_size, f"{images}, {box} at short_side={short_side} max_size={max_size}"
 
 
 def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collection[str]) -> tuple[DETRConfig, str]:
@@ -123,14 +132,6 @@ def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collect
     changes = {name: value for name, value in changes.items() if f"model.{name}" not in given}
     shown = " ".join(f"model.{name}={value}" for name, value in changes.items() if value != getattr(model, name))
     return replace(model, **changes), f"up to {data.max_objects} objects in an image: {shown or 'the model as it is'}"
-
-
-def _short_side(data: DataSummary, gpu: bool) -> tuple[int, str]:
-    """Return the size at which a small box is about one cell wide, within what the device can train, and why."""
-    least, most = SHORT_SIDES[0], SHORT_SIDES[1] if gpu else CPU_SHORT_SIDE
-    wanted = CELL / max(data.box_side, 1e-3)
-    side = 32 * round(min(max(wanted, least), most) / 32)
-    return side, f"small boxes {side * data.box_side:.0f} pixels wide at that size"
 
 
 def _decay(steps: int) -> float:

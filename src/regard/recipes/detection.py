@@ -141,12 +141,11 @@ def auto(name: str) -> DetectionRecipe:
         regard train detr_lite --data raccoon/
     """
     model = _config(name)
-    start = "none" if model.backbone == "small" else "backbone"
     recipe = DetectionRecipe(
-        name=name, model=model, start_from=name if name in WEIGHTS else start, class_weight=2.0, lr=3e-4,
-        lr_backbone=3e-5 if start == "backbone" else 3e-4, schedule="cosine", warmup_share=0.05, max_norm=1.0,
-        fit_queries=True,
-    )  # fmt: skip
+        name=name, model=model, start_from=name if name in WEIGHTS else "backbone", lr=3e-4, lr_backbone=3e-5,
+        class_weight=2.0 if model.sigmoid else 1.0, schedule="cosine", warmup_share=0.05, max_norm=1.0,
+        short_side=16, max_size=1 << 16, fit_queries=True,
+    )  # fmt: skip  # The data choose both sizes; these only leave room for what a user sets.
     return replace(recipe, mask_weight=5.0, dice_weight=3.0) if model.masks and model.sigmoid else recipe
 
 
@@ -179,10 +178,14 @@ def detection_recipe_for(name: str, recipe: str | None = None) -> DetectionRecip
         raise unknown_name("recipe", recipe, list(DETECTION_RECIPES), code="C01")
     if recipe == "small" and name not in SHORT_SIDES:
         raise ConfigError(f"recipe small is for {', '.join(SHORT_SIDES)}, not for {name}", code="C09")
-    settings = DETECTION_RECIPES[recipe](name)
-    if settings.start_from == "backbone" and settings.model.backbone == "small":
-        return replace(settings, start_from="none")  # Nobody has trained this backbone on ImageNet.
-    return settings
+    return DETECTION_RECIPES[recipe](name)
+
+
+def without_backbone_weights(settings: DetectionRecipe) -> DetectionRecipe:
+    """Return settings that train the backbone `small` from the start: nobody has trained it on ImageNet."""
+    if settings.start_from != "backbone" or settings.model.backbone != "small":
+        return settings
+    return replace(settings, start_from="none", lr_backbone=settings.lr)
 
 
 def _config(name: str) -> DETRConfig:

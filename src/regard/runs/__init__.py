@@ -57,11 +57,8 @@ def train(
     words = (*(() if teacher is None else (f"teacher={teacher}",)), *as_words(overrides))
     settings = resolve(model, data, epochs, output, resume, recipe, config, words)
     check_paths(settings)
-    notes: list[str] = []
-    if fits_data(settings, recipe, is_new=not resume and config is None):
-        from regard.runs.data_summary import fit
-
-        settings, notes = fit(settings, given_settings(epochs, words))
+    is_fitted = fits_data(settings, recipe, is_new=not resume and config is None)
+    given = given_settings(epochs, words) if is_fitted else None
     from regard.runs.run import run_training  # imports torch
 
-    return run_training(settings, Path(output) if output else None, resume, quiet, notes)
+    return run_training(settings, Path(output) if output else None, resume, quiet, given)

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from regard.data.coco.dataset import CocoDataset
-from regard.data.coco.layout import has_panoptic
-from regard.data.generated.shapes import data_folder
-from regard.evaluation.detection import ObjectDataset, open_objects
-from regard.recipes.auto import DataSummary, fit_to_data
-from regard.recipes.detection import DetectionRecipe
-from regard.training.distributed import choose_device
+from regard.evaluation.detection import ObjectDataset
+from regard.recipes.auto import DataSummary
 
 SMALL_BOX = 10  # percentile of the sides of boxes
 
 
-def fit(settings: DetectionRecipe, given: Sequence[str]) -> tuple[DetectionRecipe, list[str]]:
-    """Choose the settings of the recipe `auto` by the data and the device. Returns them, and why.
-
-    Args:
-        settings: the recipe, with what the user gave.
-        given: names of the settings that the user gave.
-
-    Raises:
-        DataError: the data set cannot be used.
-    """
-    gpu = choose_device(settings.device).type != "cpu"
-    return fit_to_data(settings, summarize(settings), gpu=gpu, given=given)
-
-
-def is_panoptic(settings: DetectionRecipe) -> bool:
-    """Return whether a recipe trains on panoptic annotations."""
-    if settings.annotations == "auto":
-        return settings.model.masks and has_panoptic(data_folder(settings.data))
-    return settings.annotations == "panoptic"
-
-
-def summarize(settings: DetectionRecipe) -> DataSummary:
-    """Open both splits of a recipe's data, and summarize them. Reads no image.
-
-    Raises:
-        DataError: the data set cannot be used.
-    """
-    folder, panoptic = data_folder(settings.data), is_panoptic(settings)
-    train = open_objects(folder, "train", panoptic=panoptic, masks=False)
-    val = open_objects(folder, "val", panoptic=panoptic, masks=False, like=train.categories)
+def summarize(train: ObjectDataset, val: ObjectDataset) -> DataSummary:
+    """Summarize both splits of a data set. Reads no image."""
     sides = np.sort([(image.height, image.width) for image in train.annotations.images], axis=1)
     box_sides, count = _box_sides(train, sides[:, 0])
     return DataSummary(

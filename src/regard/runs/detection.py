@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -23,14 +23,17 @@ from regard.metrics.masks import check_outlines
 from regard.models.build import Detector, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS
+from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
+from regard.recipes.auto import fit_to_data
 from regard.recipes.detection import DetectionRecipe
+from regard.runs.data_summary import summarize
 from regard.runs.detection_task import DetectionTask
-from regard.training.distributed import Processes
+from regard.training.distributed import Processes, choose_device
 from regard.weights.backbone import fit_backbone, is_detector
 from regard.weights.detr import imagenet_weights, load_backbone, transfer
 from regard.weights.hub_folder import find_weights
-from regard.weights.load import load_to_train
+from regard.weights.load import load, load_to_train
 from regard.weights.state_dict import read_weights
 
 MAX_DRAWN = 500  # panoptic images in the picture of the data
@@ -39,6 +42,11 @@ START_FROZEN = "set start_from=RUN, a detector trained on these data with --reci
 
 class DetectionJob:
     """Prepares the run of a detector. `ClassificationJob` has the same steps.
+
+    Args:
+        settings: the recipe.
+        given: names of the settings that the user gave, where the data choose the others (recipe `auto`); else None.
+        processes: that train together.
 
     Attributes:
         settings: the recipe, with the number of classes of the data.
@@ -49,7 +57,7 @@ class DetectionJob:
         DataError: the data set cannot be used.
     """
 
-    def __init__(self, settings: DetectionRecipe) -> None:
+    def __init__(self, settings: DetectionRecipe, given: Collection[str] | None = None, processes: int = 1) -> None:
         _check_freezing(settings)
         folder = data_folder(settings.data)
         panoptic = settings.annotations == "panoptic"
@@ -60,6 +68,12 @@ class DetectionJob:
         self.val_data = open_objects(folder, "val", panoptic=panoptic, masks=masks, like=self.train_data.categories)
         if masks and isinstance(self.val_data, CocoDataset):
             check_outlines(self.val_data.to_coco(masks=True))  # fails now, not at the first evaluation
+        self._decisions: list[str] = []
+        if given is not None:
+            settings, given = _with_model_of_source(settings, given)
+            gpu = choose_device(settings.device).type != "cpu"
+            summary = summarize(self.train_data, self.val_data)
+            settings, self._decisions = fit_to_data(settings, summary, gpu=gpu, given=given, processes=processes)
         num_queries, self._more_queries = settings.model.num_queries, list[str]()
         if not settings.freeze_detector:  # a frozen detector keeps its own number of queries
             num_queries, self._more_queries = self._count_queries(settings)
@@ -85,9 +99,11 @@ class DetectionJob:
 
     @property
     def findings(self) -> list[str]:
-        """Warnings about the data set, one line each."""
+        """What the data decided, and warnings about them, one line each."""
         found = [str(issue) for data in (self.train_data, self.val_data) for issue in data.annotations.report.issues]
-        return list(dict.fromkeys(found + self._more_queries))  # both splits tell how the data were split
+        return list(
+            dict.fromkeys(self._decisions + found + self._more_queries)
+        )  # both splits tell how the data were split
 
     def fetch_weights(self) -> list[str]:
         """Load the weights to start from. Returns notes for the user."""
@@ -189,6 +205,23 @@ class DetectionJob:
     def advice(self) -> AbstractContextManager[None]:
         """Add to errors about images how to find all bad images of the data set."""
         return advise(data_folder(self.settings.data))
+
+
+def _with_model_of_source(settings: DetectionRecipe, given: Collection[str]) -> tuple[DetectionRecipe, Collection[str]]:
+    """Return settings with the network of the run that they start from, whose weights fit no other.
+
+    The second value is `given` with the settings of that network, which the data then leave as they are.
+    """
+    if not (Path(settings.start_from) / "checkpoints").is_dir():
+        return settings, given
+    config = load(settings.start_from).config
+    if not isinstance(config, DETRConfig):
+        return settings, given
+    own = {
+        field.name: getattr(settings.model, field.name) for field in fields(config) if f"model.{field.name}" in given
+    }
+    kept = {f"model.{field.name}" for field in fields(config)} - {"model.num_queries"}
+    return replace(settings, model=replace(config, **own)), {*given, *kept}
 
 
 def _check_freezing(settings: DetectionRecipe) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +64,28 @@ class Run:
         return load(self.folder)
 
 
-def run_training(settings: Recipe, output: Path | None, resume: bool, quiet: bool, notes: Sequence[str] = ()) -> Run:
-    """Train with resolved settings: on this process, or on all that `torchrun` started. `notes` are printed first."""
+def run_training(
+    settings: Recipe, output: Path | None, resume: bool, quiet: bool, given: Collection[str] | None = None
+) -> Run:
+    """Train with resolved settings: on this process, or on all that `torchrun` started.
+
+    given: names of the settings that the user gave, where the data choose those of a detector; else None.
+    """
     with processes(settings.device) as group:
-        return _train(settings, output, resume, group, quiet, notes)
+        return _train(settings, output, resume, group, quiet, given)
 
 
 def _train(
-    settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool, decisions: Sequence[str]
+    settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool, given: Collection[str] | None
 ) -> Run:
     if settings.amp == "fp16" and group.device.type == "cpu":
         raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
-    job = DetectionJob(settings) if isinstance(settings, DetectionRecipe) else ClassificationJob(settings)
+    job: Job
+    if isinstance(settings, DetectionRecipe):
+        job = DetectionJob(settings, given, group.world_size)
+        settings = job.settings
+    else:
+        job = ClassificationJob(settings)
     # A run that was stopped before its first checkpoint starts from the beginning.
     started = resume and output is not None and newest_checkpoint(output / "checkpoints") is not None
     notes = [] if started else job.fetch_weights()
@@ -90,7 +100,7 @@ def _train(
             log_to=settings.log_to or (),
             settings=to_mapping(job.settings),
         )
-        for note in [*decisions, *job.findings, *notes, *more]:
+        for note in [*job.findings, *notes, *more]:
             reporter.say(note)
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}
@@ -99,8 +109,7 @@ def _train(
             what = f"warmup_steps={job.settings.warmup_steps} and there are {trainer.total_steps} steps"
             reporter.say(f"warning: {what}: it will hardly learn. Set warmup_steps={trainer.total_steps // 20}")
         if resume and trainer.resume() and trainer.is_finished:
-            what = f"this run is finished, at step {trainer.progress.step}"
-            reporter.say(f"{what}: to train longer, set epochs to more than {job.settings.epochs}, or minutes")
+            reporter.say(f"this run is finished, at step {trainer.progress.step}: {trainer.what_ended}")
         if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
             _describe(run, job, group)
         reporter.say(

@@ -13,7 +13,7 @@ from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
 from regard.recipes import Recipe, recipe_for, recipe_from_file
 from regard.recipes.classification import imagenet_recipe
-from regard.recipes.detection import DetectionRecipe, default_recipe
+from regard.recipes.detection import DetectionRecipe, default_recipe, without_backbone_weights
 from regard.training.trackers import check_trackers
 
 
@@ -56,6 +56,8 @@ def resolve(
     if resolved.name != settings.name:
         remedy = "name the run's folder with --output, the model before all settings"
         raise ConfigError("name is that of the model and cannot be set", where="name", remedy=remedy, code="C09")
+    if isinstance(resolved, DetectionRecipe) and "start_from" not in given_settings(epochs, overrides):
+        resolved = without_backbone_weights(resolved)
     if not resolved.data:
         raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
     return resolved

@@ -73,3 +73,13 @@ class TrainingConfig:
             raise ConfigError(what, remedy=f"set min_lr={self.lr} or less", code="C09")
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ConfigError(f"minutes={self.minutes}, expected more than 0", code="C03")
+
+
+def batches_per_epoch(images: int, batch_size: int, processes: int = 1) -> int:
+    """Return the batches that each process sees in one pass over the images."""
+    return math.ceil(images / (batch_size * processes))
+
+
+def steps_per_epoch(batches: int, accumulate: int) -> int:
+    """Return the optimizer steps of one pass over `batches`: at least one."""
+    return max(1, batches // accumulate)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from regard.errors import MachineError, RegardError
+from regard.training.config import batches_per_epoch
 from regard.training.distributed import Processes
 
 
@@ -82,7 +83,7 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
     def batches_per_epoch(self) -> int:
         if self.repeats > 1:
             return -(-self._repeated_count() // self.batch_size)
-        return -(-self.length // (self.batch_size * self.world_size))
+        return batches_per_epoch(self.length, self.batch_size, self.world_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, skip = divmod(self.start, self.batches_per_epoch)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from regard.errors import ConfigError, DivergedError, Stopped
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
-from regard.training.config import TrainingConfig
+from regard.training.config import TrainingConfig, steps_per_epoch
 from regard.training.data_loader import explain_killed_workers, mix
 from regard.training.distributed import Processes
 from regard.training.moving_average import MovingAverage
@@ -108,7 +108,7 @@ class Trainer:
             **state,
             "units": {"batches_per_epoch": task.batches_per_epoch, "accumulate": config.accumulate},
         }
-        self.steps_per_epoch = max(1, task.batches_per_epoch // config.accumulate)
+        self.steps_per_epoch = steps_per_epoch(task.batches_per_epoch, config.accumulate)
         self.total_steps = self.steps_per_epoch * config.epochs
         self._signals = StopSignals()
         self._parallel: nn.Module = DistributedDataParallel(model) if processes.world_size > 1 else model
@@ -149,6 +149,16 @@ class Trainer:
     def is_finished(self) -> bool:
         """Whether all epochs are done, or the time is over, or the score has stopped rising."""
         return self._fraction_done() >= 1.0 or self._is_stale()
+
+    @property
+    def what_ended(self) -> str:
+        """What a finished training was ended by, and the setting that prolongs it."""
+        config = self.config
+        if self._is_stale():
+            return f"no better score for {config.patience} evaluations; set patience=0"
+        if self.progress.step >= self.total_steps:
+            return f"all epochs are done; set epochs to more than {config.epochs}"
+        return f"the time is over; set minutes to more than {config.minutes:g}, or minutes=none"
 
     def fit(self) -> Progress:
         """Train until all epochs are done, patience runs out or a signal comes.

@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from regard.config import apply_mapping, to_mapping
+from regard.config import apply_mapping, read_yaml, to_mapping
 from regard.errors import ArchitectureError, CheckpointError, NewerVersionError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
@@ -174,12 +174,29 @@ def best_checkpoint(run: Path) -> Path:
 
 
 def best_threshold_of(run: Path) -> float | None:
-    """Return the score threshold that the last evaluation of a run found best, 0..1; None if there is none."""
+    """Return the score threshold that the last evaluation of a run found best, 0..1.
+
+    None if there is none, or if that evaluation was on other data than the run's own.
+    """
     try:
-        value = json.loads((run / "metrics.json").read_text()).get("best_threshold")
-    except (OSError, ValueError, AttributeError, RecursionError):  # no evaluation yet, or a file that was changed
+        content = json.loads((run / "metrics.json").read_text())
+        value, settings = content.get("best_threshold"), run / "config.yaml"
+        if settings.is_file() and not _is_same_folder(content["data"], read_yaml(settings)["data"]):
+            return None
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # no evaluation yet, or a file that was changed
         return None
     return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else None
+
+
+def _is_same_folder(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _load_folder(path: Path) -> Model:
