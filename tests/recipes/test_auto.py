@@ -28,13 +28,14 @@ def fitted(data, *given, gpu=False, **changes):
 
 
 def test_large_boxes_need_small_images_and_small_boxes_fine_maps():
-    photos, nuclei = fitted(PHOTOS), fitted(NUCLEI)
-    assert photos.short_side < nuclei.short_side and photos.model.feature_maps < nuclei.model.feature_maps
+    photos, nuclei, dust = fitted(PHOTOS), fitted(NUCLEI), fitted(replace(NUCLEI, box_side=0.02))
+    assert photos.short_side <= nuclei.short_side < dust.short_side
+    assert photos.model.feature_maps < nuclei.model.feature_maps and nuclei.model.proposals
     assert (
         nuclei.model.num_queries >= 1.2 * 60 and photos.model.num_queries == recipe_for("detr_lite").model.num_queries
     )
     assert (photos.model.anchor_size, nuclei.model.anchor_size) == (0.6, 0.07)
-    assert fitted(NUCLEI, gpu=True).short_side >= nuclei.short_side
+    assert fitted(NUCLEI, gpu=True).short_side > nuclei.short_side
 
 
 @pytest.mark.parametrize("images", [1, 3, 7, 60, 1000, 120_000])

@@ -16,6 +16,8 @@ from regard.losses.segmentation import mask_losses, padded_masks
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import Denoising, DetectionOutput
 
+COPIES = 4  # of an object for the proposals, as in hybrid matching (Jia et al. 2023)
+
 
 class SetCriterion:
     """Match predictions with targets and compute the losses of all decoder layers.
@@ -222,10 +224,14 @@ class SetCriterion:
     def _proposal_losses(
         self, proposals: DetectionOutput, targets: Sequence[Target], num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
-        """Compute the losses of the proposals of all cells, matched like the queries of a layer."""
+        """Compute the losses of the proposals of all cells. Each object is matched with several, which learn sooner."""
         logits, boxes = proposals.logits[None].float(), proposals.boxes[None].float()
-        matches = self.matcher.match_layers(logits, boxes, targets)
-        return self._losses(logits, boxes, targets, matches, num_boxes)
+        copies = [
+            {"labels": target["labels"].repeat(COPIES), "boxes": target["boxes"].repeat(COPIES, 1)}
+            for target in targets
+        ]
+        matches = self.matcher.match_layers(logits, boxes, copies)
+        return self._losses(logits, boxes, copies, matches, num_boxes * COPIES)
 
     @torch.no_grad()
     def _statistics(

@@ -25,8 +25,8 @@ from regard.models.anchors import (
     AnchorQueries,
     Proposals,
     QuerySet,
-    best_proposals,
     group_mask,
+    move_by_size,
 )
 from regard.models.backbone import create_backbone
 from regard.models.configs.detr import DETRConfig
@@ -107,6 +107,7 @@ class DETR(nn.Module):
             if config.proposals:
                 self.proposals = Proposals(config.num_classes, c, config.anchor_size)
                 self.proposals.reset_parameters()
+                self.transformer.decoder.move = move_by_size
             nn.init.zeros_(self.bbox_embed.last.weight)  # boxes start at their anchors
             nn.init.zeros_(self.bbox_embed.last.bias)
         else:
@@ -223,9 +224,11 @@ class DETR(nn.Module):
         memory = self.transformer.encoder(tokens, positions, mask, trace)
         decoder = self.transformer.decoder
         if isinstance(decoder, AnchorDecoder):
-            proposals = self.proposals(memory, padding) if self.config.proposals else None
-            anchors = None if proposals is None else best_proposals(proposals, self.config.num_queries)
-            queries = self.query_embed(len(batch), targets, anchors)
+            proposals = proposed = None
+            if self.config.proposals:
+                proposals, proposing = self.proposals(memory, padding)
+                proposed = self.proposals.best(proposals, proposing, self.config.num_queries)
+            queries = self.query_embed(len(batch), targets, proposed)
             hidden, boxes = decoder.decode(queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace)
             output = self._output(self.class_embed(hidden), boxes, queries)
             if self.training:

@@ -15,16 +15,17 @@ from regard.models.configs.detr import DETRConfig
 from regard.recipes.detection import DetectionRecipe
 from regard.training.config import batches_per_epoch, steps_per_epoch
 
-CELL = 16  # pixels that the side of a small box should have
+CELL = 16  # pixels that the side of a small box should have on a GPU; on a CPU half of them
 SHORT_SIDES = (256, 512)  # least and greatest short side on a GPU; a CPU stops at CPU_SHORT_SIDE
 CPU_SHORT_SIDE = 384
+QUERIES_PER_OBJECT = 2.5  # of proposals, several of which are at one object; else 1.2, as other images may have more
 IMAGES_TO_SEE = 6400  # of a training with few images: 40 epochs of 160
 EPOCHS = (12, 100)  # least and most
 CPU_MINUTES = 15.0  # on a CPU, of up to MINUTES_FOR images; more images get more time in proportion
 MINUTES_FOR = 200
 EVALUATIONS = 10  # in a training of IMAGES_TO_SEE
 UNTIL_TIME_IS_UP = 100_000  # epochs, where `minutes` ends the training
-MANY_QUERIES = 60
+MANY_OBJECTS = 50
 FEW_STEPS, FEW_IMAGES, FEW_PER_CLASS = 300, 50, 50
 
 
@@ -106,9 +107,9 @@ def _unless_given(recipe: DetectionRecipe, given: Collection[str], name: str, va
 def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collection[str]) -> tuple[int, int, str]:
     """Return short_side and max_size, and why: a small box is about one cell wide if the device can train such images.
 
-    A size that is given bounds the other.
+    On a CPU more steps on smaller images learn more. A size that is given bounds the other.
     """
-    wanted = max(SHORT_SIDES[0], CELL / max(data.box_side, 1e-3))
+    wanted = max(SHORT_SIDES[0], (CELL if gpu else CELL / 2) / max(data.box_side, 1e-3))
     chosen = 32 * round(min(wanted, SHORT_SIDES[1] if gpu else CPU_SHORT_SIDE) / 32)
     if "max_size" in given:
         chosen = min(chosen, recipe.max_size)
@@ -122,13 +123,14 @@ def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collect
 
 def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collection[str]) -> tuple[DETRConfig, str]:
     """Return the model with enough queries, and with fine maps for small boxes, and why."""
-    count = max(model.num_queries, 10 * math.ceil(1.2 * data.max_objects / 10))  # Other images may have a few more.
-    changes: dict[str, Any] = {"num_queries": count, "anchor_size": round(min(0.9, max(0.02, data.median_box_side)), 2)}
-    if count > MANY_QUERIES:  # Copies of many objects cost more time than they save.
-        changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
+    changes: dict[str, Any] = {"anchor_size": round(min(0.9, max(0.02, data.median_box_side)), 2)}
     if model.anchors and model.sigmoid and model.backbone != "small" and data.box_side * short_side < 2 * CELL:
         # Cells of 8 pixels, each of which proposes a box. Self-attention over so many would take most of the time.
         changes |= {"feature_maps": 3, "encoder_layers": 0, "proposals": True}
+    per_object = QUERIES_PER_OBJECT if changes.get("proposals", model.proposals) else 1.2
+    changes["num_queries"] = max(model.num_queries, 10 * math.ceil(per_object * data.max_objects / 10))
+    if data.max_objects > MANY_OBJECTS:  # Copies of many objects cost more time than they save.
+        changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
     changes = {name: value for name, value in changes.items() if f"model.{name}" not in given}
     shown = " ".join(f"model.{name}={value}" for name, value in changes.items() if value != getattr(model, name))
     return replace(model, **changes), f"up to {data.max_objects} objects in an image: {shown or 'the model as it is'}"
