@@ -38,13 +38,13 @@ def test_parameters_of_the_published_model():
     assert [c.is_thing for c in net.card.categories] == [i <= 90 for i in range(250)]
 
 
-def sharp() -> DETR:
+def sharp(mask_dim: int = 0) -> DETR:
     """A model whose attention maps are peaked and count, so that queries differ."""
-    net = randomized(MASKED)
+    net = randomized(dataclasses.replace(MASKED, mask_dim=mask_dim))
     with torch.no_grad():
         net.query_embed.weight.mul_(100)
         net.bbox_attention.q_linear.weight.mul_(30)
-        net.mask_head.lay1.weight[:, SMALL.embed_dim :].mul_(1000)
+        net.mask_head.lay1.weight[:, mask_dim or SMALL.embed_dim :].mul_(1000)
     return net
 
 
@@ -117,8 +117,9 @@ def test_the_split_convolution_is_the_plain_one():
 
 
 @torch.no_grad()
-def test_chosen_queries_have_the_masks_of_all():
-    net = sharp()
+@pytest.mark.parametrize("mask_dim", [0, 16])
+def test_chosen_queries_have_the_masks_of_all(mask_dim):
+    net = sharp(mask_dim)
     output = net(batch())
     assert output.masks.shape == (2, 5, 16, 16)
     image, query = PAIRS
@@ -129,6 +130,20 @@ def test_chosen_queries_have_the_masks_of_all():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("others", [(), (reference_image(2, 128, 128),)], ids=["alone", "padded"])
+def test_a_smaller_head_sees_the_place_of_the_box(others):
+    """By hand for a cell, whose place is a fraction of the image without padding."""
+    net, maps = randomized(dataclasses.replace(MASKED, mask_dim=16)), []
+    net.mask_head.register_forward_pre_hook(lambda module, inputs: maps.append(inputs[0]))
+    output = net([reference_image(1, 64, 64), *others], masks=False)
+    net.masks(output, torch.tensor([0, 0]), torch.tensor([1, 3]))
+    cx, cy, w, h = output.boxes[0, 3].tolist()
+    cells = 64 // (128 // maps[0].shape[-1] if others else 64 // maps[0].shape[-1])
+    expected = [((2 + 0.5) / cells - cx) / w, ((1 + 0.5) / cells - cy) / h]
+    assert maps[0].shape[1] == SMALL.num_heads + 2 and min(map(abs, expected)) < 2
+    assert maps[0][1, -2:, 1, 2].tolist() == pytest.approx([max(-2, min(2, x)) for x in expected], abs=1e-4)
+
+
 @torch.no_grad()
 def test_the_head_sees_what_the_authors_give_it():
     """DETRsegm.forward: the last decoder layer over the encoder's memory, then projected features and finer maps."""

@@ -25,12 +25,13 @@ from regard.models.anchors import (
     AnchorQueries,
     Proposals,
     QuerySet,
+    cell_boxes,
     group_mask,
     move_by_size,
 )
 from regard.models.backbone import create_backbone
 from regard.models.configs.detr import DETRConfig
-from regard.models.panoptic import AttentionMap, MaskHead, finer_channels
+from regard.models.panoptic import PLACE_MAPS, AttentionMap, MaskHead, finer_channels, relative_places
 from regard.models.transformer import MLP, Trace, Transformer
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
@@ -115,7 +116,11 @@ class DETR(nn.Module):
         if config.masks:
             self.bbox_attention = AttentionMap(c, config.num_heads)
             self.mask_maps = len(finer) - fused
-            self.mask_head = MaskHead(c, config.num_heads, finer[fused:])
+            width, maps = c, config.num_heads
+            if config.mask_dim:
+                self.mask_proj = nn.Conv2d(c, config.mask_dim, kernel_size=1)
+                width, maps = config.mask_dim, config.num_heads + PLACE_MAPS
+            self.mask_head = MaskHead(width, maps, finer[fused:])
         if config.sigmoid:
             # Classes start with probability 0.01; otherwise empty queries dominate the loss (RetinaNet, section 4.1).
             nn.init.constant_(self.class_embed.bias, -4.6)
@@ -179,15 +184,24 @@ class DETR(nn.Module):
         inputs = output.mask_inputs
         if inputs is None:
             raise ConfigError("the model has no mask head", remedy="train one with model.masks=true", code="C09")
+        boxes = output.boxes[image, query].detach()
         if self.training or len(query) <= MASKS_AT_ONCE:
-            return self._masks(inputs, image, query)
-        parts = zip(image.split(MASKS_AT_ONCE), query.split(MASKS_AT_ONCE), strict=True)
-        return torch.cat([self._masks(inputs, *part) for part in parts])
+            return self._masks(inputs, image, query, boxes)
+        parts = (each.split(MASKS_AT_ONCE) for each in (image, query, boxes))
+        return torch.cat([self._masks(inputs, *part) for part in zip(*parts, strict=True)])
 
-    def _masks(self, inputs: MaskInputs, image: Tensor, query: Tensor) -> Tensor:
-        attention = self.bbox_attention(inputs.hidden[image, query], inputs.memory, image, inputs.visible)
-        attention = attention.unflatten(2, inputs.projected.shape[-2:])
-        return self.mask_head(attention, inputs.projected, inputs.finer, image)
+    def _masks(self, inputs: MaskInputs, image: Tensor, query: Tensor, boxes: Tensor) -> Tensor:
+        projected, size = inputs.projected, inputs.projected.shape[-2:]
+        maps = self.bbox_attention(inputs.hidden[image, query], inputs.memory, image, inputs.visible).unflatten(2, size)
+        if self.config.mask_dim:
+            if inputs.visible is None:
+                padding = torch.zeros(len(projected), *size, dtype=torch.bool, device=projected.device)
+            else:
+                padding = ~inputs.visible.view(-1, *size)
+            places = relative_places(cell_boxes(padding, size=0.0)[..., :2][image], boxes)
+            maps = torch.cat((maps, places.to(maps.dtype)), dim=1)
+            projected = self.mask_proj(projected)
+        return self.mask_head(maps, projected, inputs.finer, image)
 
     def attention(self, images: ImageBatch | Sequence[Tensor], *, encoder: bool = True) -> AttentionMaps:
         """Run `forward` and keep the weights of every attention layer; slower than `forward`.

@@ -37,7 +37,7 @@ PARAMETER_COUNTS: dict[str, int] = {
     "deit_tiny_patch16_224": 5_717_416,
     "detr_demo": 41_459_616,
     "detr_lite": 7_951_393,
-    "detr_lite_panoptic": 9_130_682,
+    "detr_lite_panoptic": 8_180_980,
     "detr_resnet101": 60_464_672,
     "detr_resnet101_dc5": 60_464_672,
     "detr_resnet101_panoptic": 61_839_192,

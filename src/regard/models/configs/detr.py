@@ -35,6 +35,7 @@ class DETRConfig:
     denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
     label_noise: float = 0.2  # DN-DETR: share of copies with a random label
     masks: bool = False  # a mask for every query (section 4.4)
+    mask_dim: int = 0  # channels of a smaller mask head, which also sees where the box is; 0: the paper's head
     box_noise: float = 0.4  # DN-DETR: maximum shift of a corner, in halves of the box
 
     def __post_init__(self) -> None:
@@ -51,8 +52,9 @@ class DETRConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
-        if self.encoder_layers < 0 or self.denoising_groups < 0:
-            raise ConfigError("model.encoder_layers and model.denoising_groups cannot be negative", code="C08")
+        if min(self.encoder_layers, self.denoising_groups, self.mask_dim) < 0:
+            what = "model.encoder_layers, model.denoising_groups and model.mask_dim cannot be negative"
+            raise ConfigError(what, code="C08")
         if self.embed_dim % self.num_heads or self.embed_dim % 4:
             raise ConfigError(
                 f"model.embed_dim {self.embed_dim} is not a multiple of 4 and of model.num_heads {self.num_heads}",
@@ -109,5 +111,5 @@ DETR_PRESETS: dict[str, DETRConfig] = {
         denoising_groups=2,
     ),
 }  # fmt: skip
-DETR_PRESETS["detr_lite_panoptic"] = replace(DETR_PRESETS["detr_lite"], masks=True)
+DETR_PRESETS["detr_lite_panoptic"] = replace(DETR_PRESETS["detr_lite"], masks=True, mask_dim=64)
 DETR_PRESETS["detr_tiny_panoptic"] = replace(DETR_PRESETS["detr_tiny"], masks=True, num_queries=15)
