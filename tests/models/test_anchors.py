@@ -86,7 +86,7 @@ def test_the_decoder_written_out() -> None:
     content, anchors = torch.randn(2, 5, 16, generator=g), 0.1 + 0.8 * torch.rand(2, 5, 4, generator=g)
     decoder = net.transformer.decoder
     hidden, boxes = decoder.decode(
-        QuerySet(content, anchors), net.bbox_embed, memory, place, memory_mask=seen[:, None, None]
+        QuerySet(content, anchors), net.bbox_embed, memory, place, move=move_logits, memory_mask=seen[:, None, None]
     )
     x = content
     for number, layer in enumerate(decoder.layers):

@@ -256,14 +256,10 @@ class AnchorDecoder(Decoder):
 
     Args:
         layers, norm: as in `Decoder`.
-
-    Attributes:
-        move: how a correction moves a box: `move_logits` (DAB-DETR), or `move_by_size` for proposals.
     """
 
     def __init__(self, layers: Sequence[AnchorDecoderLayer], norm: nn.LayerNorm) -> None:
         super().__init__(layers, norm)
-        self.move: Callable[[Tensor, Tensor], Tensor] = move_logits
         self.embed_dim = embed_dim = norm.normalized_shape[0]
         self.position_mlp = MLP(2 * embed_dim, embed_dim, embed_dim, num_layers=2)
         self.scale_mlp = MLP(embed_dim, embed_dim, embed_dim, num_layers=2)
@@ -283,10 +279,15 @@ class AnchorDecoder(Decoder):
         memory: Tensor,
         memory_positions: Tensor,
         *,
+        move: Callable[[Tensor, Tensor], Tensor],
         memory_mask: Tensor | None = None,
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the queries after every layer: hidden (L, B, N, C), normalised, and boxes (L, B, N, 4) in 0..1."""
+        """Return the queries after every layer: hidden (L, B, N, C), normalised, and boxes (L, B, N, 4) in 0..1.
+
+        Args:
+            move: how a correction moves a box: `move_logits` (DAB-DETR), or `move_by_size` for proposals.
+        """
         x, anchors = queries.content, queries.anchors
         hidden, boxes = [], []
         for layer in self.layers:
@@ -302,7 +303,7 @@ class AnchorDecoder(Decoder):
                 trace=trace,
             )
             normalised = self.norm(x)
-            refined = self.move(anchors, bbox_embed(normalised))
+            refined = move(anchors, bbox_embed(normalised))
             hidden.append(normalised)
             boxes.append(refined)
             anchors = refined.detach()  # gradients of a layer reach only its own correction

@@ -28,6 +28,7 @@ from regard.models.anchors import (
     cell_boxes,
     group_mask,
     move_by_size,
+    move_logits,
 )
 from regard.models.backbone import create_backbone
 from regard.models.configs.detr import DETRConfig
@@ -108,7 +109,6 @@ class DETR(nn.Module):
             if config.proposals:
                 self.proposals = Proposals(config.num_classes, c, config.anchor_size)
                 self.proposals.reset_parameters()
-                self.transformer.decoder.move = move_by_size
             nn.init.zeros_(self.bbox_embed.last.weight)  # boxes start at their anchors
             nn.init.zeros_(self.bbox_embed.last.bias)
         else:
@@ -243,7 +243,10 @@ class DETR(nn.Module):
                 proposals, proposing = self.proposals(memory, padding)
                 proposed = self.proposals.best(proposals, proposing, self.config.num_queries)
             queries = self.query_embed(len(batch), targets, proposed)
-            hidden, boxes = decoder.decode(queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace)
+            move = move_by_size if self.config.proposals else move_logits
+            hidden, boxes = decoder.decode(
+                queries, self.bbox_embed, memory, positions, move=move, memory_mask=mask, trace=trace
+            )
             output = self._output(self.class_embed(hidden), boxes, queries)
             if self.training:
                 output = output._replace(proposals=proposals)
