@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import masks_to_boxes
 
 from detr_cases import SMALL, randomized, reference_image
 from refusals import refused
@@ -14,7 +16,7 @@ from regard.errors import ConfigError
 from regard.models.build import build, create
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
-from regard.models.panoptic import AttentionMap, MaskHead
+from regard.models.panoptic import AttentionMap, MaskHead, ellipse_logits, relative_places
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch
 from regard.weights.detr import load_file, official_name, transfer
@@ -187,6 +189,18 @@ def test_masks_do_not_depend_on_neighbours_or_change_boxes():
     other = ImageBatch.from_images([reference_image(1, 64, 48), reference_image(3, 40, 64)])
     torch.testing.assert_close(net(other).masks[0], both.masks[0], atol=1e-5, rtol=1e-4)
     assert alone.masks.shape == (1, 5, 16, 12)
+
+
+def test_masks_start_as_the_ellipse_inside_the_box():
+    box = torch.tensor([[0.5, 0.375, 0.5, 0.25]])
+    rows = (torch.arange(64) + 0.5) / 64
+    centres = torch.stack(torch.meshgrid(rows, rows, indexing="xy"), -1)
+    for step in (1, 4):  # at the size of the cells, and four times as fine
+        places = relative_places(centres.unfold(0, step, step).unfold(1, step, step).mean((-1, -2))[None], box)
+        inside = ellipse_logits(places, (64, 64))[0] > 0
+        assert inside.sum() / 64**2 == pytest.approx(math.pi / 4 * 0.5 * 0.25, rel=0.03)
+        assert masks_to_boxes(inside[None])[0].tolist() == pytest.approx([16, 16, 47, 31], abs=1)
+    assert ellipse_logits(places, (64, 64)).min() == -6
 
 
 def test_models_without_a_mask_head_say_so():

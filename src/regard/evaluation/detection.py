@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from regard.data.batches.detection import DetectionBatch, collate
 from regard.data.check import advise
@@ -243,12 +244,13 @@ class _Collector:
             self.segments = _SegmentCollector(self.masked, dataset, label_of, writer)
 
     def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
-        """Take the predictions for a batch."""
+        """Take the predictions for a batch, with boxes clipped to the image as those of `predict`."""
         queries = score_queries(output, softmax=self.softmax)
         boxes = boxes_in_pixels(output, queries, [sample.original_size for sample in batch.samples])
         for number, sample in enumerate(batch.samples):
             rows = queries.rows(number)
-            found = queries.scores[rows].cpu(), queries.labels[rows].cpu(), boxes[rows].cpu()
+            clipped = clip_boxes_to_image(boxes[rows], sample.original_size).cpu()
+            found = queries.scores[rows].cpu(), queries.labels[rows].cpu(), clipped
             self.columns.append(_columns(sample.image_id, *found, self.category_of))
             if len(self.drawn) < MAX_COMPARISONS:
                 self.drawn.append(found)

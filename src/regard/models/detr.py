@@ -32,7 +32,14 @@ from regard.models.anchors import (
 )
 from regard.models.backbone import create_backbone
 from regard.models.configs.detr import DETRConfig
-from regard.models.panoptic import PLACE_MAPS, AttentionMap, MaskHead, finer_channels, relative_places
+from regard.models.panoptic import (
+    PLACE_MAPS,
+    AttentionMap,
+    MaskHead,
+    ellipse_logits,
+    finer_channels,
+    relative_places,
+)
 from regard.models.transformer import MLP, Trace, Transformer
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
@@ -193,15 +200,15 @@ class DETR(nn.Module):
     def _masks(self, inputs: MaskInputs, image: Tensor, query: Tensor, boxes: Tensor) -> Tensor:
         projected, size = inputs.projected, inputs.projected.shape[-2:]
         maps = self.bbox_attention(inputs.hidden[image, query], inputs.memory, image, inputs.visible).unflatten(2, size)
-        if self.config.mask_dim:
-            if inputs.visible is None:
-                padding = torch.zeros(len(projected), *size, dtype=torch.bool, device=projected.device)
-            else:
-                padding = ~inputs.visible.view(-1, *size)
-            places = relative_places(cell_boxes(padding, size=0.0)[..., :2][image], boxes)
-            maps = torch.cat((maps, places.to(maps.dtype)), dim=1)
-            projected = self.mask_proj(projected)
-        return self.mask_head(maps, projected, inputs.finer, image)
+        if not self.config.mask_dim:
+            return self.mask_head(maps, projected, inputs.finer, image)
+        if inputs.visible is None:
+            padding = torch.zeros(len(projected), *size, dtype=torch.bool, device=projected.device)
+        else:
+            padding = ~inputs.visible.view(-1, *size)
+        places = relative_places(cell_boxes(padding, size=0.0)[..., :2][image], boxes).to(maps.dtype)
+        logits = self.mask_head(torch.cat((maps, places), dim=1), self.mask_proj(projected), inputs.finer, image)
+        return logits + ellipse_logits(places, (logits.shape[-2], logits.shape[-1]))
 
     def attention(self, images: ImageBatch | Sequence[Tensor], *, encoder: bool = True) -> AttentionMaps:
         """Run `forward` and keep the weights of every attention layer; slower than `forward`.
