@@ -336,7 +336,7 @@ def makes_segments(net: Model) -> TypeGuard[DETR]:
 def default_threshold(net: Model) -> float:
     """Return the minimum score, 0..1, of what `predict` reports if it is given no threshold."""
     if makes_segments(net):
-        return segment_threshold(softmax=not net.config.sigmoid)
+        return segment_threshold(softmax=not net.config.sigmoid, of_run=net.card.threshold)
     return 0.5 if net.card.threshold is None else net.card.threshold
 
 

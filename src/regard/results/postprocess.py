@@ -87,11 +87,14 @@ def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float)
     return ScoredQueries(image, query, labels[kept], scores[kept])
 
 
-def segment_threshold(*, softmax: bool) -> float:
+def segment_threshold(*, softmax: bool, of_run: float | None = None) -> float:
     """Return the default minimum score of a segment.
 
-    0.85 as published. Sigmoid scores of a focal loss rarely come near 1: 0.3 gives detr_tiny_panoptic its best PQ.
+    The one that the run found best, if it is known. Otherwise 0.85 as published, and 0.3 for sigmoid scores of a focal
+    loss, which rarely come near 1.
     """
+    if of_run is not None:
+        return of_run
     return 0.85 if softmax else 0.3
 
 
