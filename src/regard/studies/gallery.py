@@ -22,7 +22,7 @@ from regard.errors import ConfigError
 from regard.explanations.explain import explain, explain_queries
 from regard.prediction.predict import predict_each
 from regard.safe_files import replace_text
-from regard.studies.seeds import claim, train_all
+from regard.studies.folder import claim, train_all
 
 DATA = "shapes:"
 # What is trained, words of `regard train` each.
