@@ -23,7 +23,7 @@ def claim(output: Path, plan: Mapping[str, Any]) -> None:
     if found is None:
         make_writable(output)
         replace_text(output / "study.json", json.dumps(plan, indent=2))
-    elif _without_grant(found) != _without_grant(plan) or bool(found.get("granted")) != bool(plan.get("granted")):
+    elif _without_grant(found) != _without_grant(plan) or bool(found.get("budget")) != bool(plan.get("budget")):
         remedy = "name another folder, or repeat the command of the first time"
         if found.get("format") != plan.get("format"):
             raise ConfigError(
@@ -38,7 +38,7 @@ def claim(output: Path, plan: Mapping[str, Any]) -> None:
 
 def _without_grant(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return a plan without what a budget granted, which more seeds change."""
-    return {name: value for name, value in plan.items() if name != "granted"}
+    return {name: value for name, value in plan.items() if name != "budget"}
 
 
 def plan_of(output: Path) -> dict[str, Any] | None:

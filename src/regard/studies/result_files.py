@@ -61,8 +61,8 @@ def notes(result: StudyResult) -> list[str]:
     return [
         f"Our numbers: {score}; {result.how}.",
         f"Published: {study.published}; {study.source}.",
-        f"Differences are to {study.baseline!r}, paired by seed, with p of a two-sided t-test. Needed: seeds that would "
-        "show such a difference with a probability of 0.8 at p < 0.05, by the deviation seen here.",
+        f"Differences are to {study.baseline!r}, paired by seed, with p of a two-sided t-test. Needed: seeds that "
+        "would show such a difference with a probability of 0.8 at p < 0.05, by the deviation seen here.",
         result.verdict,
     ]
 

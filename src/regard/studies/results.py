@@ -92,7 +92,8 @@ def verdict_of(baseline: str, rows: list[RowResult]) -> str:
         return "The paper gives no numbers for these rows from which an order follows."
     tested = [row for row in compared if row.against is not None and row.against.p is not None]
     adjusted = holm([row.against.p for row in tested if row.against is not None and row.against.p is not None])
-    seen, turned = [], []
+    seen: list[str] = []
+    turned: list[str] = []
     for row, p in zip(tested, adjusted, strict=True):
         if row.against is not None and p < ALPHA:
             (seen if row.against.difference * told[row.name] > 0 else turned).append(row.name)

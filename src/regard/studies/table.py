@@ -51,14 +51,14 @@ def run_study(name: str, study: Study, options: StudyOptions, more: Mapping[str,
 
     device = choose_device("auto").type
     jobs = options.jobs or (_cores() if device == "cpu" else 1)
-    granted = _granted(study, options, jobs, (found or {}).get("granted"))
+    granted = _granted(study, options, jobs, (found or {}).get("budget"))
     seeds = options.seeds if granted is None else granted["seeds"]
     minutes = None if granted is None else granted["minutes"]
     if found is not None:
-        claim(output, {**about, "granted": granted})  # refuses another study before data are read
+        claim(output, {**about, "budget": granted})  # refuses another study before data are read
     fingerprint = functools.cache(lambda text: data_fingerprint(text, study.task))
     plan = plan_runs(study, scale, seeds, fingerprint, minutes, options.full)
-    claim(output, {**about, "granted": granted})
+    claim(output, {**about, "budget": granted})
     make_writable(options.runs)
     with hold_lock(output / ".lock", on_busy=functools.partial(_refuse, output)):
         _run(name, study, plan, _how(scale, minutes), (output, options.runs, jobs, device))
