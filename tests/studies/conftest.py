@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-TRAIN = '''
+TRAIN = """
 import json, os, sys, time, zlib
 from pathlib import Path
 
@@ -30,7 +30,7 @@ with hold_lock(run / ".lock", on_busy=lambda holder: sys.exit(f"error[T14]: {hol
     # A score that depends on the settings and the seed alone.
     text = " ".join(word for word in words if word != str(run) and not word.startswith("teacher="))
     (run / "metrics.json").write_text(json.dumps({"stats": {"top1": zlib.crc32(text.encode()) % 1000 / 1000}}))
-'''
+"""
 
 
 @pytest.fixture

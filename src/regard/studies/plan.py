@@ -125,11 +125,9 @@ def _renamed(word: str, names: Mapping[str, str]) -> str:
 def small_words(study: Study, row: Row, scale: Scale, minutes: float | None) -> list[str]:
     """Words of a row at small scale, with epochs or minutes."""
     epochs = NEVER if minutes is not None else max(1, round(scale.epochs * row.longer))
-    words = list(row.words)
-    if study.common is not None and not row.own:
-        words += study.common(replace(scale, epochs=epochs))
+    shared = study.common(replace(scale, epochs=epochs)) if study.common is not None and not row.own else []
     # What a row says of itself comes last and wins.
-    words = [*words, f"epochs={epochs}", *(word for word in row.words[1:] if "=" in word)]
+    words = [row.words[0], *shared, f"epochs={epochs}", *row.words[1:]]
     return words if minutes is None else [*words, f"minutes={rounded(minutes * row.longer):g}"]
 
 
