@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from regard.cli.groups import study_app
 from regard.cli.typed import as_typed
+from regard.config import unknown_name
 from regard.studies.options import StudyOptions
 
 
@@ -25,14 +26,16 @@ def study(
         name: of a study; lists all with question, source and cost if not given.
         list: list them.
     """
-    from regard.studies.catalog import find_study, list_studies
+    from regard.studies.catalog import OTHERS, STUDIES, list_studies
 
     if name is None or list:
         print("\n".join(map(as_typed, list_studies())))
         return
+    if name not in STUDIES:
+        raise unknown_name("study", name, [*STUDIES, *OTHERS], code="C01", remedy="see: regard study")
     from regard.studies.table import run_study
 
-    run_study(name, find_study(name), options or StudyOptions())
+    run_study(name, STUDIES[name], options or StudyOptions())
 
 
 @study_app.command

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from regard.config import unknown_name
 from regard.errors import escape
 from regard.studies.attention import ATTENTION
 from regard.studies.deit import DEIT
@@ -33,17 +32,6 @@ OTHERS: dict[str, tuple[str, str, str]] = {
         "an hour on 2 cores",
     ),
 }
-
-
-def find_study(name: str) -> Study:
-    """Return the study of a name.
-
-    Raises:
-        ConfigError: there is none (C01).
-    """
-    if name not in STUDIES:
-        raise unknown_name("study", name, [*STUDIES, *OTHERS], code="C01", remedy="see: regard study")
-    return STUDIES[name]
 
 
 def list_studies() -> list[str]:

@@ -115,12 +115,14 @@ DEIT: dict[str, Study] = {
         baseline="student of a transformer",
         minutes=MINUTES,
         rows=(
-            _teacher("a transformer", PLAIN),
             _teacher("a weaker CNN", "resnet20", longer=0.25),
             _teacher("a CNN", "resnet20"),
             _teacher("a stronger CNN", "resnet32", longer=2.0),
             Row(name=ALONE, words=(PLAIN,), full=BASE, published=81.8),
-            _student("a transformer", 81.9, "teacher=deit_base_patch16_224"),
+            Row(
+                name="student of a transformer", words=(TOKEN, f"teacher={RUN}{ALONE}"), published=81.9,
+                full=(*BASE_TOKEN, f"teacher={RUN}{ALONE}"),
+            ),
             _student("a weaker CNN", 82.7),
             _student("a CNN", None),
             _student("a stronger CNN", 83.1, REGNET),

@@ -6,11 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from regard.config import to_mapping
 from regard.errors import ConfigError
 from regard.runs.settings import resolve
 from regard.studies.study import RUN, Row, Scale, Study
@@ -142,7 +141,7 @@ def key_of(words: Sequence[str], data: str, fingerprint: Fingerprint) -> str:
     model, *rest = words
     named = next((word.partition("=")[2] for word in reversed(rest) if word.startswith("data=")), data)
     recipe = rest[rest.index("--recipe") + 1] if "--recipe" in rest else None
-    settings = to_mapping(resolve(model, named, None, None, False, recipe, None, [w for w in rest if "=" in w]))
+    settings = asdict(resolve(model, named, None, None, False, recipe, None, [w for w in rest if "=" in w]))
     settings = {name: value for name, value in settings.items() if name not in ("data", "seed")}
     # The words too: the recipe `auto` asks which settings were given.
     given = sorted(word for word in rest if not word.startswith("data="))

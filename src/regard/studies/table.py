@@ -100,7 +100,7 @@ def score_of(study: Study, row: Row, run: Path, other: Path | None = None) -> fl
     """
     statistic, measure = row.statistic or study.statistic, row.measure or study.measure
     metrics = json.loads((run / "metrics.json").read_text())
-    stats = metrics["stats"] if measure is None else _measured(measure, run, other)
+    stats = metrics["stats"] if measure is None else _measured(measure, run, metrics["data"], other)
     if statistic not in stats:
         raise ConfigError(f"no statistic {statistic!r}, known: {', '.join(stats)}", where=run, code="C01")
     value = stats[statistic]
@@ -109,15 +109,13 @@ def score_of(study: Study, row: Row, run: Path, other: Path | None = None) -> fl
     return 100 * value if study.unit == "%" else value
 
 
-def _measured(measure: Measure, run: Path, other: Path | None) -> dict[str, float]:
+def _measured(measure: Measure, run: Path, data: str, other: Path | None) -> dict[str, float]:
     """Measure a run once; the numbers are kept in its folder."""
     kept = run / "study_measures.json"
     numbers = json.loads(kept.read_text()) if kept.is_file() else {}
     name = f"{measure.__name__} {other.name}" if other else measure.__name__
     if name not in numbers:
-        from regard.recipes import recipe_from_file
-
-        numbers[name] = dict(measure(run, recipe_from_file(run / "config.yaml").data, other))
+        numbers[name] = dict(measure(run, data, other))
         replace_text(kept, json.dumps(numbers, indent=1))
     return numbers[name]
 
