@@ -29,7 +29,8 @@ with hold_lock(run / ".lock", on_busy=lambda holder: sys.exit(f"error[T14]: {hol
         sys.exit(5)
     # A score that depends on the settings and the seed alone.
     text = " ".join(word for word in words if word != str(run) and not word.startswith("teacher="))
-    (run / "metrics.json").write_text(json.dumps({"data": "digits", "stats": {"top1": zlib.crc32(text.encode()) % 1000 / 1000}}))
+    stats = {"top1": zlib.crc32(text.encode()) % 1000 / 1000}
+    (run / "metrics.json").write_text(json.dumps({"data": "digits", "stats": stats}))
 """
 
 

@@ -19,6 +19,13 @@ def _augmented(name: str, published: float, *settings: str) -> Row:
     return Row(name=name, words=(*SMALL, *settings), full=(*LARGE, *settings), published=published)
 
 
+def _kind(name: str, attention: str, published: float | None = None, full: str | None = None) -> Row:
+    return Row(
+        name=name, words=(*SMALL, f"model.attention={attention}"), published=published,
+        full=() if full is None else (full, "--recipe", "imagenet"),
+    )  # fmt: skip
+
+
 def _ratio(share: float, published: float) -> Row:
     settings = f"model.key_ratio={share:g}", f"model.value_ratio={share:g}"
     return _augmented(f"attention in {100 * share:g} % of the channels", published, *settings)
@@ -33,7 +40,27 @@ ATTENTION: dict[str, Study] = {
         minutes=MINUTES,
         rows=(
             Row(name="ResNet", words=PLAIN, full=PLAIN_50, published=76.4),
+            Row(
+                name="squeeze-and-excitation", words=(*PLAIN, "model.squeeze=4"),
+                full=(*PLAIN_50, "model.squeeze=16"), published=77.5,
+            ),
             _augmented("augmented", 77.7),
+        ),
+    ),
+    "attention_kinds": Study(
+        question="Which attention may replace the convolutions of a network: global, local or vectorised?",
+        source="Zhao et al. 2020, Exploring Self-attention for Image Recognition; local relation: Hu et al. 2019",
+        published="top-1 of networks of 26 layers on ImageNet in %",
+        baseline="convolution",
+        minutes=2 * MINUTES,
+        rows=(
+            Row(name="convolution", words=PLAIN, published=73.6),
+            Row(name="global", words=(*SMALL, "model.key_ratio=1", "model.value_ratio=1")),
+            _kind("axial", "axial"),
+            _kind("local, stand-alone", "stand_alone"),
+            _kind("local relation", "local_relation", 75.7),
+            _kind("vectorised, pairwise", "pairwise", 74.9, "san10_pairwise"),
+            _kind("vectorised, patchwise", "patchwise", 77.1, "san10_patchwise"),
         ),
     ),
     "positions": Study(
