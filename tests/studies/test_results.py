@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 from PIL import Image
 
@@ -55,6 +56,12 @@ def test_rows_are_compared_over_common_seeds():
     assert row.against.pairs == 2 and row.against.difference == -2.0
     empty = make_result("which", STUDY, {}, {}, "")
     assert all(row.against is None and row.mean is None for row in empty.rows)
+
+
+def test_a_teacher_is_not_compared():
+    rows = tuple(replace(row, seeds=1) if row.name == "worse" else row for row in STUDY.rows)
+    found = make_result("which", replace(STUDY, rows=rows), SCORES, {}, "")
+    assert found.rows[2].against is None and "worse" not in found.verdict
 
 
 def test_files(tmp_path):

@@ -64,7 +64,7 @@ class StudyResult:
 def make_result(
     name: str, study: Study, scores: Mapping[str, Mapping[int, float]], runs: Mapping[str, tuple[str, ...]], how: str
 ) -> StudyResult:
-    """Compare every row with the baseline over their common seeds.
+    """Compare rows with the baseline over their common seeds; those with fewer seeds by definition are not compared.
 
     Args:
         scores: row -> seed -> score in the unit of the study; rows may be missing.
@@ -74,7 +74,8 @@ def make_result(
     rows = []
     for row in study.rows:
         own = scores.get(row.name, {})
-        common = [] if row.name == study.baseline else sorted(own.keys() & base.keys())
+        compared = row.name != study.baseline and row.seeds is None  # a teacher is no rival
+        common = sorted(own.keys() & base.keys()) if compared else []
         against = compare([own[seed] for seed in common], [base[seed] for seed in common]) if common else None
         rows.append(RowResult(row.name, own, row.published, against, runs.get(row.name, ())))
     return StudyResult(name, study, tuple(rows), how, verdict_of(study.baseline, rows))

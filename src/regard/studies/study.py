@@ -54,7 +54,8 @@ class Row:
         statistic, measure: of this row, if not those of the study.
         beside: name of the row whose run `measure` gets as the other one, by the rule of `run:`.
         longer: epochs of this row over those of the study.
-        seeds: the most seeds that are trained, 1 for a teacher; as many as asked for if None.
+        seeds: the most seeds that are trained, 1 for a teacher, which is then not compared with the baseline; as many
+            as asked for if None.
         own: whether `words` are the whole recipe, without those of `Study.common`.
     """
 
