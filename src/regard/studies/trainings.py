@@ -56,6 +56,7 @@ class Trainer:
         Raises:
             KeyboardInterrupt, SystemExit: interrupted; every running process has saved its state and ended.
         """
+        self.store.mkdir(parents=True, exist_ok=True)
         waiting = [one for one in trainings if not is_finished(one.folder(self.store))]
         total, kept = len(waiting), len(trainings) - len(waiting)
         if kept:
