@@ -164,7 +164,7 @@ def _granted(study: Study, options: StudyOptions, jobs: int, found: Granted | No
     }
     minutes, seeds = share_budget(options.budget, shares, jobs)
     fewer = "" if seeds == options.seeds else f" instead of {options.seeds}, so that no run has less than half a minute"
-    _tell(f"budget: {minutes:g} minutes for each run, {seeds} seeds{fewer}")
+    _tell(f"budget: {minutes:g} minutes for each run, {seeds} seed{'s' * (seeds > 1)}{fewer}")
     return {"minutes": minutes, "seeds": seeds, "asked": options.seeds}
 
 
