@@ -143,7 +143,17 @@ def loaded_by(*commands: str, folder: Path) -> tuple[set[str], list[str]]:
 
 def test_help_and_names_are_light(tmp_path):
     """`import regard`, help texts, names and mistyped names load no heavy package."""
-    helps = ["--help", "train --help", "study --help", "study convergence --help", "models", "models detr*"]
+    helps = [
+        "--help",
+        "train --help",
+        "study --help",
+        "study convergence --help",
+        "study",
+        "study --list",
+        "study attention --full",
+        "models",
+        "models detr*",
+    ]
     mistakes = [
         "models dter", "train detr_resnt50", "train aa_resnet20 --recipe fats", "train detr_tiny --data shapes lrr=1",
         "evaluate detr_resnt50 --data shapes", "distill cache nothing --data x --teacher y --output z",

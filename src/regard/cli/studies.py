@@ -3,8 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from regard.cli.groups import study_app
+from regard.cli.typed import as_typed
+from regard.config import unknown_name
+from regard.studies.options import StudyOptions
+
+
+@study_app.default
+def study(
+    name: str | None = None,
+    *,
+    list: bool = False,
+    options: Annotated[StudyOptions | None, Parameter(name="*")] = None,
+) -> None:
+    """Run a comparison of the papers at a small scale, with the published numbers beside ours.
+
+    Args:
+        name: of a study; lists all with question, source and cost if not given.
+        list: list them.
+    """
+    from regard.studies.catalog import OTHERS, STUDIES, list_studies
+
+    if name is None or list:
+        print("\n".join(map(as_typed, list_studies())))
+        return
+    if name not in STUDIES:
+        raise unknown_name("study", name, [*STUDIES, *OTHERS], code="C01", remedy="see: regard study")
+    from regard.studies.table import run_study
+
+    run_study(name, STUDIES[name], options or StudyOptions())
 
 
 @study_app.command
@@ -21,55 +52,28 @@ def convergence(*, minutes: float = 4.0, output: Path = Path("runs/study-converg
 
 
 @study_app.command
-def attention(
-    *,
-    data: str = "digits",
-    epochs: int = 12,
-    train_images: int | None = None,
-    seeds: int = 3,
-    output: Path = Path("runs/study-attention"),
-) -> None:
-    """Compare attention and its position encodings in a ResNet-20: accuracy over several seeds.
-
-    Args:
-        data: classification data, as for train.
-        epochs: passes over the training images.
-        train_images: number of training images, taken evenly from all classes; all if not given.
-        seeds: number of runs of each network.
-        output: folder of the study; the same command resumes a stopped study.
-    """
-    from regard.data.paths import check_data
-
-    check_data(data)
-    from regard.studies.attention import attention
-
-    attention(data, epochs, train_images, seeds, output)
-
-
-@study_app.command
 def distillation(
     *,
-    data: str = "digits",
-    epochs: int = 12,
-    train_images: int | None = None,
-    seeds: int = 3,
-    output: Path = Path("runs/study-distillation"),
+    teacher: str | None = None,
+    size: int | None = None,
+    options: Annotated[StudyOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Compare ways of distillation for a small transformer: tables 2 and 3 of the DeiT paper in small.
 
     Args:
-        data: classification data, as for train.
-        epochs: passes over the training images, of the teacher too.
-        train_images: number of training images, taken evenly from all classes; all if not given.
-        seeds: number of runs of each student.
-        output: folder of the study; the same command resumes a stopped study.
+        teacher: teacher in place of a ResNet-20: a model with ImageNet weights, which learns the classes of the data
+            first, such as efficientnet_lite0; another model, which starts from random weights; or a run on the data.
+        size: side of the images in pixels; that of the teacher's weights, or 32, if not given.
     """
-    from regard.data.paths import check_data
+    from regard.studies.deit import DEIT, distillation_by
+    from regard.studies.table import run_study
 
-    check_data(data)
-    from regard.studies.distillation import distillation
-
-    distillation(data, epochs, train_images, seeds, output)
+    options = options or StudyOptions()
+    if teacher is None and size is None:
+        run_study("distillation", DEIT["distillation"], options)
+    else:
+        study, settings = distillation_by(teacher, size, options.data)
+        run_study("distillation", study, options, settings)
 
 
 @study_app.command

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from regard.attention import AugmentedConv2d, attention_channels
+from regard.models.attention_in_place import SqueezeExcitation, attention_in_place
 from regard.models.configs.resnet import ResNetConfig
 from regard.structures.categories import ModelCard
 
@@ -43,7 +44,7 @@ class ResNet(nn.Module):
             for number in range(count):
                 stride = 2 if stage > 1 and number == 0 else 1
                 side = -(-side // stride)
-                blocks.append(block(channels, stage_width, stride, _attention_of(config, stage, side)))
+                blocks.append(block(channels, stage_width, stride, _attention_of(config, stage, side), config.squeeze))
                 channels = stage_width * block.expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.num_channels = channels
@@ -69,6 +70,7 @@ class ResNet(nn.Module):
 class BlockAttention:
     """Settings of the attention in a block. `side`: side of the map for which relative tables are made."""
 
+    kind: str
     key_ratio: float
     value_ratio: float
     num_heads: int
@@ -82,19 +84,23 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, attention: BlockAttention | None) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, attention: BlockAttention | None, squeeze: int = 0
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, width, stride, attention)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = conv3x3(width, width, 1, None)
         self.bn2 = nn.BatchNorm2d(width)
+        self.excitation = SqueezeExcitation(width, squeeze) if squeeze else None
         self.downsample = _bypass(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         bypass = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(x)) + bypass)
+        x = self.bn2(self.conv2(x))
+        return self.relu((x if self.excitation is None else self.excitation(x)) + bypass)
 
 
 class Bottleneck(nn.Module):
@@ -102,7 +108,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, attention: BlockAttention | None) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stride: int, attention: BlockAttention | None, squeeze: int = 0
+    ) -> None:
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
@@ -112,19 +120,24 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
+        self.excitation = SqueezeExcitation(out_channels, squeeze) if squeeze else None
         self.downsample = _bypass(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         bypass = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + bypass)
+        x = self.bn3(self.conv3(x))
+        return self.relu((x if self.excitation is None else self.excitation(x)) + bypass)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int, attention: BlockAttention | None) -> nn.Module:
     """A 3x3 convolution without bias, augmented if `attention` is given."""
     if attention is None:
         return nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+    if attention.kind != "augmented":
+        heads, side = attention.num_heads, attention.side
+        return attention_in_place(attention.kind, in_channels, out_channels, stride, heads, side)
     keys, values = attention_channels(out_channels, attention.key_ratio, attention.value_ratio, attention.num_heads)
     return AugmentedConv2d(
         in_channels,
@@ -158,11 +171,14 @@ def initialize(model: nn.Module) -> None:
 
 
 def _attention_of(config: ResNetConfig, stage: int, side: int) -> BlockAttention | None:
-    if not config.value_ratio or stage not in config.augmented_stages:
+    is_plain = config.attention == "augmented" and not config.value_ratio
+    if is_plain or stage not in config.augmented_stages:
         return None
-    pooled = stage in config.pooled_stages
+    pooled = stage in config.pooled_stages and config.attention == "augmented"
     side = -(-side // 2) if pooled else side
-    return BlockAttention(config.key_ratio, config.value_ratio, config.num_heads, config.position, pooled, side)
+    return BlockAttention(
+        config.attention, config.key_ratio, config.value_ratio, config.num_heads, config.position, pooled, side
+    )
 
 
 def _bypass(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:

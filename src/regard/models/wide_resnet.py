@@ -36,7 +36,13 @@ class WideResNet(nn.Module):
                 attention = None
                 if config.value_ratio:
                     attention = BlockAttention(
-                        config.key_ratio, config.value_ratio, config.num_heads, config.position, False, side
+                        "augmented",
+                        config.key_ratio,
+                        config.value_ratio,
+                        config.num_heads,
+                        config.position,
+                        False,
+                        side,
                     )
                 blocks.append(_Block(channels, width, stride, attention))
                 channels = width

@@ -28,7 +28,7 @@ from regard.models.detr import DETR
 from regard.safe_files import replace_text
 from regard.structures.boxes import xyxy_to_cxcywh
 from regard.structures.image_batch import ImageBatch
-from regard.studies.seeds import claim
+from regard.studies.folder import claim
 from regard.training.launch import run_processes
 
 DATA = "shapes:"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from regard.config import check_choices
 from regard.errors import ConfigError
 
 
@@ -23,6 +25,10 @@ class ResNetConfig:
     augmented_stages: stages, from 1, whose blocks are augmented.
     pooled_stages: augmented stages that attend at half the size.
     position: of `AugmentedConv2d`.
+    attention: what replaces a 3x3 convolution in augmented stages: `augmented`, a smaller convolution beside global
+        attention, or another kind alone, in windows of 7 cells (`stand_alone`, `local_relation`, vector attention that
+        is `pairwise` or `patchwise`) or along rows and columns (`axial`).
+    squeeze: channels of a block over those of its squeeze-and-excitation; 0 for none.
     image_size: side of the images for whose maps relative tables are made; other sizes work too.
     """
 
@@ -37,9 +43,14 @@ class ResNetConfig:
     augmented_stages: tuple[int, ...] = (2, 3, 4)
     pooled_stages: tuple[int, ...] = (2,)
     position: str = "relative"
+    attention: Literal["augmented", "stand_alone", "local_relation", "pairwise", "patchwise", "axial"] = "augmented"
+    squeeze: int = 0
     image_size: int = 224
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        if self.squeeze < 0:
+            raise ConfigError(f"squeeze={self.squeeze}, expected at least 0", code="C03")
         if self.block not in ("basic", "bottleneck"):
             raise ConfigError(f"block={self.block}, expected basic or bottleneck", code="C03")
         if self.stem not in ("imagenet", "cifar"):

@@ -1,0 +1,114 @@
+"""The table of a study: means over seeds beside the paper's numbers, and what may be said of its order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from regard.studies.paired_tests import ALPHA, Comparison, compare, holm
+from regard.studies.study import Study
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row of a table. scores: by seed, in the unit of the study. against: the baseline, None for itself."""
+
+    name: str
+    scores: Mapping[int, float]
+    published: float | None
+    against: Comparison | None
+    runs: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float | None:
+        return fmean(self.scores.values()) if self.scores else None
+
+    @property
+    def std(self) -> float | None:
+        return stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study. how: one line on data, time and seeds. verdict: one sentence on the paper's order."""
+
+    name: str
+    study: Study
+    rows: tuple[RowResult, ...]
+    how: str
+    verdict: str
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [
+            {
+                "row": row.name,
+                "scores": {str(seed): value for seed, value in row.scores.items()},
+                "mean": row.mean,
+                "std": row.std,
+                "published": row.published,
+                "against_baseline": None if row.against is None else asdict(row.against),
+                "runs": row.runs,
+            }
+            for row in self.rows
+        ]
+        about = {
+            "study": self.name, "question": self.study.question, "source": self.study.source,
+            "statistic": self.study.statistic, "unit": self.study.unit, "published": self.study.published,
+            "baseline": self.study.baseline, "how": self.how, "verdict": self.verdict,
+        }  # fmt: skip
+        return {**about, "rows": rows}
+
+
+def make_result(
+    name: str, study: Study, scores: Mapping[str, Mapping[int, float]], runs: Mapping[str, tuple[str, ...]], how: str
+) -> StudyResult:
+    """Compare rows with the baseline over their common seeds; those with fewer seeds by definition are not compared.
+
+    Args:
+        scores: row -> seed -> score in the unit of the study; rows may be missing.
+        runs: row -> its folders.
+    """
+    base = scores.get(study.baseline, {})
+    rows = []
+    for row in study.rows:
+        own = scores.get(row.name, {})
+        compared = row.name != study.baseline and row.seeds is None  # a teacher is no rival
+        common = sorted(own.keys() & base.keys()) if compared else []
+        against = compare([own[seed] for seed in common], [base[seed] for seed in common]) if common else None
+        rows.append(RowResult(row.name, own, row.published, against, runs.get(row.name, ())))
+    return StudyResult(name, study, tuple(rows), how, verdict_of(study.baseline, rows))
+
+
+def verdict_of(baseline: str, rows: list[RowResult]) -> str:
+    """Return one sentence: which differences of the paper to the baseline are seen here, beyond the noise of seeds.
+
+    A difference is seen if the paired t-test, adjusted for the number of rows (Holm 1979), has p below 0.05.
+    """
+    base = next((row.published for row in rows if row.name == baseline), None)
+    told = {row.name: row.published - base for row in rows if row.published is not None and base is not None}
+    compared = [row for row in rows if told.get(row.name) and row.against is not None]
+    if not compared:
+        return "The paper gives no numbers for these rows from which an order follows."
+    tested = [row for row in compared if row.against is not None and row.against.p is not None]
+    adjusted = holm([row.against.p for row in tested if row.against is not None and row.against.p is not None])
+    seen: list[str] = []
+    turned: list[str] = []
+    for row, p in zip(tested, adjusted, strict=True):
+        if row.against is not None and p < ALPHA:
+            (seen if row.against.difference * told[row.name] > 0 else turned).append(row.name)
+    open_rows = [row.name for row in compared if row.name not in (*seen, *turned)]
+    parts = [
+        f"{text} ({', '.join(names)})" if names else text
+        for text, names in ((f"{len(seen)} seen here", seen), (f"{len(turned)} the other way round here", turned))
+    ]
+    noise = f"{len(open_rows)} within the noise of {_pairs(compared)}"
+    count = "the 1 difference" if len(compared) == 1 else f"the {len(compared)} differences"
+    return f"Of {count} to {baseline!r} that the paper has, {parts[0]}, {parts[1]}, {noise}."
+
+
+def _pairs(rows: list[RowResult]) -> str:
+    counts = sorted({row.against.pairs for row in rows if row.against is not None})
+    text = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{text} seed{'' if text == '1' else 's'}"
