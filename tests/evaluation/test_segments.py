@@ -47,18 +47,21 @@ class Finder(DETR):
         return DetectionOutput(logits, boxes)
 
     def masks(self, output, image, query):
-        found = torch.zeros(len(image), 32, 32)
+        found = torch.full((len(image), 32, 32), -5.0)
         for row, (i, q) in enumerate(zip(image.tolist(), query.tolist(), strict=True)):
             if q == 19:
-                found[row, :16] = 2
+                found[row, :16] = 10  # surer than the others: 0.12 times 1 is more than 0.22 times 0.52
             elif q < len(self.now[i].labels):
-                found[row] = self.now[i].masks[q]
-        return found * 10 - 5
+                found[row][self.now[i].masks[q]] = 0.1
+        return found
 
 
 def evaluated(dataset, *thresholds):
     net = Finder(list(dataset), dataset.categories)
-    criterion, group = SetCriterion(net.config.num_classes, classification="focal"), Processes(0, 1, torch.device("cpu"))
+    criterion, group = (
+        SetCriterion(net.config.num_classes, classification="focal"),
+        Processes(0, 1, torch.device("cpu")),
+    )
     return evaluate_detector(
         net, dataset, criterion, batch_size=3, workers=0, processes=group, segment_thresholds=thresholds
     )

@@ -19,6 +19,7 @@ from regard.results.postprocess import (
     panoptic_segments,
     postprocess,
     score_queries,
+    segment_method,
     segment_queries,
 )
 from regard.structures.categories import Category
@@ -126,6 +127,62 @@ def test_padding_is_cut_off_not_squeezed_in(method):
     assert torch.equal(alone.ids, cut.ids) and torch.equal(alone.labels, cut.labels)
     both = instance_masks(masks, ImageSizes((32, 40), (32, 40), (50, 70)))
     assert torch.equal(both, instance_masks(padded, ImageSizes((32, 80), (32, 40), (50, 70))))
+
+
+def plain_scored(scores, labels, masks):
+    """The rule of `scored`, pixel by pixel: [(label, set of pixels)]."""
+    probability, (count, height, width) = masks.sigmoid(), masks.shape
+    pixels = [(y, x) for y in range(height) for x in range(width)]
+
+    def best(pixel, among):
+        among = [k for k in among if probability[k][pixel] > 0]
+        return max(among, key=lambda k: (float(scores[k] * probability[k][pixel]), -k), default=None)
+
+    around = {p: [k for k in range(count) if probability[k][p] > 0.5] for p in pixels}
+    first = {p: best(p, around[p]) for p in pixels}
+    kept = []
+    for k in range(count):
+        shown, area = sum(first[p] == k for p in pixels), sum(k in around[p] for p in pixels)
+        if shown > 4 and shown >= area / 2:
+            kept.append(k)
+    stuff = [k for k in range(count) if not CATEGORIES[labels[k]].is_thing]
+    segments = {}
+    for p in pixels:
+        k = best(p, [k for k in around[p] if k in kept])
+        k = best(p, stuff) if k is None else k
+        if k is not None:
+            label = int(labels[k])
+            segments.setdefault(k if CATEGORIES[label].is_thing else f"stuff {label}", (label, set()))[1].add(p)
+    return sorted((label, sorted(found)) for label, found in segments.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scored_is_its_rule_pixel_by_pixel(seed):
+    g = torch.Generator().manual_seed(seed)
+    count = 0 if seed == 5 else 7
+    coarse = torch.randn(count, 1, 4, 4, generator=g) * 4
+    masks = F.interpolate(coarse, (12, 9), mode="bilinear")[:, 0]
+    scores, labels = torch.rand(count, generator=g), torch.randint(0, 4, (count,), generator=g)
+    sizes = ImageSizes((12, 9), (12, 9), (12, 9))
+    found = panoptic_segments(scores, labels, masks, sizes, CATEGORIES, "scored")
+    mine = []
+    for number, label in enumerate(found.labels.tolist(), 1):
+        mine.append((label, sorted(map(tuple, (found.ids == number).nonzero().tolist()))))
+    assert sorted(mine) == plain_scored(scores, labels, masks)
+
+
+def test_scored_drops_the_same_object_found_twice_and_fills_with_stuff():
+    masks = torch.full((4, 10, 10), -5.0)
+    masks[0, 2:6, 2:6] = 3  # a cat
+    masks[1, 2:6, 2:7] = 3  # the same cat, less sure
+    masks[2, 7:9, 7:9] = 3  # too small
+    masks[3, 9, 0] = -1  # grass, nowhere above one half
+    scores, labels = torch.tensor([0.6, 0.3, 0.9, 0.2]), torch.tensor([0, 0, 1, 2])
+    sizes = ImageSizes((10, 10), (10, 10), (20, 20))
+    found = panoptic_segments(scores, labels, masks, sizes, CATEGORIES, "scored")
+    assert found.labels.tolist() == [0, 2] and found.scores.tolist() == pytest.approx([0.6, 0.2])
+    assert torch.bincount(found.ids.flatten()).tolist() == [0, 64, 400 - 64]  # at the original size, no pixel is left
+    assert segment_method("auto", softmax=True) == "published" and segment_method("auto", softmax=False) == "scored"
 
 
 def test_instance_masks_are_those_of_the_authors():

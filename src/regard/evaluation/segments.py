@@ -13,14 +13,22 @@ from regard.data.coco.panoptic_writer import PanopticWriter, png_names
 from regard.evaluation.detection_pictures import MAX_COMPARISONS
 from regard.evaluation.worst_images import WorstSegments, worst_segments
 from regard.metrics.panoptic import PanopticCounts
+from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
-from regard.results.postprocess import ImageSizes, panoptic_segments, segment_queries
+from regard.results.postprocess import ImageSizes, panoptic_segments, segment_method, segment_queries, segment_threshold
 from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
 
 # Sigmoid scores of a short training are low, and rise with its length: a training finds its best threshold of these.
 THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 MAX_SEARCHED = 500  # images; a set with more is evaluated at one threshold, since each costs time
+
+
+def thresholds_to_try(config: DETRConfig, images: int) -> tuple[float, ...]:
+    """Return the minimum scores that a training tries: one alone for softmax scores, or if trying takes too long."""
+    if config.sigmoid and images <= MAX_SEARCHED:
+        return THRESHOLDS
+    return (segment_threshold(softmax=not config.sigmoid),)
 
 
 @dataclass
@@ -65,6 +73,8 @@ class SegmentCollector:
         writer: PanopticWriter | None = None,
     ) -> None:
         self.net = net
+        self.softmax = not net.config.sigmoid
+        self.method = segment_method("auto", softmax=self.softmax)
         self.dataset = dataset
         self.categories = net.card.categories
         self.label_of = label_of
@@ -77,7 +87,7 @@ class SegmentCollector:
     def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
         """Take the predictions for a batch. Masks are computed once for all thresholds."""
         lowest = min(total.threshold for total in self.totals)
-        queries = segment_queries(output, softmax=not self.net.config.sigmoid, threshold=lowest)
+        queries = segment_queries(output, softmax=self.softmax, threshold=lowest)
         logits = self.net.masks(output, queries.image, queries.query)
         for number, (sample, sizes) in enumerate(zip(batch.samples, sizes_of(batch), strict=True)):
             index = self.index_of[sample.image_id]
@@ -88,7 +98,7 @@ class SegmentCollector:
             for total in self.totals:
                 kept = rows[queries.scores[rows] > total.threshold]
                 scores, labels = queries.scores[kept], queries.labels[kept]
-                found = panoptic_segments(scores, labels, logits[kept], sizes, self.categories)
+                found = panoptic_segments(scores, labels, logits[kept], sizes, self.categories, self.method)
                 counts = PanopticCounts(self.dataset.categories)
                 counts.add(truth, found)
                 total.add(index, as_model, found, counts)

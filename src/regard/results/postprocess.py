@@ -23,7 +23,9 @@ from regard.structures.segments import PanopticSegments
 
 MAX_DROPPED_AREA = 4  # pixels; segments of this area and below are dropped
 
-SegmentMethod = Literal["published", "clean"]
+MIN_VISIBLE = 0.5  # part of a mask that better ones leave to it, below which it shows the same object again
+
+SegmentMethod = Literal["published", "clean", "scored"]
 
 
 class ImageSizes(NamedTuple):
@@ -98,6 +100,13 @@ def segment_threshold(*, softmax: bool, of_run: float | None = None) -> float:
     return 0.85 if softmax else 0.3
 
 
+def segment_method(method: SegmentMethod | Literal["auto"], *, softmax: bool) -> SegmentMethod:
+    """Return a method as it is; `auto` is `published` for softmax scores and `scored` for sigmoid scores."""
+    if method == "auto":
+        return "published" if softmax else "scored"
+    return method
+
+
 def boxes_in_pixels(output: DetectionOutput, queries: ScoredQueries, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Return the boxes (N, 4) of chosen queries, xyxy in pixels, float32, not clipped to the image.
 
@@ -136,7 +145,7 @@ def panoptic_segments(
     categories: Sequence[Category],
     method: SegmentMethod = "published",
 ) -> PanopticSegments:
-    """Cut an image into segments: each pixel goes to the query with the highest mask logit.
+    """Cut an image into segments, by default so that each pixel goes to the query with the highest mask logit.
 
     `published` follows `PostProcessPanoptic`: segments of one stuff class are merged into the first of them, and the
     result is resized by nearest neighbour as Pillow does. Segments of at most 4 pixels are then dropped and their
@@ -148,12 +157,16 @@ def panoptic_segments(
 
     `clean` enlarges the logits directly to the original size, and merged stuff stays merged.
 
+    `scored` is for models that may find an object twice: `scored_segments`.
+
     Args:
         scores: (M,), 0..1, of the M queries of one image.
         labels: (M,) int64.
         masks: (M, h, w) logits.
         categories: the model's.
     """
+    if method == "scored":
+        return scored_segments(scores, labels, masks, sizes, categories)
     rows, owner = torch.arange(len(labels), device=labels.device), _first_of_stuff(labels, categories)
     logits = _enlarged(masks, sizes, to_original=method == "clean")
     while True:
@@ -165,7 +178,37 @@ def panoptic_segments(
         rows, logits, owner = rows[kept], logits[kept], owner[kept]
         if method == "published":
             owner = rows
-    left = areas.nonzero()[:, 0]
+    return _numbered(ids, labels, scores, categories)
+
+
+def scored_segments(
+    scores: Tensor, labels: Tensor, masks: Tensor, sizes: ImageSizes, categories: Sequence[Category]
+) -> PanopticSegments:
+    """Cut an image into segments: each pixel goes to the mask around it with the highest score times probability.
+
+    A mask that keeps less than half of its pixels shows what a better one shows, and is dropped (MaskFormer, Cheng et
+    al. 2021, section 3.4). Pixels in no mask go to the likeliest stuff, which fills the image around the things. All
+    segments of a stuff class are one. Arguments as in `panoptic_segments`.
+    """
+    if not len(labels):
+        empty = torch.zeros(sizes.original, dtype=torch.long, device=labels.device)
+        return PanopticSegments(empty, labels, scores, tuple(categories))
+    probabilities = _enlarged(masks, sizes).sigmoid()
+    values, inside = probabilities * scores[:, None, None], probabilities > 0.5
+    claims = values * inside
+    visible = ((claims.argmax(0) == torch.arange(len(labels), device=labels.device)[:, None, None]) & inside).flatten(1)
+    kept = visible.sum(1) > MAX_DROPPED_AREA
+    kept &= visible.sum(1) >= MIN_VISIBLE * inside.flatten(1).sum(1)
+    claims = claims * kept[:, None, None]
+    is_stuff = _is_stuff(labels, categories)[:, None, None]
+    claims = torch.where((claims.amax(0) == 0) & is_stuff, values, claims)
+    ids = _owners(claims, _first_of_stuff(labels, categories)) * (claims.amax(0) > 0)
+    return _numbered(_nearest(ids, sizes.original), labels, scores, categories)
+
+
+def _numbered(ids: Tensor, labels: Tensor, scores: Tensor, categories: Sequence[Category]) -> PanopticSegments:
+    """Return segments for ids (H, W), 0 or 1 + the query of each pixel; queries without pixels get no segment."""
+    left = torch.bincount(ids.flatten(), minlength=len(labels) + 1)[1:].nonzero()[:, 0]
     numbers = ids.new_zeros(len(labels) + 1)
     numbers[left + 1] = torch.arange(1, len(left) + 1, device=ids.device)
     return PanopticSegments(numbers[ids], labels[left], scores[left], tuple(categories))
@@ -199,9 +242,13 @@ def _first_of_stuff(labels: Tensor, categories: Sequence[Category]) -> Tensor:
     places = torch.arange(len(labels), device=labels.device)
     if not len(labels):
         return places
-    is_stuff = torch.tensor([not category.is_thing for category in categories], device=labels.device)[labels]
     first = (labels[:, None] == labels).long().argmax(1)
-    return torch.where(is_stuff, first, places)
+    return torch.where(_is_stuff(labels, categories), first, places)
+
+
+def _is_stuff(labels: Tensor, categories: Sequence[Category]) -> Tensor:
+    """Return (M,) bool: which of the labels are classes of stuff."""
+    return torch.tensor([not category.is_thing for category in categories], device=labels.device)[labels]
 
 
 def _owners(logits: Tensor, owner: Tensor) -> Tensor:

@@ -22,12 +22,11 @@ from regard.data.transforms.detection import (
 )
 from regard.evaluation.detection import LOSSES, DetectorEvaluation, ObjectDataset, criterion_of, evaluate_detector
 from regard.evaluation.detection_pictures import draw_batch
-from regard.evaluation.segments import MAX_SEARCHED, THRESHOLDS
+from regard.evaluation.segments import thresholds_to_try
 from regard.explanations.overview import EXPLAINED, draw_overview
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.recipes.detection import DetectionRecipe
-from regard.results.postprocess import segment_threshold
 from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
 
@@ -109,7 +108,7 @@ class DetectionTask:
             batch_size=self.settings.batch_size,
             workers=self.settings.workers,
             processes=self.processes,
-            segment_thresholds=self._segment_thresholds(),
+            segment_thresholds=thresholds_to_try(self.settings.model, len(self.val)),
         )
         if folder:
             evaluation.comparison().save(folder / f"predictions_step_{step}.jpg", quality=90)
@@ -118,12 +117,6 @@ class DetectionTask:
             self.best_evaluation = evaluation
         stats = {name: value for name, value in evaluation.scores.stats.items() if value is not None}
         return {**evaluation.losses, **stats}
-
-    def _segment_thresholds(self) -> tuple[float, ...]:
-        """Return the scores that are tried: one alone for softmax scores, or if trying takes too long."""
-        if self.settings.model.sigmoid and len(self.val) <= MAX_SEARCHED:
-            return THRESHOLDS
-        return (segment_threshold(softmax=not self.settings.model.sigmoid),)
 
 
 def augmentation_of(settings: DetectionRecipe) -> Pipeline:
