@@ -134,15 +134,14 @@ def evaluate(
 
     from regard.evaluation import evaluate
 
-    if classes is not None and output is None and (Path(checkpoint) / "checkpoints").is_dir():
-        output = Path(checkpoint)
     evaluate(
-        _named(checkpoint, classes, device),
+        checkpoint,
         data,
         output=output,
         device=device,
         batch_size=batch_size,
         workers=workers,
+        classes=classes,
         options=of_classifiers or of_detectors,
         tell=lambda scores: Console().print(scores.table()),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from regard.errors import ConfigError, MachineError, install_command
 from regard.models.classifiers import HEADS, build_classifier
 from regard.models.configs import CLASSIFIER_PRESETS
 from regard.models.efficientnet import EfficientNet
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, renormalized
 
 _CNN = "use a CNN, such as resnet50"
 
@@ -31,8 +33,8 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
 
     Args:
         name: a torchvision ResNet or other CNN (`resnet50`, `convnext_tiny`, ...), one of our classifiers
-            (`aa_resnet50`), `timm/NAME` for any timm model with feature maps (B, C, h, w) of images of any size, or
-            `small` for ours for images of 32 to 256 pixels.
+            (`aa_resnet50`), `timm/NAME` for any timm model with feature maps (B, C, h, w) of images of any size (it
+            sees them normalised as its released weights expect), or `small` for ours for images of 32 to 256 pixels.
         dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
         norm: `frozen` keeps batch norm as loaded, in ResNets the stem and stage 1 too (models/backbone.py of the
             authors), and in EfficientNets all stages up to stride 8; `batch` trains all. `small` is always trained.
@@ -53,10 +55,17 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
 
 
 class Backbone(nn.Module):
-    """Base of all backbones: `num_channels` of the last map, and `body`, the network."""
+    """Base of all backbones.
+
+    num_channels: of the last map.
+    body: the network.
+    normalization: mean and deviation of red, green and blue, 0..1, of the images that the network was trained on, if
+        they are not ImageNet's. The backbone converts its images; checkpoints store the numbers.
+    """
 
     num_channels: int
     body: Any
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 class ResNetBackbone(Backbone):
@@ -133,6 +142,7 @@ class OtherBackbone(Backbone):
         if name.startswith("timm/"):
             self.body = _timm_features(name.removeprefix("timm/"), norm)
             self.num_channels = self.body.feature_info.channels()[-1]
+            self.normalization = _timm_normalization(name.removeprefix("timm/"))
             return
         self.body = _torchvision_features(name)
         if norm == "frozen":
@@ -142,7 +152,7 @@ class OtherBackbone(Backbone):
         self.train()
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        maps = self.body(pixels)
+        maps = self.body(pixels if self.normalization is None else renormalized(pixels, *self.normalization))
         return list(maps) if isinstance(maps, (list, tuple)) else [maps]
 
 
@@ -192,6 +202,17 @@ def _timm_features(name: str, norm: str) -> nn.Module:
         raise ConfigError(f"timm/{name} {fault}", where="backbone", remedy=_CNN)
     # timm's own function, because some of its batch norms hold the activation as well.
     return freeze_batch_norm_2d(model) if norm == "frozen" else model
+
+
+def _timm_normalization(name: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Return the mean and deviation of timm's released weights of a network, None if they are ImageNet's."""
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    if settings is None or len(settings.mean) != 3:
+        return None
+    theirs = (tuple(settings.mean), tuple(settings.std))
+    return None if theirs == (IMAGENET_MEAN, IMAGENET_STD) else theirs
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1, relu: bool = True) -> nn.Module:

@@ -17,6 +17,7 @@ from regard.models.build import Detector, build
 from regard.models.catalog import WEIGHTS, preset
 from regard.models.configs import CLASSIFIER_PRESETS, ModelConfig
 from regard.models.configs.detr import DETRConfig, DETRDemoConfig
+from regard.models.detr import DETR
 from regard.weights.classifiers import load_classifier
 from regard.weights.download import download
 from regard.weights.headless import mark_headless
@@ -187,6 +188,8 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     if whole and (resized or len(pairs) < len(net.card.categories)):
         raise _incomplete_error(source, net)
+    if isinstance(net, DETR) and isinstance(source, DETR):
+        net.backbone.normalization = source.backbone.normalization
     for key in set(ours) - set(heads) - set(resized) - set(fresh):
         ours[key].copy_(theirs[key])
     counts = (net.config.num_queries, source.config.num_queries)

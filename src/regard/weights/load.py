@@ -17,6 +17,7 @@ from regard.errors import ArchitectureError, CheckpointError, NewerVersionError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
+from regard.models.detr import DETR
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -144,6 +145,7 @@ def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path, model: 
 def model_state(net: Model) -> dict[str, Any]:
     """Return the JSON values from which `load` rebuilds the model; checkpoints store them with the weights."""
     card = net.card
+    pixels = net.backbone.normalization if isinstance(net, DETR) else None
     return {
         "model": card.name,
         "family": type(net.config).__name__,
@@ -153,6 +155,7 @@ def model_state(net: Model) -> dict[str, Any]:
         "crop_pct": card.crop_pct,
         "resize": {"squash": card.squash, "interpolation": card.interpolation, "crop_rounding": card.crop_rounding},
         "panoptic": card.panoptic,
+        "normalization": None if pixels is None else [[*values] for values in pixels],
     }
 
 
@@ -219,5 +222,7 @@ def _load_folder(path: Path) -> Model:
     crop_pct = kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"]
     resize = kept.get("resize", {})
     net.card = replace(net.card, crop_pct=crop_pct, panoptic=panoptic, threshold=threshold, **resize)
+    if isinstance(net, DETR):  # of the training: timm's numbers may have changed since
+        net.backbone.normalization = kept.get("normalization")
     load_exactly(net, tensors, where=path)
     return net.eval()
