@@ -67,7 +67,8 @@ def panoptic_scores(truth, found):
 
 
 def train(data, output, *settings, model="detr_tiny_panoptic"):
-    return regard.train(model, data, epochs=1, output=output, overrides=(*SMALL, *settings), quiet=True)
+    words = (*SMALL, *settings)
+    return regard.train(model, data, recipe="small", epochs=1, output=output, overrides=words, quiet=True)
 
 
 @pytest.fixture(scope="module")
