@@ -24,6 +24,7 @@ EPOCHS = (12, 100)  # least and most
 CPU_MINUTES = 15.0  # on a CPU, of up to MINUTES_FOR images; more images get more time in proportion
 MINUTES_FOR = 200
 EVALUATIONS = 10  # in a training of IMAGES_TO_SEE
+PATIENCE = 6  # evaluations without a better score; fewer would cut off the end of the cosine, where scores still rise
 UNTIL_TIME_IS_UP = 100_000  # epochs, where `minutes` ends the training
 MANY_OBJECTS = 50
 FEW_STEPS, FEW_IMAGES, FEW_PER_CLASS = 300, 50, 50
@@ -71,19 +72,59 @@ def fit_to_data(
     free = gpu or "epochs" in given
     minutes = None if free else CPU_MINUTES * max(1.0, data.images / MINUTES_FOR)
     minutes = _unless_given(recipe, given, "minutes", minutes)
+    is_asked_for = "epochs" in given or ("minutes" in given and recipe.minutes is not None)  # and is not cut off
+    patience = _unless_given(recipe, given, "patience", 0 if is_asked_for else PATIENCE)
     steps = epochs * steps_per_epoch(batches_per_epoch(data.images, batch_size, processes), recipe.accumulate)
     model, why_model = _model(recipe.model, data, short_side, given)
     every = max(1, round(min(epochs, IMAGES_TO_SEE / data.images) / EVALUATIONS))
     fitted = replace(
         recipe, model=model, short_side=short_side, max_size=max_size, batch_size=batch_size, epochs=epochs,
-        minutes=minutes, evaluate_every=_unless_given(recipe, given, "evaluate_every", every),
+        minutes=minutes, patience=patience, evaluate_every=_unless_given(recipe, given, "evaluate_every", every),
         ema=_unless_given(recipe, given, "ema", _decay(steps)),
         log_every=_unless_given(recipe, given, "log_every", max(1, min(20, steps // 50))),
     )  # fmt: skip
     length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"
     limit = f", at most {minutes:.3g} minutes" if minutes is not None else ""
-    lines = [sizes, f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}", why_model]
-    return fitted, lines + _expectations(data, steps)
+    images = f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}"
+    return fitted, [sizes, images, why_model, _rates(fitted), _evaluations(fitted), *_expectations(data, steps)]
+
+
+def _rates(recipe: DetectionRecipe) -> str:
+    """Return the learning rates, and what they leave as it is, in words."""
+    if recipe.freeze_detector:
+        frozen = "only the mask head learns"
+    elif recipe.lr_backbone == 0:
+        frozen = "the backbone is frozen"
+    elif recipe.model.backbone_norm == "frozen":
+        frozen = "batch norm of the backbone is frozen"
+    else:
+        frozen = "nothing is frozen"
+    warmup = f"a warm-up over {recipe.warmup_share:.0%}" if recipe.warmup_share else "no warm-up by share"
+    start = f"start_from={recipe.start_from}"
+    return f"{start}: lr={recipe.lr:g} lr_backbone={recipe.lr_backbone:g} after {warmup}; {frozen}"
+
+
+def _evaluations(recipe: DetectionRecipe) -> str:
+    stop = f"stops after {recipe.patience} without a better score" if recipe.patience else "no early stop"
+    return f"evaluate_every={recipe.evaluate_every} epochs, patience={recipe.patience}: {stop}"
+
+
+def scale_to_batch(
+    recipe: DetectionRecipe, batch_size: int, before: int, given: Collection[str]
+) -> tuple[DetectionRecipe, str]:
+    """Return the recipe with another batch size and learning rates in proportion (Goyal et al. 2017), and why.
+
+    Args:
+        recipe: settings whose learning rates are for batches of `before` images.
+        batch_size: images of a batch.
+        before: images of a batch until now.
+        given: names of the settings that the user gave, which are kept.
+    """
+    factor = batch_size / before
+    rates = {name: getattr(recipe, name) * factor for name in ("lr", "lr_backbone") if name not in given}
+    names = " and ".join(rates) or "given learning rates"
+    what = f"{names} times {factor:.3g}, in proportion to the batch" if rates else f"{names} are kept"
+    return replace(recipe, batch_size=batch_size, **rates), what
 
 
 def _expectations(data: DataSummary, steps: int) -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from regard.config import unknown_name
+from regard.data.coco.published import is_published_coco
+from regard.data.paths import GENERATED, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import SHORT_SIDES, WEIGHTS, list_models, preset
 from regard.models.configs.detr import DETRConfig
@@ -73,7 +76,7 @@ def finetune(name: str) -> DetectionRecipe:
 
         regard train detr_resnet50 --recipe finetune --data raccoon/
     """
-    return replace(paper(name), start_from=name, epochs=50, milestones=(0.8,), patience=15)
+    return replace(paper(name), start_from=name, epochs=50, milestones=(0.8,), patience=15, fit_queries=True)
 
 
 def panoptic_boxes(name: str) -> DetectionRecipe:
@@ -109,8 +112,9 @@ def fast(name: str) -> DetectionRecipe:
         denoising_groups=5,
     )  # fmt: skip
     return replace(
-        paper(name), model=model, epochs=50, milestones=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998
-    )
+        paper(name), model=model, epochs=50, milestones=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998,
+        fit_queries=True,
+    )  # fmt: skip
 
 
 def small(name: str) -> DetectionRecipe:
@@ -123,13 +127,12 @@ def small(name: str) -> DetectionRecipe:
     recipe = DetectionRecipe(
         name=name, data="shapes", model=_config(name), start_from="none", short_side=short_side, max_size=max_size,
         augmentation="small", class_weight=2.0, epochs=12, batch_size=32, lr=1e-3, lr_backbone=1e-3,
-        schedule="cosine", warmup_steps=100, max_norm=1.0, ema=0.995, workers=1, evaluate_every=4,
+        schedule="cosine", warmup_steps=100, max_norm=1.0, ema=0.995, workers=1, evaluate_every=4, fit_queries=True,
     )  # fmt: skip
     if not recipe.model.masks:
         return recipe
     # A step with masks takes three times as long. With weights of 1, masks learn far more slowly than boxes.
-    # Few users know how many segments their images have, so queries are added as needed.
-    masks = replace(recipe, mask_weight=5.0, dice_weight=3.0, fit_queries=True)
+    masks = replace(recipe, mask_weight=5.0, dice_weight=3.0)
     return replace(masks, epochs=4, batch_size=16, augmentation="flip")
 
 
@@ -137,15 +140,20 @@ def auto(name: str) -> DetectionRecipe:
     """Train on your own images: input size, batch, steps and queries are chosen from the data and the device.
 
     `recipes/auto.py` has the rule. It starts from released COCO weights, else from ImageNet weights of the backbone.
+    A released detector keeps the learning rates that it was trained with, and the small backbone that `small` gives it.
 
         regard train detr_lite --data raccoon/
+        regard train detr_resnet50 --data raccoon/
     """
     model = _config(name)
     recipe = DetectionRecipe(
-        name=name, model=model, start_from=name if name in WEIGHTS else "backbone", lr=3e-4, lr_backbone=3e-5,
-        class_weight=2.0 if model.sigmoid else 1.0, schedule="cosine", warmup_share=0.05, max_norm=1.0,
-        short_side=16, max_size=1 << 16, fit_queries=True,
+        name=name, model=model, lr=3e-4, lr_backbone=3e-5, class_weight=2.0 if model.sigmoid else 1.0,
+        schedule="cosine", warmup_share=0.05, max_norm=1.0, short_side=16, max_size=1 << 16, fit_queries=True,
     )  # fmt: skip  # The data choose both sizes; these only leave room for what a user sets.
+    if name in WEIGHTS:
+        recipe = replace(recipe, start_from=name, lr=1e-4, lr_backbone=1e-5, max_norm=0.1)
+    elif name in SHORT_SIDES:
+        recipe = replace(recipe, start_from="none", lr=1e-3, lr_backbone=1e-3)
     return replace(recipe, mask_weight=5.0, dice_weight=3.0) if model.masks and model.sigmoid else recipe
 
 
@@ -160,20 +168,30 @@ DETECTION_RECIPES: Mapping[str, Callable[[str], DetectionRecipe]] = {
 }
 
 
-def default_recipe(name: str) -> str:
-    """Return the name of the recipe of a detector that is used if none is named."""
-    return "small" if name in SHORT_SIDES else "auto" if name in LITE else "paper"
+def default_recipe(name: str, data: str | Path | None = None) -> str:
+    """Return the name of the recipe of a detector that is used if none is named.
+
+    That is `auto` for data of the user's, `paper` for COCO itself, and `small` for a tiny model on generated images.
+
+    Args:
+        name: the model.
+        data: the folder, or generated data. None: not known, which is taken as COCO, or as generated for a tiny model.
+    """
+    is_generated = data is not None and data_text(data).partition(":")[0] in GENERATED
+    if name in SHORT_SIDES and (data is None or is_generated):
+        return "small"
+    if name in LITE:
+        return "auto"
+    return "paper" if data is None or (not is_generated and is_published_coco(data)) else "auto"
 
 
-def detection_recipe_for(name: str, recipe: str | None = None) -> DetectionRecipe:
-    """Return the named recipe of a detector, or its default.
-
-    That is `auto` for detr_lite and its sibling, `small` for the tiny models, else `paper`.
+def detection_recipe_for(name: str, recipe: str | None = None, data: str | Path | None = None) -> DetectionRecipe:
+    """Return the named recipe of a detector, or its default on this data, see `default_recipe`.
 
     Raises:
         ConfigError: an unknown recipe (C01), or one that does not fit the model (C09).
     """
-    recipe = recipe or default_recipe(name)
+    recipe = recipe or default_recipe(name, data)
     if recipe not in DETECTION_RECIPES:
         raise unknown_name("recipe", recipe, list(DETECTION_RECIPES), code="C01")
     if recipe == "small" and name not in SHORT_SIDES:

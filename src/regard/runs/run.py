@@ -65,27 +65,28 @@ class Run:
 
 
 def run_training(
-    settings: Recipe, output: Path | None, resume: bool, quiet: bool, given: Collection[str] | None = None
+    settings: Recipe,
+    output: Path | None,
+    resume: bool,
+    quiet: bool,
+    given: Collection[str] | None = None,
+    find_batch: bool = False,
 ) -> Run:
     """Train with resolved settings: on this process, or on all that `torchrun` started.
 
     given: names of the settings that the user gave, where the data choose those of a detector; else None.
+    find_batch: whether the GPU chooses the batch size of a detector.
     """
     with processes(settings.device) as group:
-        return _train(settings, output, resume, group, quiet, given)
+        if settings.amp == "fp16" and group.device.type == "cpu":
+            raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
+        if isinstance(settings, DetectionRecipe):
+            return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet)
+        return _train(ClassificationJob(settings), output, resume, group, quiet)
 
 
-def _train(
-    settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool, given: Collection[str] | None
-) -> Run:
-    if settings.amp == "fp16" and group.device.type == "cpu":
-        raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
-    job: Job
-    if isinstance(settings, DetectionRecipe):
-        job = DetectionJob(settings, given, group.world_size)
-        settings = job.settings
-    else:
-        job = ClassificationJob(settings)
+def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
+    settings = job.settings
     # A run that was stopped before its first checkpoint starts from the beginning.
     started = resume and output is not None and newest_checkpoint(output / "checkpoints") is not None
     notes = [] if started else job.fetch_weights()
@@ -118,6 +119,8 @@ def _train(
         )
         with job.advice():
             trainer.fit()
+        for note in job.after(trainer.progress.step, trainer.total_steps):
+            reporter.say(note)
         scores = _finish(job.settings, run, group, task)
     return Run(run, scores)
 
