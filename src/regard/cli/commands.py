@@ -13,9 +13,8 @@ from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
 from regard.cli.typed import as_typed
-from regard.config import unknown_name
 from regard.distillation.options import StorageOptions
-from regard.errors import ConfigError, escape
+from regard.errors import ConfigError, escape, unknown_name
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.explanations.options import ExplanationOptions
 from regard.prediction.options import PredictionOptions

@@ -8,7 +8,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from regard.config import unknown_name
+from regard.errors import unknown_name
 from regard.models.classifiers import build_classifier
 from regard.models.configs import CLASSIFIER_PRESETS
 from regard.models.configs.resnet import ResNetConfig

@@ -16,14 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from regard.config import unknown_name
 from regard.data.samples import ClassSample, Sample
 from regard.data.sources import expand, is_many, is_streamed, is_video, read_source
 from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
-from regard.errors import ConfigError, DataError
+from regard.errors import ConfigError, DataError, unknown_name
 from regard.models.build import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR

@@ -21,7 +21,7 @@ CPU_SHORT_SIDE = 384
 QUERIES_PER_OBJECT = 2.5  # of proposals, several of which are at one object; else 1.2, as other images may have more
 IMAGES_TO_SEE = 6400  # of a training with few images: 40 epochs of 160
 EPOCHS = (12, 100)  # least and most
-CPU_MINUTES = 15.0  # on a CPU, of up to MINUTES_FOR images; more images get more time in proportion
+CPU_MINUTES = 18.0  # on a CPU, of up to MINUTES_FOR images; more images get more time in proportion
 MINUTES_FOR = 200
 EVALUATIONS = 10  # in a training of IMAGES_TO_SEE
 PATIENCE = 6  # evaluations without a better score; fewer would cut off the end of the cosine, where scores still rise
@@ -76,11 +76,14 @@ def fit_to_data(
     patience = _unless_given(recipe, given, "patience", 0 if is_asked_for else PATIENCE)
     steps = epochs * steps_per_epoch(batches_per_epoch(data.images, batch_size, processes), recipe.accumulate)
     model, why_model = _model(recipe.model, data, short_side, given)
+    # Fine maps show the backbone other patterns than ImageNet's photographs.
+    lr_backbone = recipe.lr / 3 if model.proposals and recipe.start_from == "backbone" else recipe.lr_backbone
     every = max(1, round(min(epochs, IMAGES_TO_SEE / data.images) / EVALUATIONS))
     fitted = replace(
         recipe, model=model, short_side=short_side, max_size=max_size, batch_size=batch_size, epochs=epochs,
         minutes=minutes, patience=patience, evaluate_every=_unless_given(recipe, given, "evaluate_every", every),
         ema=_unless_given(recipe, given, "ema", _decay(steps)),
+        lr_backbone=_unless_given(recipe, given, "lr_backbone", lr_backbone),
         log_every=_unless_given(recipe, given, "log_every", max(1, min(20, steps // 50))),
     )  # fmt: skip
     length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from regard.config import unknown_name
 from regard.data.coco.published import is_published_coco
 from regard.data.paths import GENERATED, data_text
-from regard.errors import ConfigError
+from regard.errors import ConfigError, unknown_name
 from regard.models.catalog import SHORT_SIDES, WEIGHTS, list_models, preset
 from regard.models.configs.detr import DETRConfig
 from regard.training.config import TrainingConfig
