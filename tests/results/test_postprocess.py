@@ -193,6 +193,21 @@ def test_instance_masks_are_those_of_the_authors():
     assert instance_masks(masks[:0], ImageSizes((32, 48), (30, 40), (61, 77))).shape == (0, 61, 77)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_duplicates_of_a_class_are_dropped(multi_label):
+    """The worse of two cats at an IoU of 0.8 goes; a dog at the same place and a cat elsewhere stay."""
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.32], [0.5, 0.5, 0.4, 0.4], [0.2, 0.2, 0.1, 0.1]])
+    logits = torch.tensor([[1.0, -9.0], [2.0, -9.0], [-9.0, 3.0], [0.0, -9.0]])
+    both = DetectionOutput(torch.stack((logits, logits.flip(0))), torch.stack((boxes, boxes.flip(0))))
+    found = score_queries(both._replace(duplicate_iou=0.7), softmax=False, multi_label=multi_label)
+    assert sorted(found.query[found.image == 0].tolist()) == [1, 2, 3]
+    assert sorted(found.query[found.image == 1].tolist()) == [0, 1, 2]
+    for other in (0.85, 1.0):
+        assert len(score_queries(both._replace(duplicate_iou=other), softmax=False).query) == 8
+    sizes = [(100, 200), (50, 50)]
+    assert [len(part[0]) for part in postprocess(both._replace(duplicate_iou=0.7), sizes, softmax=False)] == [3, 3]
+
+
 def test_queries_above_the_threshold_are_chosen():
     logits = torch.full((2, 3, 3), -9.0)
     logits[0, 0, 1], logits[0, 1, 2], logits[1, 2, 0], logits[1, 0, 0] = 9, 9, 9, -8

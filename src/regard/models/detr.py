@@ -320,6 +320,7 @@ class DETR(nn.Module):
             auxiliary=[DetectionOutput(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True)],
             num_groups=self.config.query_groups if self.training else 1,
             denoising=denoising,
+            duplicate_iou=self.config.duplicate_iou,
         )
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from regard.errors import ConfigError
 from regard.structures.boxes import cxcywh_to_xyxy
@@ -57,7 +58,9 @@ class ScoredQueries(NamedTuple):
 
 
 def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool = True) -> ScoredQueries:
-    """Choose the Q detections of each image. Scores are float32 under mixed precision too.
+    """Choose the Q detections of each image, or fewer without the duplicates that `output.duplicate_iou` tells.
+
+    Scores are float32 under mixed precision too.
 
     Args:
         softmax: True if classes exclude each other and the last one is no-object, as in DETR: each query is one
@@ -74,7 +77,15 @@ def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool =
     else:
         best, pairs = logits.flatten(1).topk(num_queries)
         scores, labels, query = best.sigmoid(), pairs % num_classes, (pairs // num_classes).flatten()
-    return ScoredQueries(image, query, labels.flatten(), scores.flatten())
+    found = ScoredQueries(image, query, labels.flatten(), scores.flatten())
+    return found if output.duplicate_iou == 1 else _without_duplicates(found, output)
+
+
+def _without_duplicates(found: ScoredQueries, output: DetectionOutput) -> ScoredQueries:
+    """Drop the worse of two boxes of a class and image that overlap by more than `output.duplicate_iou`."""
+    boxes = cxcywh_to_xyxy(output.boxes[found.image, found.query].float())
+    apart = found.image * output.logits.shape[-1] + found.labels
+    return found.where(batched_nms(boxes, found.scores, apart, output.duplicate_iou).sort().values)
 
 
 def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float) -> ScoredQueries:
@@ -121,7 +132,7 @@ def boxes_in_pixels(output: DetectionOutput, queries: ScoredQueries, sizes: Sequ
 def postprocess(
     output: DetectionOutput, sizes: Sequence[tuple[int, int]], *, softmax: bool
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return the detections of each image: scores (Q,) 0..1, labels (Q,) int64, boxes (Q, 4) xyxy in pixels.
+    """Return the detections of each image: scores (N,) 0..1, labels (N,) int64, boxes (N, 4) xyxy in pixels.
 
     Args:
         sizes: (height, width) in pixels of each original image.
@@ -133,8 +144,8 @@ def postprocess(
     if len(sizes) != len(output.logits):
         raise ConfigError(f"{len(sizes)} sizes for predictions of {len(output.logits)} images")
     queries = score_queries(output, softmax=softmax)
-    columns = (queries.scores, queries.labels, boxes_in_pixels(output, queries, sizes))
-    return list(zip(*(column.chunk(len(sizes)) for column in columns), strict=True))
+    boxes, rows = boxes_in_pixels(output, queries, sizes), [queries.rows(image) for image in range(len(sizes))]
+    return [(queries.scores[mine], queries.labels[mine], boxes[mine]) for mine in rows]
 
 
 def panoptic_segments(

@@ -49,6 +49,7 @@ class DetectionOutput(NamedTuple):
     mask_inputs: inputs of `model.masks`, to compute the masks of selected queries later; None for a model without
         masks.
     proposals: predictions of all cells of the feature map, of which the best became queries; in training only.
+    duplicate_iou: IoU above which the worse of two detections of a class is a duplicate; 1: each query is a detection.
     """
 
     logits: Tensor
@@ -59,6 +60,7 @@ class DetectionOutput(NamedTuple):
     denoising: Denoising | None = None
     mask_inputs: MaskInputs | None = None
     proposals: DetectionOutput | None = None
+    duplicate_iou: float = 1.0
 
 
 class DistilledLogits(NamedTuple):

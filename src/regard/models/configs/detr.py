@@ -31,6 +31,7 @@ class DETRConfig:
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
     proposals: bool = False  # queries start at the best boxes that cells of the feature map propose (two-stage)
     anchor_size: float = 0.3  # width and height of anchors and proposals before training, as fractions of the image
+    duplicate_iou: float = 1.0  # drop the worse of two detections of a class that overlap more; 1: none, as the paper
     query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
     denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
     label_noise: float = 0.2  # DN-DETR: share of copies with a random label
@@ -64,6 +65,9 @@ class DETRConfig:
             raise ConfigError(f"model.dropout is {self.dropout}, expected 0 <= dropout < 1", code="C03")
         if not 0 < self.anchor_size <= 1:
             raise ConfigError(f"model.anchor_size is {self.anchor_size}, expected more than 0, at most 1", code="C03")
+        if not 0 < self.duplicate_iou <= 1:
+            what = f"model.duplicate_iou is {self.duplicate_iou}, expected more than 0, at most 1"
+            raise ConfigError(what, code="C03")
         if not (0 <= self.label_noise <= 1 and 0 <= self.box_noise <= 1):
             what = f"model.label_noise is {self.label_noise} and model.box_noise {self.box_noise}, expected 0 to 1"
             raise ConfigError(what, code="C03")
@@ -104,6 +108,7 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_lite": DETRConfig(
         backbone="efficientnet_lite0", encoder_layers=1, decoder_layers=3, feedforward_dim=1024, dropout=0.0,
         norm_first=True, num_queries=40, sigmoid=True, anchors=True, query_groups=3, denoising_groups=3,
+        duplicate_iou=0.7,
     ),
     "detr_tiny": DETRConfig(
         backbone="small", backbone_norm="batch", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2,
