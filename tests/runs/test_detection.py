@@ -14,6 +14,7 @@ from PIL import Image
 
 import regard
 from refusals import refused
+from regard import cli
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic import open_panoptic
 from regard.data.coco.panoptic_annotations import read_panoptic
@@ -146,6 +147,14 @@ def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
     again = regard.evaluate(run.folder, data, output=tmp_path, batch_size=4, workers=0, device="cpu")
     assert again.stats == written["stats"]
     assert again.table().row_count == 3
+    # With names from a file, it is scored by the loss of its run all the same.
+    (tmp_path / "names.txt").write_text("\n".join(category.name for category in run.load().card.categories))
+    cli.main([
+        "evaluate", str(run.folder), "--data", str(data), "--output", str(tmp_path / "named"), "--batch-size", "4",
+        "--workers", "0", "--device", "cpu", "--classes", str(tmp_path / "names.txt"),
+    ])  # fmt: skip
+    named, before = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "named", tmp_path))
+    assert named["losses"] == before["losses"] and named["stats"] == written["stats"]
 
 
 def test_submissions_score_what_the_model_scores(run, data, tmp_path):
