@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 import regard
+from command_line import run as command
 from refusals import refused
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic import open_panoptic
@@ -138,7 +139,7 @@ def test_outlines_that_are_missing_are_told_at_the_start(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
+def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path, capsys):
     written = json.loads((run.folder / "metrics.json").read_text())
     assert {"PQ", "SQ_th", "RQ_st", "mask_AP", "AP"} <= set(written["stats"])
     assert {"loss_mask", "loss_dice", "loss_ce"} <= set(written["losses"])
@@ -148,6 +149,14 @@ def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
     again = regard.evaluate(run.folder, data, output=tmp_path, batch_size=4, workers=0, device="cpu")
     assert again.stats == written["stats"]
     assert again.table().row_count == 3
+    # With names from a file, it is scored by the loss of its run all the same.
+    (tmp_path / "names.txt").write_text("\n".join(category.name for category in run.load().card.categories))
+    command(
+        capsys, "evaluate", run.folder, "--data", data, "--output", tmp_path / "named", "--batch-size", "4",
+        "--workers", "0", "--device", "cpu", "--classes", tmp_path / "names.txt",
+    ).worked()  # fmt: skip
+    named, before = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "named", tmp_path))
+    assert named["losses"] == before["losses"] and named["stats"] == written["stats"]
 
 
 def test_submissions_score_what_the_model_scores(run, data, tmp_path):

@@ -143,7 +143,7 @@ def _are_numbers(categories: Sequence[Category]) -> bool:
 def _from_file(name: str, file: Path) -> Teacher:
     """A model of timm or torchvision with weights of one's own; the number of classes is that of its last layer."""
     tensors = read_weights(file).tensors
-    heads = [tensor for key, tensor in tensors.items() if key.partition(".")[0] in (*HEADS, "heads") and tensor.ndim]
+    heads = [tensor for key, tensor in tensors.items() if key.partition(".")[0] in HEADS and tensor.ndim]
     if not heads:
         what = f"no weights of {name}: no classifying layer"
         raise CheckpointError(what, where=file, remedy="name the model that the file belongs to", code="K07")

@@ -41,8 +41,8 @@ def train(
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
         teacher: teacher of a classifier: a model name, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.
-        overrides: all other settings: `{"lr": 1e-3, "model.num_queries": 50}`, nested or not, or words
-            `["lr=1e-3"]`.
+        overrides: all other settings, which are no keywords of this function: `{"lr": 1e-3, "model.num_queries": 50}`,
+            nested or not, or words `["lr=1e-3"]`.
         quiet: print nothing.
 
     Returns:

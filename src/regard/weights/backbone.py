@@ -96,7 +96,7 @@ def _whole(name: str) -> nn.Module:
 
 def _is_left_out(key: str) -> bool:
     """Return whether a tensor is a counter of batch norm or belongs to a classification layer."""
-    return key.endswith(_COUNTER) or key.partition(".")[0] in (*HEADS, "heads")
+    return key.endswith(_COUNTER) or key.partition(".")[0] in HEADS
 
 
 def _misfit(
