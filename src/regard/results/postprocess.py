@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from regard.errors import ConfigError
 from regard.structures.boxes import cxcywh_to_xyxy
@@ -22,6 +23,10 @@ from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
 
 MAX_DROPPED_AREA = 4  # pixels; segments of this area and below are dropped
+
+# Of dense detectors, as in torchvision's RetinaNet: candidates of a level and their minimum score, the IoU from which on
+# the better of two boxes of a class suppresses the other, and detections of an image.
+CANDIDATES, MIN_SCORE, DUPLICATE_IOU, MAX_DETECTIONS = 1000, 0.05, 0.5, 300
 
 SegmentMethod = Literal["published", "clean"]
 
@@ -55,15 +60,22 @@ class ScoredQueries(NamedTuple):
 
 
 def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool = True) -> ScoredQueries:
-    """Choose the Q detections of each image. Scores are float32 under mixed precision too.
+    """Choose the detections of each image. Scores are float32 under mixed precision too.
+
+    This is the one place that knows how a detector's predictions become detections. Queries have agreed on the objects:
+    each is one detection, Q of an image. Anchors have not (`output.dense`): duplicates are suppressed, best first, and
+    0 to 300 detections with scores above 0.05 are left.
 
     Args:
         softmax: True if classes exclude each other and the last one is no-object, as in DETR: each query is one
             detection, in query order. False for sigmoid scores: the best Q of all (query, class) pairs, best first
             (Deformable DETR).
-        multi_label: False to give each query one label with sigmoid scores too: its best class, in query order.
+        multi_label: False to give each query one label with sigmoid scores too: its best class, in query order. Of
+            anchors, a box then suppresses those of other classes too.
     """
     logits = output.logits.float()
+    if output.dense is not None:
+        return _suppress_duplicates(output, output.dense.levels, multi_label)
     num_images, num_queries, num_classes = logits.shape
     image = torch.arange(num_images, device=logits.device).repeat_interleave(num_queries)
     if softmax or not multi_label:
@@ -73,6 +85,29 @@ def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool =
         best, pairs = logits.flatten(1).topk(num_queries)
         scores, labels, query = best.sigmoid(), pairs % num_classes, (pairs // num_classes).flatten()
     return ScoredQueries(image, query, labels.flatten(), scores.flatten())
+
+
+def _suppress_duplicates(output: DetectionOutput, levels: Sequence[int], multi_label: bool) -> ScoredQueries:
+    """Choose the detections of a dense detector: the best candidates of each level, then non-maximum suppression."""
+    chosen = []
+    for image, (logits, boxes) in enumerate(zip(output.logits.float(), output.boxes.float(), strict=True)):
+        parts, first = [], 0
+        for scores in logits.sigmoid().split(list(levels)):
+            values, labels = scores.max(-1)
+            anchors = torch.arange(first, first + len(scores), device=scores.device)
+            first += len(scores)
+            if multi_label:
+                anchors = anchors[:, None].expand_as(scores).flatten()
+                labels = torch.arange(scores.shape[1], device=scores.device).expand_as(scores).flatten()
+                values = scores.flatten()
+            kept = (values > MIN_SCORE).nonzero()[:, 0]
+            kept = kept[values[kept].topk(min(CANDIDATES, len(kept))).indices]
+            parts.append((anchors[kept], labels[kept], values[kept]))
+        anchors, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
+        groups = labels if multi_label else torch.zeros_like(labels)
+        best = batched_nms(cxcywh_to_xyxy(boxes[anchors]), values, groups, DUPLICATE_IOU)[:MAX_DETECTIONS]
+        chosen.append((torch.full_like(best, image), anchors[best], labels[best], values[best]))
+    return ScoredQueries(*(torch.cat(column) for column in zip(*chosen, strict=True)))
 
 
 def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float) -> ScoredQueries:
@@ -109,7 +144,7 @@ def boxes_in_pixels(output: DetectionOutput, queries: ScoredQueries, sizes: Sequ
 def postprocess(
     output: DetectionOutput, sizes: Sequence[tuple[int, int]], *, softmax: bool
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return the detections of each image: scores (Q,) 0..1, labels (Q,) int64, boxes (Q, 4) xyxy in pixels.
+    """Return the detections of each image: scores (N,) 0..1, labels (N,) int64, boxes (N, 4) xyxy in pixels.
 
     Args:
         sizes: (height, width) in pixels of each original image.
@@ -121,8 +156,8 @@ def postprocess(
     if len(sizes) != len(output.logits):
         raise ConfigError(f"{len(sizes)} sizes for predictions of {len(output.logits)} images")
     queries = score_queries(output, softmax=softmax)
-    columns = (queries.scores, queries.labels, boxes_in_pixels(output, queries, sizes))
-    return list(zip(*(column.chunk(len(sizes)) for column in columns), strict=True))
+    boxes, rows = boxes_in_pixels(output, queries, sizes), [queries.rows(image) for image in range(len(sizes))]
+    return [(queries.scores[mine], queries.labels[mine], boxes[mine]) for mine in rows]
 
 
 def panoptic_segments(
