@@ -137,8 +137,9 @@ class ClassifierBackbone(Backbone):
         super().__init__()
         config = CLASSIFIER_PRESETS[name]
         # Only a ResNet makes tables for the maps of other images: those of others are made for their own size.
-        is_resnet = isinstance(config, ResNetConfig) and image_size is not None
-        self.body = build_classifier(replace(config, image_size=image_size) if is_resnet else config)
+        if isinstance(config, ResNetConfig) and image_size is not None:
+            config = replace(config, image_size=image_size)
+        self.body = build_classifier(config)
         self.num_channels = self.body.num_channels
         for head in (*HEADS, *getattr(self.body, "head_parts", ())):
             if hasattr(self.body, head):
@@ -235,14 +236,15 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int, side: int | None = None) -> None:
         super().__init__()
-        self.convs = nn.Sequential(_conv(width, width), _conv(width, width, relu=False))
-        if side is None:
-            return
-        keys, values = attention_channels(width, *SMALL_ATTENTION)
-        self.convs[0][0] = AugmentedConv2d(
-            width, width, key_channels=keys, value_channels=values, num_heads=SMALL_ATTENTION[2],
-            map_size=(side, side), bias=False,
-        )  # fmt: skip
+        first = _conv(width, width)
+        if side is not None:
+            assert isinstance(first, nn.Sequential)
+            keys, values = attention_channels(width, *SMALL_ATTENTION)
+            first[0] = AugmentedConv2d(
+                width, width, key_channels=keys, value_channels=values, num_heads=SMALL_ATTENTION[2],
+                map_size=(side, side), bias=False,
+            )  # fmt: skip
+        self.convs = nn.Sequential(first, _conv(width, width, relu=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x + self.convs(x)).relu()

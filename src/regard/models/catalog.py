@@ -82,7 +82,6 @@ for _size, _image, _top1 in (
     WEIGHTS[f"deit3_{_size}_patch16_{_image}"] = Weights(f"{DEIT_URL}deit_3_{_size}_{_image}_1k.pth", {"top-1": _top1})
 
 
-
 @dataclass(frozen=True)
 class PaperResult:
     """What a paper prints for a model whose weights it did not release. scores: in percent. parameters: in millions."""
@@ -104,9 +103,9 @@ PAPER_RESULTS: dict[str, PaperResult] = {
 CROP_PCT, SMALL_IMAGES = 0.875, 96
 
 # Evaluation sizes that differ from 800 / 1333.
-SHORT_SIDES: dict[str, tuple[int, int]] = {
-    name: (64, 128) for name in ("detr_tiny", "detr_tiny_panoptic", "retinanet_tiny", "retinanet_aa_tiny")
-}
+SHORT_SIDES: dict[str, tuple[int, int]] = dict.fromkeys(
+    ("detr_tiny", "detr_tiny_panoptic", "retinanet_tiny", "retinanet_aa_tiny"), (64, 128)
+)
 
 LIST_THEM = "list them with: regard models"
 

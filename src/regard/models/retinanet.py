@@ -53,9 +53,7 @@ class RetinaNet(nn.Module):
     def __init__(self, config: RetinaNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = create_backbone(
-            config.backbone, norm=config.backbone_norm, image_size=config.image_size
-        )
+        self.backbone = create_backbone(config.backbone, norm=config.backbone_norm, image_size=config.image_size)
         finer = finer_channels(self.backbone)
         if config.feature_maps > len(finer) + 1:
             what = f"feature_maps={config.feature_maps}, but {config.backbone} has {len(finer) + 1} maps"

@@ -187,7 +187,7 @@ def detection_recipe_for(name: str, recipe: str | None = None) -> DetectionRecip
 
 
 def without_backbone_weights(settings: DetectionRecipe) -> DetectionRecipe:
-    """Return settings that train the backbones `small` and `aa_small` from the start: nobody has trained it on ImageNet."""
+    """Return settings that train a small backbone from the start: nobody has trained it on ImageNet."""
     if settings.start_from != "backbone" or settings.model.backbone not in SMALL_BACKBONES:
         return settings
     return replace(settings, start_from="none", lr_backbone=settings.lr)

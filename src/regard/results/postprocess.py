@@ -24,8 +24,8 @@ from regard.structures.segments import PanopticSegments
 
 MAX_DROPPED_AREA = 4  # pixels; segments of this area and below are dropped
 
-# Of dense detectors, as in torchvision's RetinaNet: candidates of a level and their minimum score, the IoU from which on
-# the better of two boxes of a class suppresses the other, and detections of an image.
+# Of dense detectors, as in torchvision's RetinaNet: most candidates of a level and their minimum score, the IoU above
+# which the better of two boxes of a class suppresses the other, and most detections of an image.
 CANDIDATES, MIN_SCORE, DUPLICATE_IOU, MAX_DETECTIONS = 1000, 0.05, 0.5, 300
 
 SegmentMethod = Literal["published", "clean"]

@@ -25,11 +25,13 @@ from regard.evaluation import evaluate
 from regard.models.build import Model
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
+from regard.recipes.retinanet import RetinaNetRecipe
 from regard.reports.report import NAME, write_report
 from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob
 from regard.runs.detection_task import DetectionTask
+from regard.runs.retinanet import RetinaNetJob
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
@@ -38,7 +40,7 @@ from regard.training.reports import EVALUATION_METRICS, Reporter
 from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state
 
-Job = DetectionJob | ClassificationJob
+Job = DetectionJob | RetinaNetJob | ClassificationJob
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def _train(
     if isinstance(settings, DetectionRecipe):
         job = DetectionJob(settings, given, group.world_size)
         settings = job.settings
+    elif isinstance(settings, RetinaNetRecipe):
+        job = RetinaNetJob(settings)
     else:
         job = ClassificationJob(settings)
     # A run that was stopped before its first checkpoint starts from the beginning.

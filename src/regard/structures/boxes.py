@@ -44,7 +44,7 @@ def encode_boxes(boxes_cxcywh: Tensor, anchors_cxcywh: Tensor) -> Tensor:
 
 
 def decode_boxes(offsets: Tensor, anchors_cxcywh: Tensor) -> Tensor:
-    """Return the boxes (..., 4) cxcywh of offsets: the inverse of `encode_boxes`; no size grows more than 62.5 times."""
+    """Return the boxes (..., 4) cxcywh of offsets: the inverse of `encode_boxes`. Sizes grow 62.5 times at most."""
     dx, dy, dw, dh = offsets.unbind(-1)
     ax, ay, aw, ah = anchors_cxcywh.unbind(-1)
     w, h = (d.clamp(max=MAX_LOG_SIZE).exp() for d in (dw, dh))

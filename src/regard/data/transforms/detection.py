@@ -1,9 +1,9 @@
 """Transforms of a detection sample: image, boxes and masks together, before they enter a batch.
 
-Pipelines: `EvaluationResize`, `paper_augmentation` (DETR, section 4), `jitter_augmentation` (RetinaNet from scratch) and
-`small_augmentation` (small images, trained from scratch). Pixels stay uint8; the batch is normalised on the device. Decoders write the channels of a pixel
-together; every step keeps this memory order, which resizes two to three times as fast as planes. All random numbers
-come from the generator that is passed in, so a sample depends on its seed alone.
+Pipelines: `EvaluationResize`, `paper_augmentation` (DETR, section 4), `jitter_augmentation` (RetinaNet) and
+`small_augmentation` (small images, trained from scratch). Pixels stay uint8; the batch is normalised on the device.
+Decoders write the channels of a pixel together; every step keeps this memory order, which resizes two to three times as
+fast as planes. All random numbers come from the generator that is passed in, so a sample depends on its seed alone.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class RetinaNetConfig:
     backbone: str = "resnet50"  # ResNet, classifier or timm/NAME; `small`, `aa_small`: a small CNN
     backbone_norm: Literal["frozen", "batch"] = "batch"  # batch normalisation of the backbone: fixed, or trained
     image_size: int = 640  # longer side of the images for whose maps a ResNet makes its tables of relative positions
-    feature_maps: int = 3  # maps of the backbone that enter the pyramid, from the coarsest on; two coarser levels follow
+    feature_maps: int = 3  # maps of the backbone in the pyramid, from the coarsest on; two coarser levels follow
     channels: int = 256  # of the pyramid and the heads
     head_norm: bool = False  # group normalisation in the heads, for training from random weights
     anchor_size: int = 32  # side of the smallest anchors of the finest level in pixels; it doubles at every level
