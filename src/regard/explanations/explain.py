@@ -28,8 +28,9 @@ from regard.explanations.options import ExplanationOptions
 from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
-from regard.models.build import Detector, Model, QueryDetector
+from regard.models.build import Model, QueryDetector
 from regard.models.detr import DETR
+from regard.models.detr_demo import DETRDemo
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
@@ -62,7 +63,7 @@ def explain(
     | --- | --- |
     | DETR | `decoder`, `heads`, `encoder`, `layers`, `relevance` |
     | ViT, DeiT | `rollout`, `heads`, `tokens`, `patch`, `relevance` |
-    | attention-augmented networks, RetinaNet with one as its backbone | `layers`, `heads`, `relevance` |
+    | attention-augmented networks, also as the backbone of RetinaNet | `layers`, `heads`, `relevance` |
 
     Args:
         model: as for `regard.predict`, or a network of your own that `regard.augment` changed.
@@ -94,14 +95,13 @@ def explain(
         if isinstance(net, DETR):
             kind, maps, columns = _explain_detector(net, pixels, where, what, options)
             rejected = None if maps else _rejected(net, pixels, threshold)
-        elif isinstance(net, Detector) and not isinstance(net, RetinaNet):
+        elif isinstance(net, DETRDemo):
             remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
             raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
         elif threshold is not None:
             raise ConfigError("threshold is for the detections of a DETR", remedy="leave it out", code="C09")
         elif isinstance(net, RetinaNet):
-            kind = "layers" if what is None else what
-            maps, columns = _explain_retinanet(net, pixels, where, kind, options)
+            kind, maps, columns = _explain_retinanet(net, pixels, where, what, options)
         else:
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
             kind, maps, columns = _explain_classifier(net, card, pixels, where, what, options)
@@ -121,8 +121,8 @@ def _explain_detector(
 
 
 def _explain_retinanet(
-    net: RetinaNet, pixels: Tensor, device: torch.device, kind: str, options: ExplanationOptions
-) -> tuple[list[SaliencyMap], int]:
+    net: RetinaNet, pixels: Tensor, device: torch.device, what: str | None, options: ExplanationOptions
+) -> tuple[str, list[SaliencyMap], int]:
     """Explain the attention in the backbone of a RetinaNet."""
     if not any(isinstance(module, AugmentedConv2d) for module in net.modules()):
         remedy = "take retinanet_aa_resnet50 or another of: regard models 'retinanet_aa*'"
@@ -131,7 +131,9 @@ def _explain_retinanet(
     images = ImageBatch.from_images([resized]).to(device).normalized().pixels
     extent = (0.0, 0.0, float(pixels.shape[-1]), float(pixels.shape[-2]))
     point, layer, head = options.point, options.layer, options.head
-    return explain_augmented(net, net.card, images, extent, kind, point=point, layer=layer, head=head)
+    kind = "layers" if what is None else what
+    maps, columns = explain_augmented(net, net.card, images, extent, kind, point=point, layer=layer, head=head)
+    return kind, maps, columns
 
 
 def _rejected(net: DETR, pixels: Tensor, threshold: float | None) -> Rejected | None:

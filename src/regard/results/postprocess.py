@@ -88,11 +88,15 @@ def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool =
 
 
 def _suppress_duplicates(output: DetectionOutput, levels: Sequence[int], multi_label: bool) -> ScoredQueries:
-    """Choose the detections of a dense detector: the best candidates of each level, then non-maximum suppression."""
+    """Choose the detections of a dense detector: the best candidates of each level, then non-maximum suppression.
+
+    Boxes that lie outside of the image have no area once they are clipped, and are left out.
+    """
     chosen = []
     for image, (logits, boxes) in enumerate(zip(output.logits.float(), output.boxes.float(), strict=True)):
         parts, first = [], 0
-        for scores in logits.sigmoid().split(list(levels)):
+        inside = (boxes[:, 2:] > 0).all(1, keepdim=True)
+        for scores in (logits.sigmoid() * inside).split(list(levels)):
             values, labels = scores.max(-1)
             anchors = torch.arange(first, first + len(scores), device=scores.device)
             first += len(scores)

@@ -98,6 +98,7 @@ def load_file(path: str | Path, *, model: str | None = None, to_train: bool = Fa
         what = f"weights of a {_family(config)}, but {name} is a {_family(known)}"
         raise ArchitectureError(what, where=path, remedy="name the model that the file belongs to", code="K07")
     net = build(config, name or _model_name(config))
+    assert isinstance(net, QueryDetector)
     load_exactly(net, tensors, where=path)
     if headless:
         mark_headless(net, to_train, path)

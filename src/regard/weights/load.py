@@ -40,9 +40,9 @@ def load(source: str | Path, *, model: str | None = None, classes: str | Path | 
         source: a run folder (its best checkpoint is loaded), a checkpoint folder, a weights file, a model folder of the
             Hugging Face hub, or a name of `list_models()`, whose released weights are downloaded once. A weights file
             is `.pth` or `.safetensors` with the tensor names of the DETR authors, of torchvision (convolutional
-            classifiers, RetinaNet), or of the DeiT authors, timm or Hugging Face (vision transformers). The `config.json` and
-            `preprocessor_config.json` of a hub folder give the classes, the normalisation and the crop of a vision
-            transformer.
+            classifiers, RetinaNet), or of the DeiT authors, timm or Hugging Face (vision transformers). The
+            `config.json` and `preprocessor_config.json` of a hub folder give the classes, the normalisation and the
+            crop of a vision transformer.
         model: the name of the model in a weights file, where neither the file name nor the tensors determine it
             (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
             another image size than the file: the position embeddings are resized, with a warning.

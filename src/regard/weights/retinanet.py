@@ -54,6 +54,7 @@ def load_retinanet(tensors: Mapping[str, Tensor], path: Path, *, model: str | No
     count = len(tensors[CLASS_TENSORS[0]]) // ANCHORS
     config = replace(config, num_classes=count, backbone_norm="batch" if trained else "frozen")
     net = build(config, model or f"retinanet_{config.backbone}")
+    assert isinstance(net, RetinaNet)
     load_exactly(net, tensors, where=path)
     if path.name.startswith(WITHOUT_EPSILON):
         _take_epsilon_away(net)
