@@ -182,8 +182,8 @@ def test_attention_is_all_that_differs_between_the_tiny_ones():
 
 
 def test_settings_that_do_not_go_together():
-    with refused(ConfigError, "channels", "48", "32", code="C05"):
-        RetinaNetConfig(head_norm=True, channels=48)
+    with refused(ConfigError, "channels", "44", "8", code="C05"):
+        RetinaNetConfig(head_norm=True, channels=44)
     with refused(ConfigError, "anchor_size", "0", code="C08"):
         RetinaNetConfig(anchor_size=0)
     with refused(ConfigError, "feature_maps=4", "small", code="C03"):

@@ -96,8 +96,7 @@ def explain(
             kind, maps, columns = _explain_detector(net, pixels, where, what, options)
             rejected = None if maps else _rejected(net, pixels, threshold)
         elif isinstance(net, DETRDemo):
-            remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
-            raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
+            raise ConfigError(f"{net.card.name} cannot be explained", remedy="take detr_resnet50", code="C09")
         elif threshold is not None:
             raise ConfigError("threshold is for the detections of a DETR", remedy="leave it out", code="C09")
         elif isinstance(net, RetinaNet):

@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from regard.errors import ConfigError
 from regard.models.backbone import create_backbone
-from regard.models.configs.retinanet import GROUPS, RetinaNetConfig
+from regard.models.configs.retinanet import GROUP_WIDTH, RetinaNetConfig
 from regard.models.panoptic import finer_channels
 from regard.models.resnet import POSITION_TABLES
 from regard.structures.boxes import cxcywh_to_xyxy, decode_boxes, xyxy_to_cxcywh
@@ -61,7 +61,7 @@ class RetinaNet(nn.Module):
         widths = [*finer[: config.feature_maps - 1][::-1], self.backbone.num_channels]
         c = config.channels
         self.fpn = FeaturePyramidNetwork(widths, c, extra_blocks=LastLevelP6P7(c, c))
-        norm = partial(nn.GroupNorm, GROUPS) if config.head_norm else None
+        norm = partial(nn.GroupNorm, c // GROUP_WIDTH) if config.head_norm else None
         self.head = RetinaNetHead(c, ANCHORS, config.num_classes, norm_layer=norm)
         self.anchors = AnchorGenerator(*_anchor_shapes(config))
 

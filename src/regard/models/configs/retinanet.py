@@ -8,7 +8,7 @@ from typing import Literal
 from regard.config import check_choices
 from regard.errors import ConfigError
 
-GROUPS = 32  # of group normalisation in the heads, as in torchvision
+GROUP_WIDTH = 8  # channels of a group of the heads' normalisation: torchvision has 32 groups of 256 channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class RetinaNetConfig:
         for name in ("num_classes", "image_size", "feature_maps", "channels", "anchor_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
-        if self.head_norm and self.channels % GROUPS:
-            what = f"model.channels {self.channels} is not a multiple of {GROUPS}, the groups of model.head_norm"
+        if self.head_norm and self.channels % GROUP_WIDTH:
+            what = f"model.channels {self.channels} is not a multiple of {GROUP_WIDTH}, as model.head_norm needs it"
             raise ConfigError(what, code="C05")
 
     @property
