@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 import regard
 from refusals import refused
+from regard.data.batches.detection import collate
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.samples import Sample
@@ -18,6 +20,7 @@ from regard.errors import CheckpointError, ConfigError
 from regard.evaluation.detection import criterion_of
 from regard.losses import AnchorCriterion
 from regard.models.build import build, create
+from regard.models.catalog import preset
 from regard.models.retinanet import RetinaNet
 from regard.recipes import recipe_for
 from regard.runs.detection_task import augmentation_of
@@ -235,3 +238,21 @@ def test_a_losss_gradient_moves_boxes_to_objects():
         optimizer.step()
     torch.testing.assert_close(offsets[0, 0], encode_boxes(boxes[0] * 80, anchors[0]), atol=2e-3, rtol=0)
     assert (offsets[0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["retinanet_tiny", "retinanet_aa_tiny"])
+def test_it_learns_some_images_by_heart(name, tmp_path):
+    write_shapes(ShapesConfig(train=1, val=4, size=64), tmp_path / "data")
+    dataset = open_detection(tmp_path / "data", "val")
+    batch = collate(list(dataset))
+    torch.manual_seed(0)
+    net = build(replace(preset(name), num_classes=3), name, dataset.categories, (64, 64)).train()
+    criterion, images = AnchorCriterion(3), batch.images.normalized()
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        criterion.total(criterion(net(images), batch.targets)).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+    scores = regard.evaluate(net.eval(), tmp_path / "data", workers=0, quiet=True)
+    assert scores.stats["AP50"] > 0.9 and scores.stats["AP"] > 0.5
