@@ -33,7 +33,7 @@ from regard.evaluation.detection_pictures import MAX_COMPARISONS, MIN_SCORE, dra
 from regard.evaluation.options import DetectionEvaluationOptions
 from regard.evaluation.segments import SegmentCollector, SegmentTotals, best_totals, sizes_of
 from regard.evaluation.worst_images import write_worst_detections, write_worst_segments
-from regard.losses import SetCriterion
+from regard.losses import AnchorCriterion, SetCriterion
 from regard.metrics.charts.detection import plot_detections
 from regard.metrics.curves import detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
@@ -42,8 +42,9 @@ from regard.metrics.segmentation import SegmentationScores
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
-from regard.recipes import recipe_from_file
-from regard.recipes.detection import DetectionRecipe
+from regard.models.retinanet import RetinaNet
+from regard.recipes import DetectorRecipe, recipe_from_file
+from regard.recipes.retinanet import RetinaNetRecipe
 from regard.results.postprocess import (
     ScoredQueries,
     boxes_in_pixels,
@@ -61,6 +62,7 @@ from regard.training.distributed import Processes
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 ObjectDataset = CocoDataset | PanopticDataset
+Criterion = SetCriterion | AnchorCriterion
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def evaluate_on(
 def evaluate_detector(
     net: Detector,
     dataset: ObjectDataset,
-    criterion: SetCriterion,
+    criterion: Criterion,
     *,
     batch_size: int,
     workers: int,
@@ -206,7 +208,7 @@ def evaluate_detector(
     return collector.scores(processes, _mean_losses(criterion, processes.gather(sums), len(dataset)))
 
 
-def _mean_losses(criterion: SetCriterion, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
+def _mean_losses(criterion: Criterion, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
     """Return the mean of each loss and their weighted sum `loss`, from the sums of all processes.
 
     Processes may have different numbers of batches, so means of means would not do.
@@ -326,8 +328,11 @@ def open_objects(
     return open_detection(folder, split, categories=like, masks=masks)
 
 
-def criterion_of(settings: DetectionRecipe) -> SetCriterion:
+def criterion_of(settings: DetectorRecipe) -> Criterion:
     """Build the loss of a recipe."""
+    if isinstance(settings, RetinaNetRecipe):
+        count = settings.model.num_classes
+        return AnchorCriterion(count, class_weight=settings.class_weight, bbox_weight=settings.bbox_weight)
     return SetCriterion(
         settings.model.num_classes,
         classification="focal" if settings.model.sigmoid else "softmax",
@@ -340,13 +345,22 @@ def criterion_of(settings: DetectionRecipe) -> SetCriterion:
     )
 
 
-def _criterion_for(run: Path | None, net: Detector) -> SetCriterion:
+def _criterion_for(run: Path | None, net: Detector) -> Criterion:
     """Build the loss of a run, so that losses compare to those in training; the default loss if there is no run."""
     settings = None if run is None else run / "config.yaml"
     recipe = recipe_from_file(settings) if settings is not None and settings.is_file() else None
-    if isinstance(recipe, DetectionRecipe):
-        return criterion_of(replace(recipe, model=replace(recipe.model, num_classes=net.config.num_classes)))
+    if isinstance(recipe, DetectorRecipe):
+        return criterion_of(with_classes(recipe, net.config.num_classes))
+    if isinstance(net, RetinaNet):
+        return AnchorCriterion(net.config.num_classes)
     return SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
+
+
+def with_classes(settings: DetectorRecipe, num_classes: int) -> DetectorRecipe:
+    """Return a recipe with the number of classes of the data."""
+    if isinstance(settings, RetinaNetRecipe):
+        return replace(settings, model=replace(settings.model, num_classes=num_classes))
+    return replace(settings, model=replace(settings.model, num_classes=num_classes))
 
 
 def _evaluated_categories(

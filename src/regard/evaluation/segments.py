@@ -14,6 +14,7 @@ from regard.evaluation.detection_pictures import MAX_COMPARISONS
 from regard.evaluation.worst_images import WorstSegments, worst_segments
 from regard.metrics.panoptic import PanopticCounts
 from regard.models.configs.detr import DETRConfig
+from regard.models.configs.retinanet import RetinaNetConfig
 from regard.models.detr import DETR
 from regard.results.postprocess import ImageSizes, panoptic_segments, segment_method, segment_queries, segment_threshold
 from regard.structures.outputs import DetectionOutput
@@ -24,7 +25,7 @@ THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 MAX_SEARCHED = 500  # images; a set with more is evaluated at one threshold, since each costs time
 
 
-def thresholds_to_try(config: DETRConfig, images: int) -> tuple[float, ...]:
+def thresholds_to_try(config: DETRConfig | RetinaNetConfig, images: int) -> tuple[float, ...]:
     """Return the minimum scores that a training tries: one alone for softmax scores, or if trying takes too long."""
     if config.sigmoid and images <= MAX_SEARCHED:
         return THRESHOLDS

@@ -99,7 +99,7 @@ class SetCriterion:
             DivergedError: a prediction is not finite.
             DataError: a label is not below `num_classes`; checked on the host only, to avoid a synchronisation.
         """
-        _check_labels(targets, self.num_classes)
+        check_labels(targets, self.num_classes)
         layers = [*output.auxiliary, output]
         logits = torch.stack([layer.logits for layer in layers]).float()
         boxes = torch.stack([layer.boxes for layer in layers]).float()
@@ -260,8 +260,12 @@ def average_over_processes(count: float, device: torch.device) -> Tensor | float
     return (total / torch.distributed.get_world_size()).clamp(min=1)
 
 
-def _check_labels(targets: Sequence[Target], num_classes: int) -> None:
-    """Check labels: one beyond the classes would mean no-object, or crash a GPU with a misleading error."""
+def check_labels(targets: Sequence[Target], num_classes: int) -> None:
+    """Check labels: one beyond the classes would mean no-object, or crash a GPU with a misleading error.
+
+    Raises:
+        DataError: a label is not a class (A20); checked on the host only, to avoid a synchronisation.
+    """
     for i, target in enumerate(targets):
         labels = target["labels"]
         if labels.device.type == "cpu" and len(labels):

@@ -1,4 +1,4 @@
-"""Recipes of detectors: one function per published training, which returns a frozen `DetectionRecipe`."""
+"""Recipes of DETR: one function per published training, which returns a frozen `DetectionRecipe`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from regard.data.coco.published import is_published_coco
 from regard.data.paths import GENERATED, data_text
 from regard.errors import ConfigError, unknown_name
 from regard.models.catalog import SHORT_SIDES, WEIGHTS, list_models, preset
-from regard.models.configs.detr import DETRConfig
+from regard.models.configs import SMALL_BACKBONES
+from regard.models.configs.detr import DETR_PRESETS, DETRConfig
 from regard.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(TrainingConfig):
-    """All settings of a training run of a detector."""
+    """All settings of a training run of a DETR."""
 
     name: str  # the name of the model
     data: str = ""  # folder of COCO, YOLO, Pascal VOC or CSV data, or `shapes`; required
@@ -43,11 +44,14 @@ class DetectionRecipe(TrainingConfig):
         for name in weights:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected at least 0", code="C03")
-        if not 16 <= self.short_side <= self.max_size:
-            raise ConfigError(
-                f"short_side={self.short_side} and max_size={self.max_size}, expected 16 <= short_side <= max_size",
-                code="C03",
-            )
+        check_sizes(self.short_side, self.max_size)
+
+
+def check_sizes(short_side: int, max_size: int) -> None:
+    """Raise a ConfigError (C03) for sizes of images in pixels that are too small or do not go together."""
+    if not 16 <= short_side <= max_size:
+        what = f"short_side={short_side} and max_size={max_size}, expected 16 <= short_side <= max_size"
+        raise ConfigError(what, code="C03")
 
 
 LITE = ("detr_lite", "detr_lite_panoptic")  # models for your own images
@@ -194,13 +198,14 @@ def detection_recipe_for(name: str, recipe: str | None = None, data: str | Path 
     if recipe not in DETECTION_RECIPES:
         raise unknown_name("recipe", recipe, list(DETECTION_RECIPES), code="C01")
     if recipe == "small" and name not in SHORT_SIDES:
-        raise ConfigError(f"recipe small is for {', '.join(SHORT_SIDES)}, not for {name}", code="C09")
+        known = ", ".join(tiny for tiny in SHORT_SIDES if tiny in DETR_PRESETS)
+        raise ConfigError(f"recipe small is for {known}, not for {name}", code="C09")
     return DETECTION_RECIPES[recipe](name)
 
 
 def without_backbone_weights(settings: DetectionRecipe) -> DetectionRecipe:
-    """Return settings that train the backbone `small` from the start: nobody has trained it on ImageNet."""
-    if settings.start_from != "backbone" or settings.model.backbone != "small":
+    """Return settings that train a small backbone from the start: nobody has trained it on ImageNet."""
+    if settings.start_from != "backbone" or settings.model.backbone not in SMALL_BACKBONES:
         return settings
     return replace(settings, start_from="none", lr_backbone=settings.lr)
 

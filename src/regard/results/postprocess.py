@@ -25,6 +25,9 @@ from regard.structures.segments import PanopticSegments
 MAX_DROPPED_AREA = 4  # pixels; segments of this area and below are dropped
 
 MIN_VISIBLE = 0.5  # part of a mask that better ones leave to it, below which it shows the same object again
+# Of dense detectors, as in torchvision's RetinaNet: most candidates of a level and their minimum score, the IoU above
+# which the better of two boxes of a class suppresses the other, and most detections of an image.
+CANDIDATES, MIN_SCORE, DUPLICATE_IOU, MAX_DETECTIONS = 1000, 0.05, 0.5, 300
 
 SegmentMethod = Literal["published", "clean", "scored"]
 
@@ -58,17 +61,23 @@ class ScoredQueries(NamedTuple):
 
 
 def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool = True) -> ScoredQueries:
-    """Choose the Q detections of each image, or fewer without the duplicates that `output.duplicate_iou` tells.
+    """Choose the detections of each image. Scores are float32 under mixed precision too.
 
-    Scores are float32 under mixed precision too.
+    This is the one place that knows how a detector's predictions become detections. Queries have agreed on the objects:
+    each is one detection, Q of an image, or fewer without the duplicates that `output.duplicate_iou` tells. Anchors
+    have not (`output.dense`): duplicates are suppressed, best first, and 0 to 300 detections with scores above 0.05 are
+    left.
 
     Args:
         softmax: True if classes exclude each other and the last one is no-object, as in DETR: each query is one
             detection, in query order. False for sigmoid scores: the best Q of all (query, class) pairs, best first
             (Deformable DETR).
-        multi_label: False to give each query one label with sigmoid scores too: its best class, in query order.
+        multi_label: False to give each query one label with sigmoid scores too: its best class, in query order. Of
+            anchors, a box then suppresses those of other classes too.
     """
     logits = output.logits.float()
+    if output.dense is not None:
+        return _suppress_duplicates(output, output.dense.levels, multi_label)
     num_images, num_queries, num_classes = logits.shape
     image = torch.arange(num_images, device=logits.device).repeat_interleave(num_queries)
     if softmax or not multi_label:
@@ -86,6 +95,33 @@ def _without_duplicates(found: ScoredQueries, output: DetectionOutput) -> Scored
     boxes = cxcywh_to_xyxy(output.boxes[found.image, found.query].float())
     apart = found.image * output.logits.shape[-1] + found.labels
     return found.where(batched_nms(boxes, found.scores, apart, output.duplicate_iou).sort().values)
+
+
+def _suppress_duplicates(output: DetectionOutput, levels: Sequence[int], multi_label: bool) -> ScoredQueries:
+    """Choose the detections of a dense detector: the best candidates of each level, then non-maximum suppression.
+
+    Boxes that lie outside of the image have no area once they are clipped, and are left out.
+    """
+    chosen = []
+    for image, (logits, boxes) in enumerate(zip(output.logits.float(), output.boxes.float(), strict=True)):
+        parts, first = [], 0
+        inside = (boxes[:, 2:] > 0).all(1, keepdim=True)
+        for scores in (logits.sigmoid() * inside).split(list(levels)):
+            values, labels = scores.max(-1)
+            anchors = torch.arange(first, first + len(scores), device=scores.device)
+            first += len(scores)
+            if multi_label:
+                anchors = anchors[:, None].expand_as(scores).flatten()
+                labels = torch.arange(scores.shape[1], device=scores.device).expand_as(scores).flatten()
+                values = scores.flatten()
+            kept = (values > MIN_SCORE).nonzero()[:, 0]
+            kept = kept[values[kept].topk(min(CANDIDATES, len(kept))).indices]
+            parts.append((anchors[kept], labels[kept], values[kept]))
+        anchors, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
+        groups = labels if multi_label else torch.zeros_like(labels)
+        best = batched_nms(cxcywh_to_xyxy(boxes[anchors]), values, groups, DUPLICATE_IOU)[:MAX_DETECTIONS]
+        chosen.append((torch.full_like(best, image), anchors[best], labels[best], values[best]))
+    return ScoredQueries(*(torch.cat(column) for column in zip(*chosen, strict=True)))
 
 
 def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float) -> ScoredQueries:

@@ -1,4 +1,4 @@
-"""The job of a detector: how a recipe, data and starting weights become a run."""
+"""The job of a DETR: how a recipe, data and starting weights become a run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.layout import has_panoptic
 from regard.data.coco.panoptic import PanopticDataset
 from regard.data.generated.shapes import data_folder
-from regard.errors import ConfigError, MachineError
+from regard.errors import ArchitectureError, ConfigError, MachineError
 from regard.evaluation.detection import open_objects
 from regard.metrics.charts.detection import plot_dataset
 from regard.metrics.masks import check_outlines
-from regard.models.build import Detector, Model, build
+from regard.models.build import Model, QueryDetector, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
+from regard.models.retinanet import RetinaNet
 from regard.recipes.auto import FEW_STEPS, fit_to_data, scale_to_batch
 from regard.recipes.detection import DetectionRecipe
 from regard.runs.batch_size import MAX_BATCH, largest_batch
 from regard.runs.data_summary import summarize
 from regard.runs.detection_task import DetectionTask
 from regard.training.distributed import Processes, choose_device
-from regard.weights.backbone import fit_backbone, is_detector
+from regard.weights.backbone import classifier_file, fit_backbone
 from regard.weights.detr import imagenet_weights, load_backbone, transfer
-from regard.weights.hub_folder import find_weights
 from regard.weights.load import load, load_to_train
 from regard.weights.state_dict import read_weights
 
@@ -42,7 +42,7 @@ START_FROZEN = "set start_from=RUN, a detector trained on these data with --reci
 
 
 class DetectionJob:
-    """Prepares the run of a detector. `ClassificationJob` has the same steps.
+    """Prepares the run of a DETR. `ClassificationJob` has the same steps.
 
     Args:
         settings: the recipe.
@@ -88,7 +88,7 @@ class DetectionJob:
         model = replace(settings.model, num_classes=num_classes, num_queries=num_queries)
         self.settings = replace(settings, model=model)
         self.backbone: Mapping[str, Tensor] = {}
-        self.source: Detector | None = None
+        self.source: QueryDetector | None = None
 
     def _fit(
         self, settings: DetectionRecipe, given: Collection[str], processes: Processes, find_batch: bool
@@ -139,11 +139,14 @@ class DetectionJob:
         if settings.start_from in CONFIGS and settings.start_from not in WEIGHTS:
             what = f"no released weights of {settings.start_from} to start from"
             raise ConfigError(what, remedy="set start_from=RUN, or leave out --recipe", code="K01")
-        if (file := self._backbone_file()) is not None:
+        if (file := classifier_file(settings.start_from)) is not None:
             return self._read_backbone(file)
         if settings.start_from != "none":
             source = self._load_source()
-            if isinstance(source, Detector):
+            if isinstance(source, RetinaNet):
+                what = f"weights of {source.card.name} for a DETR"
+                raise ArchitectureError(what, where=settings.start_from, remedy="start from a DETR", code="K07")
+            if isinstance(source, QueryDetector):
                 self.source = source
                 return self._keep_queries(source) if settings.freeze_detector else []
             if settings.freeze_detector:
@@ -170,14 +173,6 @@ class DetectionJob:
             remedy = f"{error.remedy}; {other}" if error.remedy else other
             raise MachineError(error.what, where=error.where, remedy=remedy, code=error.code) from error
 
-    def _backbone_file(self) -> Path | None:
-        """Return the weights file to start from if it holds no detector, or None."""
-        path = Path(self.settings.start_from)
-        file = find_weights(path) if path.is_dir() else path
-        if file is None or not file.is_file() or (file.parent / "manifest.json").exists():
-            return None
-        return None if is_detector(read_weights(file).tensors) else file
-
     def _read_backbone(self, file: Path) -> list[str]:
         """Read the weights of the backbone from a file of a classifier. Returns notes for the user."""
         settings = self.settings
@@ -187,7 +182,7 @@ class DetectionJob:
         self.backbone = fit_backbone(settings.model, read_weights(file).tensors, file)
         return [f"the backbone starts from {file}"]
 
-    def _keep_queries(self, source: Detector) -> list[str]:
+    def _keep_queries(self, source: QueryDetector) -> list[str]:
         """Take the number of queries of a detector that stays frozen. Returns notes for the user."""
         count, given = source.config.num_queries, self.settings.model.num_queries
         model = replace(self.settings.model, num_queries=count)
@@ -212,12 +207,13 @@ class DetectionJob:
             ]
         return []
 
-    def starting_model(self) -> tuple[Detector, list[str]]:
+    def starting_model(self) -> tuple[QueryDetector, list[str]]:
         """Build the model as it is before the first step. Returns it with notes for the user."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         sizes = (settings.short_side, settings.max_size)
         net = build(settings.model, settings.name, self.train_data.categories, sizes)
+        assert isinstance(net, QueryDetector)
         if self.backbone:
             load_backbone(net.backbone, self.backbone, where=settings.start_from)
         net.card = replace(net.card, panoptic=isinstance(self.train_data, PanopticDataset))

@@ -25,11 +25,13 @@ from regard.evaluation import evaluate
 from regard.models.build import Model
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
+from regard.recipes.retinanet import RetinaNetRecipe
 from regard.reports.report import NAME, write_report
 from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob
 from regard.runs.detection_task import DetectionTask
+from regard.runs.retinanet import RetinaNetJob
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
@@ -38,7 +40,7 @@ from regard.training.reports import EVALUATION_METRICS, Reporter
 from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state
 
-Job = DetectionJob | ClassificationJob
+Job = DetectionJob | RetinaNetJob | ClassificationJob
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def run_training(
             raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
         if isinstance(settings, DetectionRecipe):
             return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet)
-        return _train(ClassificationJob(settings), output, resume, group, quiet)
+        job: Job = RetinaNetJob(settings) if isinstance(settings, RetinaNetRecipe) else ClassificationJob(settings)
+        return _train(job, output, resume, group, quiet)
 
 
 def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:

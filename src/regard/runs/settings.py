@@ -12,7 +12,7 @@ from regard.data.paths import GENERATED, check_data, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
-from regard.recipes import Recipe, recipe_for, recipe_from_file
+from regard.recipes import DetectorRecipe, Recipe, recipe_for, recipe_from_file
 from regard.recipes.classification import imagenet_recipe
 from regard.recipes.detection import (
     DetectionRecipe,
@@ -137,4 +137,4 @@ def check_paths(settings: Recipe) -> None:
         MachineError: the package of a tracker is not installed (T15).
     """
     check_trackers(settings.log_to or ())
-    check_data(settings.data, ("shapes",) if isinstance(settings, DetectionRecipe) else ("digits", "shapes"))
+    check_data(settings.data, ("shapes",) if isinstance(settings, DetectorRecipe) else ("digits", "shapes"))

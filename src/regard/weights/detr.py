@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError
 from regard.models.backbone import RESNETS
-from regard.models.build import Detector, build
+from regard.models.build import QueryDetector, build
 from regard.models.catalog import WEIGHTS, preset
 from regard.models.configs import CLASSIFIER_PRESETS, ModelConfig
 from regard.models.configs.detr import DETRConfig, DETRDemoConfig
@@ -48,7 +48,7 @@ MASK_PREFIXES = ("bbox_attention.", "mask_head.")
 QUERY_TENSORS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")
 
 
-def load_file(path: str | Path, *, model: str | None = None, to_train: bool = False) -> Detector:
+def load_file(path: str | Path, *, model: str | None = None, to_train: bool = False) -> QueryDetector:
     """Return a detector with the weights of a file of the DETR authors, in evaluation mode.
 
     Sizes and the number of classes come from the tensors. The tensors do not show the number of heads, nor whether the
@@ -99,6 +99,7 @@ def load_file(path: str | Path, *, model: str | None = None, to_train: bool = Fa
         what = f"weights of a {_family(config)}, but {name} is a {_family(known)}"
         raise ArchitectureError(what, where=path, remedy="name the model that the file belongs to", code="K07")
     net = build(config, name or _model_name(config))
+    assert isinstance(net, QueryDetector)
     load_exactly(net, tensors, where=path)
     if headless:
         mark_headless(net, to_train, path)
@@ -150,7 +151,7 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str
 
 
 @torch.no_grad()
-def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
+def transfer(source: QueryDetector, net: QueryDetector, *, whole: bool = False) -> str:
     """Copy the weights of a trained detector to a new one with other classes or another number of queries.
 
     The rows of the class outputs are copied for classes of the same name and for no-object. Of the queries, the first
@@ -211,7 +212,7 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}{masks}"
 
 
-def _differences(source: Detector, net: Detector) -> list[str]:
+def _differences(source: QueryDetector, net: QueryDetector) -> list[str]:
     """Describe the settings that differ and that tensors do not show, or show only if the source has fewer layers."""
     found = []
     if source.config.sigmoid != net.config.sigmoid:
@@ -223,7 +224,7 @@ def _differences(source: Detector, net: Detector) -> list[str]:
     return found
 
 
-def _incomplete_error(source: Detector, net: Detector) -> CheckpointError:
+def _incomplete_error(source: QueryDetector, net: QueryDetector) -> CheckpointError:
     """Return the error for a frozen detector with weights that the trained one lacks."""
     known = {category.name for category in source.card.categories}
     unknown = [category.name for category in net.card.categories if category.name not in known]

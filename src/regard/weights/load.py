@@ -17,6 +17,7 @@ from regard.errors import ArchitectureError, CheckpointError, NewerVersionError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
+from regard.models.configs.retinanet import RetinaNetConfig
 from regard.models.detr import DETR
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
@@ -27,6 +28,7 @@ from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.hub_folder import HubFolder, find_weights, fold_normalisation, read_hub_folder, update_card
 from regard.weights.packages import released_file
+from regard.weights.retinanet import is_retinanet, load_retinanet
 from regard.weights.source import check_source
 from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
@@ -39,9 +41,9 @@ def load(source: str | Path, *, model: str | None = None, classes: str | Path | 
         source: a run folder (its best checkpoint is loaded), a checkpoint folder, a weights file, a model folder of the
             Hugging Face hub, or a name of `list_models()`, whose released weights are downloaded once. A weights file
             is `.pth` or `.safetensors` with the tensor names of the DETR authors, of torchvision (convolutional
-            classifiers), or of the DeiT authors, timm or Hugging Face (vision transformers). The `config.json` and
-            `preprocessor_config.json` of a hub folder give the classes, the normalisation and the crop of a vision
-            transformer.
+            classifiers, RetinaNet), or of the DeiT authors, timm or Hugging Face (vision transformers). The
+            `config.json` and `preprocessor_config.json` of a hub folder give the classes, the normalisation and the
+            crop of a vision transformer.
         model: the name of the model in a weights file, where neither the file name nor the tensors determine it
             (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
             another image size than the file: the position embeddings are resized, with a warning.
@@ -113,9 +115,11 @@ def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Mod
 def _load_weights(path: Path, model: str | None, to_train: bool) -> Model:
     name = model or next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
     known = None if name is None else CONFIGS.get(name)
-    if name is None or isinstance(known, ClassifierConfig):
+    if name is None or isinstance(known, ClassifierConfig | RetinaNetConfig):
         tensors = read_weights(path).tensors
-        if known is not None or is_vit(tensors):
+        if is_retinanet(tensors) and not isinstance(known, ClassifierConfig):
+            return load_retinanet(tensors, path, model=name)
+        if isinstance(known, ClassifierConfig) or (known is None and is_vit(tensors)):
             folder = read_hub_folder(path)
             net = load_classifier(tensors, name, num_heads=folder.num_heads, to_train=to_train, where=path)
             return _apply_folder(net, folder, path, model) if isinstance(net, VisionTransformer) else net
