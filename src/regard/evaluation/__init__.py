@@ -65,7 +65,7 @@ def evaluate(
 
     run = Path(source) if isinstance(source, (str, Path)) and (Path(source) / "checkpoints").is_dir() else None
     output = run if output is None else Path(output)
-    net, place = load_on(source if classes is None else _named(source, classes), device)
+    net, place = load_on(source if classes is None else _named(source, classes, device), device)
     _check_words(net, text)
     if output is not None:  # before the work, which may take an hour
         make_writable(output)
@@ -80,13 +80,14 @@ def evaluate(
     return evaluation.scores
 
 
-def _named(source: str | Path | Model, classes: str | Path | Sequence[str]) -> Model:
+def _named(source: str | Path | Model, classes: str | Path | Sequence[str], device: str) -> Model:
     if not isinstance(source, (str, Path)):
         remedy = "name them when it is loaded: regard.load(path, classes=...)"
         raise ConfigError("classes name those of a file, not of a model", remedy=remedy, code="C09")
+    from regard.training.distributed import choose_device
     from regard.weights.load import load
 
-    return load(source, classes=classes)
+    return load(source, classes=classes).to(choose_device(device))
 
 
 def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int) -> str:

@@ -294,7 +294,7 @@ class AnchorDecoder(Decoder):
             sines = sine_embedding(anchors * SCALE, self.embed_dim // 2, TEMPERATURE)  # (B, N, 4, C/2)
             x = layer(
                 x,
-                self.position_mlp(sines.flatten(2)),
+                self.position_mlp(sines.flatten(2).to(x.dtype)),
                 memory,
                 memory_positions,
                 cross_positions=self._look_from(x, anchors),
@@ -316,7 +316,7 @@ class AnchorDecoder(Decoder):
         y, x_ = (sine_embedding(p * SCALE, self.embed_dim // 2, TEMPERATURE) for p in (cy, cx))
         ref_w, ref_h = self.size_mlp(x).sigmoid().unbind(-1)
         sines = torch.cat((y * (ref_h / h)[..., None], x_ * (ref_w / w)[..., None]), dim=-1)
-        return sines * self.scale_mlp(x)
+        return sines.to(x.dtype) * self.scale_mlp(x)
 
 
 def noise_boxes(boxes_cxcywh: Tensor, scale: float) -> Tensor:
@@ -346,7 +346,8 @@ def move_by_size(boxes_cxcywh: Tensor, change: Tensor) -> Tensor:
     change = change.to(torch.promote_types(change.dtype, torch.float32))
     size = boxes_cxcywh[..., 2:].clamp(min=EPS)
     centre = boxes_cxcywh[..., :2] + size * change[..., :2]
-    return torch.cat((centre, size * change[..., 2:].clamp(max=MAX_GROWTH).exp()), dim=-1).clamp(EPS, 1)
+    moved = torch.cat((centre, size * change[..., 2:].clamp(max=MAX_GROWTH).exp()), dim=-1)
+    return moved + (moved.clamp(EPS, 1) - moved).detach()  # the gradient can bring back what is outside
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:

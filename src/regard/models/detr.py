@@ -25,7 +25,6 @@ from regard.models.anchors import (
     AnchorQueries,
     Proposals,
     QuerySet,
-    cell_boxes,
     group_mask,
     move_by_size,
     move_logits,
@@ -36,6 +35,7 @@ from regard.models.panoptic import (
     PLACE_MAPS,
     AttentionMap,
     MaskHead,
+    cell_centres,
     ellipse_logits,
     finer_channels,
     relative_places,
@@ -165,6 +165,8 @@ class DETR(nn.Module):
         self.requires_grad_(False)
         self.bbox_attention.requires_grad_()
         self.mask_head.requires_grad_()
+        if self.config.mask_dim:
+            self.mask_proj.requires_grad_()
         self.detector_is_frozen = True
         self.train(self.training)
 
@@ -206,7 +208,7 @@ class DETR(nn.Module):
             padding = torch.zeros(len(projected), *size, dtype=torch.bool, device=projected.device)
         else:
             padding = ~inputs.visible.view(-1, *size)
-        places = relative_places(cell_boxes(padding, size=0.0)[..., :2][image], boxes).to(maps.dtype)
+        places = relative_places(cell_centres(padding)[image], boxes).to(maps.dtype)
         logits = self.mask_head(torch.cat((maps, places), dim=1), self.mask_proj(projected), inputs.finer, image)
         return logits + ellipse_logits(places, (logits.shape[-2], logits.shape[-1]))
 

@@ -108,6 +108,19 @@ class MaskHead(nn.Module):
         return self.out_lay(x)[:, 0]
 
 
+def cell_centres(padding: Tensor) -> Tensor:
+    """Return x and y of the centre of each cell (B, h, w, 2), as fractions of the image; beyond 1 in its padding.
+
+    Args:
+        padding: (B, h, w) bool, at the right and at the bottom.
+    """
+    height, width = padding.shape[-2:]
+    rows, columns = (~padding).any(2).sum(1), (~padding).any(1).sum(1)
+    y = (torch.arange(height, device=padding.device) + 0.5) / rows[:, None]
+    x = (torch.arange(width, device=padding.device) + 0.5) / columns[:, None]
+    return torch.stack((x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), dim=-1)
+
+
 def relative_places(centres: Tensor, boxes: Tensor) -> Tensor:
     """Return where cells lie, seen from a box: (M, 2, h, w), in its widths and heights from its centre, up to 2.
 

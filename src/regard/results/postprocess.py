@@ -92,7 +92,7 @@ def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool =
 
 def _without_duplicates(found: ScoredQueries, output: DetectionOutput) -> ScoredQueries:
     """Drop the worse of two boxes of a class and image that overlap by more than `output.duplicate_iou`."""
-    boxes = cxcywh_to_xyxy(output.boxes[found.image, found.query].float())
+    boxes = cxcywh_to_xyxy(output.boxes[found.image, found.query].double())  # NMS adds the number of the group to them
     apart = found.image * output.logits.shape[-1] + found.labels
     return found.where(batched_nms(boxes, found.scores, apart, output.duplicate_iou).sort().values)
 

@@ -90,6 +90,7 @@ def training_step(
         torch.OutOfMemoryError: the memory of the GPU does not suffice.
     """
     task = DetectionTask(settings, train, val, processes)
+    task.together = False  # a process that runs out of memory must not leave the others waiting
     net = build(settings.model, settings.name, train.categories, (settings.short_side, settings.max_size))
     net = net.to(processes.device).train()
     if settings.freeze_detector:

@@ -264,6 +264,7 @@ def _with_model_of_source(settings: DetectionRecipe, given: Collection[str]) -> 
     own = {
         field.name: getattr(settings.model, field.name) for field in fields(config) if f"model.{field.name}" in given
     }
+    own |= {name: getattr(settings.model, name) for name in ("masks", "mask_dim")}  # the data were opened for these
     kept = {f"model.{field.name}" for field in fields(config)} - {"model.num_queries"}
     return replace(settings, model=replace(config, **own)), {*given, *kept}
 

@@ -57,6 +57,9 @@ class DetectionTask:
         self.val = val
         self.categories = train.categories
         self.masks = train.masks
+        self.together = (
+            True  # whether losses are divided by the objects of all processes, which then wait for each other
+        )
         self.processes = processes
         self.pictures = pictures
         self.criterion = criterion_of(settings)
@@ -90,7 +93,7 @@ class DetectionTask:
         if self.masks:
             detector = model.module if isinstance(model, DistributedDataParallel) else model
             masks = partial(cast(DETR, detector).masks, output)
-        losses = self.criterion(output, batch.targets, masks=masks)
+        losses = self.criterion(output, batch.targets, masks=masks, together=self.together)
         if isinstance(self.criterion, AnchorCriterion):
             return self.criterion.total(losses), losses
         last = self.criterion.total({name: losses[name] for name in LOSSES if name in losses})

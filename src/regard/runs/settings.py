@@ -12,6 +12,7 @@ from regard.data.paths import GENERATED, check_data, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
+from regard.models.configs.detr import DETRConfig, DETRDemoConfig
 from regard.recipes import DetectorRecipe, Recipe, recipe_for, recipe_from_file
 from regard.recipes.classification import imagenet_recipe
 from regard.recipes.detection import (
@@ -80,9 +81,10 @@ def _with_given(settings: DetectionRecipe, given: Sequence[str]) -> DetectionRec
 
 def _recipe_of(model: str, data: str | Path | None, recipe: str | None) -> Recipe:
     """Return the named recipe of a model; without a name the published one on ImageNet and COCO, else its default."""
-    if not isinstance(preset(model), ClassifierConfig):
+    config = preset(model)
+    if isinstance(config, (DETRConfig, DETRDemoConfig)):
         return detection_recipe_for(model, recipe, data)
-    if recipe is None and data is not None:
+    if isinstance(config, ClassifierConfig) and recipe is None and data is not None:
         from regard.data.class_images.imagenet import is_imagenet  # imports numpy
 
         recipe = imagenet_recipe(model) if is_imagenet(data) else None

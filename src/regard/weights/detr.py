@@ -42,7 +42,7 @@ DETR_KEYS = (
 )
 
 # Prefixes of the tensors that only models with masks have.
-MASK_PREFIXES = ("bbox_attention.", "mask_head.")
+MASK_PREFIXES = ("bbox_attention.", "mask_head.", "mask_proj.")
 
 # Tensors with a row for each query of each group.
 QUERY_TENSORS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")

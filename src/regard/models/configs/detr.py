@@ -65,6 +65,8 @@ class DETRConfig:
             raise ConfigError(f"model.dropout is {self.dropout}, expected 0 <= dropout < 1", code="C03")
         if not 0 < self.anchor_size <= 1:
             raise ConfigError(f"model.anchor_size is {self.anchor_size}, expected more than 0, at most 1", code="C03")
+        if 0 < self.mask_dim < 16:
+            raise ConfigError(f"model.mask_dim is {self.mask_dim}, expected 0 or at least 16", code="C03")
         if not 0 < self.duplicate_iou <= 1:
             what = f"model.duplicate_iou is {self.duplicate_iou}, expected more than 0, at most 1"
             raise ConfigError(what, code="C03")
