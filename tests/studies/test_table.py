@@ -99,6 +99,7 @@ def test_a_killed_study_goes_on(capsys, training, tmp_path, monkeypatch):
     assert all(len(values.split(";")) == 2 for values in scores("runs/studies/attention").values())
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_stops_its_trainings(training, tmp_path, monkeypatch):
     monkeypatch.setenv("WAIT_FOR", str(tmp_path / "never"))
     driver = tmp_path / "driver.py"

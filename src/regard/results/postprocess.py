@@ -94,7 +94,7 @@ def _without_duplicates(found: ScoredQueries, output: DetectionOutput) -> Scored
     """Drop the worse of two boxes of a class and image that overlap by more than `output.duplicate_iou`."""
     boxes = cxcywh_to_xyxy(output.boxes[found.image, found.query].double())  # NMS adds the number of the group to them
     apart = found.image * output.logits.shape[-1] + found.labels
-    return found.where(batched_nms(boxes, found.scores, apart, output.duplicate_iou).sort().values)
+    return found.where(batched_nms(boxes, found.scores.double(), apart, output.duplicate_iou).sort().values)
 
 
 def _suppress_duplicates(output: DetectionOutput, levels: Sequence[int], multi_label: bool) -> ScoredQueries:
