@@ -12,7 +12,6 @@ from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups")
 def test_ctrl_c(tmp_path):
     """All processes end soon; what is said is how to go on, and the checkpoint is whole."""
     run = tmp_path / "run"

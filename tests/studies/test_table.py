@@ -78,12 +78,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(capsys, training, monkeypatc
 def test_a_killed_study_goes_on(capsys, training, tmp_path, monkeypatch):
     """After kill -9 its running trainings go on; the same command waits for them and trains the rest."""
     monkeypatch.setenv("WAIT_FOR", str(tmp_path / "go"))
-    driver = tmp_path / "driver.py"
-    driver.write_text(
-        "import sys, regard.studies.trainings as t\n"
-        f"t.launch_command = lambda words, _: [sys.executable, {str(tmp_path / 'train.py')!r}, *words]\n"
-        "from regard.cli import main\nmain(sys.argv[1:])\n"
-    )
+    driver = driver_of(tmp_path)
     words = ["study", "attention", *SMALL, "--seeds", "2", "--jobs", "2"]
     killed = subprocess.Popen([sys.executable, driver, *words], stderr=subprocess.DEVNULL)
     wait_for(lambda: len(trained(training)) == 2)
@@ -99,15 +94,9 @@ def test_a_killed_study_goes_on(capsys, training, tmp_path, monkeypatch):
     assert all(len(values.split(";")) == 2 for values in scores("runs/studies/attention").values())
 
 
-@pytest.mark.slow
 def test_an_interrupted_study_stops_its_trainings(training, tmp_path, monkeypatch):
     monkeypatch.setenv("WAIT_FOR", str(tmp_path / "never"))
-    driver = tmp_path / "driver.py"
-    driver.write_text(
-        "import sys, regard.studies.trainings as t\n"
-        f"t.launch_command = lambda words, _: [sys.executable, {str(tmp_path / 'train.py')!r}, *words]\n"
-        "from regard.cli import main\nmain(sys.argv[1:])\n"
-    )
+    driver = driver_of(tmp_path)
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         training.unlink(missing_ok=True)
         study = subprocess.Popen([sys.executable, driver, "study", "attention", *SMALL, "--jobs", "2"])
@@ -116,6 +105,18 @@ def test_an_interrupted_study_stops_its_trainings(training, tmp_path, monkeypatc
         assert study.wait(60) == code and len(trained(training)) == 2
     locks = [path for path in Path("runs/studies/trained").rglob(".lock") if is_held(path)]
     assert not locks
+
+
+def driver_of(folder):
+    """Write a command line whose trainings are those of the fixture. It hears Ctrl-C where its caller does not."""
+    driver = folder / "driver.py"
+    driver.write_text(
+        "import signal, sys, regard.studies.trainings as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit SIG_IGN\n"
+        f"t.launch_command = lambda words, _: [sys.executable, {str(folder / 'train.py')!r}, *words]\n"
+        "from regard.cli import main\nmain(sys.argv[1:])\n"
+    )
+    return driver
 
 
 def wait_for(done, seconds=120):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from types import ModuleType
 
 from regard.errors import MachineError, install_command
 
@@ -104,7 +105,7 @@ def _is_nothing(std: float, mean: float) -> bool:
     return std <= 1e-12 * max(1.0, abs(mean))
 
 
-def _scipy_stats():  # type: ignore[no-untyped-def]
+def _scipy_stats() -> ModuleType:
     try:
         from scipy import stats
     except ImportError as error:
