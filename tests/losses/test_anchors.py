@@ -1,4 +1,4 @@
-"""Which anchor learns which object, against torchvision's matcher and by hand; parity of losses: models/test_retinanet."""
+"""Which anchor learns which object, against torchvision's matcher and by hand; parity is in models/test_retinanet."""
 
 from __future__ import annotations
 
