@@ -157,6 +157,18 @@ def test_every_parameter_learns_from_images_without_objects_too(name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+def test_boxes_are_not_rounded_under_autocast():
+    """Half precision would move anchors by up to 2 pixels of 640."""
+    net = create("retinanet_tiny", num_classes=3).eval()
+    image = torch.rand(3, 640, 64)
+    with torch.no_grad():
+        expected = net([image])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = net([image])
+    assert torch.equal(output.dense.anchors, expected.dense.anchors)
+    assert output.boxes.dtype == output.dense.offsets.dtype == torch.float32
+
+
 @pytest.mark.parametrize("size", [(33, 64), (64, 64), (100, 37), (8, 8)])
 def test_images_of_any_size(size):
     net = create("retinanet_aa_tiny", num_classes=3).eval()

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard.models.configs.detr import DETRConfig as DETRConfig
+    from regard.models.configs.retinanet import RetinaNetConfig as RetinaNetConfig
     from regard.models.configs.vit import ViTConfig as ViTConfig
     from regard.models.detr import DETR as DETR
+    from regard.models.retinanet import RetinaNet as RetinaNet
     from regard.models.token_merging import merge_tokens as merge_tokens
     from regard.models.vit import VisionTransformer as VisionTransformer
     from regard.structures.outputs import DetectionOutput as DetectionOutput
@@ -20,6 +22,8 @@ _MODULES = {
     "DETRConfig": "regard.models.configs.detr",
     "DetectionOutput": "regard.structures.outputs",
     "DistilledLogits": "regard.structures.outputs",
+    "RetinaNet": "regard.models.retinanet",
+    "RetinaNetConfig": "regard.models.configs.retinanet",
     "ViTConfig": "regard.models.configs.vit",
     "VisionTransformer": "regard.models.vit",
     "merge_tokens": "regard.models.token_merging",

@@ -85,9 +85,10 @@ class RetinaNet(nn.Module):
         # At least in float32, under autocast too: half precision moves corners by pixels.
         offsets = found["bbox_regression"]
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        exact = [level.new_empty(1, 1, *level.shape[-2:], dtype=offsets.dtype) for level in levels]
-        [corners] = self.anchors(ImageList(pixels[:1], [(height, width)]), exact)  # in the type of the maps it is given
-        anchors = xyxy_to_cxcywh(corners.to(offsets.dtype))
+        # Anchors take the precision of the maps; only the shapes of these matter.
+        shapes = [level.new_empty((0, *level.shape[1:]), dtype=offsets.dtype) for level in levels]
+        [corners] = self.anchors(ImageList(pixels[:1], [(height, width)]), shapes)
+        anchors = xyxy_to_cxcywh(corners)
         counts = tuple(ANCHORS * level.shape[-2] * level.shape[-1] for level in levels)
         dense = DensePredictions(anchors, offsets, counts, batch.sizes)
         return DetectionOutput(found["cls_logits"], _boxes(offsets.detach(), anchors, batch.sizes), dense=dense)

@@ -35,9 +35,9 @@ def train(
         output: the run's folder; `runs/MODEL-N` if None.
         resume: resume the run in `output` with its own settings; `overrides` replace some.
         recipe: `auto` (settings chosen from the data), `paper`, `finetune`, `fast`, `panoptic_boxes`,
-            `panoptic_masks` or `small`; for classifiers `deit`, `deit3`, `resolution`, `transfer`, `augreg`,
-            `imagenet`, `cifar`, `finetune` or `small`; by default that of the model, for detectors
-            `auto`, on ImageNet and COCO themselves the published one.
+            `panoptic_masks` or `small`; for a RetinaNet `paper`, `finetune` or `small`; for classifiers `deit`,
+            `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; by default that of
+            the model, for detectors of the DETR family `auto`, on ImageNet and COCO themselves the published one.
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
         teacher: teacher of a classifier: a model name, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.
