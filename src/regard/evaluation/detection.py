@@ -381,6 +381,7 @@ def criterion_of(settings: DetectionRecipe) -> SetCriterion:
         giou_weight=settings.giou_weight,
         mask_weight=settings.mask_weight,
         dice_weight=settings.dice_weight,
+        auxiliary_losses=settings.auxiliary_losses,
     )
 
 
