@@ -91,10 +91,10 @@ class SetCriterion:
 
         Returns:
             Unweighted scalars under the authors' names: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, with
-            `_0`, `_1`, ... of the earlier ones if they have losses, `_dn...` of denoising queries; of the last layer only `loss_mask`
-            and `loss_dice`, if there are masks; and for logs only
-            `class_error` (percent of matched queries with a wrong class) and `cardinality_error` (mean difference
-            between the number of predicted and of real objects).
+            `_0`, `_1`, ... of the earlier ones if they have losses, `_dn...` of denoising queries; of the last layer
+            only `loss_mask` and `loss_dice`, if there are masks; and for logs only `class_error` (percent of matched
+            queries with a wrong class) and `cardinality_error` (mean difference between the number of predicted and of
+            real objects).
 
         Raises:
             DivergedError: a prediction is not finite.

@@ -110,7 +110,11 @@ def data_folder(data: str | Path) -> Path:
     if Path(data).is_dir():
         what = f"{data} means generated images, but there is also a folder of that name"
         raise ConfigError(what, where=data, remedy=f"write ./{data} for the folder, {data}: for the images", code="C09")
-    config = parse_shapes(data)
+    return shapes_folder(parse_shapes(data))
+
+
+def shapes_folder(config: ShapesConfig) -> Path:
+    """Return the folder of generated images, written at the first call to the cache folder."""
     return cached_folder(f"shapes-{config.size}px-{config.fingerprint}", lambda folder: write_shapes(config, folder))
 
 
