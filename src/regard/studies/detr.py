@@ -185,8 +185,8 @@ DETR: dict[str, Study] = {
     ),
     "more_objects": Study(
         question="Does DETR find more objects of a class than any training image has?",
-        source=f"{CARION}, figure 5 and appendix A.4: all of 24 giraffes, where training images have at most 13; all of "
-        "50 equal objects, 30 of 100",
+        source=f"{CARION}, figure 5 and appendix A.4: all of 24 giraffes, where training images have at most 13; all "
+        "of 50 equal objects, 30 of 100",
         published="share of objects found in %",
         baseline=f"{COPIES[1]} objects, the most in training",
         task="detection",
