@@ -1,4 +1,4 @@
-"""Detections of decoder layers: the AP of `evaluate` for each, and suppression as torchvision and plain loops have it."""
+"""Detections of decoder layers: the AP of `evaluate` for each, and suppression as torchvision and loops have it."""
 
 from __future__ import annotations
 
@@ -93,10 +93,7 @@ def plain_suppression(found: CocoDetections, iou: float) -> list[int]:
         x, y, w, h = found.boxes_xywh[row]
         for other in kept:
             u, v, p, q = found.boxes_xywh[other]
-            same = (found.image_ids[row], found.category_ids[row]) == (
-                found.image_ids[other],
-                found.category_ids[other],
-            )
+            same = all(ids[row] == ids[other] for ids in (found.image_ids, found.category_ids))
             shared = max(0, min(x + w, u + p) - max(x, u)) * max(0, min(y + h, v + q) - max(y, v))
             if same and shared / (w * h + p * q - shared) > iou:
                 break

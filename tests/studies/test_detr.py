@@ -2,12 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 
 import pytest
+import torch
 
 from command_line import run
 from regard.config import apply_overrides
 from regard.data.generated.shapes import parse_shapes
+from regard.evaluation.detection import criterion_of
+from regard.models.build import build
 from regard.models.catalog import preset
 from regard.recipes import recipe_for
 from regard.recipes.detection import DetectionRecipe
@@ -47,10 +53,8 @@ def test_the_papers_own_row_is_its_recipe(name):
     found = recipes(DETR[name], full=True)
     for row in DETR[name].rows:
         if row.published == 40.6:
-            recipe = found[row.name]
-            assert (
-                recipe.model == preset("detr_resnet50") and recipe.milestones == recipe_for("detr_resnet50").milestones
-            )
+            paper = recipe_for("detr_resnet50", "paper")
+            assert (found[row.name].model, found[row.name].milestones) == (paper.model, paper.milestones)
     assert all(recipe.model.backbone == "resnet50" for recipe in found.values())
 
 
@@ -60,6 +64,27 @@ def test_layers_are_those_of_one_run():
     assert len(set(plan.keys.values())) == 1 and len(plan.trainings) == 3
     recipe = next(iter(recipes(study).values()))
     assert {f"AP_{i + 1}" for i in range(recipe.model.decoder_layers)} <= {row.statistic for row in study.rows}
+
+
+@pytest.mark.parametrize("name", DETR)
+def test_every_part_of_every_network_learns(name):
+    """A step without a gradient for some parameter would stop training in several processes."""
+    torch.manual_seed(0)
+    for row, recipe in recipes(DETR[name]).items():
+        config = replace(recipe.model, num_classes=3)
+        net = build(config, row).train()
+        if recipe.freeze_detector:
+            net.freeze_detector()
+        masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+        masks[:, 8:40, 8:40] = True
+        boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.5, 0.3, 0.4]])
+        targets = [{"labels": torch.tensor([0, 2]), "boxes": boxes, **({"masks": masks} if config.masks else {})}]
+        output = net([torch.randn(3, 64, 64)], targets)
+        criterion = criterion_of(replace(recipe, model=config))
+        draw = partial(net.masks, output) if config.masks else None
+        criterion.total(criterion(output, targets, masks=draw)).backward()
+        missing = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing, (row, missing)
 
 
 def test_later_findings_come_one_by_one():
@@ -76,7 +101,7 @@ def test_later_findings_come_one_by_one():
         for r in found
     ]  # fmt: skip
     assert sets[0] == set() and [len(one) for one in sets] == [0, 1, 2, 3, 4, 5]
-    assert all(a < b for a, b in zip(sets, sets[1:], strict=False))
+    assert all(a < b for a, b in pairwise(sets))
     assert found[-1].model == preset("detr_tiny")
 
 
