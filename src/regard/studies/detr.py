@@ -262,12 +262,12 @@ DETR: dict[str, Study] = {
         rows=(
             Row(name="together", words=("detr_tiny_panoptic",), full=("detr_resnet50_panoptic",)),
             Row(
-                name="first boxes (AP)", words=("detr_tiny", "annotations=panoptic", "model.num_queries=15"), longer=1.5,
+                name="boxes (AP)", words=("detr_tiny", "annotations=panoptic", "model.num_queries=15"), longer=1.5,
                 full=("detr_resnet50", "--recipe", "panoptic_boxes"), statistic="AP", step=True,
             ),
             Row(
-                name="then masks", words=("detr_tiny_panoptic", "freeze_detector=true", f"start_from={RUN}first boxes (AP)"),
-                full=("detr_resnet50_panoptic", "--recipe", "panoptic_masks", f"start_from={RUN}first boxes (AP)"),
+                name="then masks", words=("detr_tiny_panoptic", "freeze_detector=true", f"start_from={RUN}boxes (AP)"),
+                full=("detr_resnet50_panoptic", "--recipe", "panoptic_masks", f"start_from={RUN}boxes (AP)"),
                 published=43.4, longer=0.5,
             ),
         ),
