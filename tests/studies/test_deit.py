@@ -65,12 +65,12 @@ def test_a_study_keeps_its_teacher(capsys, training, monkeypatch):
 def pair(tmp_path_factory):
     """A distilled student of one epoch, and its teacher."""
     folder = tmp_path_factory.mktemp("runs")
-    small = {"train_images": 200, "evaluate_every": 2, "workers": 0}
+    small = {"train_images": 20, "workers": 0}
     teacher = regard.train(
-        "resnet20", "digits", epochs=2, output=folder / "teacher", overrides=small, quiet=True
+        "resnet20", "digits", epochs=1, output=folder / "teacher", overrides=small, quiet=True
     ).folder
     student = regard.train(
-        "deit_nano_distilled_patch4_32", "digits", epochs=2, output=folder / "student", teacher=teacher,
+        "deit_nano_distilled_patch4_32", "digits", epochs=1, output=folder / "student", teacher=teacher,
         overrides=small, quiet=True,
     ).folder  # fmt: skip
     return student, teacher

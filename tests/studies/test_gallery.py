@@ -49,7 +49,7 @@ def test_the_page_has_its_pictures_and_commands(shapes, monkeypatch, tmp_path):
         "augmented": create("aa_resnet20", num_classes=10).eval(),
         "deit": create("deit_nano_distilled_patch4_32", num_classes=10).eval(),
     }
-    monkeypatch.setattr(gallery, "train_all", lambda rows, seeds, output: {name: [name] for name in rows})
+    monkeypatch.setattr(gallery, "train_models", lambda output: {name: name for name in gallery.MODELS})
     monkeypatch.setattr(gallery.regard, "load", models.__getitem__)
     gallery.gallery(tmp_path / "runs", tmp_path / "docs" / "page.md")
     text = (tmp_path / "docs" / "page.md").read_text()
@@ -60,3 +60,13 @@ def test_the_page_has_its_pictures_and_commands(shapes, monkeypatch, tmp_path):
             assert picture.width > 200
     for command in re.findall(r"^regard .+$", text, re.M):
         app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+
+
+def test_models_are_trained_once(training, tmp_path):
+    import json
+
+    folders = gallery.train_models(tmp_path / "runs")
+    words = [json.loads(line) for line in training.read_text().splitlines()]
+    assert len(words) == len(gallery.MODELS) and all(command.count("--data") == 1 for command in words)
+    assert gallery.train_models(tmp_path / "runs") == folders == {n: tmp_path / "runs" / f"{n}-0" for n in folders}
+    assert len(training.read_text().splitlines()) == len(words)

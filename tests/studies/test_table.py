@@ -44,7 +44,7 @@ def test_a_study_is_trained_once(capsys, training):
     run(capsys, *words).worked()
     assert len(trained(training)) == 25
     run(capsys, "study", "attention", *SMALL).worked()
-    assert len(trained(training)) == 28  # the plain network is shared, the one with default positions is not
+    assert len(trained(training)) == 31  # the plain network is shared, the one with default positions is not
     assert json.loads(Path("runs/studies/positions/results.json").read_text())["rows"][0]["runs"][0].endswith("-0")
 
 
@@ -95,7 +95,7 @@ def test_a_killed_study_goes_on(capsys, training, tmp_path, monkeypatch):
     assert "seed 0" in line and len(trained(training)) == 2
     (tmp_path / "go").touch()
     second.communicate()
-    assert second.returncode == 0 and len(trained(training)) == 4
+    assert second.returncode == 0 and len(trained(training)) == 6
     assert all(len(values.split(";")) == 2 for values in scores("runs/studies/attention").values())
 
 
@@ -146,7 +146,7 @@ def test_budget(capsys, training):
     run(capsys, *words, "--seeds", "4").worked()
     assert len(trained(training)) == 20
     fewer = run(capsys, "study", "attention", "--jobs", "1", "--budget", "2", "--train-images", "20")
-    assert "0.5 minutes for each run, 2 seeds instead of 3" in fewer.err
+    assert "0.66 minutes for each run, 1 seed instead of 3" in fewer.err
     run(capsys, *words[:4]).refused(2, "C11", "another study is here")
 
 
@@ -193,7 +193,7 @@ def test_full_prints_commands_and_runs_them_on_named_data(capsys, training):
     assert "teacher=runs/studies/distillation-full/no_distillation-0" in kind and "--data imagenet/" in kind
     run(capsys, "study", "disagreement", "--full").refused(2, "C09", "small scale only")
     run(capsys, "study", "attention", "--full", "--data", "digits", "--seeds", "1").worked()
-    assert sorted(command[1] for command in trained(training)) == ["aa_resnet50", "resnet50"]
+    assert sorted(command[1] for command in trained(training)) == ["aa_resnet50", "resnet50", "resnet50"]
     assert all("imagenet" in command and "small" not in command for command in trained(training))
 
 

@@ -5,6 +5,8 @@ regard study gallery --page docs/gallery.md
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,10 @@ from regard.errors import ConfigError
 from regard.explanations.explain import explain, explain_queries
 from regard.prediction.predict import predict_each
 from regard.safe_files import replace_text
-from regard.studies.folder import claim, train_all
+from regard.studies.folder import claim
+from regard.studies.plan import Training
+from regard.studies.trainings import Trainer, cores, environment_of
+from regard.training.distributed import choose_device
 
 DATA = "shapes:"
 # What is trained, words of `regard train` each.
@@ -46,6 +51,23 @@ class Entry:
     draw: Callable[[Path], Any]
 
 
+def train_models(output: Path) -> dict[str, Path]:
+    """Train what is missing of `MODELS`; return the folder of each.
+
+    Raises:
+        SystemExit: a training failed and said why; with its exit code.
+    """
+    trainings = []
+    for name, (model, _, data, *settings) in MODELS.items():
+        trainings.append(Training(name, (model, *settings), data, name, 0))
+    device = choose_device("auto").type
+    tell = functools.partial(print, file=sys.stderr, flush=True)
+    failures = Trainer(output, cores() if device == "cpu" else 1, environment_of(device), tell).train(trainings)
+    if failures:
+        raise SystemExit(failures[0].code)
+    return {training.row: training.folder(output) for training in trainings}
+
+
 def gallery(output: Path, page: Path | None) -> None:
     """Train the models, draw the page and its pictures, and print where it is.
 
@@ -61,7 +83,7 @@ def gallery(output: Path, page: Path | None) -> None:
         raise ConfigError("the page is a Markdown file", where=page, remedy="name it gallery.md", code="C11")
     claim(output, {"models": MODELS})
     data_folder(DATA)  # made once, before two trainings would make it
-    runs = {name: folders[0] for name, folders in train_all(MODELS, 1, output).items()}
+    runs = train_models(output)
     pictures = page.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     lines = [

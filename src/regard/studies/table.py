@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -50,10 +49,11 @@ def run_study(name: str, study: Study, options: StudyOptions, more: Mapping[str,
     about = {"format": FORMAT, "study": name, **asdict(scale), "full": options.full, **(more or {})}
     found = plan_of(output)
 
+    from regard.studies.trainings import cores
     from regard.training.distributed import choose_device
 
     device = choose_device("auto").type
-    jobs = options.jobs or (_cores() if device == "cpu" else 1)
+    jobs = options.jobs or (cores() if device == "cpu" else 1)
     granted = _granted(study, options, jobs, (found or {}).get("budget"))
     seeds = options.seeds if granted is None else granted["seeds"]
     minutes = None if granted is None else granted["minutes"]
@@ -167,7 +167,7 @@ def _granted(study: Study, options: StudyOptions, jobs: int, found: Granted | No
     }
     minutes, seeds = share_budget(options.budget, shares, jobs)
     fewer = "" if seeds == options.seeds else f" instead of {options.seeds}, so that no run has less than half a minute"
-    _tell(f"budget: {minutes:g} minutes for each run, {seeds} seeds{fewer}")
+    _tell(f"budget: {minutes:g} minutes for each run, {seeds} seed{'s' * (seeds > 1)}{fewer}")
     return {"minutes": minutes, "seeds": seeds, "asked": options.seeds}
 
 
@@ -200,11 +200,6 @@ def _check(study: Study, options: StudyOptions) -> None:
 def _refuse(output: Path, holder: str) -> None:
     what = f"this study is running already ({holder})"
     raise MachineError(what, where=output, remedy="wait for it, or name another --output", code="T14")
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tell(line: str) -> None:

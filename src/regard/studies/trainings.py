@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ class Trainer:
         Raises:
             KeyboardInterrupt, SystemExit: interrupted; every running process has saved its state and ended.
         """
+        self.store.mkdir(parents=True, exist_ok=True)
         waiting = [one for one in trainings if not is_finished(one.folder(self.store))]
         total, kept = len(waiting), len(trainings) - len(waiting)
         if kept:
@@ -173,6 +175,11 @@ class Trainer:
         minutes = self._seconds / max(1, self._done) * left / min(self.jobs, max(1, left)) / 60
         remaining = f", about {minutes:.0f} minutes left" if minutes >= 1 else ""
         self.tell(f"{total - left} of {total} runs{remaining}: {what}")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment_of(device: str) -> dict[str, str]:
