@@ -14,17 +14,19 @@ from pathlib import Path
 import regard
 from regard.cli import app
 from regard.data.generated.shapes import ShapesConfig
-from regard.models.catalog import WEIGHTS
+from regard.models.catalog import PAPER_RESULTS, WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES
 from regard.models.parameter_counts import PARAMETER_COUNTS
 from regard.recipes.classification import CLASSIFICATION_RECIPES, ClassificationRecipe
 from regard.recipes.detection import DETECTION_RECIPES, DetectionRecipe
+from regard.recipes.retinanet import RETINANET_RECIPES, RetinaNetRecipe
 from regard.training.config import TrainingConfig
 
 SOURCE = Path(regard.__file__).parent
 FAMILY_TITLES = {
     "DETRConfig": "DETR",
     "DETRDemoConfig": "DETR, the demo of the paper",
+    "RetinaNetConfig": "RetinaNet, attention-augmented and plain",
     "ResNetConfig": "ResNet, attention-augmented and plain",
     "WideResNetConfig": "Wide ResNet, attention-augmented and plain",
     "MnasNetConfig": "MnasNet, attention-augmented and plain",
@@ -53,6 +55,8 @@ def settings_page() -> str:
         settings_table(TrainingConfig),
         "## Detection and segmentation\n",
         settings_table(DetectionRecipe, without=TrainingConfig),
+        "### RetinaNet\n",
+        settings_table(RetinaNetRecipe, without=TrainingConfig),
         "## Classification\n",
         settings_table(ClassificationRecipe, without=TrainingConfig),
         "## Networks\n",
@@ -68,6 +72,7 @@ def settings_page() -> str:
         "## Recipes\n",
         "A recipe is a published or tried training: `regard train MODEL --recipe NAME`.\n",
         *recipes("Detection and segmentation", DETECTION_RECIPES),
+        *recipes("RetinaNet", RETINANET_RECIPES),
         *recipes("Classification", CLASSIFICATION_RECIPES),
     ]
     return "\n".join(parts)
@@ -194,7 +199,8 @@ def models_page() -> str:
     parts = [
         "# Models\n",
         "`regard.create(NAME)` builds a model with random weights. `regard.load(NAME)` downloads released weights once",
-        "and checks their hash. Scores are those that the authors published, in percent on COCO val2017 or ImageNet.\n",
+        "and checks their hash. Scores are those that the authors published, in percent on COCO val2017 or ImageNet;",
+        "after `paper` stand those, and the number of parameters, of weights that were not released.\n",
     ]
     for family, named in itertools.groupby(CONFIGS.items(), lambda item: type(item[1]).__name__):
         parts += [f"## {FAMILY_TITLES[family]}\n", "| model | parameters | released weights | published |"]
@@ -204,6 +210,12 @@ def models_page() -> str:
 
 def _model_row(name: str) -> str:
     weights = WEIGHTS.get(name)
-    scores = ", ".join(f"{key} {value:.1f}" for key, value in weights.scores.items()) if weights else ""
+    paper = PAPER_RESULTS.get(name)
+    parts = [_scores(weights.scores)] if weights else []
+    parts += [f"paper: {paper.parameters} M, {_scores(paper.scores)}"] if paper else []
     file = f"`{weights.file_name}`" if weights else ""
-    return f"| `{name}` | {PARAMETER_COUNTS[name] / 1e6:.1f} M | {file} | {scores} |"
+    return f"| `{name}` | {PARAMETER_COUNTS[name] / 1e6:.1f} M | {file} | {'; '.join(parts)} |"
+
+
+def _scores(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:.1f}" for key, value in scores.items())

@@ -221,7 +221,18 @@ def test_a_broken_training_image(capsys, shapes, tmp_path, workers):
     """The error of a loader process is the same line as without one."""
     break_image(shapes / "train" / "000003.png")
     before = digest(shapes)
-    words = ["train", "detr_tiny", "--data", shapes, "--quiet", "--output", tmp_path / "run", "epochs=1"]
+    words = [
+        "train",
+        "detr_tiny",
+        "--recipe",
+        "small",
+        "--data",
+        shapes,
+        "--quiet",
+        "--output",
+        tmp_path / "run",
+        "epochs=1",
+    ]
     finished = run(capsys, *words, "batch_size=2", "short_side=32", "max_size=32", f"workers={workers}")
     line = finished.refused(3, "I09", "PNG is cut off before its end", shapes / "train" / "000003.png")
     assert line.endswith(f"find all such images: regard data check {shapes}")
@@ -376,7 +387,7 @@ def test_where_the_run_goes(capsys, shapes_source, tmp_path):
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     before = digest(tmp_path)
-    train = ["train", "detr_tiny", "--data", shapes_source, "--quiet", "--output"]
+    train = ["train", "detr_tiny", "--recipe", "small", "--data", shapes_source, "--quiet", "--output"]
     run(capsys, *train, folder).refused(2, "C11", "the output folder is not empty", folder, "--resume")
     run(capsys, *train, folder / "notes.txt").refused(2, "C11", folder / "notes.txt")
     run(capsys, *train, folder / "notes.txt" / "run").refused(6, "C11", "cannot write here", folder / "notes.txt")

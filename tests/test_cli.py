@@ -268,7 +268,7 @@ def test_exit_codes(capsys, monkeypatch):
 
 def test_debug_shows_where(capsys):
     finished = run(capsys, "train", "--debug", "detr_resnet5")
-    assert finished.code == 2 and "Traceback" in finished.err and "recipe_for" in finished.err
+    assert finished.code == 2 and "Traceback" in finished.err and "in preset" in finished.err
     assert finished.err.splitlines()[-1].startswith("error[C01]: ")
 
 

@@ -21,11 +21,12 @@ from regard.models.catalog import list_models
 from regard.models.configs import FAMILIES
 from regard.recipes.classification import ClassificationRecipe
 from regard.recipes.detection import DetectionRecipe
+from regard.recipes.retinanet import RetinaNetRecipe
 from regard.training.config import TrainingConfig
 from regard.weights.load import load
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = [DetectionRecipe, ClassificationRecipe, ShapesConfig, *map(type, FAMILIES.values())]
+CONFIGS = [DetectionRecipe, RetinaNetRecipe, ClassificationRecipe, ShapesConfig, *map(type, FAMILIES.values())]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 

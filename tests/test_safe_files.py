@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from regard.safe_files import atomic_file, hold_lock, replace_text
+from regard.safe_files import atomic_file, first_free, hold_lock, is_used, replace_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -64,3 +64,16 @@ def test_a_lock_has_one_holder_and_leaves_nothing(tmp_path):
 
         with hold_lock(path, on_busy=refuse):
             pass
+
+
+def test_first_free_name(tmp_path):
+    free = []
+    for _ in range(3):
+        path = first_free(tmp_path / "cat.v1-heads.png")
+        path.touch()
+        free.append(path.name)
+    assert free == ["cat.v1-heads.png", "cat.v1-heads-2.png", "cat.v1-heads-3.png"]
+    (tmp_path / "run").mkdir()
+    assert first_free(tmp_path / "run", is_used) == tmp_path / "run"
+    (tmp_path / "run/a").touch()
+    assert first_free(tmp_path / "run", is_used) == tmp_path / "run-2"

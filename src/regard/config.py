@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from regard.errors import ConfigError
+from regard.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000  # bytes of YAML
@@ -192,24 +192,6 @@ def line_of(path: str | Path, key: str) -> str:
             break
         line, node = found[0][0].start_mark.line + 1, found[0][1]
     return f"{path}:{line}" if line else str(path)
-
-
-def unknown_name(
-    kind: str,
-    name: str,
-    known: Sequence[str],
-    *,
-    where: str | Path | None = None,
-    code: str | None = None,
-    remedy: str | None = None,
-) -> ConfigError:
-    """Return the error for an unknown name. It offers the nearest known one, else `remedy`, else all of them."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
-    if near:
-        remedy = f"did you mean {near[0]!r}?"
-    elif remedy is None:
-        remedy = f"known: {', '.join(known)}"
-    return ConfigError(f"unknown {kind} {name!r}", where=where, remedy=remedy, code=code)
 
 
 def near_path(path: Path, names: Sequence[str] = ()) -> str:

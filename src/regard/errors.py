@@ -6,8 +6,10 @@ Every message is one line: what was found, where, and what to do. The command li
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 # What each code means; `docs/error_page.py` makes a page from it.
@@ -254,3 +256,21 @@ def _rebuild(
     kind: type[RegardError], what: str, where: str | None, remedy: str | None, code: str | None
 ) -> RegardError:
     return kind(what, where=where, remedy=remedy, code=code)
+
+
+def unknown_name(
+    kind: str,
+    name: str,
+    known: Sequence[str],
+    *,
+    where: str | Path | None = None,
+    code: str | None = None,
+    remedy: str | None = None,
+) -> ConfigError:
+    """Return the error for an unknown name. It offers the nearest known one, else `remedy`, else all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
+    if near:
+        remedy = f"did you mean {near[0]!r}?"
+    elif remedy is None:
+        remedy = f"known: {', '.join(known)}"
+    return ConfigError(f"unknown {kind} {name!r}", where=where, remedy=remedy, code=code)

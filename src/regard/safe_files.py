@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import uuid
@@ -18,6 +19,12 @@ _held_locks: set[int] = set()  # descriptors of lock files
 def is_used(folder: Path) -> bool:
     """Return whether `folder` is a file or holds any file. Hidden files do not count: stopped runs leave them."""
     return folder.exists() and (not folder.is_dir() or any(path.name[0] != "." for path in folder.iterdir()))
+
+
+def first_free(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """Return the first of `a.png`, `a-2.png`, `a-3.png` and so on that is not taken."""
+    later = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(free for free in itertools.chain([path], later) if not is_taken(free))
 
 
 def make_writable(folder: Path) -> None:

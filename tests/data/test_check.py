@@ -333,12 +333,13 @@ def as_found(rows):
     return CocoDetections(images, labels, np.array([row["bbox"] for row in rows], float), np.full(len(rows), 0.9))
 
 
-def test_panoptic_data_without_a_validation_split_stop_a_training(tmp_path):
-    write_shapes(ShapesConfig(size=32, train=3, val=2), tmp_path / "s")
+def test_panoptic_data_without_a_validation_split_are_split_by_content(tmp_path):
+    write_shapes(ShapesConfig(size=32, train=6, val=2), tmp_path / "s")
     for name in ("panoptic_val.json", "instances_val.json", "instances_train.json"):
         (tmp_path / "s/annotations" / name).unlink()
     found = check_folder(tmp_path / "s")
-    assert found.stops_training and any("val" in issue.what for issue in found.issues if issue.severity == "error")
+    assert not found.stops_training and [issue.code for issue in found.issues] == ["A61"]
+    assert [text.partition(":")[0] for text in found.splits] == ["panoptic train", "panoptic val"]
 
 
 def test_faults_of_all_rows_are_told_once(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from class_data import photo
 from coco_files import change, noise, write_pair, write_split
 from color_data import write_colors
+from detection_files import Picture, draw_pictures, write_csv, write_voc, write_yolo
 from regard.data.check import check_folder
 from regard.data.coco.dataset import open_detection
 from regard.data.formats.convert import convert
@@ -60,6 +61,23 @@ def test_others_follow_the_images_that_prove_it(proof, tmp_path):
     assert [round(part, 2) for part in hits(tmp_path / "yolo")] == [1.0] * 10
 
 
+@pytest.mark.filterwarnings("ignore:fix")
+@pytest.mark.parametrize("form", ["VOC", "CSV"])
+def test_sizes_stated_in_other_formats_prove_it_too(form, tmp_path):
+    for number, split in enumerate(("train", "val")):
+        pictures = []
+        for k, kind in enumerate([(6, 40), (3, 40), (2, 40), (8, 60)], start=1):
+            image = marked(*kind, k=10 * number + k)
+            image.save(tmp_path / f"{k}.png", exif=image.getexif())
+            pictures.append(Picture(tmp_path / f"{k}.png", image.size, [("x", (4, 2, 20, 10))]))
+        if form == "VOC":
+            write_voc(pictures, tmp_path / "d" / split, tmp_path / "d" / split)
+        else:
+            write_csv(pictures, tmp_path / "d" / split, tmp_path / f"d/{split}.csv")
+    assert hits(tmp_path / "d") == [1.0] * 4
+    assert said(tmp_path / "d") == {("fix", 1), ("fix", 3)}
+
+
 def test_what_nothing_proves_is_told(tmp_path):
     write_marked(tmp_path, [(3, 40), (1, 40), (6, 60)])
     assert said(tmp_path) == {("warn", 2)}
@@ -88,16 +106,32 @@ def twice(root):
     return {(issue.code, issue.count) for issue in check_folder(root).issues if issue.code in ("A29", "I30", "A48")}
 
 
-def test_a_file_under_two_ids(tmp_path):
-    """In either split; how often is counted."""
+@pytest.mark.parametrize("spelling", ["0.png", "./0.png"])
+def test_a_file_under_two_ids(spelling, tmp_path):
+    """In either split, whatever the spelling; how often is counted."""
     write_pair(tmp_path, count=4)
     assert twice(tmp_path) == set()
     for split, copies in (("train", 1), ("val", 2)):
         file = tmp_path / f"annotations/instances_{split}.json"
         for k in range(copies):
-            change(file, lambda document, k=k: document["images"][k + 1].update(file_name="0.png"))
+            change(file, lambda document, k=k: document["images"][k + 1].update(file_name=spelling))
     assert twice(tmp_path) == {("A29", 3)}
     assert not check_folder(tmp_path).stops_training
+
+
+def test_a_file_twice_in_a_list_of_yolo_is_one_image(tmp_path):
+    """The image and its objects count once, whatever the spelling of its path."""
+    counts = []
+    for split in ("train", "val"):
+        pictures = draw_pictures(tmp_path / "a", 3, seed=len(split))
+        write_yolo(pictures, tmp_path / "d/images" / split, tmp_path / "d/labels" / split, ["cat", "dog"])
+        names = [f"./images/{split}/{picture.file.name}" for picture in pictures]
+        (tmp_path / f"d/{split}.txt").write_text("\n".join([*names, names[0], names[1].removeprefix("./")]))
+        counts.append(sum(len(picture.objects) for picture in pictures))
+    (tmp_path / "d/data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [cat, dog]\n")
+    assert check_folder(tmp_path / "d").splits == [
+        f"{split}: 3 images, {count} objects, 2 classes" for split, count in zip(("train", "val"), counts, strict=True)
+    ]
 
 
 def test_a_copy_of_a_file_in_its_split(tmp_path):

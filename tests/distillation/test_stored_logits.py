@@ -23,7 +23,7 @@ from regard.recipes import recipe_for
 from regard.runs.classification import ClassificationJob, augmentation_of, cache_logits
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes
-from regard.training.reports import read_rows
+from regard.training.rows import read_rows
 
 pytestmark = pytest.mark.usefixtures("blank_charts")
 

@@ -108,7 +108,7 @@ def test_models_of_others(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
     ten = [Category(i, str(i)) for i in range(1000)]
     teacher = load_teacher("timm/vit_tiny_patch16_224", ten, 96)
-    assert not teacher.same  # 0.5 and 0.5, not ImageNet's
+    assert (teacher.mean, teacher.std) == ((0.5,) * 3, (0.5,) * 3)  # not ImageNet's
     assert teacher.size == 224 and teacher.order is None  # it takes no other
     with refused(ConfigError, "1000 classes", code="C07"):
         load_teacher("timm/resnet10t", ten[:10], 32)
@@ -131,9 +131,12 @@ def test_models_of_torchvision_see_what_they_were_trained_on(monkeypatch, name, 
     ids = wordnet_ids()
     teacher = load_teacher(f"torchvision/{name}", [Category(i, ids[-1 - i]) for i in range(1000)], 128)
     assert teacher.size == size and teacher.order == list(range(999, -1, -1))
-    pixel = torch.zeros(1, 3, 1, 1) * teacher.scale + teacher.shift  # ImageNet's mean, as the teacher sees it
-    std = 0.5 if mean == 0.5 else IMAGENET_STD[0]
-    assert pixel[0, 0].item() == pytest.approx((IMAGENET_MEAN[0] - mean) / std, abs=1e-6)
+    assert (teacher.mean[0], teacher.std[0]) == (mean, 0.5 if mean == 0.5 else IMAGENET_STD[0])
+    seen = []
+    teacher.model = torch.nn.Module()
+    teacher.model.forward = lambda pixels: seen.append(pixels) or torch.zeros(1, 1000)
+    teacher(torch.zeros(1, 3, 4, 4))  # ImageNet's mean
+    assert seen[0][0, 0, 0, 0].item() == pytest.approx((IMAGENET_MEAN[0] - mean) / teacher.std[0], abs=1e-6)
 
 
 def test_released_weights_that_cannot_be_had(monkeypatch, tmp_path):

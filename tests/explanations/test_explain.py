@@ -310,7 +310,7 @@ def test_nothing_above_the_threshold_tells_the_best(detr, what):
         ({"what": "tokens", "head": -3}, "head=-3, there are 2"),
         ({"what": "patch", "point": (80.0, 2.0)}, "outside the area that the model sees: x 0 to 80 and y 0 to 48"),
         ({"threshold": 2.0}, "threshold=2.0, expected 0 to 1"),
-        ({"threshold": 0.5}, "threshold is for detectors"),
+        ({"threshold": 0.5}, "threshold is for the detections of a DETR"),
         ({"image_size": 0}, "image_size=0, expected at least 1"),
     ],
 )

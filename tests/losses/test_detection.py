@@ -361,6 +361,22 @@ def test_one_copy_to_the_host_for_all_layers(name: str, kind: str, monkeypatch: 
         float(total)
 
 
+def test_each_object_teaches_four_proposals() -> None:
+    """The best four of six cells, whose boxes leave an object by 0, 0.01, ... 0.05 to the right."""
+    target = {"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
+    shift = 0.01 * torch.arange(6.0)
+    boxes = torch.tensor([0.5, 0.5, 0.2, 0.2]).repeat(6, 1)
+    boxes[:, 0] += shift
+    logits = torch.zeros(1, 6, 1)
+    query = DetectionOutput(torch.zeros(1, 1, 1), target["boxes"][None])
+    output = query._replace(proposals=DetectionOutput(logits, boxes[None]))
+    losses = SetCriterion(1, classification="focal")(output, [target])
+    assert losses["loss_bbox_proposals"].item() == pytest.approx(0.015)  # mean of 0 to 0.03
+    focal = math.log(2) / 4  # at probability 0.5, times alpha 0.25 where present, 0.75 where absent
+    assert losses["loss_ce_proposals"].item() == pytest.approx((4 * 0.25 + 2 * 0.75) * focal / 4)
+    assert losses["loss_bbox"].item() == 0
+
+
 def test_terms_are_scalars_that_a_log_can_read() -> None:
     output, targets = case("denoising", "focal")
     losses: Iterable[Tensor] = criterion_of("focal")(output, targets).values()

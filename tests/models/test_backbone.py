@@ -17,6 +17,7 @@ from regard.models.backbone import create_backbone
 from regard.models.build import create
 from regard.models.catalog import preset
 from regard.models.detr import DETR
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.weights.detr import imagenet_weights, load_backbone
 
 OTHERS = ("mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf", "mnasnet0_5")
@@ -125,6 +126,24 @@ class TestOthers:
         torch.testing.assert_close(frozen, expected, atol=1e-4, rtol=1e-3)
         assert frozen.shape[1] == backbones[0].num_channels
         assert not [m for m in backbones[0].modules() if isinstance(m, nn.BatchNorm2d)]
+
+    @pytest.mark.parametrize("name", ["mobilenetv1_100", "resnet10t", "tf_efficientnet_lite0", "dpn68"])
+    @torch.no_grad()
+    def test_images_are_normalised_as_for_the_weights_of_timm(self, name: str) -> None:
+        """By mean and deviation 0.5, ImageNet's, or others; images come with ImageNet's."""
+        timm = pytest.importorskip("timm")
+        whole = classifier(f"timm/{name}")
+        backbone = create_backbone(f"timm/{name}").eval()
+        load_backbone(backbone, whole.state_dict(), where=name)
+        raw = torch.rand(2, 3, 64, 96)
+        config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        ours, theirs = (
+            (raw - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+            for mean, std in ((IMAGENET_MEAN, IMAGENET_STD), (config["mean"], config["std"]))
+        )
+        found, expected = backbone(ours)[-1], whole(theirs)[-1]
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+        assert (backbone.normalization is None) == (name == "resnet10t")
 
     @pytest.mark.parametrize("name", ["mobilenet_v3_small", "timm/mobilenetv3_small_050"])
     def test_detr_learns_on_them(self, name: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import masks_to_boxes
 
 from detr_cases import SMALL, randomized, reference_image
 from refusals import refused
@@ -14,7 +16,7 @@ from regard.errors import ConfigError
 from regard.models.build import build, create
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
-from regard.models.panoptic import AttentionMap, MaskHead
+from regard.models.panoptic import AttentionMap, MaskHead, ellipse_logits, relative_places
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch
 from regard.weights.detr import load_file, official_name, transfer
@@ -38,13 +40,13 @@ def test_parameters_of_the_published_model():
     assert [c.is_thing for c in net.card.categories] == [i <= 90 for i in range(250)]
 
 
-def sharp() -> DETR:
+def sharp(mask_dim: int = 0) -> DETR:
     """A model whose attention maps are peaked and count, so that queries differ."""
-    net = randomized(MASKED)
+    net = randomized(dataclasses.replace(MASKED, mask_dim=mask_dim))
     with torch.no_grad():
         net.query_embed.weight.mul_(100)
         net.bbox_attention.q_linear.weight.mul_(30)
-        net.mask_head.lay1.weight[:, SMALL.embed_dim :].mul_(1000)
+        net.mask_head.lay1.weight[:, mask_dim or SMALL.embed_dim :].mul_(1000)
     return net
 
 
@@ -117,8 +119,9 @@ def test_the_split_convolution_is_the_plain_one():
 
 
 @torch.no_grad()
-def test_chosen_queries_have_the_masks_of_all():
-    net = sharp()
+@pytest.mark.parametrize("mask_dim", [0, 16])
+def test_chosen_queries_have_the_masks_of_all(mask_dim):
+    net = sharp(mask_dim)
     output = net(batch())
     assert output.masks.shape == (2, 5, 16, 16)
     image, query = PAIRS
@@ -129,6 +132,20 @@ def test_chosen_queries_have_the_masks_of_all():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("others", [(), (reference_image(2, 128, 128),)], ids=["alone", "padded"])
+def test_a_smaller_head_sees_the_place_of_the_box(others):
+    """By hand for a cell, whose place is a fraction of the image without padding."""
+    net, maps = randomized(dataclasses.replace(MASKED, mask_dim=16)), []
+    net.mask_head.register_forward_pre_hook(lambda module, inputs: maps.append(inputs[0]))
+    output = net([reference_image(1, 64, 64), *others], masks=False)
+    net.masks(output, torch.tensor([0, 0]), torch.tensor([1, 3]))
+    cx, cy, w, h = output.boxes[0, 3].tolist()
+    cells = 64 // (128 // maps[0].shape[-1] if others else 64 // maps[0].shape[-1])
+    expected = [((2 + 0.5) / cells - cx) / w, ((1 + 0.5) / cells - cy) / h]
+    assert maps[0].shape[1] == SMALL.num_heads + 2 and min(map(abs, expected)) < 2
+    assert maps[0][1, -2:, 1, 2].tolist() == pytest.approx([max(-2, min(2, x)) for x in expected], abs=1e-4)
+
+
 @torch.no_grad()
 def test_the_head_sees_what_the_authors_give_it():
     """DETRsegm.forward: the last decoder layer over the encoder's memory, then projected features and finer maps."""
@@ -172,6 +189,18 @@ def test_masks_do_not_depend_on_neighbours_or_change_boxes():
     other = ImageBatch.from_images([reference_image(1, 64, 48), reference_image(3, 40, 64)])
     torch.testing.assert_close(net(other).masks[0], both.masks[0], atol=1e-5, rtol=1e-4)
     assert alone.masks.shape == (1, 5, 16, 12)
+
+
+def test_masks_start_as_the_ellipse_inside_the_box():
+    box = torch.tensor([[0.5, 0.375, 0.5, 0.25]])
+    rows = (torch.arange(64) + 0.5) / 64
+    centres = torch.stack(torch.meshgrid(rows, rows, indexing="xy"), -1)
+    for step in (1, 4):  # at the size of the cells, and four times as fine
+        places = relative_places(centres.unfold(0, step, step).unfold(1, step, step).mean((-1, -2))[None], box)
+        inside = ellipse_logits(places, (64, 64))[0] > 0
+        assert inside.sum() / 64**2 == pytest.approx(math.pi / 4 * 0.5 * 0.25, rel=0.03)
+        assert masks_to_boxes(inside[None])[0].tolist() == pytest.approx([16, 16, 47, 31], abs=1)
+    assert ellipse_logits(places, (64, 64)).min() == -6
 
 
 def test_models_without_a_mask_head_say_so():

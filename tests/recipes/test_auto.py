@@ -28,13 +28,14 @@ def fitted(data, *given, gpu=False, **changes):
 
 
 def test_large_boxes_need_small_images_and_small_boxes_fine_maps():
-    photos, nuclei = fitted(PHOTOS), fitted(NUCLEI)
-    assert photos.short_side < nuclei.short_side and photos.model.feature_maps < nuclei.model.feature_maps
+    photos, nuclei, dust = fitted(PHOTOS), fitted(NUCLEI), fitted(replace(NUCLEI, box_side=0.02))
+    assert photos.short_side <= nuclei.short_side < dust.short_side
+    assert photos.model.feature_maps < nuclei.model.feature_maps and nuclei.model.proposals
     assert (
         nuclei.model.num_queries >= 1.2 * 60 and photos.model.num_queries == recipe_for("detr_lite").model.num_queries
     )
     assert (photos.model.anchor_size, nuclei.model.anchor_size) == (0.6, 0.07)
-    assert fitted(NUCLEI, gpu=True).short_side >= nuclei.short_side
+    assert fitted(NUCLEI, gpu=True).short_side > nuclei.short_side
 
 
 @pytest.mark.parametrize("images", [1, 3, 7, 60, 1000, 120_000])
@@ -109,3 +110,30 @@ def test_what_to_expect_is_told(changes, says):
     _, lines = fit_to_data(recipe_for("detr_lite"), replace(PHOTOS, **changes), gpu=True)
     warnings = [line for line in lines if line.startswith("warning")]
     assert len(warnings) == (says is not None) and all(says in line for line in warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops"), [({}, True), ({"epochs": 30}, False), ({"minutes": 3.0}, False), ({"minutes": None}, True)]
+)
+def test_a_length_that_is_asked_for_is_not_cut_off(changes, stops):
+    recipe = fitted(PHOTOS, **changes)
+    assert (recipe.patience > 0) == stops
+    assert recipe.patience * recipe.evaluate_every < recipe.epochs  # Otherwise it never stops.
+    assert fitted(PHOTOS, patience=3, **changes).patience == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("detr_lite", {}, "start_from=backbone: lr=0.0003 lr_backbone=3e-05 after a warm-up over 5%; batch norm"),
+        ("detr_lite", {"lr_backbone": 0.0}, "the backbone is frozen"),
+        ("detr_tiny", {}, "start_from=none: lr=0.001 lr_backbone=0.001 after a warm-up over 5%; nothing is frozen"),
+        ("detr_resnet50", {}, "start_from=detr_resnet50: lr=0.0001 lr_backbone=1e-05"),
+        ("detr_lite_panoptic", {"freeze_detector": True, "start_from": "runs/a"}, "only the mask head learns"),
+        ("detr_lite", {"patience": 3}, "patience=3: stops after 3 without a better score"),
+        ("detr_lite", {"epochs": 9}, "patience=0: no early stop"),
+    ],
+)
+def test_rates_what_is_frozen_and_early_stop_are_told(name, changes, says):
+    recipe = replace(recipe_for(name, "auto"), data="my", **changes)
+    assert any(says in line for line in fit_to_data(recipe, PHOTOS, gpu=True, given=changes)[1])

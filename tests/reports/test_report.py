@@ -42,7 +42,7 @@ def detector(tmp_path_factory):
     for path in data.rglob("*.json"):
         path.write_text(path.read_text().replace('"circle"', json.dumps(HOSTILE)))
     folder = tmp_path_factory.mktemp("runs") / "a"
-    return regard.train("detr_tiny", data, epochs=2, output=folder, overrides=DETECTOR, quiet=True)
+    return regard.train("detr_tiny", data, recipe="small", epochs=2, output=folder, overrides=DETECTOR, quiet=True)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from regard.results.postprocess import (
     panoptic_segments,
     postprocess,
     score_queries,
+    segment_method,
     segment_queries,
 )
 from regard.structures.categories import Category
@@ -128,12 +129,83 @@ def test_padding_is_cut_off_not_squeezed_in(method):
     assert torch.equal(both, instance_masks(padded, ImageSizes((32, 80), (32, 40), (50, 70))))
 
 
+def plain_scored(scores, labels, masks):
+    """The rule of `scored`, pixel by pixel: [(label, set of pixels)]."""
+    probability, (count, height, width) = masks.sigmoid(), masks.shape
+    pixels = [(y, x) for y in range(height) for x in range(width)]
+
+    def best(pixel, among):
+        among = [k for k in among if probability[k][pixel] > 0]
+        return max(among, key=lambda k: (float(scores[k] * probability[k][pixel]), -k), default=None)
+
+    around = {p: [k for k in range(count) if probability[k][p] > 0.5] for p in pixels}
+    first = {p: best(p, around[p]) for p in pixels}
+    kept = []
+    for k in range(count):
+        shown, area = sum(first[p] == k for p in pixels), sum(k in around[p] for p in pixels)
+        if shown > 4 and shown >= area / 2:
+            kept.append(k)
+    stuff = [k for k in range(count) if not CATEGORIES[labels[k]].is_thing]
+    segments = {}
+    for p in pixels:
+        k = best(p, [k for k in around[p] if k in kept])
+        k = best(p, stuff) if k is None else k
+        if k is not None:
+            label = int(labels[k])
+            segments.setdefault(k if CATEGORIES[label].is_thing else f"stuff {label}", (label, set()))[1].add(p)
+    return sorted((label, sorted(found)) for label, found in segments.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scored_is_its_rule_pixel_by_pixel(seed):
+    g = torch.Generator().manual_seed(seed)
+    count = 0 if seed == 5 else 7
+    coarse = torch.randn(count, 1, 4, 4, generator=g) * 4
+    masks = F.interpolate(coarse, (12, 9), mode="bilinear")[:, 0]
+    scores, labels = torch.rand(count, generator=g), torch.randint(0, 4, (count,), generator=g)
+    sizes = ImageSizes((12, 9), (12, 9), (12, 9))
+    found = panoptic_segments(scores, labels, masks, sizes, CATEGORIES, "scored")
+    mine = []
+    for number, label in enumerate(found.labels.tolist(), 1):
+        mine.append((label, sorted(map(tuple, (found.ids == number).nonzero().tolist()))))
+    assert sorted(mine) == plain_scored(scores, labels, masks)
+
+
+def test_scored_drops_the_same_object_found_twice_and_fills_with_stuff():
+    masks = torch.full((4, 10, 10), -5.0)
+    masks[0, 2:6, 2:6] = 3  # a cat
+    masks[1, 2:6, 2:7] = 3  # the same cat, less sure
+    masks[2, 7:9, 7:9] = 3  # too small
+    masks[3, 9, 0] = -1  # grass, nowhere above one half
+    scores, labels = torch.tensor([0.6, 0.3, 0.9, 0.2]), torch.tensor([0, 0, 1, 2])
+    sizes = ImageSizes((10, 10), (10, 10), (20, 20))
+    found = panoptic_segments(scores, labels, masks, sizes, CATEGORIES, "scored")
+    assert found.labels.tolist() == [0, 2] and found.scores.tolist() == pytest.approx([0.6, 0.2])
+    assert torch.bincount(found.ids.flatten()).tolist() == [0, 64, 400 - 64]  # at the original size, no pixel is left
+    assert segment_method("auto", softmax=True) == "published" and segment_method("auto", softmax=False) == "scored"
+
+
 def test_instance_masks_are_those_of_the_authors():
     masks = torch.randn(3, 8, 10, generator=torch.Generator().manual_seed(1))
     large = F.interpolate(masks[:, None], (32, 48), mode="bilinear", align_corners=False).sigmoid() > 0.5
     expected = F.interpolate(large[:, :, :30, :40].float(), (61, 77), mode="nearest")[:, 0].bool()
     assert torch.equal(instance_masks(masks, ImageSizes((32, 48), (30, 40), (61, 77))), expected)
     assert instance_masks(masks[:0], ImageSizes((32, 48), (30, 40), (61, 77))).shape == (0, 61, 77)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_duplicates_of_a_class_are_dropped(multi_label):
+    """The worse of two cats at an IoU of 0.8 goes; a dog at the same place and a cat elsewhere stay."""
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.32], [0.5, 0.5, 0.4, 0.4], [0.2, 0.2, 0.1, 0.1]])
+    logits = torch.tensor([[1.0, -9.0], [2.0, -9.0], [-9.0, 3.0], [0.0, -9.0]])
+    both = DetectionOutput(torch.stack((logits, logits.flip(0))), torch.stack((boxes, boxes.flip(0))))
+    found = score_queries(both._replace(duplicate_iou=0.7), softmax=False, multi_label=multi_label)
+    assert sorted(found.query[found.image == 0].tolist()) == [1, 2, 3]
+    assert sorted(found.query[found.image == 1].tolist()) == [0, 1, 2]
+    for other in (0.85, 1.0):
+        assert len(score_queries(both._replace(duplicate_iou=other), softmax=False).query) == 8
+    sizes = [(100, 200), (50, 50)]
+    assert [len(part[0]) for part in postprocess(both._replace(duplicate_iou=0.7), sizes, softmax=False)] == [3, 3]
 
 
 def test_queries_above_the_threshold_are_chosen():

@@ -13,13 +13,14 @@ import yaml
 from PIL import Image
 
 import regard
+from command_line import run as command
 from refusals import refused
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.panoptic import open_panoptic
 from regard.data.coco.panoptic_annotations import read_panoptic
 from regard.data.coco.panoptic_png import segments_of
 from regard.data.generated.shapes import ShapesConfig, write_shapes
-from regard.errors import ConfigError, DataError, RegardError
+from regard.errors import ConfigError, DataError, MachineError, RegardError
 from regard.evaluation.options import DetectionEvaluationOptions
 from regard.metrics.panoptic import PanopticCounts
 from regard.models.configs.detr import DETRConfig
@@ -27,6 +28,7 @@ from regard.models.detr import DETR
 from regard.prediction.files import predict_files
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import predict_each
+from regard.recipes.auto import FEW_STEPS
 from regard.results.detections import Detections
 from regard.results.postprocess import ImageSizes, instance_masks
 from regard.results.segmentation import Segmentation
@@ -67,7 +69,8 @@ def panoptic_scores(truth, found):
 
 
 def train(data, output, *settings, model="detr_tiny_panoptic"):
-    return regard.train(model, data, epochs=1, output=output, overrides=(*SMALL, *settings), quiet=True)
+    words = (*SMALL, *settings)
+    return regard.train(model, data, recipe="small", epochs=1, output=output, overrides=words, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def test_outlines_that_are_missing_are_told_at_the_start(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
+def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path, capsys):
     written = json.loads((run.folder / "metrics.json").read_text())
     assert {"PQ", "SQ_th", "RQ_st", "mask_AP", "AP"} <= set(written["stats"])
     assert {"loss_mask", "loss_dice", "loss_ce"} <= set(written["losses"])
@@ -146,6 +149,14 @@ def test_a_run_has_scores_of_segments_masks_and_boxes(run, data, tmp_path):
     again = regard.evaluate(run.folder, data, output=tmp_path, batch_size=4, workers=0, device="cpu")
     assert again.stats == written["stats"]
     assert again.table().row_count == 3
+    # With names from a file, it is scored by the loss of its run all the same.
+    (tmp_path / "names.txt").write_text("\n".join(category.name for category in run.load().card.categories))
+    command(
+        capsys, "evaluate", run.folder, "--data", data, "--output", tmp_path / "named", "--batch-size", "4",
+        "--workers", "0", "--device", "cpu", "--classes", tmp_path / "names.txt",
+    ).worked()  # fmt: skip
+    named, before = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "named", tmp_path))
+    assert named["losses"] == before["losses"] and named["stats"] == written["stats"]
 
 
 def test_submissions_score_what_the_model_scores(run, data, tmp_path):
@@ -459,3 +470,44 @@ def test_the_threshold_of_other_data_is_not_the_run_s(data, tmp_path):
     assert best_threshold_of(run.folder) is None
     regard.evaluate(run.folder, f"{data}/", workers=0)
     assert best_threshold_of(run.folder) == before
+
+
+def test_minutes_are_filled_and_end_the_schedule(data, tmp_path, capsys):
+    """The clock ends the training: the rate has fallen to almost nothing by then, and few steps are told."""
+    words = (*LITE_WORDS, "minutes=0.05", "evaluate_every=100000", "model.backbone=small")
+    run = regard.train("detr_lite", data, output=tmp_path / "run", overrides=words)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "train/lr" in row]
+    assert 3.0 <= rows[-1]["seconds"] < 15
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert rows[-1]["train/lr"] < 0.1 * settings["lr"] and settings["patience"] == 0
+    steps, said = rows[-1]["step"], " ".join(capsys.readouterr().err.split())
+    assert (f"{steps} steps in 0.05 minutes are few" in said) == (steps < FEW_STEPS)
+
+
+def test_released_weights_that_cannot_be_had_are_not_the_end(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGARD_OFFLINE", "1")
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    for model, other in (
+        ("detr_resnet50", "regard train"),
+        ("detr_resnet50_panoptic", "regard train detr_lite_panoptic"),
+    ):
+        with refused(MachineError, "detr-r", f"{other} --data {data}"):
+            regard.train(model, data, output=tmp_path / "run", overrides=("workers=0",), quiet=True)
+    with pytest.raises(MachineError) as caught:
+        regard.train("detr_lite", data, overrides=("start_from=detr_resnet50",), output=tmp_path / "run", quiet=True)
+    assert "regard train" not in caught.value.line and not (tmp_path / "run").exists()
+
+
+def test_panoptic_data_without_validation_train_and_evaluate(data, tmp_path, capsys):
+    """No image of the training split is evaluated."""
+    whole = tmp_path / "data"
+    shutil.copytree(data, whole)
+    for file in (whole / "annotations").glob("*_val*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    run = regard.train("detr_lite_panoptic", whole, epochs=1, output=tmp_path / "run", overrides=LITE_WORDS)
+    assert "chosen by their content" in capsys.readouterr().err and "PQ" in run.scores
+    train_names, val_names = (set(open_panoptic(whole, split).names) for split in ("train", "val"))
+    counts = json.loads((run.folder / "environment.json").read_text())["counts"]
+    assert not train_names & val_names
+    assert (counts["train"]["images"], counts["val"]["images"]) == (len(train_names), len(val_names))

@@ -35,7 +35,7 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished_run(shapes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run_ = regard.runs.train("detr_tiny", shapes, output=folder, overrides=SIZES, quiet=True)
+    run_ = regard.runs.train("detr_tiny", shapes, recipe="small", output=folder, overrides=SIZES, quiet=True)
     assert run_.folder == folder and (folder / "metrics.json").exists()
     return folder
 
@@ -86,7 +86,18 @@ def test_stopped_before_the_first_checkpoint(capsys, shapes, finished_run, tmp_p
 
 
 def test_a_start_that_failed_can_be_repeated(capsys, shapes, finished_run, tmp_path, trainers):
-    words = ["train", "detr_tiny", "--data", shapes, "--output", tmp_path / "run", "--quiet", *SIZES]
+    words = [
+        "train",
+        "detr_tiny",
+        "--data",
+        shapes,
+        "--recipe",
+        "small",
+        "--output",
+        tmp_path / "run",
+        "--quiet",
+        *SIZES,
+    ]
     run(capsys, *words, "start_from=runs/none").refused(2, "K01", "runs/none")
     run(capsys, *words, f"start_from={finished_run}").refused(1, None, "here training would begin")
     assert len(trainers) == 1

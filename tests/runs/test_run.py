@@ -33,7 +33,13 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     return regard.train(
-        "detr_tiny", data, epochs=2, output=tmp_path_factory.mktemp("runs") / "a", overrides=SMALL, quiet=True
+        "detr_tiny",
+        data,
+        recipe="small",
+        epochs=2,
+        output=tmp_path_factory.mktemp("runs") / "a",
+        overrides=SMALL,
+        quiet=True,
     )
 
 
@@ -81,7 +87,9 @@ def test_going_on_after_the_end_changes_nothing(run):
 
 
 def test_more_epochs_can_be_added(run, data, tmp_path):
-    first = regard.train("detr_tiny", data, epochs=1, output=tmp_path / "c", overrides=SMALL, quiet=True)
+    first = regard.train(
+        "detr_tiny", data, recipe="small", epochs=1, output=tmp_path / "c", overrides=SMALL, quiet=True
+    )
     regard.train(output=first.folder, resume=True, epochs=2, quiet=True)
     assert newest_checkpoint(first.folder / "checkpoints").name == "step_4"
 
@@ -90,7 +98,7 @@ def test_a_run_can_start_another(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "five"
     write_shapes(ShapesConfig(train=8, val=4, size=32, classes=5), folder)
     other = regard.train(
-        "detr_tiny", folder, epochs=1, output=tmp_path_factory.mktemp("runs") / "d",
+        "detr_tiny", folder, recipe="small", epochs=1, output=tmp_path_factory.mktemp("runs") / "d",
         overrides=(*SMALL, f"start_from={run.folder}", "model.denoising_groups=0"), quiet=True,
     )  # fmt: skip
     assert len(regard.load(other.folder).card.categories) == 5
@@ -99,18 +107,25 @@ def test_a_run_can_start_another(run, tmp_path_factory):
 def test_a_folder_with_files_is_left_alone(data, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(ConfigError) as caught:
-        regard.train("detr_tiny", data, epochs=1, output=tmp_path, overrides=SMALL, quiet=True)
+        regard.train("detr_tiny", data, recipe="small", epochs=1, output=tmp_path, overrides=SMALL, quiet=True)
     assert caught.value.code == "C11" and [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_more_objects_than_queries(data, tmp_path):
     with refused(ConfigError, "000001.png", "1 queries", "model.num_queries=", code="A43"):
-        regard.train("detr_tiny", data, output=tmp_path / "e", overrides=(*SMALL, "model.num_queries=1"), quiet=True)
+        regard.train(
+            "detr_tiny",
+            data,
+            recipe="small",
+            output=tmp_path / "e",
+            overrides=(*SMALL, "model.num_queries=1"),
+            quiet=True,
+        )
 
 
 def test_more_objects_than_queries_of_a_model_that_fits_them(data, tmp_path, capsys):
     settings = (*SMALL, "model.num_queries=1", "fit_queries=true")
-    run = regard.train("detr_tiny", data, epochs=1, output=tmp_path / "e", overrides=settings)
+    run = regard.train("detr_tiny", data, recipe="small", epochs=1, output=tmp_path / "e", overrides=settings)
     assert "objects but the model has 1 queries: it gets 10 (model.num_queries)" in capsys.readouterr().err
     assert run.load().config.num_queries == 10
     more = regard.train(output=run.folder, resume=True, overrides=("epochs=2",), quiet=True)

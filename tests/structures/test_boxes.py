@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import ops
+from torchvision.models.detection._utils import BoxCoder
 
 from regard.structures.boxes import (
     cxcywh_to_xyxy,
+    decode_boxes,
+    encode_boxes,
     generalized_iou,
     iou,
     xyxy_to_cxcywh,
@@ -140,3 +143,15 @@ class TestGradients:
             b = torch.tensor(other) * scale
             generalized_iou(a, b).backward()
             assert a.grad is not None and (a.grad * scale).abs().max() <= 10
+
+
+def test_offsets_are_torchvisions():
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    boxes, anchors = random_boxes(50), random_boxes(50, seed=1)
+    offsets = encode_boxes(xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors))
+    torch.testing.assert_close(offsets, coder.encode_single(boxes, anchors), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cxcywh_to_xyxy(decode_boxes(offsets, xyxy_to_cxcywh(anchors))), boxes)
+    huge = 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(2))  # some sizes reach the limit
+    found = cxcywh_to_xyxy(decode_boxes(huge, xyxy_to_cxcywh(anchors)))
+    assert (huge[:, 2:] > 4.2).any()
+    torch.testing.assert_close(found, coder.decode_single(huge, anchors), atol=1e-4, rtol=1e-5)

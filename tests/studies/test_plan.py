@@ -82,6 +82,14 @@ def test_minutes_of_rows_that_train_longer():
     assert "minutes=2" in words["plain"] and "minutes=5" in words["longer"] and "epochs=1000" in words["plain"]
 
 
+def test_a_recipe_of_its_own_sees_the_same_images():
+    teacher = Row(name="teacher", words=("resnet20", "--recipe", "small"), own=True)
+    study = replace(STUDY, rows=(*STUDY.rows[1:2], teacher))
+    words = {one.row: one.words for one in plan(study, replace(SCALE, train_images=70)).trainings}
+    assert "train_images=70" in words["plain"] and "train_images=70" in words["teacher"]
+    assert not any(word.startswith("train_images") for one in plan(study).trainings for word in one.words)
+
+
 def test_budget_is_shared_or_seeds_are_given_up():
     shares = {1: 5.0, 2: 10.0, 3: 15.0}
     assert share_budget(30, shares, 1) == (2.0, 3) and share_budget(30, shares, 2) == (4.0, 3)

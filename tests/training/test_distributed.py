@@ -305,7 +305,18 @@ def test_an_evaluation_is_shared(tmp_path, monkeypatch, count):
 def test_scores_of_a_run_of_several_processes_can_be_had_again(tmp_path, ema):
     write_shapes(ShapesConfig(size=32, train=9, val=5), tmp_path / "data")
     run = tmp_path / "run"
-    words = ["train", "detr_tiny", "--data", str(tmp_path / "data"), "--output", str(run), "--quiet", f"ema={ema}"]
+    words = [
+        "train",
+        "detr_tiny",
+        "--recipe",
+        "small",
+        "--data",
+        str(tmp_path / "data"),
+        "--output",
+        str(run),
+        "--quiet",
+        f"ema={ema}",
+    ]
     small = ["workers=0", "batch_size=2", "device=cpu", "evaluate_every=1", "epochs=2", "lr=0.01"]
     subprocess.run(launch_command([*words, *small], 2), env=thread_environment(2), check=True, timeout=300)
     written = json.loads((run / "metrics.json").read_text())

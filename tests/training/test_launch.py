@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +45,23 @@ def test_ctrl_c_is_left_to_the_processes(monkeypatch):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "says"), [("KeyboardInterrupt", 130, "interrupted"), ("SystemExit(3)", 3, "")]
+)
+def test_after_ctrl_c_a_process_is_not_taken_apart(what, code, says):
+    """What Python does at its end takes seconds once torch is loaded."""
+    text = f"""
+import atexit, regard.cli
+
+def end(*_, **__):
+    raise {what}
+
+atexit.register(print, "taken apart")
+regard.cli.app = end
+regard.cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", text, "models"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr.strip()) == (code, says)
+    assert ended.stdout.strip() == ("" if code == 130 else "taken apart")

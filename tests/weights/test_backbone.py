@@ -12,6 +12,7 @@ from refusals import refused
 from regard.errors import CheckpointError, ConfigError
 from regard.models.backbone import create_backbone
 from regard.models.configs.detr import DETRConfig
+from regard.structures.image_batch import renormalized
 from regard.weights.backbone import fit_backbone
 from regard.weights.detr import load_backbone
 from regard.weights.state_dict import read_weights
@@ -51,7 +52,8 @@ def test_feature_maps_are_those_of_timm(tmp_path, name, norm):
     backbone = started(f"timm/{name}", whole.state_dict(), norm)
     with torch.no_grad():
         pixels = torch.randn(1, 3, 96, 64)
-        maps, expected = backbone(pixels), theirs(pixels)
+        config = theirs.pretrained_cfg
+        maps, expected = backbone(pixels), theirs(renormalized(pixels, config["mean"], config["std"]))
     assert len(maps) == len(expected) and maps[-1].std() > 0
     for found, wanted in zip(maps, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

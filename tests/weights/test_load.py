@@ -28,7 +28,7 @@ from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.structures.categories import COCO, Category
 from regard.weights.detr import load_file, official_name, transfer
-from regard.weights.load import best_checkpoint, load
+from regard.weights.load import best_checkpoint, load, model_state
 from run_files import PETS, SMALL, write_run
 
 
@@ -349,6 +349,30 @@ def test_a_run_gives_its_best_checkpoint(tmp_path):
     assert found.card == net.card and found.config == SMALL
     newest = load(tmp_path / "run" / "checkpoints" / "step_6")
     assert newest.class_embed.bias.tolist() == [6.0] * 4
+
+
+@pytest.mark.parametrize("name", ["mobilenetv1_100", "resnet10t"])
+@torch.no_grad()
+def test_a_run_keeps_the_normalisation_of_its_backbone(monkeypatch, tmp_path, name):
+    """Also if another version of timm states another one; older checkpoints were trained with ImageNet's."""
+    timm = pytest.importorskip("timm")
+    net = build(replace(SMALL, backbone=f"timm/{name}"), "mine", PETS).eval()
+    write_run(tmp_path / "run", net, {2: 0.1})
+    pixels = [torch.rand(3, 64, 96)]
+    expected = net(pixels).boxes
+    other = replace(timm.get_pretrained_cfg(name), mean=(0.1, 0.2, 0.3))
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: other)
+    loaded = load(tmp_path / "run")
+    torch.testing.assert_close(loaded(pixels).boxes, expected)
+    fresh = build(replace(SMALL, backbone=f"timm/{name}"), "mine", PETS).eval()
+    transfer(loaded, fresh)
+    torch.testing.assert_close(fresh(pixels).boxes, expected)
+
+    earlier = {key: value for key, value in model_state(net).items() if key != "normalization"}
+    monkeypatch.setattr("run_files.model_state", lambda _: earlier)
+    write_run(tmp_path / "earlier", net, {2: 0.1})
+    net.backbone.normalization = None
+    torch.testing.assert_close(load(tmp_path / "earlier")(pixels).boxes, net(pixels).boxes)
 
 
 def test_the_average_is_preferred(tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regard.config import unknown_name
-from regard.errors import ConfigError
+from regard.errors import ConfigError, unknown_name
 
 BENCHMARKS = {
     "attention": "all attention mechanisms on maps of four sizes",

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from regard.benchmarks.timing import medians
+from regard.benchmarks.timing import TransformersRow, medians
 from regard.errors import MachineError, install_command
 from regard.losses import SetCriterion
 from regard.structures.outputs import DetectionOutput
@@ -27,20 +26,6 @@ Targets = list[dict[str, Tensor]]
 Layers = list[tuple[Tensor, Tensor]]  # logits and boxes of every decoder layer
 
 
-@dataclass(frozen=True)
-class LossRow:
-    """Milliseconds on one core: medians over the rounds."""
-
-    what: str
-    transformers: float
-    regard: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast Regard is."""
-        return self.transformers / self.regard
-
-
 def main(rounds: int) -> None:
     """Measure and print the table."""
     from rich.console import Console
@@ -50,7 +35,7 @@ def main(rounds: int) -> None:
 
 def run(
     rounds: int = 7, *, layers: int = 6, images: int = 16, queries: int = 100, objects: int = 20, classes: int = 91
-) -> list[LossRow]:
+) -> list[TransformersRow]:
     """Measure the matching alone, and matching with all losses and their gradients.
 
     Args:
@@ -73,10 +58,10 @@ def run(
         f"matching, {size}": (their_matching, our_matching),
         "matching and losses, forward and backward": (their_loss, our_loss),
     }
-    return [LossRow(what, *(1000 * s for s in medians(pair, rounds))) for what, pair in pairs.items()]
+    return [TransformersRow(what, *(1000 * s for s in medians(pair, rounds))) for what, pair in pairs.items()]
 
 
-def table(rows: Sequence[LossRow]) -> Table:
+def table(rows: Sequence[TransformersRow]) -> Table:
     """Return a table of the rows."""
     from rich.table import Table
 

@@ -8,13 +8,12 @@ convolution split into a part for the image and one for each query. The masks of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from regard.benchmarks.timing import medians
+from regard.benchmarks.timing import TransformersRow, medians
 from regard.errors import MachineError, install_command
 from regard.models.panoptic import AttentionMap, MaskHead
 
@@ -22,20 +21,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CHANNELS, HEADS, FINER = 256, 8, (1024, 512, 256)
-
-
-@dataclass(frozen=True)
-class MaskRow:
-    """Milliseconds on one core: medians over the rounds."""
-
-    what: str
-    transformers: float
-    regard: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast Regard is."""
-        return self.transformers / self.regard
 
 
 def main(rounds: int) -> None:
@@ -47,7 +32,7 @@ def main(rounds: int) -> None:
 
 def run(
     rounds: int = 5, *, queries: int = 100, kept: Sequence[int] = (20, 100), size: tuple[int, int] = (800, 1066)
-) -> list[MaskRow]:
+) -> list[TransformersRow]:
     """Measure the head from queries and features to mask logits.
 
     Args:
@@ -72,10 +57,10 @@ def run(
         assert difference < 1e-3, f"the masks differ by {difference}"
     of_theirs, *of_ours = (1000 * seconds for seconds in medians([theirs, *ours], rounds))
     whole = f"{queries} queries, {size[0]} x {size[1]}"
-    return [MaskRow(f"{whole}, {count} kept", of_theirs, own) for count, own in zip(kept, of_ours, strict=True)]
+    return [TransformersRow(f"{whole}, {count} kept", of_theirs, own) for count, own in zip(kept, of_ours, strict=True)]
 
 
-def table(rows: Sequence[MaskRow]) -> Table:
+def table(rows: Sequence[TransformersRow]) -> Table:
     """Return a table of the rows."""
     from rich.table import Table
 

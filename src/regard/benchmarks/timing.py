@@ -5,8 +5,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class TransformersRow:
+    """Milliseconds on one core: medians over the rounds."""
+
+    what: str
+    transformers: float
+    regard: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast Regard is."""
+        return self.transformers / self.regard
 
 
 def medians(ways: Sequence[Callable[[int], object]], rounds: int) -> list[float]:

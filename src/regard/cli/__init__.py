@@ -18,12 +18,23 @@ from regard.cli.other_names import check_names
 from regard.cli.studies import study_app as study_app
 from regard.cli.typed import error_line
 from regard.errors import RegardError, escape
-from regard.training.launch import first_failure
+from regard.training.launch import STOPPED, end_at_once, first_failure
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. Errors with a known cause print one line on stderr; `--debug` adds the traceback."""
-    words = sys.argv[1:] if arguments is None else arguments
+    """Run a command. Errors with a known cause print one line on stderr; `--debug` adds the traceback.
+
+    arguments: those of this process if None, which then ends at once after Ctrl-C.
+    """
+    try:
+        _run(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as ended:
+        if arguments is None and ended.code in STOPPED:
+            end_at_once(ended.code)
+        raise
+
+
+def _run(words: list[str]) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from dataclasses import asdict, fields
@@ -13,13 +12,13 @@ from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
 from regard.cli.typed import as_typed
-from regard.config import unknown_name
 from regard.distillation.options import StorageOptions
-from regard.errors import ConfigError, escape
+from regard.errors import ConfigError, escape, unknown_name
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.explanations.options import ExplanationOptions
 from regard.prediction.options import PredictionOptions
 from regard.runs.options import TrainingOptions
+from regard.safe_files import first_free
 
 if TYPE_CHECKING:
     from regard.models.build import Model
@@ -134,15 +133,14 @@ def evaluate(
 
     from regard.evaluation import evaluate
 
-    if classes is not None and output is None and (Path(checkpoint) / "checkpoints").is_dir():
-        output = Path(checkpoint)
     evaluate(
-        _named(checkpoint, classes, device),
+        checkpoint,
         data,
         output=output,
         device=device,
         batch_size=batch_size,
         workers=workers,
+        classes=classes,
         options=of_classifiers or of_detectors,
         tell=lambda scores: Console().print(scores.table()),
     )
@@ -239,10 +237,10 @@ def explain(
             problem = f"{given[0]} does not apply to a folder of images"
             raise ConfigError(problem, remedy="leave it out, or name one image", code="C09")
         queries = explain_queries(net, image, device=device)
-        print(queries.save(output or _free(f"{image.resolve().name}-queries")))
+        print(queries.save(output or first_free(Path("explanations", f"{image.resolve().name}-queries.png"))))
         return
     explanation = explain(net, image, what, **asdict(options), device=device)
-    output = output or _free(f"{image.stem}-{explanation.what}")
+    output = output or first_free(Path("explanations", f"{image.stem}-{explanation.what}.png"))
     explanation.save(output)
     print(output)
 
@@ -257,12 +255,6 @@ def _named(checkpoint: str, classes: Path | None, device: str) -> Model | str:
 
     check_source(checkpoint)
     return load(checkpoint, classes=classes).to(choose_device(device))
-
-
-def _free(name: str) -> Path:
-    """Return a new file name in `explanations`: `cat-decoder.png`, then `cat-decoder-2.png`."""
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for name in names if not (path := Path("explanations", f"{name}.png")).exists())
 
 
 @app.command

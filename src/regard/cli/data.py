@@ -8,6 +8,7 @@ from typing import Literal
 
 from regard.cli.groups import Settings, data_app
 from regard.errors import ConfigError, DataError
+from regard.safe_files import first_free
 
 
 @data_app.command
@@ -52,7 +53,7 @@ def show(folder: Path, *, output: Path | None = None) -> None:
         raise ConfigError("the file exists", where=output, remedy="name another one", code="C11")
     from regard.reports.data_sheet import draw_data
 
-    print(draw_data(folder, output or _free(folder.absolute().stem)))
+    print(draw_data(folder, output or first_free(Path(f"{folder.absolute().stem}-sheet.png"))))
 
 
 @data_app.command
@@ -72,12 +73,6 @@ def convert(folder: Path, *, to: Literal["coco", "yolo"], output: Path) -> None:
     for line in convert_data(folder, to, output):
         print(line)
     print(output)
-
-
-def _free(name: str) -> Path:
-    """Return a new file name: `NAME-sheet.png`, then `NAME-sheet-2.png`."""
-    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    return next(path for ending in endings if not (path := Path(f"{name}-sheet{ending}.png")).exists())
 
 
 @data_app.command

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from regard.cli.groups import study_app
 from regard.cli.typed import as_typed
-from regard.config import unknown_name
+from regard.errors import unknown_name
 from regard.studies.options import StudyOptions
 
 

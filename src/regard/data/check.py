@@ -147,7 +147,7 @@ def advise(folder: str | Path) -> Iterator[None]:
 
 
 def _check_objects(findings: Findings) -> None:
-    opened: dict[Split, tuple[CocoDataset, list[Look]]] = {}
+    opened: list[list[Look]] = []
     categories: tuple[Category, ...] | None = None
     try:
         splits = detection_splits(findings.folder)
@@ -171,20 +171,14 @@ def _check_objects(findings: Findings) -> None:
         kinds = f"{targets} objects" if targets == objects else f"{targets} objects to learn of {objects}"
         findings.splits.append(f"{split}: {len(data)} images, {kinds}, {len(data.categories)} classes")
         findings.found += data.annotations.report.issues
-        looks = look_at(data)
-        findings.found += [issue_of(look.error) for look in looks if look.error]
-        findings.found += [
-            *check_objects(data.annotations),
-            *check_sizes(looks, split),
-            *check_rotation(data, looks, findings.folder),
-        ]
-        opened[split] = data, looks
+        findings.found += check_objects(data.annotations)
+        opened.append(_check_images(findings, data, split))
         is_sound = not faults and not data.annotations.report.errors
         if split == "train":
             categories = data.categories if is_sound else None
             if not is_sound and not has_own_validation(findings.folder):
                 break
-    findings.found += repeated_images([looks for _, looks in opened.values()])
+    findings.found += repeated_images(opened)
 
 
 def _open_objects(
@@ -205,7 +199,7 @@ def _open_objects(
 
 def _check_segments(findings: Findings, images: bool) -> None:
     """Check panoptic annotations, and decode the images if `images`."""
-    opened: list[tuple[PanopticDataset, list[Look]]] = []
+    opened: list[list[Look]] = []
     categories: tuple[Category, ...] | None = None
     for split in panoptic_splits(findings.folder):
         try:
@@ -224,11 +218,8 @@ def _check_segments(findings: Findings, images: bool) -> None:
         if warning:
             findings.found.append(warning)
         if images:
-            looks = look_at(data)
-            findings.found += [issue_of(look.error) for look in looks if look.error]
-            findings.found += [*check_sizes(looks, split), *check_rotation(data, looks, findings.folder)]
-            opened.append((data, looks))
-    findings.found += repeated_images([looks for _, looks in opened])
+            opened.append(_check_images(findings, data, split))
+    findings.found += repeated_images(opened)
 
 
 def _check_classes(findings: Findings) -> None:
@@ -249,8 +240,17 @@ def _check_classes(findings: Findings) -> None:
         findings.found += map(issue_of, faults)
         findings.splits.append(f"{split}: {len(data)} images, {len(data.categories)} classes")
         findings.found += data.report.issues
-        looks = look_at(data)
-        findings.found += [issue_of(look.error) for look in looks if look.error]
-        findings.found += check_sizes(looks, split)
-        opened.append(looks)
+        opened.append(_check_images(findings, data, split))
     findings.found += repeated_images(opened)
+
+
+def _check_images(
+    findings: Findings, data: CocoDataset | PanopticDataset | ClassificationDataset, split: str
+) -> list[Look]:
+    """Decode all images of a split, and return what is kept of them."""
+    looks = look_at(data)
+    findings.found += [issue_of(look.error) for look in looks if look.error]
+    findings.found += check_sizes(looks, split)
+    if not isinstance(data, ClassificationDataset):
+        findings.found += check_rotation(data, looks, findings.folder)
+    return looks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -141,8 +142,9 @@ def repeated_images(splits: Sequence[Sequence[Look]]) -> list[Issue]:
     for number, looks in enumerate(splits):
         seen: set[str] = set()
         for look in looks:
-            is_listed_twice = bool(look.path) and look.path in seen
-            seen.add(look.path)
+            path = look.path and os.path.normpath(look.path)  # `a/../b.png` is `b.png`
+            is_listed_twice = bool(path) and path in seen
+            seen.add(path)
             if is_listed_twice:
                 listed.append(look.path)
             elif look.digest is not None:

@@ -17,7 +17,7 @@ from regard.models.build import Detector
 from regard.models.classifiers import HEADS
 from regard.models.configs import CONFIGS
 from regard.structures.categories import Category
-from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, renormalized
 from regard.weights.classifiers import imagenet_categories
 from regard.weights.download import download, is_offline
 from regard.weights.imagenet_names import imagenet_labels, match_imagenet_names
@@ -49,15 +49,10 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.size = size
         self.order = order
-        ours, theirs = (torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([tuple(mean), tuple(std)]))
-        # pixels * ours.std + ours.mean are in 0..1; then the teacher's normalisation.
-        self.scale = (ours[1] / theirs[1])[:, None, None]
-        self.shift = ((ours[0] - theirs[0]) / theirs[1])[:, None, None]
-        self.same = torch.equal(ours, theirs)
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def to(self, device: torch.device) -> Teacher:
         self.model.to(device)
-        self.scale, self.shift = self.scale.to(device), self.shift.to(device)
         return self
 
     def fingerprint(self) -> str:
@@ -71,8 +66,8 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits (B, C) float32 for the student's normalised, maybe mixed pixels (B, 3, H, W)."""
-        if not self.same:
-            pixels = pixels * self.scale + self.shift
+        if (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD):
+            pixels = renormalized(pixels, self.mean, self.std)
         if self.size and pixels.shape[-2:] != (self.size, self.size):
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         self.model.eval()
@@ -148,7 +143,7 @@ def _are_numbers(categories: Sequence[Category]) -> bool:
 def _from_file(name: str, file: Path) -> Teacher:
     """A model of timm or torchvision with weights of one's own; the number of classes is that of its last layer."""
     tensors = read_weights(file).tensors
-    heads = [tensor for key, tensor in tensors.items() if key.partition(".")[0] in (*HEADS, "heads") and tensor.ndim]
+    heads = [tensor for key, tensor in tensors.items() if key.partition(".")[0] in HEADS and tensor.ndim]
     if not heads:
         what = f"no weights of {name}: no classifying layer"
         raise CheckpointError(what, where=file, remedy="name the model that the file belongs to", code="K07")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
+    classes: str | Path | Sequence[str] | None = None,
     options: DetectionEvaluationOptions | ClassificationEvaluationOptions | None = None,
     tell: Callable[[Scores], None] | None = None,
     quiet: bool = False,
@@ -47,6 +48,7 @@ def evaluate(
         batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Only images of one size
             share a pass of a detector: scores do not depend on it.
         workers: processes that load images.
+        classes: names of the classes of a name or path, as `regard.load` takes them.
         options: `DetectionEvaluationOptions` or `ClassificationEvaluationOptions`.
         tell: called with the scores as soon as they are known, before files are written.
         quiet: print no progress.
@@ -63,7 +65,7 @@ def evaluate(
 
     run = Path(source) if isinstance(source, (str, Path)) and (Path(source) / "checkpoints").is_dir() else None
     output = run if output is None else Path(output)
-    net, place = load_on(source, device)
+    net, place = load_on(source if classes is None else _named(source, classes, device), device)
     _check_words(net, text)
     if output is not None:  # before the work, which may take an hour
         make_writable(output)
@@ -76,6 +78,16 @@ def evaluate(
         if (output / "config.yaml").is_file():  # a run: its report shows these scores
             write_report(output)
     return evaluation.scores
+
+
+def _named(source: str | Path | Model, classes: str | Path | Sequence[str], device: str) -> Model:
+    if not isinstance(source, (str, Path)):
+        remedy = "name them when it is loaded: regard.load(path, classes=...)"
+        raise ConfigError("classes name those of a file, not of a model", remedy=remedy, code="C09")
+    from regard.training.distributed import choose_device
+    from regard.weights.load import load
+
+    return load(source, classes=classes).to(choose_device(device))
 
 
 def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int) -> str:

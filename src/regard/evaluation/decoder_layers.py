@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import torch
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from regard.data.batches.detection import collate
 from regard.data.coco.dataset import CocoDataset
@@ -48,7 +48,8 @@ def layer_detections(
                 boxes = boxes_in_pixels(layer, queries, [sample.original_size for sample in batch.samples])
                 for number, sample in enumerate(batch.samples):
                     rows = queries.rows(number)
-                    columns = queries.scores[rows].cpu(), queries.labels[rows].cpu(), boxes[rows].cpu()
+                    clipped = clip_boxes_to_image(boxes[rows], sample.original_size).cpu()
+                    columns = queries.scores[rows].cpu(), queries.labels[rows].cpu(), clipped
                     found.append(columns_of(sample.image_id, *columns, category_of))
     return [CocoDetections(*(np.concatenate(column) for column in zip(*found, strict=True))) for found in layers]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from regard.data.batches.detection import DetectionBatch, collate
 from regard.data.check import advise
 from regard.data.coco.dataset import CocoDataset, open_detection
 from regard.data.coco.layout import has_panoptic
 from regard.data.coco.panoptic import PanopticDataset, open_panoptic
-from regard.data.coco.panoptic_writer import PanopticWriter, png_names
+from regard.data.coco.panoptic_writer import PanopticWriter
 from regard.data.generated.shapes import data_folder
 from regard.data.samples import Sample
 from regard.data.splits import Split
@@ -29,40 +31,38 @@ from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.detection_pictures import MAX_COMPARISONS, MIN_SCORE, draw_comparison, draw_segment_comparison
 from regard.evaluation.options import DetectionEvaluationOptions
-from regard.evaluation.worst_images import WorstSegments, worst_segments, write_worst_detections, write_worst_segments
-from regard.losses import SetCriterion
+from regard.evaluation.segments import SegmentCollector, SegmentTotals, best_totals, sizes_of
+from regard.evaluation.worst_images import write_worst_detections, write_worst_segments
+from regard.losses import AnchorCriterion, SetCriterion
 from regard.metrics.charts.detection import plot_detections
 from regard.metrics.curves import detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
-from regard.metrics.panoptic import PanopticCounts
 from regard.metrics.segmentation import SegmentationScores
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
-from regard.recipes import recipe_from_file
-from regard.recipes.detection import DetectionRecipe
+from regard.models.retinanet import RetinaNet
+from regard.recipes import DetectorRecipe, recipe_from_file
+from regard.recipes.retinanet import RetinaNetRecipe
 from regard.results.postprocess import (
-    ImageSizes,
     ScoredQueries,
     boxes_in_pixels,
     instance_masks,
-    panoptic_segments,
     score_queries,
-    segment_queries,
     segment_threshold,
 )
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.image_batch import of_equal_size
 from regard.structures.outputs import DetectionOutput
-from regard.structures.segments import PanopticSegments
 from regard.training.data_loader import MapDataset
 from regard.training.distributed import Processes
 
 LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 ObjectDataset = CocoDataset | PanopticDataset
+Criterion = SetCriterion | AnchorCriterion
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ class DetectorEvaluation:
 
     losses: mean over images, of the last decoder layer.
     dataset: the images that were evaluated.
+    comparison: draws ground truth and predictions of the first images, side by side.
     masks: run lengths of the mask of each detection; None if masks were not evaluated.
-    worst: the images of lowest quality; None if segments were not evaluated.
+    segments: of all images, at the best threshold; None if segments were not evaluated.
     """
 
     scores: DetectionScores | SegmentationScores
@@ -80,8 +81,9 @@ class DetectorEvaluation:
     detections: CocoDetections
     ground_truth: dict[str, Any]
     dataset: ObjectDataset
+    comparison: Callable[[], Image.Image]
     masks: list[dict[str, Any]] | None = None
-    worst: list[WorstSegments] | None = None
+    segments: SegmentTotals | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return rows of a COCO results file: with masks if there are any, else with boxes."""
@@ -96,16 +98,19 @@ class DetectorEvaluation:
     def write(self, folder: Path, data: str) -> None:
         """Write `metrics.json`, `worst_images.json` and pictures. `data`: the data set, as the user named it.
 
-        `predict` takes its default threshold from `best_threshold`: the best F1 of boxes at IoU 0.50.
+        `predict` takes its default threshold from `best_threshold`: that of the best F1 of boxes at IoU 0.50, or of the
+        segments' PQ.
         """
         curves = detection_curves(self.ground_truth, self.detections)
         best = curves.best
         threshold = {} if best is None else {"best_threshold": best[0], "best_f1": best[1]}
+        if self.segments is not None:
+            threshold = {"best_threshold": self.segments.threshold}
         content = {"data": data, "losses": self.losses, **threshold, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
         plot_detections(self.ground_truth, self.detections, curves, folder / "pictures")
-        if self.worst is not None:
-            write_worst_segments(self.dataset, self.worst, folder)
+        if self.segments is not None:
+            write_worst_segments(self.dataset, self.segments.worst, folder)
             return
         minimum = MIN_SCORE if best is None else best[0]
         write_worst_detections(self.dataset, self.ground_truth, self.detections, minimum, folder)
@@ -146,10 +151,11 @@ def evaluate_on(
             remedy = "name another file, or remove what an earlier evaluation left"
             raise ConfigError("the submission exists already", where=existing[0], remedy=remedy, code="C11")
         make_writable(submission.parent)
+    threshold = segment_threshold(softmax=not net.config.sigmoid, of_run=net.card.threshold)
     with advise(folder):
         evaluation = evaluate_detector(
             net, dataset, _criterion_for(run, net), batch_size=batch_size, workers=workers,
-            processes=Processes(0, 1, device), writer=writer,
+            processes=Processes(0, 1, device), segment_thresholds=(threshold,), writer=writer,
         )  # fmt: skip
     if writer is not None:
         writer.close()
@@ -163,12 +169,12 @@ def evaluate_on(
 def evaluate_detector(
     net: Detector,
     dataset: ObjectDataset,
-    criterion: SetCriterion,
+    criterion: Criterion,
     *,
     batch_size: int,
     workers: int,
     processes: Processes,
-    picture: Path | None = None,
+    segment_thresholds: Sequence[float] = (0.85,),
     writer: PanopticWriter | None = None,
 ) -> DetectorEvaluation:
     """Run a detector over a data set and score it. Several processes share the images; all return the same result.
@@ -178,11 +184,11 @@ def evaluate_detector(
 
     Args:
         net: on the device of `processes`; its card gives categories and image size.
-        picture: file for ground truth and predictions of the first images, side by side.
+        segment_thresholds: minimum scores of a segment, 0..1. The one of the highest PQ is reported.
         writer: takes the predicted segments if the data are panoptic; needs a single process.
     """
     label_of = labels_by_name(net.card.categories, dataset.categories, str(dataset.annotations.path))
-    collector = _Collector(net, dataset, label_of, writer)
+    collector = _Collector(net, dataset, label_of, segment_thresholds, writer)
     mine = range(processes.rank, len(dataset), processes.world_size)
     resize = EvaluationResize(net.card.short_side, net.card.max_size)
     records = [dataset.annotations.images[index] for index in mine]
@@ -198,13 +204,11 @@ def evaluate_detector(
                 if name in LOSSES:
                     sums[name] = sums.get(name, 0.0) + value.item() * len(batch.samples)
             collector.add(output, batch)
-    evaluation = collector.scores(processes, _mean_losses(criterion, processes.gather(sums), len(dataset)))
-    if picture is not None:
-        collector.draw(list(itertools.chain.from_iterable(planned))).save(picture, quality=90)
-    return evaluation
+    collector.order = list(itertools.chain.from_iterable(planned))
+    return collector.scores(processes, _mean_losses(criterion, processes.gather(sums), len(dataset)))
 
 
-def _mean_losses(criterion: SetCriterion, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
+def _mean_losses(criterion: Criterion, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
     """Return the mean of each loss and their weighted sum `loss`, from the sums of all processes.
 
     Processes may have different numbers of batches, so means of means would not do.
@@ -224,7 +228,12 @@ class _Collector:
     """
 
     def __init__(
-        self, net: Detector, dataset: ObjectDataset, label_of: Sequence[int], writer: PanopticWriter | None
+        self,
+        net: Detector,
+        dataset: ObjectDataset,
+        label_of: Sequence[int],
+        segment_thresholds: Sequence[float],
+        writer: PanopticWriter | None,
     ) -> None:
         self.masked: DETR | None = None
         if dataset.masks:
@@ -238,17 +247,19 @@ class _Collector:
         self.columns: list[_Columns] = []
         self.masks: list[dict[str, Any]] = []
         self.drawn: list[tuple[Tensor, Tensor, Tensor]] = []  # scores, labels and boxes of the first images
-        self.segments: _SegmentCollector | None = None
+        self.order: list[int] = []  # images in the order they were added
+        self.segments: SegmentCollector | None = None
         if self.masked is not None and isinstance(dataset, PanopticDataset):
-            self.segments = _SegmentCollector(self.masked, dataset, label_of, writer)
+            self.segments = SegmentCollector(self.masked, dataset, label_of, segment_thresholds, writer)
 
     def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
-        """Take the predictions for a batch."""
+        """Take the predictions for a batch, with boxes clipped to the image as those of `predict`."""
         queries = score_queries(output, softmax=self.softmax)
         boxes = boxes_in_pixels(output, queries, [sample.original_size for sample in batch.samples])
         for number, sample in enumerate(batch.samples):
             rows = queries.rows(number)
-            found = queries.scores[rows].cpu(), queries.labels[rows].cpu(), boxes[rows].cpu()
+            clipped = clip_boxes_to_image(boxes[rows], sample.original_size).cpu()
+            found = queries.scores[rows].cpu(), queries.labels[rows].cpu(), clipped
             self.columns.append(columns_of(sample.image_id, *found, self.category_of))
             if len(self.drawn) < MAX_COMPARISONS:
                 self.drawn.append(found)
@@ -262,84 +273,31 @@ class _Collector:
         evaluated = torch.tensor([label in self.category_of for label in range(len(self.categories))])
         queries = queries.where(evaluated.to(queries.labels.device)[queries.labels])
         logits = net.masks(output, queries.image, queries.query)
-        for number, sizes in enumerate(_sizes_of(batch)):
+        for number, sizes in enumerate(sizes_of(batch)):
             self.masks += encode_masks(instance_masks(logits[queries.rows(number)], sizes))
 
     def scores(self, processes: Processes, losses: dict[str, float]) -> DetectorEvaluation:
         """Score the detections of all processes together."""
-        segments = None if self.segments is None else (self.segments.counts, self.segments.worst)
+        segments = None if self.segments is None else self.segments.totals
         everything = processes.gather((self.columns, self.masks, segments))
         columns = [column for part, _, _ in everything for column in part]
         detections = CocoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
         truth = self.dataset.to_coco(masks=self.masked is not None)
         boxes = evaluate_detections(truth, detections)
         if self.masked is None:
-            return DetectorEvaluation(boxes, losses, detections, truth, self.dataset)
+            return DetectorEvaluation(boxes, losses, detections, truth, self.dataset, self.draw)
         masks = [mask for _, part, _ in everything for mask in part]
-        panoptic, worst = None, None
-        if self.segments is not None:
-            total = PanopticCounts(self.dataset.categories)
-            for _, _, (counts, _) in everything:
-                total.merge(counts)
-            panoptic = total.scores()
-            worst = worst_segments([image for _, _, (_, images) in everything for image in images])
+        best = None if self.segments is None else best_totals([totals for _, _, totals in everything])
+        panoptic = None if best is None else best.counts.scores()
         scores = SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic)
-        return DetectorEvaluation(scores, losses, detections, truth, self.dataset, masks, worst)
+        return DetectorEvaluation(scores, losses, detections, truth, self.dataset, self.draw, masks, best)
 
-    def draw(self, indices: Sequence[int]) -> Any:
-        """Draw ground truth and predictions of the first images; `indices`: the images in the order they were added."""
-        samples = [_WithLabels(self.dataset, self.label_of)[index] for index in indices[: len(self.drawn)]]
-        if self.segments is not None and self.segments.drawn:
-            return draw_segment_comparison(samples, self.segments.drawn)
+    def draw(self) -> Image.Image:
+        """Draw ground truth and predictions of the first images."""
+        samples = [_WithLabels(self.dataset, self.label_of)[index] for index in self.order[: len(self.drawn)]]
+        if self.segments is not None and self.segments.totals[0].drawn:
+            return draw_segment_comparison(samples, best_totals([self.segments.totals]).drawn)
         return draw_comparison(samples, self.drawn, self.categories)
-
-
-class _SegmentCollector:
-    """Counts panoptic segments of one process against the ground truth, batch by batch.
-
-    drawn: ground truth and predicted segments of the first images, with labels of the model.
-    worst: those of the images of lowest quality.
-    """
-
-    def __init__(
-        self, net: DETR, dataset: PanopticDataset, label_of: Sequence[int], writer: PanopticWriter | None
-    ) -> None:
-        self.net = net
-        self.dataset = dataset
-        self.categories = net.card.categories
-        self.softmax = not net.config.sigmoid
-        self.label_of = label_of
-        self.data_label_of = {label: own for own, label in enumerate(label_of)}
-        self.writer = writer
-        self.counts = PanopticCounts(dataset.categories)
-        self.drawn: list[tuple[PanopticSegments, PanopticSegments]] = []
-        self.worst: list[WorstSegments] = []
-        self.names = png_names(dataset.annotations.images)
-        self.index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
-
-    def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
-        """Take the predictions for a batch."""
-        queries = segment_queries(output, softmax=self.softmax, threshold=segment_threshold(softmax=self.softmax))
-        logits = self.net.masks(output, queries.image, queries.query)
-        for number, (sample, sizes) in enumerate(zip(batch.samples, _sizes_of(batch), strict=True)):
-            rows = queries.rows(number)
-            scores, labels = queries.scores[rows], queries.labels[rows]
-            found = panoptic_segments(scores, labels, logits[rows], sizes, self.categories)
-            index = self.index_of[sample.image_id]
-            truth = self.dataset.segments(index)
-            image = PanopticCounts(self.dataset.categories)
-            image.add(truth, found)
-            self.counts.merge(image)
-            if self.writer is not None:
-                translated = found.translated(self.dataset.categories, self.data_label_of)
-                self.writer.add(self.dataset.annotations.images[index], translated, self.names[index])
-            labels = torch.tensor([self.label_of[label] for label in truth.labels.tolist()], dtype=torch.int64)
-            truth = replace(truth, labels=labels, categories=self.categories)
-            if len(self.drawn) < MAX_COMPARISONS:
-                self.drawn.append((truth, found))
-            missed, false = int(image.fn.sum()), int(image.fp.sum())
-            worst = WorstSegments(index, truth, found, image.quality, missed, false)
-            self.worst = worst_segments([*self.worst, worst])
 
 
 class _WithLabels:
@@ -370,8 +328,11 @@ def open_objects(
     return open_detection(folder, split, categories=like, masks=masks)
 
 
-def criterion_of(settings: DetectionRecipe) -> SetCriterion:
+def criterion_of(settings: DetectorRecipe) -> Criterion:
     """Build the loss of a recipe."""
+    if isinstance(settings, RetinaNetRecipe):
+        count = settings.model.num_classes
+        return AnchorCriterion(count, class_weight=settings.class_weight, bbox_weight=settings.bbox_weight)
     return SetCriterion(
         settings.model.num_classes,
         classification="focal" if settings.model.sigmoid else "softmax",
@@ -385,13 +346,22 @@ def criterion_of(settings: DetectionRecipe) -> SetCriterion:
     )
 
 
-def _criterion_for(run: Path | None, net: Detector) -> SetCriterion:
+def _criterion_for(run: Path | None, net: Detector) -> Criterion:
     """Build the loss of a run, so that losses compare to those in training; the default loss if there is no run."""
     settings = None if run is None else run / "config.yaml"
     recipe = recipe_from_file(settings) if settings is not None and settings.is_file() else None
-    if isinstance(recipe, DetectionRecipe):
-        return criterion_of(replace(recipe, model=replace(recipe.model, num_classes=net.config.num_classes)))
+    if isinstance(recipe, DetectorRecipe):
+        return criterion_of(with_classes(recipe, net.config.num_classes))
+    if isinstance(net, RetinaNet):
+        return AnchorCriterion(net.config.num_classes)
     return SetCriterion(net.config.num_classes, classification="focal" if net.config.sigmoid else "softmax")
+
+
+def with_classes(settings: DetectorRecipe, num_classes: int) -> DetectorRecipe:
+    """Return a recipe with the number of classes of the data."""
+    if isinstance(settings, RetinaNetRecipe):
+        return replace(settings, model=replace(settings.model, num_classes=num_classes))
+    return replace(settings, model=replace(settings.model, num_classes=num_classes))
 
 
 def _evaluated_categories(
@@ -421,9 +391,3 @@ def columns_of(
     boxes_xyxy = boxes.double().numpy()[kept]  # float64 before corners become sizes: see CocoDetections
     boxes_xywh = np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
     return np.full(kept.sum(), image_id), categories[kept], boxes_xywh, scores.double().numpy()[kept]
-
-
-def _sizes_of(batch: DetectionBatch) -> list[ImageSizes]:
-    padded = batch.images.pixels.shape[-2], batch.images.pixels.shape[-1]
-    pairs = zip(batch.images.sizes, batch.samples, strict=True)
-    return [ImageSizes(padded, resized, sample.original_size) for resized, sample in pairs]

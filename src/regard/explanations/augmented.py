@@ -12,7 +12,10 @@ from regard.attention.relative import relative_logits
 from regard.errors import ConfigError
 from regard.explanations.checks import cell_of, check_kind, chosen
 from regard.explanations.explanation import Box, SaliencyMap
+from regard.models.retinanet import RetinaNet
 from regard.structures.categories import ModelCard
+from regard.structures.image_batch import ImageBatch
+from regard.structures.outputs import DetectionOutput
 
 # Kinds of explanation with the options that each uses.
 KINDS = {"layers": ("point", "head"), "heads": ("point", "layer"), "relevance": ()}
@@ -43,8 +46,13 @@ def explain_augmented(
     * `layers`: of the cell at `point` (the middle if None) in each layer, mean of heads (or one head).
     * `heads`: of that cell for each head of a layer, with the relative logits in the first row and without them in the
       second; a layer without relative positions has one row.
-    * `relevance`: of all cells of each layer for the predicted class: mean over heads of relu(A dy/dA), summed over
-      the attending cells. Each layer is computed alone, not through convolutions.
+    * `relevance`: of all cells of each layer for the predicted class, of a detector for its best score: mean over heads
+      of relu(A dy/dA), summed over the attending cells. Each layer is computed alone, not through convolutions.
+
+    Args:
+        net: a classifier, or a detector with such a network as its backbone.
+        pixels: (1, 3, H, W) as the network sees them.
+        extent: what they show of the original image.
 
     Raises:
         ConfigError: the network has no such layer.
@@ -55,9 +63,10 @@ def explain_augmented(
         remedy = "take one of regard models 'aa_*', or put attention in with regard.augment"
         raise ConfigError(f"{card.name} has no attention-augmented convolution", remedy=remedy, code="C09")
     if what == "relevance":
-        label = int(logits[0].argmax())
+        best = logits[0].argmax()  # of a detector over all anchors and classes
+        label = int(best) % logits.shape[-1]
         title = card.categories[label].name if card.categories else f"class {label}"
-        of_outputs = torch.autograd.grad(logits[0, label], [call.attended for call in calls])
+        of_outputs = torch.autograd.grad(logits[0].flatten()[best], [call.attended for call in calls])
         found = zip(calls, of_outputs, strict=True)
         return [SaliencyMap(_relevance(call, g), f"{call.name}, for {title}", extent) for call, g in found], 4
     if what == "heads":
@@ -83,7 +92,7 @@ def explain_augmented(
 
 
 def _calls(net: nn.Module, pixels: Tensor) -> tuple[list[Call], Tensor]:
-    """All augmented layers with attention, in the order of the forward pass, and the logits."""
+    """All augmented layers with attention, in the order of the forward pass, and the logits (1, C) or (1, Q, C)."""
     layers = {
         name: module
         for name, module in net.named_modules()
@@ -96,7 +105,9 @@ def _calls(net: nn.Module, pixels: Tensor) -> tuple[list[Call], Tensor]:
         for module, kept in ((layer, inputs), (layer.out, outputs)):
             hooks.append(module.register_forward_pre_hook(lambda _, args, n=name, k=kept: k.update({n: args[0]})))
     try:
-        logits = net(pixels)
+        images = ImageBatch(pixels, ((pixels.shape[-2], pixels.shape[-1]),)) if isinstance(net, RetinaNet) else pixels
+        output = net(images)
+        logits = output.logits if isinstance(output, DetectionOutput) else output
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from regard.config import unknown_name
-from regard.errors import ConfigError
+from regard.errors import ConfigError, unknown_name
 from regard.explanations.explanation import Box
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from regard.attention import AugmentedConv2d
 from regard.data.image_folders import list_images
 from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
@@ -27,9 +28,11 @@ from regard.explanations.options import ExplanationOptions
 from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
 from regard.explanations.vit import explain_vit
-from regard.models.build import Detector, Model
+from regard.models.build import Model, QueryDetector
 from regard.models.detr import DETR
+from regard.models.detr_demo import DETRDemo
 from regard.models.evaluation_mode import evaluation_mode
+from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import default_threshold, predict_each
@@ -60,7 +63,7 @@ def explain(
     | --- | --- |
     | DETR | `decoder`, `heads`, `encoder`, `layers`, `relevance` |
     | ViT, DeiT | `rollout`, `heads`, `tokens`, `patch`, `relevance` |
-    | attention-augmented networks | `layers`, `heads`, `relevance` |
+    | attention-augmented networks, also as the backbone of RetinaNet | `layers`, `heads`, `relevance` |
 
     Args:
         model: as for `regard.predict`, or a network of your own that `regard.augment` changed.
@@ -92,11 +95,12 @@ def explain(
         if isinstance(net, DETR):
             kind, maps, columns = _explain_detector(net, pixels, where, what, options)
             rejected = None if maps else _rejected(net, pixels, threshold)
-        elif isinstance(net, Detector):
-            remedy = "take detr_resnet50, or another model of list_models('detr_*') than the demo"
-            raise ConfigError(f"{net.card.name} cannot be explained", remedy=remedy, code="C09")
+        elif isinstance(net, DETRDemo):
+            raise ConfigError(f"{net.card.name} cannot be explained", remedy="take detr_resnet50", code="C09")
         elif threshold is not None:
-            raise ConfigError("threshold is for detectors", remedy="leave it out", code="C09")
+            raise ConfigError("threshold is for the detections of a DETR", remedy="leave it out", code="C09")
+        elif isinstance(net, RetinaNet):
+            kind, maps, columns = _explain_retinanet(net, pixels, where, what, options)
         else:
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
             kind, maps, columns = _explain_classifier(net, card, pixels, where, what, options)
@@ -112,6 +116,22 @@ def _explain_detector(
     minimum = default_threshold(net) if options.threshold is None else options.threshold
     size = pixels.shape[-2], pixels.shape[-1]
     maps, columns = explain_detr(net, batch, size, kind, replace(options, threshold=minimum))
+    return kind, maps, columns
+
+
+def _explain_retinanet(
+    net: RetinaNet, pixels: Tensor, device: torch.device, what: str | None, options: ExplanationOptions
+) -> tuple[str, list[SaliencyMap], int]:
+    """Explain the attention in the backbone of a RetinaNet."""
+    if not any(isinstance(module, AugmentedConv2d) for module in net.modules()):
+        remedy = "take retinanet_aa_resnet50 or another of: regard models 'retinanet_aa*'"
+        raise ConfigError(f"{net.card.name} has no attention: its backbone is a CNN", remedy=remedy, code="C09")
+    resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
+    images = ImageBatch.from_images([resized]).to(device).normalized().pixels
+    extent = (0.0, 0.0, float(pixels.shape[-1]), float(pixels.shape[-2]))
+    point, layer, head = options.point, options.layer, options.head
+    kind = "layers" if what is None else what
+    maps, columns = explain_augmented(net, net.card, images, extent, kind, point=point, layer=layer, head=head)
     return kind, maps, columns
 
 
@@ -144,8 +164,8 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
         DataError: an image that cannot be read.
     """
     net, _ = load_on(model, device)
-    if not isinstance(net, Detector):
-        remedy = "take a detector, or name one image"
+    if not isinstance(net, QueryDetector):
+        remedy = "take a DETR, or name one image"
         name = net.card.name if hasattr(net, "card") else type(net).__name__
         raise ConfigError(f"{name} has no queries to show over a folder", remedy=remedy, code="C09")
     return query_places(net, list_images(folder))

@@ -13,7 +13,7 @@ from regard.drawing.boxes import grid
 from regard.errors import ConfigError
 from regard.explanations.explain import explain
 from regard.explanations.explanation import draw_saliency
-from regard.models.build import Detector, Model
+from regard.models.build import Model, QueryDetector
 from regard.models.vit import VisionTransformer
 
 EXPLAINED = 4  # images
@@ -26,9 +26,9 @@ def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
 
     Once `SECONDS` have passed no further image is begun: the picture then has the first ones only.
 
-    Detectors: cross-attention of the query with the highest score in the last decoder layer, mean of heads, and its
+    DETR: cross-attention of the query with the highest score in the last decoder layer, mean of heads, and its
     box. ViT and DeiT: rollout of the class token. Attention-augmented networks: relevance of the last attention layer
-    for the predicted class.
+    for the predicted class, or the best score of a RetinaNet.
 
     Args:
         model: as for `explain`.
@@ -39,7 +39,7 @@ def draw_overview(model: Model, images: Sequence[Tensor], path: Path) -> bool:
         Whether there is a picture: a model without attention has none.
     """
     others = "rollout" if isinstance(model, VisionTransformer) else "relevance"
-    kind = "decoder" if isinstance(model, Detector) else others
+    kind = "decoder" if isinstance(model, QueryDetector) else others
     drawn: list[Image.Image] = []
     titles: list[str] = []
     start = time.monotonic()

@@ -15,7 +15,7 @@ from regard.data.images import to_image
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
 from regard.errors import ConfigError
-from regard.models.build import Detector
+from regard.models.build import QueryDetector
 from regard.models.evaluation_mode import evaluation_mode
 from regard.structures.image_batch import ImageBatch
 from regard.weights.load import load_on
@@ -56,7 +56,7 @@ class QueryPlaces:
 
 
 @torch.no_grad()
-def query_places(model: Detector, images: Iterable[Any], *, device: str = "auto") -> QueryPlaces:
+def query_places(model: QueryDetector, images: Iterable[Any], *, device: str = "auto") -> QueryPlaces:
     """Return the boxes of all queries for images as for `regard.predict`, one after the other.
 
     Raises:

@@ -16,6 +16,8 @@ from regard.losses.segmentation import mask_losses, padded_masks
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import Denoising, DetectionOutput
 
+COPIES = 4  # of an object for the proposals, as in hybrid matching (Jia et al. 2023)
+
 
 class SetCriterion:
     """Match predictions with targets and compute the losses of all decoder layers.
@@ -100,7 +102,7 @@ class SetCriterion:
             DivergedError: a prediction is not finite.
             DataError: a label is not below `num_classes`; checked on the host only, to avoid a synchronisation.
         """
-        _check_labels(targets, self.num_classes)
+        check_labels(targets, self.num_classes)
         layers = [*output.auxiliary, output] if self.auxiliary_losses else [output]
         logits = torch.stack([layer.logits for layer in layers]).float()
         boxes = torch.stack([layer.boxes for layer in layers]).float()
@@ -228,10 +230,14 @@ class SetCriterion:
     def _proposal_losses(
         self, proposals: DetectionOutput, targets: Sequence[Target], num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
-        """Compute the losses of the proposals of all cells, matched like the queries of a layer."""
+        """Compute the losses of the proposals of all cells. Each object is matched with several, which learn sooner."""
         logits, boxes = proposals.logits[None].float(), proposals.boxes[None].float()
-        matches = self.matcher.match_layers(logits, boxes, targets)
-        return self._losses(logits, boxes, targets, matches, num_boxes)
+        copies = [
+            {"labels": target["labels"].repeat(COPIES), "boxes": target["boxes"].repeat(COPIES, 1)}
+            for target in targets
+        ]
+        matches = self.matcher.match_layers(logits, boxes, copies)
+        return self._losses(logits, boxes, copies, matches, num_boxes * COPIES)
 
     @torch.no_grad()
     def _statistics(
@@ -260,8 +266,12 @@ def average_over_processes(count: float, device: torch.device) -> Tensor | float
     return (total / torch.distributed.get_world_size()).clamp(min=1)
 
 
-def _check_labels(targets: Sequence[Target], num_classes: int) -> None:
-    """Check labels: one beyond the classes would mean no-object, or crash a GPU with a misleading error."""
+def check_labels(targets: Sequence[Target], num_classes: int) -> None:
+    """Check labels: one beyond the classes would mean no-object, or crash a GPU with a misleading error.
+
+    Raises:
+        DataError: a label is not a class (A20); checked on the host only, to avoid a synchronisation.
+    """
     for i, target in enumerate(targets):
         labels = target["labels"]
         if labels.device.type == "cpu" and len(labels):

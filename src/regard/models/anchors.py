@@ -2,15 +2,15 @@
 
 * `AnchorDecoder`: a query is a box; sines of its coordinates tell attention where to look; every layer moves it.
   (DAB-DETR, Liu et al. 2022.)
-* `Proposals`: every cell of the feature map proposes a box; the best become anchors. (Deformable DETR, Zhu et al. 2021,
-  section 4.2, "two-stage".)
+* `Proposals`: every cell of the feature map proposes a box; the best become queries, with what the cell saw.
+  (Deformable DETR, Zhu et al. 2021, section 4.2, "two-stage"; contents of queries as in RT-DETR, Zhao et al. 2024.)
 * `AnchorQueries`: the learned anchors, several groups of them in training (Group DETR, Chen et al. 2022), and noised
   copies of the targets (DN-DETR, Li et al. 2022). Groups and copies exist in training only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from regard.structures.outputs import DetectionOutput
 TEMPERATURE = 20.0  # of the sines of anchors and of the image's positions (DAB-DETR, section 4.4)
 PLACE_GAIN = 4.0
 OUTSIDE = -30.0  # logit of a cell of padding
+MAX_GROWTH = 4.0  # logarithm of the greatest factor by which one layer enlarges a box
 EPS = 1e-3  # nothing smaller is divided by, or has its logarithm taken
 
 
@@ -86,12 +87,13 @@ class AnchorQueries(nn.Module):
             self.anchors.weight[:, 2:] = inverse_sigmoid(torch.full((num_queries * num_groups, 2), anchor_size))
 
     def forward(
-        self, batch_size: int, targets: Sequence[Mapping[str, Tensor]] | None, proposed: Tensor | None = None
+        self, batch_size: int, targets: Sequence[Mapping[str, Tensor]] | None, proposed: QuerySet | None = None
     ) -> QuerySet:
         """Return the queries of a batch: in training all groups, and with `targets` their noised copies.
 
         Args:
-            proposed: anchors (B, num_queries, 4) cxcywh 0..1 for every group, instead of the learned ones.
+            proposed: `num_queries` of them for every group: their anchors instead of the learned ones, and contents
+                that are added to the learned ones.
         """
         groups = self.num_groups if self.training else 1
         count = self.num_queries * groups
@@ -99,7 +101,8 @@ class AnchorQueries(nn.Module):
         if proposed is None:
             anchors = self.anchors.weight[:count].sigmoid().expand(batch_size, -1, -1)
         else:
-            anchors = proposed.repeat(1, groups, 1)
+            anchors = proposed.anchors.repeat(1, groups, 1)
+            content = content + proposed.content.repeat(1, groups, 1)
         group = torch.arange(count, device=content.device) // self.num_queries
         if not self.training:
             return QuerySet(content, anchors)
@@ -167,28 +170,34 @@ class Proposals(nn.Module):
         nn.init.zeros_(self.bbox_embed.last.bias)
         nn.init.constant_(self.class_embed.bias, -4.6)
 
-    def forward(self, memory: Tensor, padding: Tensor) -> DetectionOutput:
-        """Return logits (B, h*w, classes), those of padding very low, and boxes (B, h*w, 4) cxcywh 0..1.
+    def forward(self, memory: Tensor, padding: Tensor) -> tuple[DetectionOutput, Tensor]:
+        """Return the proposals, and the normalised tokens (B, h*w, C) that they come from.
+
+        Logits are (B, h*w, classes), those of padding very low, and boxes (B, h*w, 4) cxcywh 0..1.
 
         Args:
             memory: (B, h*w, C), tokens after the encoder.
             padding: (B or 1, h, w) bool.
         """
         tokens = self.norm(memory)
-        cells = inverse_sigmoid(cell_boxes(padding, self.anchor_size).flatten(1, 2))
+        cells = cell_boxes(padding, self.anchor_size).flatten(1, 2)
         logits = self.class_embed(tokens).masked_fill(padding.flatten(1)[..., None], OUTSIDE)
-        boxes = (cells + self.bbox_embed(tokens)).to(torch.promote_types(tokens.dtype, torch.float32)).sigmoid()
-        return DetectionOutput(logits, boxes)
+        return DetectionOutput(logits, move_by_size(cells, self.bbox_embed(tokens))), tokens
 
+    def best(self, proposals: DetectionOutput, tokens: Tensor, count: int) -> QuerySet:
+        """Return the proposals with the highest score of any class as queries. Their anchors have no gradient.
 
-def best_proposals(proposals: DetectionOutput, count: int) -> Tensor:
-    """Return the boxes (B, count, 4) with the highest score of any class, without gradient."""
-    scores = proposals.logits.detach().amax(-1)
-    count_of_cells = scores.shape[1]
-    best = scores.topk(min(count, count_of_cells), dim=1).indices
-    if count > count_of_cells:  # A small image has fewer cells than queries: the best ones serve twice.
-        best = best.repeat(1, -(-count // count_of_cells))[:, :count]
-    return proposals.boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
+        Args:
+            proposals, tokens: as from `forward`.
+            count: number of queries.
+        """
+        scores = proposals.logits.detach().amax(-1)
+        count_of_cells = scores.shape[1]
+        best = scores.topk(min(count, count_of_cells), dim=1).indices
+        if count > count_of_cells:  # A small image has fewer cells than queries: the best ones serve twice.
+            best = best.repeat(1, -(-count // count_of_cells))[:, :count]
+        content = tokens.gather(1, best[..., None].expand(-1, -1, tokens.shape[-1]))
+        return QuerySet(content, proposals.boxes.detach().gather(1, best[..., None].expand(-1, -1, 4)))
 
 
 def cell_boxes(padding: Tensor, size: float) -> Tensor:
@@ -270,17 +279,22 @@ class AnchorDecoder(Decoder):
         memory: Tensor,
         memory_positions: Tensor,
         *,
+        move: Callable[[Tensor, Tensor], Tensor],
         memory_mask: Tensor | None = None,
         trace: Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the queries after every layer: hidden (L, B, N, C), normalised, and boxes (L, B, N, 4) in 0..1."""
+        """Return the queries after every layer: hidden (L, B, N, C), normalised, and boxes (L, B, N, 4) in 0..1.
+
+        Args:
+            move: how a correction moves a box: `move_logits` (DAB-DETR), or `move_by_size` for proposals.
+        """
         x, anchors = queries.content, queries.anchors
         hidden, boxes = [], []
         for layer in self.layers:
             sines = sine_embedding(anchors * SCALE, self.embed_dim // 2, TEMPERATURE)  # (B, N, 4, C/2)
             x = layer(
                 x,
-                self.position_mlp(sines.flatten(2)),
+                self.position_mlp(sines.flatten(2).to(x.dtype)),
                 memory,
                 memory_positions,
                 cross_positions=self._look_from(x, anchors),
@@ -289,7 +303,7 @@ class AnchorDecoder(Decoder):
                 trace=trace,
             )
             normalised = self.norm(x)
-            refined = (inverse_sigmoid(anchors) + bbox_embed(normalised)).sigmoid()
+            refined = move(anchors, bbox_embed(normalised))
             hidden.append(normalised)
             boxes.append(refined)
             anchors = refined.detach()  # gradients of a layer reach only its own correction
@@ -302,7 +316,7 @@ class AnchorDecoder(Decoder):
         y, x_ = (sine_embedding(p * SCALE, self.embed_dim // 2, TEMPERATURE) for p in (cy, cx))
         ref_w, ref_h = self.size_mlp(x).sigmoid().unbind(-1)
         sines = torch.cat((y * (ref_h / h)[..., None], x_ * (ref_w / w)[..., None]), dim=-1)
-        return sines * self.scale_mlp(x)
+        return sines.to(x.dtype) * self.scale_mlp(x)
 
 
 def noise_boxes(boxes_cxcywh: Tensor, scale: float) -> Tensor:
@@ -317,6 +331,23 @@ def noise_boxes(boxes_cxcywh: Tensor, scale: float) -> Tensor:
 def group_mask(group: Tensor) -> Tensor:
     """Group of each query (N,) -> (1, 1, N, N) bool: queries see those of their own group."""
     return (group[:, None] == group[None, :])[None, None]
+
+
+def move_logits(boxes_cxcywh: Tensor, change: Tensor) -> Tensor:
+    """Add `change` to the logits of boxes (..., 4) in 0..1."""
+    return (inverse_sigmoid(boxes_cxcywh) + change).sigmoid()
+
+
+def move_by_size(boxes_cxcywh: Tensor, change: Tensor) -> Tensor:
+    """Move the centre by `change` widths and heights of the box, and scale its size by exp(change). (R-CNN.)
+
+    A small box thus needs no finer numbers than a large one. At least in float32, under autocast too.
+    """
+    change = change.to(torch.promote_types(change.dtype, torch.float32))
+    size = boxes_cxcywh[..., 2:].clamp(min=EPS)
+    centre = boxes_cxcywh[..., :2] + size * change[..., :2]
+    moved = torch.cat((centre, size * change[..., 2:].clamp(max=MAX_GROWTH).exp()), dim=-1)
+    return moved + (moved.clamp(EPS, 1) - moved).detach()  # the gradient can bring back what is outside
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +12,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
 
+from regard.attention import AugmentedConv2d, attention_channels
 from regard.errors import ConfigError, MachineError, install_command
 from regard.models.classifiers import HEADS, build_classifier
-from regard.models.configs import CLASSIFIER_PRESETS
+from regard.models.configs import CLASSIFIER_PRESETS, SMALL_BACKBONES
+from regard.models.configs.resnet import ResNetConfig
 from regard.models.efficientnet import EfficientNet
+from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, renormalized
 
 _CNN = "use a CNN, such as resnet50"
 
@@ -24,21 +29,26 @@ RESNETS = (
 )  # fmt: skip
 
 
-def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") -> Backbone:
+def create_backbone(
+    name: str, *, dilation: bool = False, norm: str = "frozen", image_size: int | None = None
+) -> Backbone:
     """A backbone by name, with random weights: `backbone(pixels (B, 3, H, W)) -> list of (B, C_i, h_i, w_i)`.
 
     The list runs from fine to coarse; `backbone.num_channels` is C of the last map.
 
     Args:
         name: a torchvision ResNet or other CNN (`resnet50`, `convnext_tiny`, ...), one of our classifiers
-            (`aa_resnet50`), `timm/NAME` for any timm model with feature maps (B, C, h, w) of images of any size, or
-            `small` for ours for images of 32 to 256 pixels.
+            (`aa_resnet50`), `timm/NAME` for any timm model with feature maps (B, C, h, w) of images of any size (it
+            sees them normalised as its released weights expect), `small` for ours for images of 32 to 256 pixels, or
+            `aa_small` with attention in it.
         dilation: dilated last stage (the DC5 models of DETR): twice the resolution. Bottleneck ResNets only.
         norm: `frozen` keeps batch norm as loaded, in ResNets the stem and stage 1 too (models/backbone.py of the
             authors), and in EfficientNets all stages up to stride 8; `batch` trains all. `small` is always trained.
+        image_size: longer side of the images for whose maps tables of relative positions are made; if None that of
+            the classifier, and 64 pixels for `aa_small`. Other sizes work too.
     """
-    if name == "small":
-        return SmallBackbone()
+    if name in SMALL_BACKBONES:
+        return SmallBackbone(augmented=name == "aa_small", image_size=image_size or 64)
     if dilation and name not in RESNETS[2:]:
         raise ConfigError(
             f"dilation needs a ResNet with bottleneck blocks, not {name}",
@@ -48,15 +58,26 @@ def create_backbone(name: str, *, dilation: bool = False, norm: str = "frozen") 
     if name in RESNETS:
         return ResNetBackbone(name, dilation=dilation, norm=norm)
     if name in CLASSIFIER_PRESETS:
-        return ClassifierBackbone(name, norm=norm)
+        return ClassifierBackbone(name, norm=norm, image_size=image_size)
     return OtherBackbone(name, norm=norm)
 
 
+# Ratios of key and value channels and heads of the attention in `aa_small`: those of the small ResNets for CIFAR.
+SMALL_ATTENTION = (0.25, 0.25, 4)
+
+
 class Backbone(nn.Module):
-    """Base of all backbones: `num_channels` of the last map, and `body`, the network."""
+    """Base of all backbones.
+
+    num_channels: of the last map.
+    body: the network.
+    normalization: mean and deviation of red, green and blue, 0..1, of the images that the network was trained on, if
+        they are not ImageNet's. The backbone converts its images; checkpoints store the numbers.
+    """
 
     num_channels: int
     body: Any
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 class ResNetBackbone(Backbone):
@@ -88,14 +109,27 @@ class ResNetBackbone(Backbone):
 
 
 class SmallBackbone(Backbone):
-    """A small residual network for images of 32 to 256 pixels: maps of strides 2, 4 and 8, batch norm, all trained."""
+    """A small residual network for images of 32 to 256 pixels: maps of strides 2, 4 and 8, batch norm, all trained.
 
-    def __init__(self, widths: tuple[int, int, int] = (24, 48, 96)) -> None:
+    Args:
+        widths: channels of the three maps.
+        augmented: whether attention augments the first convolution of both residual blocks, as in ResNets.
+        image_size: side of the images for whose maps its tables of relative positions are made, in pixels.
+    """
+
+    def __init__(
+        self, widths: tuple[int, int, int] = (24, 48, 96), *, augmented: bool = False, image_size: int = 64
+    ) -> None:
         super().__init__()
         a, b, c = widths
         self.num_channels = c
+        sides = [-(-image_size // stride) if augmented else None for stride in (4, 8)]
         self.body = nn.Sequential(
-            _conv(3, a, stride=2), _conv(a, b, stride=2), _Residual(b), _conv(b, c, stride=2), _Residual(c)
+            _conv(3, a, stride=2),
+            _conv(a, b, stride=2),
+            _Residual(b, sides[0]),
+            _conv(b, c, stride=2),
+            _Residual(c, sides[1]),
         ).to(memory_format=torch.channels_last)  # a quarter faster on CPU
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -109,9 +143,13 @@ class SmallBackbone(Backbone):
 class ClassifierBackbone(Backbone):
     """One of our classifiers without its last layer; gives the maps of its stages."""
 
-    def __init__(self, name: str, *, norm: str) -> None:
+    def __init__(self, name: str, *, norm: str, image_size: int | None = None) -> None:
         super().__init__()
-        self.body = build_classifier(CLASSIFIER_PRESETS[name])
+        config = CLASSIFIER_PRESETS[name]
+        # Only a ResNet makes tables for the maps of other images: those of others are made for their own size.
+        if isinstance(config, ResNetConfig) and image_size is not None:
+            config = replace(config, image_size=image_size)
+        self.body = build_classifier(config)
         self.num_channels = self.body.num_channels
         for head in (*HEADS, *getattr(self.body, "head_parts", ())):
             if hasattr(self.body, head):
@@ -133,6 +171,7 @@ class OtherBackbone(Backbone):
         if name.startswith("timm/"):
             self.body = _timm_features(name.removeprefix("timm/"), norm)
             self.num_channels = self.body.feature_info.channels()[-1]
+            self.normalization = _timm_normalization(name.removeprefix("timm/"))
             return
         self.body = _torchvision_features(name)
         if norm == "frozen":
@@ -142,7 +181,7 @@ class OtherBackbone(Backbone):
         self.train()
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        maps = self.body(pixels)
+        maps = self.body(pixels if self.normalization is None else renormalized(pixels, *self.normalization))
         return list(maps) if isinstance(maps, (list, tuple)) else [maps]
 
 
@@ -194,6 +233,17 @@ def _timm_features(name: str, norm: str) -> nn.Module:
     return freeze_batch_norm_2d(model) if norm == "frozen" else model
 
 
+def _timm_normalization(name: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Return the mean and deviation of timm's released weights of a network, None if they are ImageNet's."""
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    if settings is None or len(settings.mean) != 3:
+        return None
+    theirs = (tuple(settings.mean), tuple(settings.std))
+    return None if theirs == (IMAGENET_MEAN, IMAGENET_STD) else theirs
+
+
 def _conv(in_channels: int, out_channels: int, stride: int = 1, relu: bool = True) -> nn.Module:
     return Conv2dNormActivation(
         in_channels,
@@ -204,11 +254,19 @@ def _conv(in_channels: int, out_channels: int, stride: int = 1, relu: bool = Tru
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions with a bypass."""
+    """Two 3x3 convolutions with a bypass. `side`: of the map whose attention augments the first one; None for none."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, side: int | None = None) -> None:
         super().__init__()
-        self.convs = nn.Sequential(_conv(width, width), _conv(width, width, relu=False))
+        first = _conv(width, width)
+        if side is not None:
+            assert isinstance(first, nn.Sequential)
+            keys, values = attention_channels(width, *SMALL_ATTENTION)
+            first[0] = AugmentedConv2d(
+                width, width, key_channels=keys, value_channels=values, num_heads=SMALL_ATTENTION[2],
+                map_size=(side, side), bias=False,
+            )  # fmt: skip
+        self.convs = nn.Sequential(first, _conv(width, width, relu=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x + self.convs(x)).relu()

@@ -11,11 +11,14 @@ from regard.models.catalog import SHORT_SIDES, crop_pct_of, preset
 from regard.models.classifiers import Classifier, build_classifier
 from regard.models.configs import ClassifierConfig, DetectorConfig, ModelConfig
 from regard.models.configs.detr import DETRDemoConfig
+from regard.models.configs.retinanet import RetinaNetConfig
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
+from regard.models.retinanet import RetinaNet
 from regard.structures.categories import COCO, COCO_PANOPTIC, Category, ModelCard, knows_stuff
 
-Detector = DETR | DETRDemo
+QueryDetector = DETR | DETRDemo  # its predictions are queries, one for each detection
+Detector = QueryDetector | RetinaNet
 Model = Detector | Classifier
 
 
@@ -24,7 +27,7 @@ def create(name: str, *, num_classes: int | None = None) -> Model:
 
     Args:
         name: one of `list_models()`.
-        num_classes: number of classes without no-object; by default that of the model (COCO's 91 for DETR).
+        num_classes: number of classes without no-object; by default that of the model (COCO's 91 for detectors).
 
     Raises:
         ConfigError: an unknown name (the nearest one is offered).
@@ -80,6 +83,8 @@ def _construct(config: ModelConfig) -> Model:
         return DETRDemo(config)
     if isinstance(config, ClassifierConfig):
         return build_classifier(config)
+    if isinstance(config, RetinaNetConfig):
+        return RetinaNet(config)
     return DETR(config)
 
 

@@ -18,8 +18,8 @@ from regard.models.wide_resnet import WideResNet
 
 Classifier = ResNet | WideResNet | MnasNet | EfficientNet | SAN | VisionTransformer
 
-# Attributes of classifiers that hold their final linear layers, with one row per class.
-HEADS = ("fc", "classifier", "head", "head_dist")
+# Attributes of classifiers, ours and others', that hold their final linear layers, with one row per class.
+HEADS = ("fc", "classifier", "head", "head_dist", "heads")
 
 
 def build_classifier(config: ClassifierConfig) -> Classifier:

@@ -25,12 +25,21 @@ from regard.models.anchors import (
     AnchorQueries,
     Proposals,
     QuerySet,
-    best_proposals,
     group_mask,
+    move_by_size,
+    move_logits,
 )
 from regard.models.backbone import create_backbone
 from regard.models.configs.detr import DETRConfig
-from regard.models.panoptic import AttentionMap, MaskHead, finer_channels
+from regard.models.panoptic import (
+    PLACE_MAPS,
+    AttentionMap,
+    MaskHead,
+    cell_centres,
+    ellipse_logits,
+    finer_channels,
+    relative_places,
+)
 from regard.models.transformer import MLP, Trace, Transformer
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
@@ -114,7 +123,11 @@ class DETR(nn.Module):
         if config.masks:
             self.bbox_attention = AttentionMap(c, config.num_heads)
             self.mask_maps = len(finer) - fused
-            self.mask_head = MaskHead(c, config.num_heads, finer[fused:])
+            width, maps = c, config.num_heads
+            if config.mask_dim:
+                self.mask_proj = nn.Conv2d(c, config.mask_dim, kernel_size=1)
+                width, maps = config.mask_dim, config.num_heads + PLACE_MAPS
+            self.mask_head = MaskHead(width, maps, finer[fused:])
         if config.sigmoid:
             # Classes start with probability 0.01; otherwise empty queries dominate the loss (RetinaNet, section 4.1).
             nn.init.constant_(self.class_embed.bias, -4.6)
@@ -152,6 +165,8 @@ class DETR(nn.Module):
         self.requires_grad_(False)
         self.bbox_attention.requires_grad_()
         self.mask_head.requires_grad_()
+        if self.config.mask_dim:
+            self.mask_proj.requires_grad_()
         self.detector_is_frozen = True
         self.train(self.training)
 
@@ -178,15 +193,24 @@ class DETR(nn.Module):
         inputs = output.mask_inputs
         if inputs is None:
             raise ConfigError("the model has no mask head", remedy="train one with model.masks=true", code="C09")
+        boxes = output.boxes[image, query].detach()
         if self.training or len(query) <= MASKS_AT_ONCE:
-            return self._masks(inputs, image, query)
-        parts = zip(image.split(MASKS_AT_ONCE), query.split(MASKS_AT_ONCE), strict=True)
-        return torch.cat([self._masks(inputs, *part) for part in parts])
+            return self._masks(inputs, image, query, boxes)
+        parts = (each.split(MASKS_AT_ONCE) for each in (image, query, boxes))
+        return torch.cat([self._masks(inputs, *part) for part in zip(*parts, strict=True)])
 
-    def _masks(self, inputs: MaskInputs, image: Tensor, query: Tensor) -> Tensor:
-        attention = self.bbox_attention(inputs.hidden[image, query], inputs.memory, image, inputs.visible)
-        attention = attention.unflatten(2, inputs.projected.shape[-2:])
-        return self.mask_head(attention, inputs.projected, inputs.finer, image)
+    def _masks(self, inputs: MaskInputs, image: Tensor, query: Tensor, boxes: Tensor) -> Tensor:
+        projected, size = inputs.projected, inputs.projected.shape[-2:]
+        maps = self.bbox_attention(inputs.hidden[image, query], inputs.memory, image, inputs.visible).unflatten(2, size)
+        if not self.config.mask_dim:
+            return self.mask_head(maps, projected, inputs.finer, image)
+        if inputs.visible is None:
+            padding = torch.zeros(len(projected), *size, dtype=torch.bool, device=projected.device)
+        else:
+            padding = ~inputs.visible.view(-1, *size)
+        places = relative_places(cell_centres(padding)[image], boxes).to(maps.dtype)
+        logits = self.mask_head(torch.cat((maps, places), dim=1), self.mask_proj(projected), inputs.finer, image)
+        return logits + ellipse_logits(places, (logits.shape[-2], logits.shape[-1]))
 
     def attention(self, images: ImageBatch | Sequence[Tensor], *, encoder: bool = True) -> AttentionMaps:
         """Run `forward` and keep the weights of every attention layer; slower than `forward`.
@@ -228,10 +252,15 @@ class DETR(nn.Module):
             memory = self.transformer.encoder(tokens, in_encoder, mask, trace)
         decoder = self.transformer.decoder
         if isinstance(decoder, AnchorDecoder):
-            proposals = self.proposals(memory, padding) if self.config.proposals else None
-            anchors = None if proposals is None else best_proposals(proposals, self.config.num_queries)
-            queries = self.query_embed(len(batch), targets, anchors)
-            hidden, boxes = decoder.decode(queries, self.bbox_embed, memory, positions, memory_mask=mask, trace=trace)
+            proposals = proposed = None
+            if self.config.proposals:
+                proposals, proposing = self.proposals(memory, padding)
+                proposed = self.proposals.best(proposals, proposing, self.config.num_queries)
+            queries = self.query_embed(len(batch), targets, proposed)
+            move = move_by_size if self.config.proposals else move_logits
+            hidden, boxes = decoder.decode(
+                queries, self.bbox_embed, memory, positions, move=move, memory_mask=mask, trace=trace
+            )
             output = self._output(self.class_embed(hidden), boxes, queries)
             if self.training:
                 output = output._replace(proposals=proposals)
@@ -303,6 +332,7 @@ class DETR(nn.Module):
             auxiliary=[DetectionOutput(*layer) for layer in zip(logits[:-1], boxes[:-1], strict=True)],
             num_groups=self.config.query_groups if self.training else 1,
             denoising=denoising,
+            duplicate_iou=self.config.duplicate_iou,
         )
 
 

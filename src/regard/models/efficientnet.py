@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regard.models.configs.efficientnet import EfficientNetConfig
 from regard.structures.categories import ModelCard
-from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
+from regard.structures.image_batch import renormalized
 
 STEM, HEAD = 32, 1280  # channels of the first and of the last convolution
 
@@ -38,6 +38,7 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
+MEAN = STD = (0.5, 0.5, 0.5)  # of the images of the published weights
 MAPS = (1, 2, 4, 6)  # the last stage of each stride from 4 to 32
 
 
@@ -82,7 +83,7 @@ class EfficientNet(nn.Module):
         """Normalised images -> maps of strides 4, 8, 16 and 32 with 24, 40, 112 and 320 channels."""
         # Channels last: a third faster on a CPU, forward and backward.
         images = images.contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.bn1(self.conv_stem(_from_minus_one_to_one(images))))
+        x = F.relu6(self.bn1(self.conv_stem(renormalized(images, MEAN, STD))))
         maps = []
         for index, stage in enumerate(self.blocks):
             x = stage(x)
@@ -166,13 +167,3 @@ class InvertedResidual(nn.Module):
 def _norm(channels: int) -> nn.BatchNorm2d:
     """Return batch normalisation with the constants of the authors' TensorFlow code."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-def _from_minus_one_to_one(images: Tensor) -> Tensor:
-    """Images normalised by ImageNet's mean and deviation -> pixels of -1 to 1. Exact, unlike a change of the stem.
-
-    (The stem pads with zeros, which are grey of -1 to 1.)
-    """
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None]
-    std = images.new_tensor(IMAGENET_STD)[:, None, None]
-    return images * (2 * std) + (2 * mean - 1)

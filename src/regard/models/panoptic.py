@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STRIDE = 4  # of the finest map that refines a mask, in pixels; what finer maps add costs more than all else
+PLACE_MAPS = 2  # of `relative_places`
+FARTHEST = 2.0  # from a box, in its widths and heights, that its mask head tells apart
 GROUPS = 8  # of group normalisation, or as many as divide the channels
 
 
@@ -50,7 +52,7 @@ class MaskHead(nn.Module):
 
     Args:
         embed_dim: channels C of the projected features.
-        num_heads: attention maps of a query.
+        num_heads: maps of a query: those of its attention, and `relative_places` of its box in a smaller head.
         finer_channels: channels of the backbone's maps, from coarse to fine.
     """
 
@@ -104,6 +106,46 @@ class MaskHead(nn.Module):
             x = self.get_submodule(f"lay{number + 2}")(x)
             x = self.get_submodule(f"gn{number + 2}")(x).relu()
         return self.out_lay(x)[:, 0]
+
+
+def cell_centres(padding: Tensor) -> Tensor:
+    """Return x and y of the centre of each cell (B, h, w, 2), as fractions of the image; beyond 1 in its padding.
+
+    Args:
+        padding: (B, h, w) bool, at the right and at the bottom.
+    """
+    height, width = padding.shape[-2:]
+    rows, columns = (~padding).any(2).sum(1), (~padding).any(1).sum(1)
+    y = (torch.arange(height, device=padding.device) + 0.5) / rows[:, None]
+    x = (torch.arange(width, device=padding.device) + 0.5) / columns[:, None]
+    return torch.stack((x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), dim=-1)
+
+
+def relative_places(centres: Tensor, boxes: Tensor) -> Tensor:
+    """Return where cells lie, seen from a box: (M, 2, h, w), in its widths and heights from its centre, up to 2.
+
+    A mask head that sees this need not learn where the box is (CondInst, Tian et al. 2020, section 3.1).
+
+    Args:
+        centres: (M, h, w, 2) of the cells, x and y as fractions of the image.
+        boxes: (M, 4) cxcywh as fractions of the image.
+    """
+    centre, size = boxes[:, None, None, :2], boxes[:, None, None, 2:].clamp(min=1e-3)
+    return ((centres - centre) / size).clamp(-FARTHEST, FARTHEST).permute(0, 3, 1, 2)
+
+
+def ellipse_logits(places: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return mask logits (M, H, W) of the ellipse inside each box: 0 at its border, 2 at its centre, at least -6.
+
+    Masks that start like this learn from the first step on. That is ours: from empty masks the losses of small objects
+    have almost no gradient.
+
+    Args:
+        places: (M, 2, h, w) as from `relative_places`.
+        size: (H, W).
+    """
+    x, y = F.interpolate(places, size=size, mode="bilinear", align_corners=False).unbind(1)
+    return (2 - 8 * (x**2 + y**2)).clamp(min=-6)
 
 
 def _layer(before: int, after: int) -> tuple[nn.Conv2d, nn.GroupNorm]:

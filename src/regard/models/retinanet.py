@@ -1,53 +1,107 @@
-"""torchvision's RetinaNet on attention-augmented ResNets: the experiment of Bello et al. 2019, section 4.3."""
+"""RetinaNet, plain and attention-augmented: classes and boxes for anchors on the levels of a feature pyramid.
+
+    image -> backbone -> feature pyramid -> two heads shared by all levels -> class scores and offsets of every anchor
+
+Lin et al. 2017 (arXiv 1708.02002); with attention in the backbone Bello et al. 2019, section 4.3. Pyramid, heads and
+anchors are torchvision's, so its weights fit. Its images and losses are ours.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-from torchvision.models.detection import RetinaNet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from regard.config import unknown_name
-from regard.models.classifiers import build_classifier
-from regard.models.configs import CLASSIFIER_PRESETS
-from regard.models.configs.resnet import ResNetConfig
+from regard.errors import ConfigError
+from regard.models.backbone import create_backbone
+from regard.models.configs.retinanet import GROUP_WIDTH, RetinaNetConfig
+from regard.models.panoptic import finer_channels
+from regard.models.resnet import POSITION_TABLES
+from regard.structures.boxes import cxcywh_to_xyxy, decode_boxes, xyxy_to_cxcywh
+from regard.structures.categories import ModelCard
+from regard.structures.image_batch import ImageBatch
+from regard.structures.outputs import DensePredictions, DetectionOutput
 
-CHANNELS = 256  # of the pyramid
-KNOWN = [
-    name
-    for name, config in CLASSIFIER_PRESETS.items()
-    if isinstance(config, ResNetConfig) and config.stem == "imagenet"
-]
+RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
+ANCHORS = 3 * len(RATIOS)  # of a cell: of three sizes
+EXTRA_LEVELS = 2
+MULTIPLE = 32  # sides of a batch are padded to a multiple of it
 
 
-def retinanet(backbone: str = "aa_resnet50", num_classes: int = 91, image_size: int = 640) -> RetinaNet:
-    """A RetinaNet with random weights, all of which are trained, as in the paper.
-
-    It is torchvision's own model: images as a list of (3, H, W) in 0..1, in training targets of `boxes` (n, 4) corners
-    in pixels and `labels` (n,), and losses or detections as a dict. The tensors of `resnet50` are torchvision's, whose
-    own function freezes batch norm with an epsilon of 0 once it has loaded its COCO weights; here it stays as trained.
-
-    Published AP of COCO from scratch: ResNet-50 36.8 and augmented 38.2, ResNet-101 38.5 and augmented 39.2.
+class RetinaNet(nn.Module):
+    """Backbone, feature pyramid and heads.
 
     Args:
-        backbone: one of our ResNets for large images, plain or augmented; stages 2 to 4 go into the pyramid.
-        num_classes: classes, with background at 0.
-        image_size: longer side of the images for whose maps relative tables are made; others work as well. The paper
-            trains with 640.
+        config: sizes and options.
 
     Raises:
-        ConfigError: no such network.
+        ConfigError: the backbone has fewer maps than `config.feature_maps` (C03).
     """
-    if backbone not in KNOWN:
-        raise unknown_name("backbone", backbone, KNOWN, code="C01")
-    body = build_classifier(replace(CLASSIFIER_PRESETS[backbone], image_size=image_size))
-    widths = [body.num_channels // 4, body.num_channels // 2, body.num_channels]
-    pyramid = BackboneWithFPN(
-        body,
-        return_layers={"layer2": "0", "layer3": "1", "layer4": "2"},
-        in_channels_list=widths,
-        out_channels=CHANNELS,
-        extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS),
-    )
-    return RetinaNet(pyramid, num_classes)
+
+    card: ModelCard  # set by `regard.models.build.build`
+    no_weight_decay = POSITION_TABLES
+
+    def __init__(self, config: RetinaNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = create_backbone(config.backbone, norm=config.backbone_norm, image_size=config.image_size)
+        finer = finer_channels(self.backbone)
+        if config.feature_maps > len(finer) + 1:
+            what = f"feature_maps={config.feature_maps}, but {config.backbone} has {len(finer) + 1} maps"
+            raise ConfigError(what, where="model", code="C03")
+        widths = [*finer[: config.feature_maps - 1][::-1], self.backbone.num_channels]
+        c = config.channels
+        self.fpn = FeaturePyramidNetwork(widths, c, extra_blocks=LastLevelP6P7(c, c))
+        norm = partial(nn.GroupNorm, c // GROUP_WIDTH) if config.head_norm else None
+        self.head = RetinaNetHead(c, ANCHORS, config.num_classes, norm_layer=norm)
+        self.anchors = AnchorGenerator(*_anchor_shapes(config))
+
+    def forward(
+        self, images: ImageBatch | Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> DetectionOutput:
+        """Predict class scores and a box for every anchor, without gradients of the boxes.
+
+        Boxes are clipped to their image. `regard.results.postprocess.score_queries` suppresses duplicates.
+
+        Args:
+            images: normalised float images, a list of (3, H, W) of any sizes, or a batch of them.
+            targets: not used; other detectors use them in training.
+        """
+        batch = images if isinstance(images, ImageBatch) else ImageBatch.from_images(list(images))
+        height, width = batch.pixels.shape[-2:]
+        pixels = F.pad(batch.pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+        maps = self.backbone(pixels)[-self.config.feature_maps :]
+        levels = list(self.fpn(OrderedDict((str(number), features) for number, features in enumerate(maps))).values())
+        found = self.head(levels)
+        # At least in float32, under autocast too: half precision moves corners by pixels.
+        offsets = found["bbox_regression"]
+        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        exact = [level.new_empty(1, 1, *level.shape[-2:], dtype=offsets.dtype) for level in levels]
+        [corners] = self.anchors(ImageList(pixels[:1], [(height, width)]), exact)  # in the type of the maps it is given
+        anchors = xyxy_to_cxcywh(corners.to(offsets.dtype))
+        counts = tuple(ANCHORS * level.shape[-2] * level.shape[-1] for level in levels)
+        dense = DensePredictions(anchors, offsets, counts, batch.sizes)
+        return DetectionOutput(found["cls_logits"], _boxes(offsets.detach(), anchors, batch.sizes), dense=dense)
+
+
+def _anchor_shapes(config: RetinaNetConfig) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]:
+    """Return sizes and ratios of each level: three sizes, a third of an octave apart, rounded down as torchvision's."""
+    sides = [config.anchor_size * 2**level for level in range(config.feature_maps + EXTRA_LEVELS)]
+    sizes = tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in sides)
+    return sizes, (RATIOS,) * len(sizes)
+
+
+def _boxes(offsets: Tensor, anchors: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the boxes (B, Q, 4) cxcywh 0..1 of the unpadded image, clipped to it."""
+    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=offsets.dtype).to(offsets.device)[:, None]
+    corners = cxcywh_to_xyxy(decode_boxes(offsets, anchors)) / scale
+    return xyxy_to_cxcywh(corners.clamp(0, 1))

@@ -70,7 +70,7 @@ def predict_files(
     if json_file is not None:
         if videos and makes_segments(net):
             raise ConfigError("segments of videos have no JSON", where=videos[0], remedy="leave --json out", code="C09")
-        writer = _Segments(json_file, net, files, names) if makes_segments(net) else _Rows(json_file)
+        writer = _Segments(json_file, net, files, names) if makes_segments(net) else _Rows(json_file, options.top)
     for folder in (output, json_file.parent if json_file else None):
         if folder is not None:
             make_writable(folder)
@@ -111,7 +111,7 @@ class _Job:
             if self.output is not None:
                 save_picture(draw(result, self.options), self.output / self.names[file])
             if self.writer is not None:
-                self.writer.add(result, number, file, self.options.top)
+                self.writer.add(result, number, file)
             yield escape(f"{result.path}: {self._summary(result)}")
 
     def videos(self, files: Sequence[str | Path], first: int) -> Iterator[str]:
@@ -123,7 +123,7 @@ class _Job:
                 for found in predict_video(self.net, file, self.options, batch_size=self.batch_size, drawn=drawn):
                     if isinstance(self.writer, _Rows):
                         frame = {"frame": found.number, "seconds": float(found.seconds)}
-                        self.writer.add(replace(found.result, path=str(file)), number, file, self.options.top, frame)
+                        self.writer.add(replace(found.result, path=str(file)), number, file, frame)
                     number += 1
                     yield escape(f"{file} {float(found.seconds):.2f} s: {self._summary(found.result)}")
             except DataError as error:
@@ -170,20 +170,19 @@ class _Rows:
     If no image could be read, an earlier result stays as it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, top: int) -> None:
         self.path = path
+        self.top = top
         self.images = 0
         self.rows: list[dict[str, Any]] = []
 
-    def add(
-        self, result: Prediction, number: int, file: str | Path, top: int, frame: dict[str, Any] | None = None
-    ) -> None:
+    def add(self, result: Prediction, number: int, file: str | Path, frame: dict[str, Any] | None = None) -> None:
         self.images += 1
         place = {"file_name": str(file), **(frame or {})}
         if isinstance(result, Detections):
             self.rows += [{**row, **place} for row in result.to_coco(number)]
         elif isinstance(result, Classification):
-            self.rows.append({**place, "classes": result.to_dicts(top)})
+            self.rows.append({**place, "classes": result.to_dicts(self.top)})
 
     def close(self) -> None:
         if self.images:
@@ -212,7 +211,7 @@ class _Segments:
             remedy = "name another file, or move them away"
             raise ConfigError(what, where=folder, remedy=remedy, code="C11")
 
-    def add(self, result: Prediction, number: int, file: str | Path, top: int) -> None:
+    def add(self, result: Prediction, number: int, file: str | Path) -> None:
         assert isinstance(result, Segmentation)
         if not self.writer.rows:
             self._announce()

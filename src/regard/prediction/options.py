@@ -12,7 +12,8 @@ class PredictionOptions:
 
     Args:
         threshold: minimum score, 0 to 1; if not given the best of the run, else 0.5, and 0.85 or 0.3 for segments.
-        segments: published: as in the authors' code; clean: at full resolution, one segment per stuff class.
+        segments: published: as in the authors' code; clean: at full resolution, one segment per stuff class; scored:
+            by score, without objects that are found twice; auto: published, or scored if scores are sigmoids.
         multi_label: give an object several labels; for detectors with sigmoid scores.
         tile_size: side of tiles in pixels; finds small objects of large images, by tiles and by the whole image.
         tile_overlap: part of a tile that the next one shares, 0 to 0.9; objects should fit into it.
@@ -22,7 +23,7 @@ class PredictionOptions:
     """
 
     threshold: float | None = None
-    segments: Literal["published", "clean"] = "published"
+    segments: Literal["auto", "published", "clean", "scored"] = "auto"
     multi_label: bool = False
     tile_size: int | None = None
     tile_overlap: float = 0.2

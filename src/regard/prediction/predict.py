@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, get_args
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from regard.config import unknown_name
 from regard.data.samples import ClassSample, Sample
 from regard.data.sources import expand, is_many, is_streamed, is_video, read_source
 from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
-from regard.errors import ConfigError, DataError
+from regard.errors import ConfigError, DataError, unknown_name
 from regard.models.build import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
@@ -40,6 +39,7 @@ from regard.results.postprocess import (
     instance_masks,
     panoptic_segments,
     score_queries,
+    segment_method,
     segment_queries,
     segment_threshold,
 )
@@ -57,7 +57,7 @@ def predict(
     images: Any,
     *,
     threshold: float | None = None,
-    segments: SegmentMethod = "published",
+    segments: SegmentMethod | Literal["auto"] = "auto",
     multi_label: bool = False,
     tile_size: int | None = None,
     tile_overlap: float = 0.2,
@@ -75,8 +75,9 @@ def predict(
             as `photos/**/*.jpg`, a video file or `camera:0`. Arrays and tensors are RGB.
         threshold: minimum score of detections or segments, 0..1. If None, for detections the best of the run as
             `regard.evaluate` found it, else 0.5, and for segments 0.85 as published (0.3 if scores are sigmoids).
-        segments: how a panoptic model's masks become segments: `published` as in the authors' code, or `clean`, at
-            full resolution and with stuff in one piece (see `regard.results.postprocess.panoptic_segments`).
+        segments: how a panoptic model's masks become segments: `published` as in the authors' code, `clean`, at full
+            resolution and with stuff in one piece, or `scored`, without objects that are found twice (see
+            `regard.results.postprocess.panoptic_segments`); `auto`: `scored` if scores are sigmoids, else `published`.
         multi_label: sigmoid scores may give an object several labels. False: each query has its best one.
         tile_size: side in pixels of square tiles in which a detector looks too, besides the whole image. About the
             size that it was trained with finds what is too small in the whole.
@@ -285,10 +286,11 @@ def _detect_views(
 
 
 def _segment(
-    net: DETR, images: Sequence[_Input], batch: ImageBatch, threshold: float, method: SegmentMethod
+    net: DETR, images: Sequence[_Input], batch: ImageBatch, threshold: float, method: SegmentMethod | Literal["auto"]
 ) -> Iterator[Segmentation]:
     output = net(batch, masks=False)
     softmax = not net.config.sigmoid
+    method = segment_method(method, softmax=softmax)
     queries = segment_queries(output, softmax=softmax, threshold=threshold)
     everything = score_queries(output, softmax=softmax, multi_label=False)
     logits = net.masks(output, queries.image, queries.query)
@@ -336,7 +338,7 @@ def makes_segments(net: Model) -> TypeGuard[DETR]:
 def default_threshold(net: Model) -> float:
     """Return the minimum score, 0..1, of what `predict` reports if it is given no threshold."""
     if makes_segments(net):
-        return segment_threshold(softmax=not net.config.sigmoid)
+        return segment_threshold(softmax=not net.config.sigmoid, of_run=net.card.threshold)
     return 0.5 if net.card.threshold is None else net.card.threshold
 
 
@@ -347,7 +349,7 @@ def check_options(options: PredictionOptions, batch_size: int) -> None:
         ConfigError: a number is out of range (C03), is none, or a word is unknown (C02).
     """
     for name, value, known in (
-        ("segments", options.segments, get_args(SegmentMethod)),
+        ("segments", options.segments, ("auto", *get_args(SegmentMethod))),
         ("labels", options.labels, get_args(ShowLabels)),
     ):
         if value not in known:

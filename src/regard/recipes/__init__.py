@@ -9,10 +9,13 @@ from regard.config import RENAMED, apply_mapping, line_of, read_yaml
 from regard.errors import ConfigError
 from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
+from regard.models.configs.retinanet import RetinaNetConfig
 from regard.recipes.classification import ClassificationRecipe, classification_recipe_for
 from regard.recipes.detection import DetectionRecipe, detection_recipe_for
+from regard.recipes.retinanet import RetinaNetRecipe, retinanet_recipe_for
 
-Recipe = DetectionRecipe | ClassificationRecipe
+DetectorRecipe = DetectionRecipe | RetinaNetRecipe
+Recipe = DetectorRecipe | ClassificationRecipe
 
 
 def recipe_for(name: str, recipe: str | None = None) -> Recipe:
@@ -23,6 +26,8 @@ def recipe_for(name: str, recipe: str | None = None) -> Recipe:
     """
     if isinstance(preset(name), ClassifierConfig):
         return classification_recipe_for(name, recipe)
+    if isinstance(preset(name), RetinaNetConfig):
+        return retinanet_recipe_for(name, recipe)
     return detection_recipe_for(name, recipe)
 
 

@@ -15,16 +15,18 @@ from regard.models.configs.detr import DETRConfig
 from regard.recipes.detection import DetectionRecipe
 from regard.training.config import batches_per_epoch, steps_per_epoch
 
-CELL = 16  # pixels that the side of a small box should have
+CELL = 16  # pixels that the side of a small box should have on a GPU; on a CPU half of them
 SHORT_SIDES = (256, 512)  # least and greatest short side on a GPU; a CPU stops at CPU_SHORT_SIDE
 CPU_SHORT_SIDE = 384
+QUERIES_PER_OBJECT = 2.5  # of proposals, several of which are at one object; else 1.2, as other images may have more
 IMAGES_TO_SEE = 6400  # of a training with few images: 40 epochs of 160
 EPOCHS = (12, 100)  # least and most
-CPU_MINUTES = 15.0  # on a CPU, of up to MINUTES_FOR images; more images get more time in proportion
+CPU_MINUTES = 18.0  # on a CPU, of up to MINUTES_FOR images; more images get more time in proportion
 MINUTES_FOR = 200
 EVALUATIONS = 10  # in a training of IMAGES_TO_SEE
+PATIENCE = 6  # evaluations without a better score; fewer would cut off the end of the cosine, where scores still rise
 UNTIL_TIME_IS_UP = 100_000  # epochs, where `minutes` ends the training
-MANY_QUERIES = 60
+MANY_OBJECTS = 50
 FEW_STEPS, FEW_IMAGES, FEW_PER_CLASS = 300, 50, 50
 
 
@@ -70,19 +72,62 @@ def fit_to_data(
     free = gpu or "epochs" in given
     minutes = None if free else CPU_MINUTES * max(1.0, data.images / MINUTES_FOR)
     minutes = _unless_given(recipe, given, "minutes", minutes)
+    is_asked_for = "epochs" in given or ("minutes" in given and recipe.minutes is not None)  # and is not cut off
+    patience = _unless_given(recipe, given, "patience", 0 if is_asked_for else PATIENCE)
     steps = epochs * steps_per_epoch(batches_per_epoch(data.images, batch_size, processes), recipe.accumulate)
     model, why_model = _model(recipe.model, data, short_side, given)
+    # Fine maps show the backbone other patterns than ImageNet's photographs.
+    lr_backbone = recipe.lr / 3 if model.proposals and recipe.start_from == "backbone" else recipe.lr_backbone
     every = max(1, round(min(epochs, IMAGES_TO_SEE / data.images) / EVALUATIONS))
     fitted = replace(
         recipe, model=model, short_side=short_side, max_size=max_size, batch_size=batch_size, epochs=epochs,
-        minutes=minutes, evaluate_every=_unless_given(recipe, given, "evaluate_every", every),
+        minutes=minutes, patience=patience, evaluate_every=_unless_given(recipe, given, "evaluate_every", every),
         ema=_unless_given(recipe, given, "ema", _decay(steps)),
+        lr_backbone=_unless_given(recipe, given, "lr_backbone", lr_backbone),
         log_every=_unless_given(recipe, given, "log_every", max(1, min(20, steps // 50))),
     )  # fmt: skip
     length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"
     limit = f", at most {minutes:.3g} minutes" if minutes is not None else ""
-    lines = [sizes, f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}", why_model]
-    return fitted, lines + _expectations(data, steps)
+    images = f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}"
+    return fitted, [sizes, images, why_model, _rates(fitted), _evaluations(fitted), *_expectations(data, steps)]
+
+
+def _rates(recipe: DetectionRecipe) -> str:
+    """Return the learning rates, and what they leave as it is, in words."""
+    if recipe.freeze_detector:
+        frozen = "only the mask head learns"
+    elif recipe.lr_backbone == 0:
+        frozen = "the backbone is frozen"
+    elif recipe.model.backbone_norm == "frozen":
+        frozen = "batch norm of the backbone is frozen"
+    else:
+        frozen = "nothing is frozen"
+    warmup = f"a warm-up over {recipe.warmup_share:.0%}" if recipe.warmup_share else "no warm-up by share"
+    start = f"start_from={recipe.start_from}"
+    return f"{start}: lr={recipe.lr:g} lr_backbone={recipe.lr_backbone:g} after {warmup}; {frozen}"
+
+
+def _evaluations(recipe: DetectionRecipe) -> str:
+    stop = f"stops after {recipe.patience} without a better score" if recipe.patience else "no early stop"
+    return f"evaluate_every={recipe.evaluate_every} epochs, patience={recipe.patience}: {stop}"
+
+
+def scale_to_batch(
+    recipe: DetectionRecipe, batch_size: int, before: int, given: Collection[str]
+) -> tuple[DetectionRecipe, str]:
+    """Return the recipe with another batch size and learning rates in proportion (Goyal et al. 2017), and why.
+
+    Args:
+        recipe: settings whose learning rates are for batches of `before` images.
+        batch_size: images of a batch.
+        before: images of a batch until now.
+        given: names of the settings that the user gave, which are kept.
+    """
+    factor = batch_size / before
+    rates = {name: getattr(recipe, name) * factor for name in ("lr", "lr_backbone") if name not in given}
+    names = " and ".join(rates) or "given learning rates"
+    what = f"{names} times {factor:.3g}, in proportion to the batch" if rates else f"{names} are kept"
+    return replace(recipe, batch_size=batch_size, **rates), what
 
 
 def _expectations(data: DataSummary, steps: int) -> list[str]:
@@ -106,9 +151,9 @@ def _unless_given(recipe: DetectionRecipe, given: Collection[str], name: str, va
 def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collection[str]) -> tuple[int, int, str]:
     """Return short_side and max_size, and why: a small box is about one cell wide if the device can train such images.
 
-    A size that is given bounds the other.
+    On a CPU more steps on smaller images learn more. A size that is given bounds the other.
     """
-    wanted = max(SHORT_SIDES[0], CELL / max(data.box_side, 1e-3))
+    wanted = max(SHORT_SIDES[0], (CELL if gpu else CELL / 2) / max(data.box_side, 1e-3))
     chosen = 32 * round(min(wanted, SHORT_SIDES[1] if gpu else CPU_SHORT_SIDE) / 32)
     if "max_size" in given:
         chosen = min(chosen, recipe.max_size)
@@ -122,13 +167,14 @@ def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collect
 
 def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collection[str]) -> tuple[DETRConfig, str]:
     """Return the model with enough queries, and with fine maps for small boxes, and why."""
-    count = max(model.num_queries, 10 * math.ceil(1.2 * data.max_objects / 10))  # Other images may have a few more.
-    changes: dict[str, Any] = {"num_queries": count, "anchor_size": round(min(0.9, max(0.02, data.median_box_side)), 2)}
-    if count > MANY_QUERIES:  # Copies of many objects cost more time than they save.
-        changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
+    changes: dict[str, Any] = {"anchor_size": round(min(0.9, max(0.02, data.median_box_side)), 2)}
     if model.anchors and model.sigmoid and model.backbone != "small" and data.box_side * short_side < 2 * CELL:
         # Cells of 8 pixels, each of which proposes a box. Self-attention over so many would take most of the time.
         changes |= {"feature_maps": 3, "encoder_layers": 0, "proposals": True}
+    per_object = QUERIES_PER_OBJECT if changes.get("proposals", model.proposals) else 1.2
+    changes["num_queries"] = max(model.num_queries, 10 * math.ceil(per_object * data.max_objects / 10))
+    if data.max_objects > MANY_OBJECTS:  # Copies of many objects cost more time than they save.
+        changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
     changes = {name: value for name, value in changes.items() if f"model.{name}" not in given}
     shown = " ".join(f"model.{name}={value}" for name, value in changes.items() if value != getattr(model, name))
     return replace(model, **changes), f"up to {data.max_objects} objects in an image: {shown or 'the model as it is'}"

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from regard.config import unknown_name
-from regard.errors import ConfigError
+from regard.errors import ConfigError, unknown_name
 from regard.models.catalog import CROP_PCT, SMALL_IMAGES, WEIGHTS, crop_pct_of, preset
 from regard.models.configs import ClassifierConfig
 from regard.models.configs.vit import VIT_PRESETS, ViTConfig

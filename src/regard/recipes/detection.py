@@ -1,21 +1,24 @@
-"""Recipes of detectors: one function per published training, which returns a frozen `DetectionRecipe`."""
+"""Recipes of DETR: one function per published training, which returns a frozen `DetectionRecipe`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from regard.config import unknown_name
-from regard.errors import ConfigError
+from regard.data.coco.published import is_published_coco
+from regard.data.paths import GENERATED, data_text
+from regard.errors import ConfigError, unknown_name
 from regard.models.catalog import SHORT_SIDES, WEIGHTS, list_models, preset
-from regard.models.configs.detr import DETRConfig
+from regard.models.configs import SMALL_BACKBONES
+from regard.models.configs.detr import DETR_PRESETS, DETRConfig
 from regard.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionRecipe(TrainingConfig):
-    """All settings of a training run of a detector."""
+    """All settings of a training run of a DETR."""
 
     name: str  # the name of the model
     data: str = ""  # folder of COCO, YOLO, Pascal VOC or CSV data, or `shapes`; required
@@ -42,11 +45,14 @@ class DetectionRecipe(TrainingConfig):
         for name in weights:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected at least 0", code="C03")
-        if not 16 <= self.short_side <= self.max_size:
-            raise ConfigError(
-                f"short_side={self.short_side} and max_size={self.max_size}, expected 16 <= short_side <= max_size",
-                code="C03",
-            )
+        check_sizes(self.short_side, self.max_size)
+
+
+def check_sizes(short_side: int, max_size: int) -> None:
+    """Raise a ConfigError (C03) for sizes of images in pixels that are too small or do not go together."""
+    if not 16 <= short_side <= max_size:
+        what = f"short_side={short_side} and max_size={max_size}, expected 16 <= short_side <= max_size"
+        raise ConfigError(what, code="C03")
 
 
 LITE = ("detr_lite", "detr_lite_panoptic")  # models for your own images
@@ -74,7 +80,7 @@ def finetune(name: str) -> DetectionRecipe:
 
         regard train detr_resnet50 --recipe finetune --data raccoon/
     """
-    return replace(paper(name), start_from=name, epochs=50, milestones=(0.8,), patience=15)
+    return replace(paper(name), start_from=name, epochs=50, milestones=(0.8,), patience=15, fit_queries=True)
 
 
 def panoptic_boxes(name: str) -> DetectionRecipe:
@@ -110,8 +116,9 @@ def fast(name: str) -> DetectionRecipe:
         denoising_groups=5,
     )  # fmt: skip
     return replace(
-        paper(name), model=model, epochs=50, milestones=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998
-    )
+        paper(name), model=model, epochs=50, milestones=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998,
+        fit_queries=True,
+    )  # fmt: skip
 
 
 def small(name: str) -> DetectionRecipe:
@@ -124,13 +131,12 @@ def small(name: str) -> DetectionRecipe:
     recipe = DetectionRecipe(
         name=name, data="shapes", model=_config(name), start_from="none", short_side=short_side, max_size=max_size,
         augmentation="small", class_weight=2.0, epochs=12, batch_size=32, lr=1e-3, lr_backbone=1e-3,
-        schedule="cosine", warmup_steps=100, max_norm=1.0, ema=0.995, workers=1, evaluate_every=4,
+        schedule="cosine", warmup_steps=100, max_norm=1.0, ema=0.995, workers=1, evaluate_every=4, fit_queries=True,
     )  # fmt: skip
     if not recipe.model.masks:
         return recipe
     # A step with masks takes three times as long. With weights of 1, masks learn far more slowly than boxes.
-    # Few users know how many segments their images have, so queries are added as needed.
-    masks = replace(recipe, mask_weight=5.0, dice_weight=3.0, fit_queries=True)
+    masks = replace(recipe, mask_weight=5.0, dice_weight=3.0)
     return replace(masks, epochs=4, batch_size=16, augmentation="flip")
 
 
@@ -138,15 +144,20 @@ def auto(name: str) -> DetectionRecipe:
     """Train on your own images: input size, batch, steps and queries are chosen from the data and the device.
 
     `recipes/auto.py` has the rule. It starts from released COCO weights, else from ImageNet weights of the backbone.
+    A released detector keeps the learning rates that it was trained with, and the small backbone that `small` gives it.
 
         regard train detr_lite --data raccoon/
+        regard train detr_resnet50 --data raccoon/
     """
     model = _config(name)
     recipe = DetectionRecipe(
-        name=name, model=model, start_from=name if name in WEIGHTS else "backbone", lr=3e-4, lr_backbone=3e-5,
-        class_weight=2.0 if model.sigmoid else 1.0, schedule="cosine", warmup_share=0.05, max_norm=1.0,
-        short_side=16, max_size=1 << 16, fit_queries=True,
+        name=name, model=model, lr=3e-4, lr_backbone=3e-5, class_weight=2.0 if model.sigmoid else 1.0,
+        schedule="cosine", warmup_share=0.05, max_norm=1.0, short_side=16, max_size=1 << 16, fit_queries=True,
     )  # fmt: skip  # The data choose both sizes; these only leave room for what a user sets.
+    if name in WEIGHTS:
+        recipe = replace(recipe, start_from=name, lr=1e-4, lr_backbone=1e-5, max_norm=0.1)
+    elif name in SHORT_SIDES:
+        recipe = replace(recipe, start_from="none", lr=1e-3, lr_backbone=1e-3)
     return replace(recipe, mask_weight=5.0, dice_weight=3.0) if model.masks and model.sigmoid else recipe
 
 
@@ -161,30 +172,41 @@ DETECTION_RECIPES: Mapping[str, Callable[[str], DetectionRecipe]] = {
 }
 
 
-def default_recipe(name: str) -> str:
-    """Return the name of the recipe of a detector that is used if none is named."""
-    return "small" if name in SHORT_SIDES else "auto" if name in LITE else "paper"
+def default_recipe(name: str, data: str | Path | None = None) -> str:
+    """Return the name of the recipe of a detector that is used if none is named.
+
+    That is `auto` for data of the user's, `paper` for COCO itself, and `small` for a tiny model on generated images.
+
+    Args:
+        name: the model.
+        data: the folder, or generated data. None: not known, which is taken as COCO, or as generated for a tiny model.
+    """
+    is_generated = data is not None and data_text(data).partition(":")[0] in GENERATED
+    if name in SHORT_SIDES and (data is None or is_generated):
+        return "small"
+    if name in LITE:
+        return "auto"
+    return "paper" if data is None or (not is_generated and is_published_coco(data)) else "auto"
 
 
-def detection_recipe_for(name: str, recipe: str | None = None) -> DetectionRecipe:
-    """Return the named recipe of a detector, or its default.
-
-    That is `auto` for detr_lite and its sibling, `small` for the tiny models, else `paper`.
+def detection_recipe_for(name: str, recipe: str | None = None, data: str | Path | None = None) -> DetectionRecipe:
+    """Return the named recipe of a detector, or its default on this data, see `default_recipe`.
 
     Raises:
         ConfigError: an unknown recipe (C01), or one that does not fit the model (C09).
     """
-    recipe = recipe or default_recipe(name)
+    recipe = recipe or default_recipe(name, data)
     if recipe not in DETECTION_RECIPES:
         raise unknown_name("recipe", recipe, list(DETECTION_RECIPES), code="C01")
     if recipe == "small" and name not in SHORT_SIDES:
-        raise ConfigError(f"recipe small is for {', '.join(SHORT_SIDES)}, not for {name}", code="C09")
+        known = ", ".join(tiny for tiny in SHORT_SIDES if tiny in DETR_PRESETS)
+        raise ConfigError(f"recipe small is for {known}, not for {name}", code="C09")
     return DETECTION_RECIPES[recipe](name)
 
 
 def without_backbone_weights(settings: DetectionRecipe) -> DetectionRecipe:
-    """Return settings that train the backbone `small` from the start: nobody has trained it on ImageNet."""
-    if settings.start_from != "backbone" or settings.model.backbone != "small":
+    """Return settings that train a small backbone from the start: nobody has trained it on ImageNet."""
+    if settings.start_from != "backbone" or settings.model.backbone not in SMALL_BACKBONES:
         return settings
     return replace(settings, start_from="none", lr_backbone=settings.lr)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from regard.errors import ConfigError
 from regard.structures.boxes import cxcywh_to_xyxy
@@ -23,7 +24,12 @@ from regard.structures.segments import PanopticSegments
 
 MAX_DROPPED_AREA = 4  # pixels; segments of this area and below are dropped
 
-SegmentMethod = Literal["published", "clean"]
+MIN_VISIBLE = 0.5  # part of a mask that better ones leave to it, below which it shows the same object again
+# Of dense detectors, as in torchvision's RetinaNet: most candidates of a level and their minimum score, the IoU above
+# which the better of two boxes of a class suppresses the other, and most detections of an image.
+CANDIDATES, MIN_SCORE, DUPLICATE_IOU, MAX_DETECTIONS = 1000, 0.05, 0.5, 300
+
+SegmentMethod = Literal["published", "clean", "scored"]
 
 
 class ImageSizes(NamedTuple):
@@ -55,15 +61,23 @@ class ScoredQueries(NamedTuple):
 
 
 def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool = True) -> ScoredQueries:
-    """Choose the Q detections of each image. Scores are float32 under mixed precision too.
+    """Choose the detections of each image. Scores are float32 under mixed precision too.
+
+    This is the one place that knows how a detector's predictions become detections. Queries have agreed on the objects:
+    each is one detection, Q of an image, or fewer without the duplicates that `output.duplicate_iou` tells. Anchors
+    have not (`output.dense`): duplicates are suppressed, best first, and 0 to 300 detections with scores above 0.05 are
+    left.
 
     Args:
         softmax: True if classes exclude each other and the last one is no-object, as in DETR: each query is one
             detection, in query order. False for sigmoid scores: the best Q of all (query, class) pairs, best first
             (Deformable DETR).
-        multi_label: False to give each query one label with sigmoid scores too: its best class, in query order.
+        multi_label: False to give each query one label with sigmoid scores too: its best class, in query order. Of
+            anchors, a box then suppresses those of other classes too.
     """
     logits = output.logits.float()
+    if output.dense is not None:
+        return _suppress_duplicates(output, output.dense.levels, multi_label)
     num_images, num_queries, num_classes = logits.shape
     image = torch.arange(num_images, device=logits.device).repeat_interleave(num_queries)
     if softmax or not multi_label:
@@ -72,7 +86,42 @@ def score_queries(output: DetectionOutput, *, softmax: bool, multi_label: bool =
     else:
         best, pairs = logits.flatten(1).topk(num_queries)
         scores, labels, query = best.sigmoid(), pairs % num_classes, (pairs // num_classes).flatten()
-    return ScoredQueries(image, query, labels.flatten(), scores.flatten())
+    found = ScoredQueries(image, query, labels.flatten(), scores.flatten())
+    return found if output.duplicate_iou == 1 else _without_duplicates(found, output)
+
+
+def _without_duplicates(found: ScoredQueries, output: DetectionOutput) -> ScoredQueries:
+    """Drop the worse of two boxes of a class and image that overlap by more than `output.duplicate_iou`."""
+    boxes = cxcywh_to_xyxy(output.boxes[found.image, found.query].double())  # NMS adds the number of the group to them
+    apart = found.image * output.logits.shape[-1] + found.labels
+    return found.where(batched_nms(boxes, found.scores, apart, output.duplicate_iou).sort().values)
+
+
+def _suppress_duplicates(output: DetectionOutput, levels: Sequence[int], multi_label: bool) -> ScoredQueries:
+    """Choose the detections of a dense detector: the best candidates of each level, then non-maximum suppression.
+
+    Boxes that lie outside of the image have no area once they are clipped, and are left out.
+    """
+    chosen = []
+    for image, (logits, boxes) in enumerate(zip(output.logits.float(), output.boxes.float(), strict=True)):
+        parts, first = [], 0
+        inside = (boxes[:, 2:] > 0).all(1, keepdim=True)
+        for scores in (logits.sigmoid() * inside).split(list(levels)):
+            values, labels = scores.max(-1)
+            anchors = torch.arange(first, first + len(scores), device=scores.device)
+            first += len(scores)
+            if multi_label:
+                anchors = anchors[:, None].expand_as(scores).flatten()
+                labels = torch.arange(scores.shape[1], device=scores.device).expand_as(scores).flatten()
+                values = scores.flatten()
+            kept = (values > MIN_SCORE).nonzero()[:, 0]
+            kept = kept[values[kept].topk(min(CANDIDATES, len(kept))).indices]
+            parts.append((anchors[kept], labels[kept], values[kept]))
+        anchors, labels, values = (torch.cat(column) for column in zip(*parts, strict=True))
+        groups = labels if multi_label else torch.zeros_like(labels)
+        best = batched_nms(cxcywh_to_xyxy(boxes[anchors]), values, groups, DUPLICATE_IOU)[:MAX_DETECTIONS]
+        chosen.append((torch.full_like(best, image), anchors[best], labels[best], values[best]))
+    return ScoredQueries(*(torch.cat(column) for column in zip(*chosen, strict=True)))
 
 
 def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float) -> ScoredQueries:
@@ -87,12 +136,22 @@ def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float)
     return ScoredQueries(image, query, labels[kept], scores[kept])
 
 
-def segment_threshold(*, softmax: bool) -> float:
+def segment_threshold(*, softmax: bool, of_run: float | None = None) -> float:
     """Return the default minimum score of a segment.
 
-    0.85 as published. Sigmoid scores of a focal loss rarely come near 1: 0.3 gives detr_tiny_panoptic its best PQ.
+    The one that the run found best, if it is known. Otherwise 0.85 as published, and 0.3 for sigmoid scores of a focal
+    loss, which rarely come near 1.
     """
+    if of_run is not None:
+        return of_run
     return 0.85 if softmax else 0.3
+
+
+def segment_method(method: SegmentMethod | Literal["auto"], *, softmax: bool) -> SegmentMethod:
+    """Return a method as it is; `auto` is `published` for softmax scores and `scored` for sigmoid scores."""
+    if method == "auto":
+        return "published" if softmax else "scored"
+    return method
 
 
 def boxes_in_pixels(output: DetectionOutput, queries: ScoredQueries, sizes: Sequence[tuple[int, int]]) -> Tensor:
@@ -109,7 +168,7 @@ def boxes_in_pixels(output: DetectionOutput, queries: ScoredQueries, sizes: Sequ
 def postprocess(
     output: DetectionOutput, sizes: Sequence[tuple[int, int]], *, softmax: bool
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return the detections of each image: scores (Q,) 0..1, labels (Q,) int64, boxes (Q, 4) xyxy in pixels.
+    """Return the detections of each image: scores (N,) 0..1, labels (N,) int64, boxes (N, 4) xyxy in pixels.
 
     Args:
         sizes: (height, width) in pixels of each original image.
@@ -121,8 +180,8 @@ def postprocess(
     if len(sizes) != len(output.logits):
         raise ConfigError(f"{len(sizes)} sizes for predictions of {len(output.logits)} images")
     queries = score_queries(output, softmax=softmax)
-    columns = (queries.scores, queries.labels, boxes_in_pixels(output, queries, sizes))
-    return list(zip(*(column.chunk(len(sizes)) for column in columns), strict=True))
+    boxes, rows = boxes_in_pixels(output, queries, sizes), [queries.rows(image) for image in range(len(sizes))]
+    return [(queries.scores[mine], queries.labels[mine], boxes[mine]) for mine in rows]
 
 
 def panoptic_segments(
@@ -133,7 +192,7 @@ def panoptic_segments(
     categories: Sequence[Category],
     method: SegmentMethod = "published",
 ) -> PanopticSegments:
-    """Cut an image into segments: each pixel goes to the query with the highest mask logit.
+    """Cut an image into segments, by default so that each pixel goes to the query with the highest mask logit.
 
     `published` follows `PostProcessPanoptic`: segments of one stuff class are merged into the first of them, and the
     result is resized by nearest neighbour as Pillow does. Segments of at most 4 pixels are then dropped and their
@@ -145,12 +204,16 @@ def panoptic_segments(
 
     `clean` enlarges the logits directly to the original size, and merged stuff stays merged.
 
+    `scored` is for models that may find an object twice: `scored_segments`.
+
     Args:
         scores: (M,), 0..1, of the M queries of one image.
         labels: (M,) int64.
         masks: (M, h, w) logits.
         categories: the model's.
     """
+    if method == "scored":
+        return scored_segments(scores, labels, masks, sizes, categories)
     rows, owner = torch.arange(len(labels), device=labels.device), _first_of_stuff(labels, categories)
     logits = _enlarged(masks, sizes, to_original=method == "clean")
     while True:
@@ -162,7 +225,37 @@ def panoptic_segments(
         rows, logits, owner = rows[kept], logits[kept], owner[kept]
         if method == "published":
             owner = rows
-    left = areas.nonzero()[:, 0]
+    return _numbered(ids, labels, scores, categories)
+
+
+def scored_segments(
+    scores: Tensor, labels: Tensor, masks: Tensor, sizes: ImageSizes, categories: Sequence[Category]
+) -> PanopticSegments:
+    """Cut an image into segments: each pixel goes to the mask around it with the highest score times probability.
+
+    A mask that keeps less than half of its pixels shows what a better one shows, and is dropped (MaskFormer, Cheng et
+    al. 2021, section 3.4). Pixels in no mask go to the likeliest stuff, which fills the image around the things. All
+    segments of a stuff class are one. Arguments as in `panoptic_segments`.
+    """
+    if not len(labels):
+        empty = torch.zeros(sizes.original, dtype=torch.long, device=labels.device)
+        return PanopticSegments(empty, labels, scores, tuple(categories))
+    probabilities = _enlarged(masks, sizes).sigmoid()
+    values, inside = probabilities * scores[:, None, None], probabilities > 0.5
+    claims = values * inside
+    visible = ((claims.argmax(0) == torch.arange(len(labels), device=labels.device)[:, None, None]) & inside).flatten(1)
+    kept = visible.sum(1) > MAX_DROPPED_AREA
+    kept &= visible.sum(1) >= MIN_VISIBLE * inside.flatten(1).sum(1)
+    claims = claims * kept[:, None, None]
+    is_stuff = _is_stuff(labels, categories)[:, None, None]
+    claims = torch.where((claims.amax(0) == 0) & is_stuff, values, claims)
+    ids = _owners(claims, _first_of_stuff(labels, categories)) * (claims.amax(0) > 0)
+    return _numbered(_nearest(ids, sizes.original), labels, scores, categories)
+
+
+def _numbered(ids: Tensor, labels: Tensor, scores: Tensor, categories: Sequence[Category]) -> PanopticSegments:
+    """Return segments for ids (H, W), 0 or 1 + the query of each pixel; queries without pixels get no segment."""
+    left = torch.bincount(ids.flatten(), minlength=len(labels) + 1)[1:].nonzero()[:, 0]
     numbers = ids.new_zeros(len(labels) + 1)
     numbers[left + 1] = torch.arange(1, len(left) + 1, device=ids.device)
     return PanopticSegments(numbers[ids], labels[left], scores[left], tuple(categories))
@@ -196,9 +289,13 @@ def _first_of_stuff(labels: Tensor, categories: Sequence[Category]) -> Tensor:
     places = torch.arange(len(labels), device=labels.device)
     if not len(labels):
         return places
-    is_stuff = torch.tensor([not category.is_thing for category in categories], device=labels.device)[labels]
     first = (labels[:, None] == labels).long().argmax(1)
-    return torch.where(is_stuff, first, places)
+    return torch.where(_is_stuff(labels, categories), first, places)
+
+
+def _is_stuff(labels: Tensor, categories: Sequence[Category]) -> Tensor:
+    """Return (M,) bool: which of the labels are classes of stuff."""
+    return torch.tensor([not category.is_thing for category in categories], device=labels.device)[labels]
 
 
 def _owners(logits: Tensor, owner: Tensor) -> Tensor:

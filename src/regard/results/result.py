@@ -16,10 +16,9 @@ import torch
 from PIL import Image, ImageShow
 from torch import Tensor
 
-from regard.config import unknown_name
 from regard.data.images import read_image
 from regard.drawing.boxes import rgb_copy, save_picture
-from regard.errors import ConfigError, MachineError, escape, install_command
+from regard.errors import ConfigError, MachineError, escape, install_command, unknown_name
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:

@@ -92,12 +92,7 @@ class Segmentation(Result):
     def filter(self, classes: str | Sequence[str] | None = None, above: float = 0.0) -> Segmentation:
         """Return the segments of some classes with a score above a threshold; the pixels of the others become void.
 
-        Args:
-            classes: a class name or several; all classes if None.
-            above: 0..1.
-
-        Raises:
-            ConfigError: no such class (C01).
+        Arguments and errors are those of `Detections.filter`.
         """
         kept = chosen_rows(self.scores, self.labels, self.categories, classes, above)
         number = torch.cat((torch.zeros(1, dtype=torch.int64), kept.cumsum(0) * kept))

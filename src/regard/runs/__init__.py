@@ -36,13 +36,13 @@ def train(
         resume: resume the run in `output` with its own settings; `overrides` replace some.
         recipe: `auto` (settings chosen from the data), `paper`, `finetune`, `fast`, `panoptic_boxes`,
             `panoptic_masks` or `small`; for classifiers `deit`, `deit3`, `resolution`, `transfer`, `augreg`,
-            `imagenet`, `cifar`, `finetune` or `small`; by default that of the model, on ImageNet itself the published
-            one.
+            `imagenet`, `cifar`, `finetune` or `small`; by default that of the model, for detectors
+            `auto`, on ImageNet and COCO themselves the published one.
         config: a `config.yaml` of an earlier run to start from, instead of `model` and `recipe`.
         teacher: teacher of a classifier: a model name, run or file, `regnety_160`, `timm/NAME` or
             `torchvision/NAME`.
-        overrides: all other settings: `{"lr": 1e-3, "model.num_queries": 50}`, nested or not, or words
-            `["lr=1e-3"]`.
+        overrides: all other settings, which are no keywords of this function: `{"lr": 1e-3, "model.num_queries": 50}`,
+            nested or not, or words `["lr=1e-3"]`.
         quiet: print nothing.
 
     Returns:
@@ -52,13 +52,18 @@ def train(
         RegardError: with one line that says what to do.
     """
     from regard.config import as_words
-    from regard.runs.settings import check_paths, fits_data, given_settings, resolve
+    from regard.errors import ConfigError
+    from regard.runs.settings import check_paths, fits_data, given_settings, resolve, take_automatic_batch
 
     words = (*(() if teacher is None else (f"teacher={teacher}",)), *as_words(overrides))
+    words, find_batch = take_automatic_batch(words)
     settings = resolve(model, data, epochs, output, resume, recipe, config, words)
     check_paths(settings)
     is_fitted = fits_data(settings, recipe, is_new=not resume and config is None)
+    if find_batch and not is_fitted:
+        what = "batch_size=auto is for new runs of detectors with the recipe auto"
+        raise ConfigError(what, remedy="give a number, or leave it out", code="C09")
     given = given_settings(epochs, words) if is_fitted else None
     from regard.runs.run import run_training  # imports torch
 
-    return run_training(settings, Path(output) if output else None, resume, quiet, given)
+    return run_training(settings, Path(output) if output else None, resume, quiet, given, find_batch)

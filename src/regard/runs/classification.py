@@ -129,6 +129,10 @@ class ClassificationJob:
         names = [category.name for category in self.train_data.categories]
         plot_class_counts(self.train_data.counts(), self.val_data.counts(), names, folder)
 
+    def after(self, steps: int, planned: int) -> list[str]:
+        """Return what to tell after a training of so many steps that should have had `planned`: nothing."""
+        return []
+
     def advice(self) -> AbstractContextManager[None]:
         """Add to errors about images how to find all bad images of the data set."""
         return advise(self.settings.data)

@@ -1,4 +1,4 @@
-"""The job of a detector: how a recipe, data and starting weights become a run."""
+"""The job of a DETR: how a recipe, data and starting weights become a run."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.layout import has_panoptic
 from regard.data.coco.panoptic import PanopticDataset
 from regard.data.generated.shapes import data_folder
-from regard.errors import ConfigError, MachineError
+from regard.errors import ArchitectureError, ConfigError, MachineError
 from regard.evaluation.detection import open_objects
 from regard.metrics.charts.detection import plot_dataset
 from regard.metrics.masks import check_outlines
-from regard.models.build import Detector, build
+from regard.models.build import Model, QueryDetector, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
-from regard.recipes.auto import fit_to_data
+from regard.models.retinanet import RetinaNet
+from regard.recipes.auto import FEW_STEPS, fit_to_data, scale_to_batch
 from regard.recipes.detection import DetectionRecipe
+from regard.runs.batch_size import MAX_BATCH, largest_batch
 from regard.runs.data_summary import summarize
 from regard.runs.detection_task import DetectionTask
 from regard.training.distributed import Processes, choose_device
-from regard.weights.backbone import fit_backbone, is_detector
+from regard.weights.backbone import classifier_file, fit_backbone
 from regard.weights.detr import imagenet_weights, load_backbone, transfer
-from regard.weights.hub_folder import find_weights
 from regard.weights.load import load, load_to_train
 from regard.weights.state_dict import read_weights
 
@@ -41,12 +42,13 @@ START_FROZEN = "set start_from=RUN, a detector trained on these data with --reci
 
 
 class DetectionJob:
-    """Prepares the run of a detector. `ClassificationJob` has the same steps.
+    """Prepares the run of a DETR. `ClassificationJob` has the same steps.
 
     Args:
         settings: the recipe.
         given: names of the settings that the user gave, where the data choose the others (recipe `auto`); else None.
-        processes: that train together.
+        processes: this process among all that train together; None for the only one.
+        find_batch: whether to train with the largest batch that a GPU can have (`batch_size=auto`).
 
     Attributes:
         settings: the recipe, with the number of classes of the data.
@@ -57,7 +59,13 @@ class DetectionJob:
         DataError: the data set cannot be used.
     """
 
-    def __init__(self, settings: DetectionRecipe, given: Collection[str] | None = None, processes: int = 1) -> None:
+    def __init__(
+        self,
+        settings: DetectionRecipe,
+        given: Collection[str] | None = None,
+        processes: Processes | None = None,
+        find_batch: bool = False,
+    ) -> None:
         _check_freezing(settings)
         folder = data_folder(settings.data)
         panoptic = settings.annotations == "panoptic"
@@ -69,11 +77,10 @@ class DetectionJob:
         if masks and isinstance(self.val_data, CocoDataset):
             check_outlines(self.val_data.to_coco(masks=True))  # fails now, not at the first evaluation
         self._decisions: list[str] = []
+        self._start_is_chosen = given is not None and "start_from" not in given
         if given is not None:
-            settings, given = _with_model_of_source(settings, given)
-            gpu = choose_device(settings.device).type != "cpu"
-            summary = summarize(self.train_data, self.val_data)
-            settings, self._decisions = fit_to_data(settings, summary, gpu=gpu, given=given, processes=processes)
+            processes = processes or Processes(0, 1, choose_device(settings.device))
+            settings = self._fit(settings, given, processes, find_batch)
         num_queries, self._more_queries = settings.model.num_queries, list[str]()
         if not settings.freeze_detector:  # a frozen detector keeps its own number of queries
             num_queries, self._more_queries = self._count_queries(settings)
@@ -81,7 +88,26 @@ class DetectionJob:
         model = replace(settings.model, num_classes=num_classes, num_queries=num_queries)
         self.settings = replace(settings, model=model)
         self.backbone: Mapping[str, Tensor] = {}
-        self.source: Detector | None = None
+        self.source: QueryDetector | None = None
+
+    def _fit(
+        self, settings: DetectionRecipe, given: Collection[str], processes: Processes, find_batch: bool
+    ) -> DetectionRecipe:
+        """Return settings that the data and the device choose, see `fit_to_data`; keeps what to say of them."""
+        settings, given = _with_model_of_source(settings, given)
+        gpu, together = processes.device.type != "cpu", processes.world_size
+        summary = summarize(self.train_data, self.val_data)
+        fitted, lines = fit_to_data(settings, summary, gpu=gpu, given=given, processes=together)
+        if find_batch and processes.device.type == "cuda":
+            model = replace(fitted.model, num_classes=summary.classes)
+            most = max(1, min(MAX_BATCH, summary.images // (4 * together)))
+            trial, objects = replace(fitted, model=model), summary.max_objects
+            found = largest_batch(trial, self.train_data, self.val_data, objects, processes, most)
+            settings, scaled = scale_to_batch(settings, found, fitted.batch_size, given)
+            fitted, lines = fit_to_data(settings, summary, gpu=gpu, given={*given, "batch_size"}, processes=together)
+            lines.insert(1, f"batch_size={found} fits the GPU, of at most {most}: {scaled}")
+        self._decisions = lines
+        return fitted
 
     def _count_queries(self, settings: DetectionRecipe) -> tuple[int, list[str]]:
         """Return the number of queries that the data need, and notes for the user."""
@@ -113,11 +139,14 @@ class DetectionJob:
         if settings.start_from in CONFIGS and settings.start_from not in WEIGHTS:
             what = f"no released weights of {settings.start_from} to start from"
             raise ConfigError(what, remedy="set start_from=RUN, or leave out --recipe", code="K01")
-        if (file := self._backbone_file()) is not None:
+        if (file := classifier_file(settings.start_from)) is not None:
             return self._read_backbone(file)
         if settings.start_from != "none":
-            source = load_to_train(settings.start_from)
-            if isinstance(source, Detector):
+            source = self._load_source()
+            if isinstance(source, RetinaNet):
+                what = f"weights of {source.card.name} for a DETR"
+                raise ArchitectureError(what, where=settings.start_from, remedy="start from a DETR", code="K07")
+            if isinstance(source, QueryDetector):
                 self.source = source
                 return self._keep_queries(source) if settings.freeze_detector else []
             if settings.freeze_detector:
@@ -131,13 +160,18 @@ class DetectionJob:
             return [f"the backbone starts from {settings.start_from}"]
         return []
 
-    def _backbone_file(self) -> Path | None:
-        """Return the weights file to start from if it holds no detector, or None."""
-        path = Path(self.settings.start_from)
-        file = find_weights(path) if path.is_dir() else path
-        if file is None or not file.is_file() or (file.parent / "manifest.json").exists():
-            return None
-        return None if is_detector(read_weights(file).tensors) else file
+    def _load_source(self) -> Model:
+        """Load the model to start from. An error about weights that nobody asked for tells how to do without."""
+        settings = self.settings
+        try:
+            return load_to_train(settings.start_from)
+        except MachineError as error:
+            if not self._start_is_chosen:
+                raise
+            model = "detr_lite_panoptic " if settings.model.masks else ""
+            other = f"without a download: regard train {model}--data {settings.data}"
+            remedy = f"{error.remedy}; {other}" if error.remedy else other
+            raise MachineError(error.what, where=error.where, remedy=remedy, code=error.code) from error
 
     def _read_backbone(self, file: Path) -> list[str]:
         """Read the weights of the backbone from a file of a classifier. Returns notes for the user."""
@@ -148,7 +182,7 @@ class DetectionJob:
         self.backbone = fit_backbone(settings.model, read_weights(file).tensors, file)
         return [f"the backbone starts from {file}"]
 
-    def _keep_queries(self, source: Detector) -> list[str]:
+    def _keep_queries(self, source: QueryDetector) -> list[str]:
         """Take the number of queries of a detector that stays frozen. Returns notes for the user."""
         count, given = source.config.num_queries, self.settings.model.num_queries
         model = replace(self.settings.model, num_queries=count)
@@ -173,12 +207,13 @@ class DetectionJob:
             ]
         return []
 
-    def starting_model(self) -> tuple[Detector, list[str]]:
+    def starting_model(self) -> tuple[QueryDetector, list[str]]:
         """Build the model as it is before the first step. Returns it with notes for the user."""
         settings = self.settings
         torch.manual_seed(settings.seed)
         sizes = (settings.short_side, settings.max_size)
         net = build(settings.model, settings.name, self.train_data.categories, sizes)
+        assert isinstance(net, QueryDetector)
         if self.backbone:
             load_backbone(net.backbone, self.backbone, where=settings.start_from)
         net.card = replace(net.card, panoptic=isinstance(self.train_data, PanopticDataset))
@@ -192,6 +227,15 @@ class DetectionJob:
     def task(self, processes: Processes, pictures: Path | None) -> DetectionTask:
         """Build the task for the training loop. `pictures`: folder for pictures, or None."""
         return DetectionTask(self.settings, self.train_data, self.val_data, processes, pictures)
+
+    def after(self, steps: int, planned: int) -> list[str]:
+        """Return what to tell after a training of so many steps that should have had `planned`."""
+        minutes = self.settings.minutes
+        if minutes is None or steps >= min(FEW_STEPS, planned):
+            return []
+        enough = math.ceil(minutes * FEW_STEPS / max(1, steps))
+        what = f"{steps} steps in {minutes:.3g} minutes are few for a detector"
+        return [f"warning: {what}: train again with minutes={enough} or more, or on a GPU"]
 
     def draw_data(self, folder: Path) -> None:
         """Draw an overview of the data set to `folder`."""
@@ -220,6 +264,7 @@ def _with_model_of_source(settings: DetectionRecipe, given: Collection[str]) -> 
     own = {
         field.name: getattr(settings.model, field.name) for field in fields(config) if f"model.{field.name}" in given
     }
+    own |= {name: getattr(settings.model, name) for name in ("masks", "mask_dim")}  # the data were opened for these
     kept = {f"model.{field.name}" for field in fields(config)} - {"model.num_queries"}
     return replace(settings, model=replace(config, **own)), {*given, *kept}
 

@@ -17,15 +17,18 @@ from regard.data.transforms.detection import (
     EvaluationResize,
     Pipeline,
     RandomFlip,
+    jitter_augmentation,
     paper_augmentation,
     small_augmentation,
 )
 from regard.evaluation.detection import LOSSES, DetectorEvaluation, ObjectDataset, criterion_of, evaluate_detector
 from regard.evaluation.detection_pictures import draw_batch
+from regard.evaluation.segments import thresholds_to_try
 from regard.explanations.overview import EXPLAINED, draw_overview
+from regard.losses import AnchorCriterion
 from regard.models.build import Detector
 from regard.models.detr import DETR
-from regard.recipes.detection import DetectionRecipe
+from regard.recipes import DetectorRecipe
 from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
 
@@ -43,7 +46,7 @@ class DetectionTask:
 
     def __init__(
         self,
-        settings: DetectionRecipe,
+        settings: DetectorRecipe,
         train: ObjectDataset,
         val: ObjectDataset,
         processes: Processes,
@@ -54,6 +57,9 @@ class DetectionTask:
         self.val = val
         self.categories = train.categories
         self.masks = train.masks
+        self.together = (
+            True  # whether losses are divided by the objects of all processes, which then wait for each other
+        )
         self.processes = processes
         self.pictures = pictures
         self.criterion = criterion_of(settings)
@@ -79,14 +85,17 @@ class DetectionTask:
     def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the weighted sum of all losses, and each of them.
 
-        `loss_last_layer` is the sum for the last decoder layer, as `loss` of an evaluation.
+        `loss_last_layer` is the sum for the last decoder layer, as `loss` of an evaluation. A detector without such
+        layers has none.
         """
         output = model(batch.images.to(self.processes.device).normalized(), batch.targets)
         masks = None
         if self.masks:
             detector = model.module if isinstance(model, DistributedDataParallel) else model
             masks = partial(cast(DETR, detector).masks, output)
-        losses = self.criterion(output, batch.targets, masks=masks)
+        losses = self.criterion(output, batch.targets, masks=masks, together=self.together)
+        if isinstance(self.criterion, AnchorCriterion):
+            return self.criterion.total(losses), losses
         last = self.criterion.total({name: losses[name] for name in LOSSES if name in losses})
         return self.criterion.total(losses), {**losses, "loss_last_layer": last}
 
@@ -107,8 +116,10 @@ class DetectionTask:
             batch_size=self.settings.batch_size,
             workers=self.settings.workers,
             processes=self.processes,
-            picture=folder / f"predictions_step_{step}.jpg" if folder else None,
+            segment_thresholds=thresholds_to_try(self.settings.model, len(self.val)),
         )
+        if folder:
+            evaluation.comparison().save(folder / f"predictions_step_{step}.jpg", quality=90)
         score = evaluation.scores.stats[self.score] or 0.0
         if self.best_evaluation is None or score > (self.best_evaluation.scores.stats[self.score] or 0.0):
             self.best_evaluation = evaluation
@@ -116,10 +127,12 @@ class DetectionTask:
         return {**evaluation.losses, **stats}
 
 
-def augmentation_of(settings: DetectionRecipe) -> Pipeline:
+def augmentation_of(settings: DetectorRecipe) -> Pipeline:
     """Build the training augmentation of a recipe."""
     if settings.augmentation == "flip":
         return Pipeline((RandomFlip(), EvaluationResize(settings.short_side, settings.max_size)))
+    if settings.augmentation == "jitter":
+        return jitter_augmentation(settings.max_size)
     if settings.augmentation == "small":
         return small_augmentation(settings.short_side)
     return paper_augmentation(settings.short_side, settings.max_size)

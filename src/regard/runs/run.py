@@ -25,11 +25,13 @@ from regard.evaluation import evaluate
 from regard.models.build import Model
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
+from regard.recipes.retinanet import RetinaNetRecipe
 from regard.reports.report import NAME, write_report
 from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob
 from regard.runs.detection_task import DetectionTask
+from regard.runs.retinanet import RetinaNetJob
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
@@ -38,7 +40,7 @@ from regard.training.reports import EVALUATION_METRICS, Reporter
 from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state
 
-Job = DetectionJob | ClassificationJob
+Job = DetectionJob | RetinaNetJob | ClassificationJob
 
 
 @dataclass(frozen=True)
@@ -65,27 +67,29 @@ class Run:
 
 
 def run_training(
-    settings: Recipe, output: Path | None, resume: bool, quiet: bool, given: Collection[str] | None = None
+    settings: Recipe,
+    output: Path | None,
+    resume: bool,
+    quiet: bool,
+    given: Collection[str] | None = None,
+    find_batch: bool = False,
 ) -> Run:
     """Train with resolved settings: on this process, or on all that `torchrun` started.
 
     given: names of the settings that the user gave, where the data choose those of a detector; else None.
+    find_batch: whether the GPU chooses the batch size of a detector.
     """
     with processes(settings.device) as group:
-        return _train(settings, output, resume, group, quiet, given)
+        if settings.amp == "fp16" and group.device.type == "cpu":
+            raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
+        if isinstance(settings, DetectionRecipe):
+            return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet)
+        job: Job = RetinaNetJob(settings) if isinstance(settings, RetinaNetRecipe) else ClassificationJob(settings)
+        return _train(job, output, resume, group, quiet)
 
 
-def _train(
-    settings: Recipe, output: Path | None, resume: bool, group: Processes, quiet: bool, given: Collection[str] | None
-) -> Run:
-    if settings.amp == "fp16" and group.device.type == "cpu":
-        raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
-    job: Job
-    if isinstance(settings, DetectionRecipe):
-        job = DetectionJob(settings, given, group.world_size)
-        settings = job.settings
-    else:
-        job = ClassificationJob(settings)
+def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
+    settings = job.settings
     # A run that was stopped before its first checkpoint starts from the beginning.
     started = resume and output is not None and newest_checkpoint(output / "checkpoints") is not None
     notes = [] if started else job.fetch_weights()
@@ -118,6 +122,8 @@ def _train(
         )
         with job.advice():
             trainer.fit()
+        for note in job.after(trainer.progress.step, trainer.total_steps):
+            reporter.say(note)
         scores = _finish(job.settings, run, group, task)
     return Run(run, scores)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -11,9 +12,15 @@ from regard.data.paths import GENERATED, WITH_BOXES, check_data, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
-from regard.recipes import Recipe, recipe_for, recipe_from_file
+from regard.models.configs.detr import DETRConfig, DETRDemoConfig
+from regard.recipes import DetectorRecipe, Recipe, recipe_for, recipe_from_file
 from regard.recipes.classification import imagenet_recipe
-from regard.recipes.detection import DetectionRecipe, default_recipe, without_backbone_weights
+from regard.recipes.detection import (
+    DetectionRecipe,
+    default_recipe,
+    detection_recipe_for,
+    without_backbone_weights,
+)
 from regard.training.trackers import check_trackers
 
 
@@ -56,16 +63,28 @@ def resolve(
     if resolved.name != settings.name:
         remedy = "name the run's folder with --output, the model before all settings"
         raise ConfigError("name is that of the model and cannot be set", where="name", remedy=remedy, code="C09")
-    if isinstance(resolved, DetectionRecipe) and "start_from" not in given_settings(epochs, overrides):
-        resolved = without_backbone_weights(resolved)
+    if isinstance(resolved, DetectionRecipe):
+        resolved = _with_given(resolved, given_settings(epochs, overrides))
     if not resolved.data:
         raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
     return resolved
 
 
+def _with_given(settings: DetectionRecipe, given: Sequence[str]) -> DetectionRecipe:
+    """Return settings of which none contradicts one that the user gave."""
+    if "start_from" not in given:
+        settings = without_backbone_weights(settings)
+    if "model.num_queries" in given and "fit_queries" not in given:  # The data may not replace the number.
+        settings = replace(settings, fit_queries=False)
+    return settings
+
+
 def _recipe_of(model: str, data: str | Path | None, recipe: str | None) -> Recipe:
-    """Return the named recipe of a model; without a name the published one on ImageNet, else the model's default."""
-    if recipe is None and data is not None and isinstance(preset(model), ClassifierConfig):
+    """Return the named recipe of a model; without a name the published one on ImageNet and COCO, else its default."""
+    config = preset(model)
+    if isinstance(config, (DETRConfig, DETRDemoConfig)):
+        return detection_recipe_for(model, recipe, data)
+    if isinstance(config, ClassifierConfig) and recipe is None and data is not None:
         from regard.data.class_images.imagenet import is_imagenet  # imports numpy
 
         recipe = imagenet_recipe(model) if is_imagenet(data) else None
@@ -94,13 +113,22 @@ def fits_data(settings: Recipe, recipe: str | None, *, is_new: bool) -> TypeGuar
     """Return whether settings are to be chosen by the data: a new run of a detector with the recipe `auto`."""
     if not is_new or not isinstance(settings, DetectionRecipe):
         return False
-    return (recipe or default_recipe(settings.name)) == "auto"
+    return (recipe or default_recipe(settings.name, settings.data)) == "auto"
 
 
 def given_settings(epochs: int | None, overrides: Sequence[str]) -> list[str]:
     """Return the names of the settings that the user gave."""
     names = [word.partition("=")[0] for word in overrides]
     return names if epochs is None else [*names, "epochs"]
+
+
+def take_automatic_batch(overrides: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """Return the words without `batch_size=auto`, and whether that was the last word about it."""
+    words = [word.removeprefix("--") for word in overrides]
+    about_batch = [k for k, word in enumerate(words) if word.partition("=")[0] == "batch_size"]
+    if not about_batch or words[about_batch[-1]] != "batch_size=auto":
+        return tuple(overrides), False
+    return tuple(word for k, word in enumerate(overrides) if k not in about_batch), True
 
 
 def check_paths(settings: Recipe) -> None:
@@ -111,4 +139,4 @@ def check_paths(settings: Recipe) -> None:
         MachineError: the package of a tracker is not installed (T15).
     """
     check_trackers(settings.log_to or ())
-    check_data(settings.data, WITH_BOXES if isinstance(settings, DetectionRecipe) else GENERATED)
+    check_data(settings.data, WITH_BOXES if isinstance(settings, DetectorRecipe) else GENERATED)

@@ -6,8 +6,13 @@ half-precision boxes overflow and lose their digits when subtracted.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+# Largest logarithm by which a size is decoded, as in torchvision's BoxCoder: 1000 over the coarsest stride of 16.
+MAX_LOG_SIZE = math.log(1000 / 16)
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -26,6 +31,24 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     """Convert (..., 4) from left, top, right, bottom to left, top, width, height."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack((x0, y0, x1 - x0, y1 - y0), dim=-1)
+
+
+def encode_boxes(boxes_cxcywh: Tensor, anchors_cxcywh: Tensor) -> Tensor:
+    """Return the offsets (..., 4) that turn anchors (..., 4) into boxes with sizes above 0. (Girshick et al. 2014.)
+
+    dx, dy: distance of the centres over the anchor's width and height; dw, dh: logarithm of the ratio of the sizes.
+    """
+    x, y, w, h = boxes_cxcywh.unbind(-1)
+    ax, ay, aw, ah = anchors_cxcywh.unbind(-1)
+    return torch.stack(((x - ax) / aw, (y - ay) / ah, (w / aw).log(), (h / ah).log()), dim=-1)
+
+
+def decode_boxes(offsets: Tensor, anchors_cxcywh: Tensor) -> Tensor:
+    """Return the boxes (..., 4) cxcywh of offsets: the inverse of `encode_boxes`. Sizes grow 62.5 times at most."""
+    dx, dy, dw, dh = offsets.unbind(-1)
+    ax, ay, aw, ah = anchors_cxcywh.unbind(-1)
+    w, h = (d.clamp(max=MAX_LOG_SIZE).exp() for d in (dw, dh))
+    return torch.stack((ax + dx * aw, ay + dy * ah, aw * w, ah * h), dim=-1)
 
 
 def generalized_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:

@@ -80,6 +80,19 @@ class ImageBatch:
         return replace(self, pixels=self.pixels.pin_memory())
 
 
+def renormalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels (B, 3, H, W) normalised by ImageNet's mean and deviation -> by others, for a network trained with those.
+
+    Exact, unlike a change of a first convolution that pads with zeros: those stand for the mean.
+
+    Args:
+        mean, std: of red, green and blue, for pixels of 0..1.
+    """
+    ours, theirs = pixels.new_tensor([IMAGENET_MEAN, IMAGENET_STD]), pixels.new_tensor([[*mean], [*std]])
+    scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+    return pixels * scale[:, None, None] + shift[:, None, None]
+
+
 def consecutive(indices: Sequence[int], batch_size: int) -> list[list[int]]:
     """Return batches of up to `batch_size` indices, in order."""
     return [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]

@@ -37,8 +37,23 @@ class MaskInputs(NamedTuple):
     visible: Tensor | None
 
 
+class DensePredictions(NamedTuple):
+    """Where the predictions of a dense detector come from (RetinaNet): anchors, many of which find the same object.
+
+    anchors: (Q, 4) cxcywh in pixels of the padded batch; the same for all images.
+    offsets: (B, Q, 4), see `regard.structures.boxes.encode_boxes`.
+    levels: number of anchors of each level of the pyramid, from fine to coarse; their sum is Q.
+    sizes: (height, width) of each image without padding, in pixels.
+    """
+
+    anchors: Tensor
+    offsets: Tensor
+    levels: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+
 class DetectionOutput(NamedTuple):
-    """Predictions of a detector for a batch of B images and Q queries.
+    """Predictions of a detector for a batch of B images and Q queries, or Q anchors.
 
     logits: (B, Q, C+1) with the no-object class last (softmax models), or (B, Q, C) (sigmoid models).
     boxes: (B, Q, 4) cxcywh as fractions 0..1 of the unpadded image.
@@ -49,6 +64,8 @@ class DetectionOutput(NamedTuple):
     mask_inputs: inputs of `model.masks`, to compute the masks of selected queries later; None for a model without
         masks.
     proposals: predictions of all cells of the feature map, of which the best became queries; in training only.
+    duplicate_iou: IoU above which the worse of two detections of a class is a duplicate; 1: each query is a detection.
+    dense: of a dense detector only; its duplicates are still to be suppressed. None: each query is one detection.
     """
 
     logits: Tensor
@@ -59,6 +76,8 @@ class DetectionOutput(NamedTuple):
     denoising: Denoising | None = None
     mask_inputs: MaskInputs | None = None
     proposals: DetectionOutput | None = None
+    duplicate_iou: float = 1.0
+    dense: DensePredictions | None = None
 
 
 class DistilledLogits(NamedTuple):

@@ -18,7 +18,7 @@ from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.safe_files import is_used
 from regard.training.launch import run_processes
-from regard.training.reports import read_rows
+from regard.training.rows import read_rows
 
 DATA = "shapes:"
 # The same backbone, width and depth (plain DETR with norm first and without dropout, too). The second row adds anchors

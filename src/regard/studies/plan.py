@@ -125,6 +125,8 @@ def small_words(study: Study, row: Row, scale: Scale, minutes: float | None) -> 
     """Words of a row at small scale, with epochs or minutes."""
     epochs = NEVER if minutes is not None else max(1, round(scale.epochs * row.longer))
     shared = study.common(replace(scale, epochs=epochs)) if study.common is not None and not row.own else []
+    if row.own and scale.train_images is not None:
+        shared = [f"train_images={scale.train_images}"]
     # What a row says of itself comes last and wins.
     words = [row.words[0], *shared, f"epochs={epochs}", *row.words[1:]]
     return words if minutes is None else [*words, f"minutes={rounded(minutes * row.longer):g}"]

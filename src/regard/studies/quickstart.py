@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from rich.console import Console
 from regard.data.generated.shapes import data_folder
 from regard.errors import ConfigError
 from regard.metrics.detection import DetectionScores
-from regard.safe_files import is_used
+from regard.safe_files import first_free, is_used
 from regard.training.distributed import choose_device
 from regard.training.launch import run_processes
 
@@ -38,7 +37,7 @@ def quickstart(minutes: float, output: Path | None = None, device: str = "auto")
     if not 0 < minutes < math.inf:
         raise ConfigError(f"minutes={minutes}, expected more than 0", code="C03")
     console = Console()
-    output = _free_folder() if output is None else output
+    output = first_free(Path("runs/quickstart"), is_used) if output is None else output
     if is_used(output):
         remedy = "leave --output out, or name another folder"
         raise ConfigError("the output folder is not empty", where=output, remedy=remedy, code="C11")
@@ -67,8 +66,3 @@ def quickstart(minutes: float, output: Path | None = None, device: str = "auto")
         f"regard predict {output} {folder / 'val'} --output {output}/drawn",
         "regard train detr_resnet50 --recipe finetune --data YOUR_FOLDER",
     )
-
-
-def _free_folder() -> Path:
-    names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    return next(path for name in names if not is_used(path := Path(f"runs/quickstart{name}")))

@@ -16,7 +16,8 @@ class TrainingConfig:
 
     epochs: int = 300  # passes over the training images
     minutes: float | None = None  # training time after which to stop; the schedule then follows the clock
-    batch_size: int = 2  # images per batch and process; a step has `accumulate` batches
+    # images per batch and process; a step has `accumulate` batches. `auto` (recipe auto): as many as fit the GPU
+    batch_size: int = 2
     accumulate: int = 1  # batches whose gradients are averaged into one step
     lr: float = 1e-4  # peak learning rate
     lr_backbone: float = 1e-5  # learning rate of the backbone of a detector

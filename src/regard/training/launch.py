@@ -12,10 +12,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from regard.errors import MachineError
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 
 
 def run_processes(arguments: Sequence[str], count: int) -> None:
@@ -27,7 +30,7 @@ def run_processes(arguments: Sequence[str], count: int) -> None:
     """
     with _signals_left_to_others():
         code = subprocess.run(launch_command(arguments, count), env=thread_environment(count)).returncode
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # the run is saved, and has said so
+    if code in STOPPED:  # the run is saved, and has said so
         raise SystemExit(code)
     if code < 0 or code > 128:
         number = -code if code < 0 else code - 128
@@ -88,6 +91,22 @@ def first_failure(code: int) -> tuple[bool, int]:
         return True, code
 
 
+def end_at_once(code: int) -> NoReturn:
+    """End a process that was stopped, when all it writes is written.
+
+    Taking torch apart, as `sys.exit` does, takes seconds on a busy machine. After Ctrl-C, one process after the other
+    would wait for that.
+    """
+    import multiprocessing
+
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed by its reader
+            stream.flush()
+    os._exit(code)
+
+
 def main(words: Sequence[str]) -> int:
     """Start the processes; return the exit code of the one that failed first, or 0."""
     from torch.distributed import run
@@ -108,4 +127,11 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        ended_with = main(sys.argv[1:])
+    except KeyboardInterrupt:  # before there are processes that could tell
+        print("interrupted", file=sys.stderr)
+        ended_with = STOPPED[0]
+    if ended_with in STOPPED:
+        end_at_once(ended_with)
+    sys.exit(ended_with)

@@ -341,7 +341,10 @@ class Trainer:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Describe each value that differs between two nested dictionaries."""
+    """Describe each value that differs between two nested dictionaries.
+
+    What the old one lacks is a setting that came later, and whose default is how it was before.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        return [found for key in {**old, **new} for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
+        return [found for key in old for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
     return [] if old == new else [f"{path.strip('.')} was {old}, is {new}"]

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from regard.errors import cause, escape
 from regard.safe_files import replace_text
-from regard.training.rows import read_rows as read_rows
-from regard.training.rows import write_csv
+from regard.training.rows import read_rows, write_csv
 from regard.training.trackers import Tracker, start_trackers
 
 # Shown on the screen; the files have all numbers.

@@ -16,20 +16,37 @@ from torch import Tensor, nn
 from regard.errors import ArchitectureError
 from regard.models.backbone import create_backbone
 from regard.models.classifiers import HEADS, build_classifier
-from regard.models.configs import CLASSIFIER_PRESETS
+from regard.models.configs import CLASSIFIER_PRESETS, SMALL_BACKBONES
 from regard.models.configs.detr import DETRConfig
+from regard.models.configs.retinanet import RetinaNetConfig
+from regard.weights.hub_folder import find_weights
+from regard.weights.retinanet import is_retinanet
+from regard.weights.state_dict import read_weights
 
 _PREFIXES = ("", "module.", "model.", "backbone.", "backbone.body.", "backbone.0.body.", "body.", "encoder.", "net.")
 _COUNTER = "num_batches_tracked"
 
 
 def is_detector(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a file holds a detector, ours or the authors', by the names of its tensors."""
+    """Return whether a file holds a detector, ours, the DETR authors' or torchvision's, by the names of its tensors."""
+    if is_retinanet(tensors):
+        return True
     names = {key.removeprefix("detr.").partition(".")[0] for key in tensors}
     return bool(names & {"transformer", "query_embed", "query_pos", "class_embed", "bbox_embed", "linear_class"})
 
 
-def fit_backbone(config: DETRConfig, tensors: Mapping[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+def classifier_file(source: str) -> Path | None:
+    """Return the weights file that `start_from` names, alone or in a folder, if it holds no detector; else None."""
+    path = Path(source)
+    file = find_weights(path) if path.is_dir() else path
+    if file is None or not file.is_file() or (file.parent / "manifest.json").exists():
+        return None
+    return None if is_detector(read_weights(file).tensors) else file
+
+
+def fit_backbone(
+    config: DETRConfig | RetinaNetConfig, tensors: Mapping[str, Tensor], where: str | Path
+) -> dict[str, Tensor]:
     """Return the tensors of the backbone of a detector, under the names of its `body`, from a file of a classifier.
 
     Args:
@@ -43,7 +60,12 @@ def fit_backbone(config: DETRConfig, tensors: Mapping[str, Tensor], where: str |
         ConfigError, MachineError: there is no such backbone, or timm is missing.
     """
     name = config.backbone
-    body = create_backbone(name, dilation=config.dilation, norm=config.backbone_norm).body
+    dilation, image_size = False, None
+    if isinstance(config, DETRConfig):
+        dilation = config.dilation
+    else:
+        image_size = config.image_size
+    body = create_backbone(name, dilation=dilation, norm=config.backbone_norm, image_size=image_size).body
     wanted = body.state_dict()
     bare = _without_prefix(tensors, wanted)
     found = _match(bare, wanted)
@@ -91,12 +113,12 @@ def _whole(name: str) -> nn.Module:
         return timm.create_model(name.removeprefix("timm/"), pretrained=False)
     if name in CLASSIFIER_PRESETS:
         return build_classifier(CLASSIFIER_PRESETS[name])
-    return nn.Module() if name == "small" else torchvision.models.get_model(name, weights=None)
+    return nn.Module() if name in SMALL_BACKBONES else torchvision.models.get_model(name, weights=None)
 
 
 def _is_left_out(key: str) -> bool:
     """Return whether a tensor is a counter of batch norm or belongs to a classification layer."""
-    return key.endswith(_COUNTER) or key.partition(".")[0] in (*HEADS, "heads")
+    return key.endswith(_COUNTER) or key.partition(".")[0] in HEADS
 
 
 def _misfit(

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError
 from regard.models.backbone import RESNETS
-from regard.models.build import Detector, build
+from regard.models.build import QueryDetector, build
 from regard.models.catalog import WEIGHTS, preset
 from regard.models.configs import CLASSIFIER_PRESETS, ModelConfig
 from regard.models.configs.detr import DETRConfig, DETRDemoConfig
+from regard.models.detr import DETR
 from regard.weights.classifiers import load_classifier
 from regard.weights.download import download
 from regard.weights.headless import mark_headless
@@ -41,13 +42,13 @@ DETR_KEYS = (
 )
 
 # Prefixes of the tensors that only models with masks have.
-MASK_PREFIXES = ("bbox_attention.", "mask_head.")
+MASK_PREFIXES = ("bbox_attention.", "mask_head.", "mask_proj.")
 
 # Tensors with a row for each query of each group.
 QUERY_TENSORS = ("query_embed.weight", "query_embed.content.weight", "query_embed.anchors.weight")
 
 
-def load_file(path: str | Path, *, model: str | None = None, to_train: bool = False) -> Detector:
+def load_file(path: str | Path, *, model: str | None = None, to_train: bool = False) -> QueryDetector:
     """Return a detector with the weights of a file of the DETR authors, in evaluation mode.
 
     Sizes and the number of classes come from the tensors. The tensors do not show the number of heads, nor whether the
@@ -98,6 +99,7 @@ def load_file(path: str | Path, *, model: str | None = None, to_train: bool = Fa
         what = f"weights of a {_family(config)}, but {name} is a {_family(known)}"
         raise ArchitectureError(what, where=path, remedy="name the model that the file belongs to", code="K07")
     net = build(config, name or _model_name(config))
+    assert isinstance(net, QueryDetector)
     load_exactly(net, tensors, where=path)
     if headless:
         mark_headless(net, to_train, path)
@@ -149,7 +151,7 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], where: str
 
 
 @torch.no_grad()
-def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
+def transfer(source: QueryDetector, net: QueryDetector, *, whole: bool = False) -> str:
     """Copy the weights of a trained detector to a new one with other classes or another number of queries.
 
     The rows of the class outputs are copied for classes of the same name and for no-object. Of the queries, the first
@@ -187,6 +189,8 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     pairs = [(i, rows[c.name]) for i, c in enumerate(net.card.categories) if c.name in rows]
     if whole and (resized or len(pairs) < len(net.card.categories)):
         raise _incomplete_error(source, net)
+    if isinstance(net, DETR) and isinstance(source, DETR):
+        net.backbone.normalization = source.backbone.normalization
     for key in set(ours) - set(heads) - set(resized) - set(fresh):
         ours[key].copy_(theirs[key])
     counts = (net.config.num_queries, source.config.num_queries)
@@ -208,7 +212,7 @@ def transfer(source: Detector, net: Detector, *, whole: bool = False) -> str:
     return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}{masks}"
 
 
-def _differences(source: Detector, net: Detector) -> list[str]:
+def _differences(source: QueryDetector, net: QueryDetector) -> list[str]:
     """Describe the settings that differ and that tensors do not show, or show only if the source has fewer layers."""
     found = []
     if source.config.sigmoid != net.config.sigmoid:
@@ -220,7 +224,7 @@ def _differences(source: Detector, net: Detector) -> list[str]:
     return found
 
 
-def _incomplete_error(source: Detector, net: Detector) -> CheckpointError:
+def _incomplete_error(source: QueryDetector, net: QueryDetector) -> CheckpointError:
     """Return the error for a frozen detector with weights that the trained one lacks."""
     known = {category.name for category in source.card.categories}
     unknown = [category.name for category in net.card.categories if category.name not in known]

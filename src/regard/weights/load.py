@@ -17,6 +17,8 @@ from regard.errors import ArchitectureError, CheckpointError, NewerVersionError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
 from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
+from regard.models.configs.retinanet import RetinaNetConfig
+from regard.models.detr import DETR
 from regard.models.vit import VisionTransformer
 from regard.structures.categories import Category
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -26,6 +28,7 @@ from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.hub_folder import HubFolder, find_weights, fold_normalisation, read_hub_folder, update_card
 from regard.weights.packages import released_file
+from regard.weights.retinanet import is_retinanet, load_retinanet
 from regard.weights.source import check_source
 from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
@@ -38,9 +41,9 @@ def load(source: str | Path, *, model: str | None = None, classes: str | Path | 
         source: a run folder (its best checkpoint is loaded), a checkpoint folder, a weights file, a model folder of the
             Hugging Face hub, or a name of `list_models()`, whose released weights are downloaded once. A weights file
             is `.pth` or `.safetensors` with the tensor names of the DETR authors, of torchvision (convolutional
-            classifiers), or of the DeiT authors, timm or Hugging Face (vision transformers). The `config.json` and
-            `preprocessor_config.json` of a hub folder give the classes, the normalisation and the crop of a vision
-            transformer.
+            classifiers, RetinaNet), or of the DeiT authors, timm or Hugging Face (vision transformers). The
+            `config.json` and `preprocessor_config.json` of a hub folder give the classes, the normalisation and the
+            crop of a vision transformer.
         model: the name of the model in a weights file, where neither the file name nor the tensors determine it
             (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
             another image size than the file: the position embeddings are resized, with a warning.
@@ -112,9 +115,11 @@ def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Mod
 def _load_weights(path: Path, model: str | None, to_train: bool) -> Model:
     name = model or next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
     known = None if name is None else CONFIGS.get(name)
-    if name is None or isinstance(known, ClassifierConfig):
+    if name is None or isinstance(known, ClassifierConfig | RetinaNetConfig):
         tensors = read_weights(path).tensors
-        if known is not None or is_vit(tensors):
+        if is_retinanet(tensors) and not isinstance(known, ClassifierConfig):
+            return load_retinanet(tensors, path, model=name)
+        if isinstance(known, ClassifierConfig) or (known is None and is_vit(tensors)):
             folder = read_hub_folder(path)
             net = load_classifier(tensors, name, num_heads=folder.num_heads, to_train=to_train, where=path)
             return _apply_folder(net, folder, path, model) if isinstance(net, VisionTransformer) else net
@@ -144,6 +149,7 @@ def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path, model: 
 def model_state(net: Model) -> dict[str, Any]:
     """Return the JSON values from which `load` rebuilds the model; checkpoints store them with the weights."""
     card = net.card
+    pixels = net.backbone.normalization if isinstance(net, DETR) else None
     return {
         "model": card.name,
         "family": type(net.config).__name__,
@@ -153,6 +159,7 @@ def model_state(net: Model) -> dict[str, Any]:
         "crop_pct": card.crop_pct,
         "resize": {"squash": card.squash, "interpolation": card.interpolation, "crop_rounding": card.crop_rounding},
         "panoptic": card.panoptic,
+        "normalization": None if pixels is None else [[*values] for values in pixels],
     }
 
 
@@ -219,5 +226,7 @@ def _load_folder(path: Path) -> Model:
     crop_pct = kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"]
     resize = kept.get("resize", {})
     net.card = replace(net.card, crop_pct=crop_pct, panoptic=panoptic, threshold=threshold, **resize)
+    if isinstance(net, DETR):  # of the training: timm's numbers may have changed since
+        net.backbone.normalization = kept.get("normalization")
     load_exactly(net, tensors, where=path)
     return net.eval()

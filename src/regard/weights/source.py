@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regard.config import near_path, unknown_name
-from regard.errors import CheckpointError, ConfigError
+from regard.config import near_path
+from regard.errors import CheckpointError, ConfigError, unknown_name
 from regard.models.catalog import LIST_THEM, WEIGHTS, list_models
 
 

@@ -194,9 +194,9 @@ def test_categories_follow_the_model(shapes: Path) -> None:
 def test_missing_data(tmp_path: Path) -> None:
     with refused(DataError, "annotations/panoptic_train2017.json", tmp_path):
         open_panoptic(tmp_path, "train")
-    (two_images(tmp_path) / "annotations/panoptic_val.json").unlink()
-    with refused(DataError, "val or valid", "panoptic_train.json"):
-        open_panoptic(tmp_path, "val")
+    (two_images(tmp_path) / "annotations/panoptic_train.json").unlink()
+    with refused(DataError, "train", "panoptic_val.json"):
+        open_panoptic(tmp_path, "train")
 
 
 def test_fingerprint_changes_with_a_png(tmp_path: Path) -> None:
@@ -432,3 +432,62 @@ def test_boxes_of_segments() -> None:
                 assert box == [0, 0, 0, 0]
                 continue
             assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+# ---- without a validation split
+
+
+def without_validation(shapes: Path, tmp_path: Path, *, instances: bool) -> Path:
+    root = tmp_path / "data"
+    shutil.copytree(shapes, root)
+    for file in (root / "annotations").glob("*_val*"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    shutil.rmtree(root / "val")
+    if not instances:
+        (root / "annotations/instances_train.json").unlink()
+    return root
+
+
+@pytest.mark.parametrize("instances", [True, False])
+def test_a_split_by_content(shapes: Path, tmp_path: Path, instances: bool) -> None:
+    """Every image is in one split, with its own segments; objects are split in the same way."""
+    whole = open_panoptic(shapes, "train")
+    root = without_validation(shapes, tmp_path, instances=instances)
+    train, val = open_panoptic(root, "train"), open_panoptic(root, "val")
+    assert set(train.names) | set(val.names) == set(whole.names) and not set(train.names) & set(val.names)
+    assert len(val) and len(train) and train.categories == val.categories == whole.categories
+    for part in (train, val):
+        (issue,) = part.annotations.report.issues
+        assert issue.code == "A61" and f"{len(val)} of 6 images" in issue.what
+        for index, name in enumerate(part.names):
+            own, other = part[index], whole[whole.names.index(name)]
+            assert torch.equal(own.masks, other.masks) and torch.equal(own.labels, other.labels)
+            assert own.image_id == other.image_id
+    assert (val.instances is not None) == instances
+    if instances:
+        assert {image.id for image in val.instances.images} == set(val.image_ids)
+        assert set(open_detection(root, "val").names) == set(val.names)
+    assert {row["image_id"] for row in val.to_coco()["annotations"]} <= set(val.image_ids)
+
+
+def test_images_are_split_by_their_pixels_not_by_their_names(shapes: Path, tmp_path: Path) -> None:
+    root = without_validation(shapes, tmp_path, instances=False)
+    before = {(root / "train" / name).read_bytes() for name in open_panoptic(root, "val").names}
+    file = root / "annotations/panoptic_train.json"
+    document = json.loads(file.read_text())
+    for number, row in enumerate(reversed(document["images"])):
+        new = f"z{number}.png"
+        (root / "train" / row["file_name"]).rename(root / "train" / new)
+        row["file_name"] = new
+    file.write_text(json.dumps(document))
+    val = open_panoptic(root, "val")
+    assert {(val.image_folder / name).read_bytes() for name in val.names} == before
+
+
+def test_a_place_in_a_part_is_that_in_the_file(shapes: Path, tmp_path: Path) -> None:
+    root = without_validation(shapes, tmp_path, instances=False)
+    document = json.loads((root / "annotations/panoptic_train.json").read_text())
+    val = open_panoptic(root, "val")
+    for index in range(len(val)):
+        row = document["annotations"][int(val.annotations.rows[index])]
+        assert row["image_id"] == val.image_ids[index] and row["file_name"] == val.annotations.files[index]

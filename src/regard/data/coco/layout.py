@@ -132,8 +132,13 @@ def panoptic_splits(root: Path) -> list[Split]:
     return ["val"] if set(_find(root, PANOPTIC_FILES)) == {"val"} else list(SPLIT_NAMES)
 
 
+def has_own_panoptic_validation(root: Path) -> bool:
+    """Return whether a folder of panoptic annotations has a validation split of its own."""
+    return "val" in _find(root, PANOPTIC_FILES)
+
+
 def find_panoptic(root: Path, split: Split) -> SplitFiles:
-    """Return the files of a split with panoptic annotations.
+    """Return the files of a split with panoptic annotations; without a validation split those of `train` for both.
 
     Raises:
         DataError: no panoptic annotations, or none of this split.
@@ -142,7 +147,7 @@ def find_panoptic(root: Path, split: Split) -> SplitFiles:
     if not found:
         looked = ", ".join(pattern.format("train") for pattern in PANOPTIC_FILES)
         raise DataError(f"no panoptic annotations; looked for {looked}", where=root, remedy="add them")
-    return _split_of(found, split, root)
+    return _split_of(found, "train" if "val" not in found else split, root)
 
 
 def _find(root: Path, patterns: Sequence[str]) -> dict[Part, SplitFiles]:

@@ -17,12 +17,13 @@ import torch
 from regard.data.coco.annotated_images import AnnotatedImages, fingerprint
 from regard.data.coco.annotations import CocoAnnotations, to_coco
 from regard.data.coco.dataset import open_detection
-from regard.data.coco.layout import find_panoptic, has_coco
+from regard.data.coco.layout import find_panoptic, has_coco, has_own_panoptic_validation
 from regard.data.coco.outlines import run_lengths
-from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_panoptic
+from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_panoptic, select_panoptic
 from regard.data.coco.panoptic_png import boxes_of, read_segments, segments_of
 from regard.data.coco.panoptic_writer import category_rows, segment_rows
 from regard.data.coco.tables import image_rows, order_of_categories
+from regard.data.formats.held_out import split_by_content
 from regard.data.report import Issue
 from regard.data.samples import Sample
 from regard.data.splits import Split
@@ -138,7 +139,8 @@ def open_panoptic(
     Args:
         path: a folder with `annotations/panoptic_train2017.json` and the PNG folder `annotations/panoptic_train2017`
             (COCO as published; the PNG folder may also be next to `annotations`), or the same without the year.
-        split: `val` also matches `valid`, `validation` and `test`, in this order.
+        split: `val` also matches `valid`, `validation` and `test`, in this order. Without any of them, a fifth of the
+            images, chosen by their content, is `val`.
         categories: those of the checkpoint or the training split. Labels then follow their order. The file must have
             the same names; ids may differ.
         masks: whether samples have masks.
@@ -151,6 +153,8 @@ def open_panoptic(
     own_folder = file.with_suffix("")
     segment_folder = own_folder if own_folder.is_dir() else root / file.stem
     annotations = read_panoptic(file, segment_folder=segment_folder, image_folders=folders)
+    if not has_own_panoptic_validation(root):
+        annotations = _part(annotations, split)
     if categories is not None:
         annotations = _with_categories(annotations, categories)
     if split == "train" and annotations.segments.is_crowd.all():
@@ -158,6 +162,14 @@ def open_panoptic(
         raise annotations.report.error("A09", "no segments to learn", "annotations", remedy=remedy)
     instances = _instances_of(root, annotations, masks) if split == "val" else None
     return PanopticDataset(annotations, split, masks=masks, instances=instances)
+
+
+def _part(annotations: PanopticAnnotations, split: Split) -> PanopticAnnotations:
+    """Return the images of a split of data without a validation split, as the readers of objects choose them."""
+    folder = annotations.image_folder
+    assert folder is not None
+    files = [folder / image.file_name for image in annotations.images]
+    return select_panoptic(annotations, *split_by_content(files, split, annotations.report))
 
 
 def find_bad_segments(dataset: PanopticDataset) -> tuple[list[DataError], Issue | None]:
@@ -199,7 +211,7 @@ def _instances_of(root: Path, annotations: PanopticAnnotations, masks: bool) -> 
 
     masks: whether all of them must have outlines.
     """
-    if not has_coco(root, "val"):
+    if not has_coco(root, "val") and (has_own_panoptic_validation(root) or not has_coco(root, "train")):
         return None
     found = open_detection(root, "val").annotations
     same_images = {image.id for image in found.images} == {image.id for image in annotations.images}

@@ -7,7 +7,7 @@ are checked when an image is read, see regard.data.coco.panoptic_png.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -94,6 +94,23 @@ def read_panoptic(
     path = Path(path)
     with collector_paused():
         return _read(Report(path), segment_folder or path.with_suffix(""), image_folders)
+
+
+def select_panoptic(annotations: PanopticAnnotations, chosen: Sequence[int], report: Report) -> PanopticAnnotations:
+    """Return the annotations of some images. chosen: their indices, ascending. report: that of the result."""
+    taken = [np.arange(annotations.rows_of(index).start, annotations.rows_of(index).stop) for index in chosen]
+    rows = np.concatenate(taken)
+    table = annotations.segments
+    columns = (table.ids, table.labels, table.is_crowd, table.areas)
+    return replace(
+        annotations,
+        images=tuple(annotations.images[index] for index in chosen),
+        first_row=np.concatenate(([0], np.cumsum([len(of_image) for of_image in taken]))).astype(np.int64),
+        files=tuple(annotations.files[index] for index in chosen),
+        segments=SegmentTable(*(column[rows] for column in columns)),
+        rows=annotations.rows[list(chosen)],
+        report=report,
+    )
 
 
 def read_category_file(path: str | Path) -> tuple[Category, ...]:

@@ -13,13 +13,13 @@ from regard.data.coco.annotations import CocoAnnotations, check_tables, select_i
 from regard.data.coco.layout import CocoFiles
 from regard.data.coco.tables import collector_paused, group_names
 from regard.data.formats.csv_boxes import CsvBoxes
-from regard.data.formats.held_out import choose_validation
+from regard.data.formats.held_out import split_by_content
 from regard.data.formats.tables import DetectionTables, Document, Source
 from regard.data.formats.voc import VocFiles
 from regard.data.formats.yolo import YoloFiles
 from regard.data.image_folders import SUFFIXES
 from regard.data.paths import WITH_BOXES, check_folder
-from regard.data.report import Report, folder_entries
+from regard.data.report import folder_entries
 from regard.data.splits import SPLIT_NAMES, Part, Split, missing_split, spellings
 from regard.errors import DataError
 
@@ -102,17 +102,8 @@ def read_split(path: Path, split: Split, faults: list[DataError] | None = None) 
         return found
     folder = annotations.image_folder
     assert folder is not None
-    for_validation = choose_validation([folder / image.file_name for image in annotations.images])
-    report = annotations.report
-    if split == "val":  # the issues of the whole are those of the training split
-        report = Report(report.path, report.places)
-    if not any(for_validation):
-        what = "no validation split, and all images are the same: used for training and validation"
-        report.add("A61", "warn", what)
-        return replace(found, annotations=replace(annotations, report=report))
-    count = f"{sum(for_validation)} of {len(for_validation)} images"
-    report.add("A61", "fix", f"no validation split: {count}, chosen by their content, are used for it")
-    chosen = [index for index, is_val in enumerate(for_validation) if is_val == (split == "val")]
+    files = [folder / image.file_name for image in annotations.images]
+    chosen, report = split_by_content(files, split, annotations.report)
     return replace(found, annotations=select_images(annotations, chosen, report))
 
 

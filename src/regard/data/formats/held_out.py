@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from regard.data.paths import open_file
+from regard.data.report import Report
+from regard.data.splits import Split
 
 VAL_SHARE = 0.2
 
@@ -32,6 +34,29 @@ def choose_validation(files: Sequence[Path]) -> list[bool]:
     if not any(chosen):
         return [place == min(places) for place in places]
     return [place != max(places) for place in places] if all(chosen) else chosen
+
+
+def split_by_content(files: Sequence[Path], split: Split, report: Report) -> tuple[list[int], Report]:
+    """Return the indices of the images of a split, ascending, and the report of the split, which tells of it.
+
+    Args:
+        files: all images.
+        split: all images are in both where all are the same.
+        report: of all images; its issues stay those of `train`.
+
+    Raises:
+        ImageError: a file cannot be read.
+    """
+    for_validation = choose_validation(files)
+    if split == "val":
+        report = Report(report.path, report.places)
+    if not any(for_validation):
+        what = "no validation split, and all images are the same: used for training and validation"
+        report.add("A61", "warn", what)
+        return list(range(len(files))), report
+    count = f"{sum(for_validation)} of {len(for_validation)} images"
+    report.add("A61", "fix", f"no validation split: {count}, chosen by their content, are used for it")
+    return [index for index, is_val in enumerate(for_validation) if is_val == (split == "val")], report
 
 
 def _place(file: Path) -> float:

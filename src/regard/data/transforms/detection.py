@@ -1,9 +1,9 @@
 """Transforms of a detection sample: image, boxes and masks together, before they enter a batch.
 
-Three pipelines: `EvaluationResize`, `paper_augmentation` (DETR, section 4) and `small_augmentation` (small images,
-trained from scratch). Pixels stay uint8; the batch is normalised on the device. Decoders write the channels of a pixel
-together; every step keeps this memory order, which resizes two to three times as fast as planes. All random numbers
-come from the generator that is passed in, so a sample depends on its seed alone.
+Pipelines: `EvaluationResize`, `paper_augmentation` (DETR, section 4), `jitter_augmentation` (RetinaNet) and
+`small_augmentation` (small images, trained from scratch). Pixels stay uint8; the batch is normalised on the device.
+Decoders write the channels of a pixel together; every step keeps this memory order, which resizes two to three times as
+fast as planes. All random numbers come from the generator that is passed in, so a sample depends on its seed alone.
 """
 
 from __future__ import annotations
@@ -55,6 +55,21 @@ def paper_augmentation(short_side: int = 800, max_size: int = 1333) -> Pipeline:
     to_crop = RandomResize(tuple(scaled(side) for side in (400, 500, 600)), 20 * scaled(600))
     crop_and_scale = Pipeline((to_crop, RandomSizeCrop(scaled(384), scaled(600)), to_scale))
     return Pipeline((RandomFlip(), RandomChoice(to_scale, crop_and_scale)))
+
+
+def jitter_augmentation(size: int) -> Pipeline:
+    """Return the augmentation of detectors trained from scratch: flip, and scale by 0.8 to 1.2 into a square.
+
+    Bello et al. 2019, section 4.3, name multi-scale jitter; the range is that of the public RetinaNet for TPUs.
+
+    Args:
+        size: side of the square in pixels.
+
+    Raises:
+        ConfigError: a size below 1 pixel (C03).
+    """
+    check_range("size", size, 1)
+    return Pipeline((RandomFlip(), ScaleJitter(size, 0.8, 1.2)))
 
 
 def small_augmentation(size: int) -> Pipeline:

@@ -34,10 +34,12 @@ class DETRConfig:
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
     proposals: bool = False  # queries start at the best boxes that cells of the feature map propose (two-stage)
     anchor_size: float = 0.3  # width and height of anchors and proposals before training, as fractions of the image
+    duplicate_iou: float = 1.0  # drop the worse of two detections of a class that overlap more; 1: none, as the paper
     query_groups: int = 1  # groups of queries in training, each matched on its own (Group DETR)
     denoising_groups: int = 0  # noised copies of the targets as extra queries in training (DN-DETR)
     label_noise: float = 0.2  # DN-DETR: share of copies with a random label
     masks: bool = False  # a mask for every query (section 4.4)
+    mask_dim: int = 0  # channels of a smaller mask head, which also sees where the box is; 0: the paper's head
     box_noise: float = 0.4  # DN-DETR: maximum shift of a corner, in halves of the box
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class DETRConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
-        for name in ("encoder_layers", "denoising_groups", "feedforward_dim"):
+        for name in ("encoder_layers", "denoising_groups", "feedforward_dim", "mask_dim"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 0", code="C08")
         if self.embed_dim % self.num_heads or self.embed_dim % 4:
@@ -65,6 +67,11 @@ class DETRConfig:
             raise ConfigError(f"model.dropout is {self.dropout}, expected 0 <= dropout < 1", code="C03")
         if not 0 < self.anchor_size <= 1:
             raise ConfigError(f"model.anchor_size is {self.anchor_size}, expected more than 0, at most 1", code="C03")
+        if 0 < self.mask_dim < 16:
+            raise ConfigError(f"model.mask_dim is {self.mask_dim}, expected 0 or at least 16", code="C03")
+        if not 0 < self.duplicate_iou <= 1:
+            what = f"model.duplicate_iou is {self.duplicate_iou}, expected more than 0, at most 1"
+            raise ConfigError(what, code="C03")
         if not (0 <= self.label_noise <= 1 and 0 <= self.box_noise <= 1):
             what = f"model.label_noise is {self.label_noise} and model.box_noise {self.box_noise}, expected 0 to 1"
             raise ConfigError(what, code="C03")
@@ -109,6 +116,7 @@ DETR_PRESETS: dict[str, DETRConfig] = {
     "detr_lite": DETRConfig(
         backbone="efficientnet_lite0", encoder_layers=1, decoder_layers=3, feedforward_dim=1024, dropout=0.0,
         norm_first=True, num_queries=40, sigmoid=True, anchors=True, query_groups=3, denoising_groups=3,
+        duplicate_iou=0.7,
     ),
     "detr_tiny": DETRConfig(
         backbone="small", backbone_norm="batch", embed_dim=96, num_heads=4, encoder_layers=0, decoder_layers=2,
@@ -116,5 +124,5 @@ DETR_PRESETS: dict[str, DETRConfig] = {
         denoising_groups=2,
     ),
 }  # fmt: skip
-DETR_PRESETS["detr_lite_panoptic"] = replace(DETR_PRESETS["detr_lite"], masks=True)
+DETR_PRESETS["detr_lite_panoptic"] = replace(DETR_PRESETS["detr_lite"], masks=True, mask_dim=64)
 DETR_PRESETS["detr_tiny_panoptic"] = replace(DETR_PRESETS["detr_tiny"], masks=True, num_queries=15)
