@@ -66,7 +66,8 @@ def settings_page() -> str:
         parts += [f"### {FAMILY_TITLES[family]}\n", settings_table(type(config), prefix="model.")]
     parts += [
         "## Generated images\n",
-        "Write them as text: `--data shapes:size=96,classes=5`.\n",
+        "Write them as text: `--data shapes:size=96,classes=5`. The defaults are those of `shapes`; `shapes_hard` has "
+        "others, in `data/generated/shapes.py`.\n",
         settings_table(ShapesConfig),
         "## Recipes\n",
         "A recipe is a published or tried training: `regard train MODEL --recipe NAME`.\n",

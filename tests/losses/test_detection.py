@@ -115,6 +115,23 @@ class TestWrittenOut:
             assert theirs.grad is not None
             torch.testing.assert_close(ours.grad, theirs.grad.float(), atol=1e-5, rtol=1e-3)
 
+    @pytest.mark.parametrize("name", ["auxiliary", "denoising"])
+    def test_the_last_layer_alone(self, name: str, kind: str) -> None:
+        """Its losses are as before, and the earlier layers have none."""
+        output, targets = case(name, kind)
+        everything = only_losses(criterion_of(kind)(output, targets))
+        criterion = SetCriterion(4, classification=kind, auxiliary_losses=False)  # type: ignore[arg-type]
+        found = criterion(output, targets)
+        expected = {key: value for key, value in everything.items() if not key[-1].isdigit()}
+        assert only_losses(found).keys() == expected.keys() and len(everything) == 3 * len(expected)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value)
+        criterion.total(found).backward()
+        assert all(layer.logits.grad is None for layer in output.auxiliary) and output.logits.grad is not None
+        if output.denoising is not None:
+            grad = output.denoising.logits.grad
+            assert grad is not None and not grad[:-1].any() and grad[-1].any()
+
     def test_permuted_targets_change_nothing(self, kind: str) -> None:
         output, targets = case("groups", kind)
         permuted = [{key: value.flip(0) for key, value in target.items()} for target in targets]

@@ -238,10 +238,15 @@ def test_equals_transformers() -> None:
 
 class TestFigure:
     @pytest.mark.parametrize("pre", [False, True])
-    @pytest.mark.parametrize("position_encoding", ["sine", "learned"])
+    @pytest.mark.parametrize(
+        ("position_encoding", "positions_at"),
+        [("sine", "attention"), ("learned", "attention"), ("sine", "decoder"), ("sine", "input"), ("none", "input")],
+    )
     @torch.no_grad()
-    def test_written_out(self, position_encoding: str, pre: bool) -> None:
-        config = dataclasses.replace(SMALL, position_encoding=position_encoding, norm_first=pre)
+    def test_written_out(self, position_encoding: str, positions_at: str, pre: bool) -> None:
+        config = dataclasses.replace(
+            SMALL, position_encoding=position_encoding, positions_at=positions_at, norm_first=pre
+        )
         net = randomized(config)
         batch = ImageBatch.from_images(images((64, 48), (40, 64)))
         features = net.backbone(batch.pixels)[-1]
@@ -249,15 +254,18 @@ class TestFigure:
         padding = torch.ones(2, h, w, dtype=torch.bool)
         for mask, (height, width) in zip(padding, batch.sizes, strict=True):
             mask[: -(-height * h // 64), : -(-width * w // 64)] = False
-        place = net.position_encoding(padding).flatten(1, 2)
+        place = 0 if position_encoding == "none" else net.position_encoding(padding).flatten(1, 2)
         seen = ~padding.flatten(1)
         x = torch.einsum("bchw,dc->bhwd", features, net.input_proj.weight[:, :, 0, 0]).flatten(1, 2)
         x = x + net.input_proj.bias
+        x = x + place if positions_at == "input" else x
         for layer in net.transformer.encoder.layers:
-            x = plain_encoder_layer(layer, x, place, seen, pre)
+            x = plain_encoder_layer(layer, x, place if positions_at == "attention" else 0, seen, pre)
         memory = plain_norm(net.transformer.encoder.norm, x) if pre else x
         query = net.query_embed.weight.expand(2, -1, -1)
         x, layers = torch.zeros_like(query), []
+        if positions_at == "input":
+            x, query, place = query, 0, 0
         for layer in net.transformer.decoder.layers:
             x = plain_decoder_layer(layer, x, query, memory, place, seen, pre)
             y = plain_norm(net.transformer.decoder.norm, x)
@@ -383,11 +391,41 @@ class TestConfig:
             {"embed_dim": 18, "num_heads": 2},
             {"dropout": 1.0},
             {"denoising_groups": 2},
+            {"feedforward_dim": -1},
+            {"anchors": True, "positions_at": "input"},
+            {"anchors": True, "position_encoding": "none"},
         ],
     )
     def test_impossible_sizes(self, changes: dict) -> None:
         with refused(ConfigError, f"model.{next(iter(changes))}"):
             dataclasses.replace(SMALL, **changes)
+
+    def test_without_feed_forward_layers_the_model_has_the_published_size(self) -> None:
+        """Section 4.2: it shrinks from 41.3 to 28.7 million parameters."""
+        with torch.device("meta"):
+            net = DETR(DETRConfig(feedforward_dim=0))
+        assert round(sum(p.numel() for p in net.parameters() if p.requires_grad) / 1e6, 1) == 28.7
+
+    @pytest.mark.parametrize("pre", [False, True])
+    def test_attention_alone_is_a_feed_forward_layer_of_zeros(self, pre: bool) -> None:
+        net = randomized(dataclasses.replace(SMALL, feedforward_dim=0, norm_first=pre))
+        full = DETR(dataclasses.replace(SMALL, norm_first=pre)).eval()
+        missing = full.load_state_dict(net.state_dict(), strict=False)
+        assert not missing.unexpected_keys and {k.split(".")[-2] for k in missing.missing_keys} == {
+            "linear1", "linear2", "norm2", "norm3",
+        }  # fmt: skip
+        with torch.no_grad():
+            for layer in (*full.transformer.encoder.layers, *full.transformer.decoder.layers):
+                layer.linear2.weight.zero_()
+                layer.linear2.bias.zero_()
+                if not pre:  # what is normalised is normalised again: the scale moves to the last norm
+                    in_decoder = hasattr(layer, "norm3")
+                    before, last = (layer.norm2, layer.norm3) if in_decoder else (layer.norm1, layer.norm2)
+                    last.load_state_dict(before.state_dict())
+                    before.weight.fill_(1)
+                    before.bias.zero_()
+        batch = images((64, 48))
+        assert_same(net(batch), full(batch), 1e-3)
 
     @torch.no_grad()
     def test_learned_positions_end(self) -> None:

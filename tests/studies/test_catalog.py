@@ -19,7 +19,8 @@ def test_words_are_known_and_rows_are_different_trainings(name):
         if not full:  # rows of one run report different numbers of it
             told = {(plan.keys[row], rows[row].statistic, rows[row].beside) for row in rows}
             assert len(told) == len(rows) > 1 and study.baseline in rows
-    assert any(row.published is not None for row in study.rows) and study.question.endswith("?")
+    assert study.question.endswith("?")
+    assert any(row.published is not None for row in study.rows) or study.published.startswith("no numbers")
 
 
 def test_list(capsys):

@@ -64,6 +64,18 @@ def test_a_teacher_is_not_compared():
     assert found.rows[2].against is None and "worse" not in found.verdict
 
 
+def test_a_step_is_not_compared_but_has_all_seeds():
+    rows = tuple(replace(row, step=row.name == "worse", statistic="other") for row in STUDY.rows)
+    found = make_result("which", replace(STUDY, rows=rows), SCORES, {}, "")
+    assert found.rows[2].against is None and len(found.rows[2].scores) == 3 and "worse" not in found.verdict
+
+
+def test_numbers_have_a_name_if_there_is_one():
+    assert "Our numbers: top1, in %;" in markdown(result())
+    rows = (replace(STUDY.rows[0], statistic="top5"), *STUDY.rows[1:])
+    assert "top1" not in markdown(make_result("which", replace(STUDY, rows=rows), SCORES, {}, ""))
+
+
 def test_files(tmp_path):
     write_results(result(), tmp_path)
     told = json.loads((tmp_path / "results.json").read_text())

@@ -14,7 +14,8 @@ from regard.config import near_path
 from regard.errors import DataError, ImageError
 
 FILES = (".json", ".yaml", ".yml", ".csv")  # that describe detection data by themselves
-GENERATED = ("shapes", "digits")  # words for generated data; a folder of such a name is `./shapes`
+WITH_BOXES = ("shapes", "shapes_hard")  # words for generated images with boxes
+GENERATED = (*WITH_BOXES, "digits")  # words for generated data; a folder of such a name is `./shapes`
 
 
 def data_text(data: str | Path) -> str:

@@ -260,7 +260,7 @@ class _Collector:
             rows = queries.rows(number)
             clipped = clip_boxes_to_image(boxes[rows], sample.original_size).cpu()
             found = queries.scores[rows].cpu(), queries.labels[rows].cpu(), clipped
-            self.columns.append(_columns(sample.image_id, *found, self.category_of))
+            self.columns.append(columns_of(sample.image_id, *found, self.category_of))
             if len(self.drawn) < MAX_COMPARISONS:
                 self.drawn.append(found)
         if self.masked is not None:
@@ -342,6 +342,7 @@ def criterion_of(settings: DetectorRecipe) -> Criterion:
         giou_weight=settings.giou_weight,
         mask_weight=settings.mask_weight,
         dice_weight=settings.dice_weight,
+        auxiliary_losses=settings.auxiliary_losses,
     )
 
 
@@ -381,7 +382,9 @@ def _evaluated_categories(
     return {label: category.id for label, category in pairs if category.is_thing}
 
 
-def _columns(image_id: int, scores: Tensor, labels: Tensor, boxes: Tensor, category_of: Mapping[int, int]) -> _Columns:
+def columns_of(
+    image_id: int, scores: Tensor, labels: Tensor, boxes: Tensor, category_of: Mapping[int, int]
+) -> _Columns:
     """Return one image's detections as columns, without those of classes that are not evaluated."""
     categories = np.array([category_of.get(label, -1) for label in labels.tolist()], dtype=np.int64)
     kept = categories >= 0

@@ -33,6 +33,7 @@ class SetCriterion:
         giou_weight: weight of the GIoU loss of boxes.
         mask_weight: weight of the focal loss of masks.
         dice_weight: weight of the dice loss of masks.
+        auxiliary_losses: whether the earlier decoder layers have losses too (the paper).
         focal_alpha: alpha of the focal loss.
         focal_gamma: gamma of the focal loss.
     """
@@ -49,6 +50,7 @@ class SetCriterion:
         giou_weight: float = 2.0,
         mask_weight: float = 1.0,
         dice_weight: float = 1.0,
+        auxiliary_losses: bool = True,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
     ) -> None:
@@ -56,6 +58,7 @@ class SetCriterion:
         self.num_classes = num_classes
         self.classification = classification
         self.no_object_weight = no_object_weight
+        self.auxiliary_losses = auxiliary_losses
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.weights = {
@@ -90,17 +93,17 @@ class SetCriterion:
 
         Returns:
             Unweighted scalars under the authors' names: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, with
-            `_0`, `_1`, ... of the earlier ones, `_dn...` of denoising queries; of the last layer only `loss_mask`
-            and `loss_dice`, if there are masks; and for logs only
-            `class_error` (percent of matched queries with a wrong class) and `cardinality_error` (mean difference
-            between the number of predicted and of real objects).
+            `_0`, `_1`, ... of the earlier ones if they have losses, `_dn...` of denoising queries; of the last layer
+            only `loss_mask` and `loss_dice`, if there are masks; and for logs only `class_error` (percent of matched
+            queries with a wrong class) and `cardinality_error` (mean difference between the number of predicted and of
+            real objects).
 
         Raises:
             DivergedError: a prediction is not finite.
             DataError: a label is not below `num_classes`; checked on the host only, to avoid a synchronisation.
         """
         check_labels(targets, self.num_classes)
-        layers = [*output.auxiliary, output]
+        layers = [*output.auxiliary, output] if self.auxiliary_losses else [output]
         logits = torch.stack([layer.logits for layer in layers]).float()
         boxes = torch.stack([layer.boxes for layer in layers]).float()
         with torch.autocast(logits.device.type, enabled=False):
@@ -111,7 +114,10 @@ class SetCriterion:
             losses |= self._statistics(logits, targets, matches, output.num_groups)
             named = _by_name(losses)
             if output.denoising is not None:
-                named |= _by_name(self._denoising_losses(output.denoising, targets, num_boxes), "_dn")
+                first = 0 if self.auxiliary_losses else -1
+                logits, boxes, target = output.denoising
+                noised = Denoising(logits[first:], boxes[first:], target)
+                named |= _by_name(self._denoising_losses(noised, targets, num_boxes), "_dn")
             if output.proposals is not None:
                 named |= _by_name(self._proposal_losses(output.proposals, targets, num_boxes), "_proposals")
         if output.masks is not None or masks is not None:  # under autocast, as the rest of the model

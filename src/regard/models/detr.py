@@ -244,7 +244,12 @@ class DETR(nn.Module):
 
         # As the weights, for models in half precision; under autocast the features are in half precision, weights not.
         positions = self.position_encoding(padding).flatten(1, 2).to(self.input_proj.weight.dtype)  # (B, hw, C)
-        memory = self.transformer.encoder(tokens, positions, mask, trace)
+        if self.config.positions_at == "input":
+            placed, positions = tokens + positions, torch.zeros_like(positions)
+            memory = self.transformer.encoder(placed, positions, mask, trace)
+        else:
+            in_encoder = positions if self.config.positions_at == "attention" else torch.zeros_like(positions)
+            memory = self.transformer.encoder(tokens, in_encoder, mask, trace)
         decoder = self.transformer.decoder
         if isinstance(decoder, AnchorDecoder):
             proposals = proposed = None
@@ -261,7 +266,12 @@ class DETR(nn.Module):
                 output = output._replace(proposals=proposals)
             return self._with_mask_inputs(output, hidden, memory, tokens, earlier, features, mask)
         embed, query_mask = self._learned_queries(len(batch))
-        hidden = decoder(embed, memory, positions, query_mask=query_mask, memory_mask=mask, trace=trace)  # (L, B, Q, C)
+        start = None
+        if self.config.positions_at == "input":
+            start, embed = embed, torch.zeros_like(embed)
+        hidden = decoder(
+            embed, memory, positions, start=start, query_mask=query_mask, memory_mask=mask, trace=trace
+        )  # (L, B, Q, C)
         # At least in float32, under autocast too: bfloat16 moves a corner by up to 3 pixels of 1333.
         boxes = self.bbox_embed(hidden)
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
@@ -340,7 +350,25 @@ def _project(projection: nn.Module, features: Tensor) -> Tensor:
     return F.linear(features.flatten(2).transpose(1, 2), projection.weight.flatten(1), projection.bias)
 
 
+class NoPositionEncoding(nn.Module):
+    """Zeros in place of a position encoding.
+
+    Args:
+        embed_dim: width C.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+
+    def forward(self, padding: Tensor) -> Tensor:
+        """Mask (B, h, w) bool -> zeros (B, h, w, C)."""
+        return torch.zeros(*padding.shape, self.embed_dim, device=padding.device)
+
+
 def _position_encoding(config: DETRConfig) -> nn.Module:
+    if config.position_encoding == "none":
+        return NoPositionEncoding(config.embed_dim)
     if config.position_encoding == "learned":
         return LearnedPositionEncoding(config.embed_dim)
     if config.anchors:  # anchors and cells are measured alike

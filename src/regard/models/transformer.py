@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         embed_dim: width C of tokens and queries.
         num_heads: attention heads.
         encoder_layers, decoder_layers: depth of the two halves; the encoder may have none.
-        feedforward_dim: hidden width of the feed-forward blocks.
+        feedforward_dim: hidden width of the feed-forward blocks; 0: layers of attention alone.
         dropout: of attention weights, of feed-forward activations and of every residual branch.
         norm_first: layer norm before each block (pre-norm) instead of after it (post-norm, the paper).
         decoder, layer: classes of the decoder and of its layers, the paper's if None.
@@ -130,12 +130,16 @@ class Decoder(nn.Module):
         memory: Tensor,
         memory_positions: Tensor,
         *,
+        start: Tensor | None = None,
         query_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         trace: Trace | None = None,
     ) -> Tensor:
-        """Learned query positions (B, Q, C) -> queries after every layer, (L, B, Q, C), normalised."""
-        queries = torch.zeros_like(query_positions)
+        """Learned query positions (B, Q, C) -> queries after every layer, (L, B, Q, C), normalised.
+
+        `start`: queries (B, Q, C) before the first layer; zeros if None.
+        """
+        queries = torch.zeros_like(query_positions) if start is None else start
         hidden = []
         for layer in self.layers:
             queries = layer(
@@ -152,25 +156,28 @@ class Decoder(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward block, each with a residual sum and a layer norm."""
+    """Self-attention and feed-forward block, if it has a width, each with a residual sum and a layer norm."""
 
     def __init__(self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool) -> None:
         super().__init__()
         self.norm_first = norm_first
+        self.feeds_forward = feedforward_dim > 0
         self.self_attn = MultiHeadAttention(embed_dim, num_heads, dropout)
-        self.linear1 = nn.Linear(embed_dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, embed_dim)
+        if self.feeds_forward:
+            self.linear1 = nn.Linear(embed_dim, feedforward_dim)
+            self.linear2 = nn.Linear(feedforward_dim, embed_dim)
         self.norm1 = nn.LayerNorm(embed_dim)
-        self.norm2 = nn.LayerNorm(embed_dim)
+        if self.feeds_forward:
+            self.norm2 = nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         if self.norm_first:
             x = x + self.dropout(self._attend(self.norm1(x), positions, mask, trace))
-            return x + self.dropout(self._feed_forward(self.norm2(x)))
+            return x + self.dropout(self._feed_forward(self.norm2(x))) if self.feeds_forward else x
         x = self.norm1(x + self.dropout(self._attend(x, positions, mask, trace)))
-        return self.norm2(x + self.dropout(self._feed_forward(x)))
+        return self.norm2(x + self.dropout(self._feed_forward(x))) if self.feeds_forward else x
 
     def _attend(self, x: Tensor, positions: Tensor, mask: Tensor | None, trace: Trace | None) -> Tensor:
         placed = x + positions
@@ -183,18 +190,21 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of the queries, cross-attention to the memory, feed-forward block."""
+    """Self-attention of the queries, cross-attention to the memory, feed-forward block if it has a width."""
 
     def __init__(self, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float, norm_first: bool) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.self_attn = MultiHeadAttention(embed_dim, num_heads, dropout)
         self.multihead_attn = MultiHeadAttention(embed_dim, num_heads, dropout)
-        self.linear1 = nn.Linear(embed_dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, embed_dim)
+        self.feeds_forward = feedforward_dim > 0
+        if self.feeds_forward:
+            self.linear1 = nn.Linear(embed_dim, feedforward_dim)
+            self.linear2 = nn.Linear(feedforward_dim, embed_dim)
         self.norm1 = nn.LayerNorm(embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
-        self.norm3 = nn.LayerNorm(embed_dim)
+        if self.feeds_forward:
+            self.norm3 = nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -230,10 +240,10 @@ class DecoderLayer(nn.Module):
         if self.norm_first:
             x = x + look_at_queries(self.norm1(x))
             x = x + look_at_image(self.norm2(x))
-            return x + feed_forward(self.norm3(x))
+            return x + feed_forward(self.norm3(x)) if self.feeds_forward else x
         x = self.norm1(x + look_at_queries(x))
         x = self.norm2(x + look_at_image(x))
-        return self.norm3(x + feed_forward(x))
+        return self.norm3(x + feed_forward(x)) if self.feeds_forward else x
 
     def cross_attend(
         self,

@@ -33,6 +33,7 @@ class DetectionRecipe(TrainingConfig):
     giou_weight: float = 2.0  # weight of the GIoU loss of boxes
     mask_weight: float = 1.0  # weight of the focal loss of masks
     dice_weight: float = 1.0  # weight of the dice loss of masks
+    auxiliary_losses: bool = True  # losses of all decoder layers, not of the last alone
     # `panoptic`: things and stuff; `instances`: objects; `auto`: panoptic if the model has masks and the data have it
     annotations: Literal["auto", "instances", "panoptic"] = "auto"
     freeze_detector: bool = False  # train only the mask head

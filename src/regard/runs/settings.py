@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from regard.config import apply_mapping, apply_overrides
-from regard.data.paths import GENERATED, check_data, data_text
+from regard.data.paths import GENERATED, WITH_BOXES, check_data, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
@@ -139,4 +139,4 @@ def check_paths(settings: Recipe) -> None:
         MachineError: the package of a tracker is not installed (T15).
     """
     check_trackers(settings.log_to or ())
-    check_data(settings.data, ("shapes",) if isinstance(settings, DetectorRecipe) else ("digits", "shapes"))
+    check_data(settings.data, WITH_BOXES if isinstance(settings, DetectorRecipe) else GENERATED)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from regard.errors import escape
 from regard.studies.attention import ATTENTION
 from regard.studies.deit import DEIT
+from regard.studies.detr import DETR
 from regard.studies.study import Study
 
-STUDIES: dict[str, Study] = {**ATTENTION, **DEIT}
+STUDIES: dict[str, Study] = {**ATTENTION, **DETR, **DEIT}
 
 # Studies that have commands of their own: question, source, cost.
 OTHERS: dict[str, tuple[str, str, str]] = {

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from regard.safe_files import replace_text
 from regard.studies.results import RowResult, StudyResult
+from regard.studies.study import Study
 
 COLUMNS = ("row", "mean", "std", "seeds", "published", "diff.", "p", "needed")
 
@@ -57,9 +58,8 @@ def show_results(result: StudyResult) -> None:
 def notes(result: StudyResult) -> list[str]:
     """Lines below the table."""
     study = result.study
-    score = f"{study.statistic} in %" if study.unit == "%" else f"{study.statistic} ({study.unit})"
     return [
-        f"Our numbers: {score}; {result.how}.",
+        f"Our numbers: {_score(study)}; {result.how}.",
         f"Published: {study.published}; {study.source}.",
         f"Differences are to {study.baseline!r}, paired by seed, with p of a two-sided t-test. Needed: seeds that "
         "would show such a difference with a probability of 0.8 at p < 0.05, by the deviation seen here.",
@@ -114,10 +114,16 @@ def draw(result: StudyResult, path: Path) -> None:
         axes.errorbar([row.mean or 0.0], [place], xerr=[row.std or 0.0], fmt="|", color=INK, markersize=14, capsize=4)
     axes.set_yticks(range(len(rows)), [row.name.replace("$", r"\$") for row in rows])
     axes.set_ylim(-0.6, max(1, len(rows)) - 0.4)
-    unit = "in %" if result.study.unit == "%" else f"({result.study.unit})"
-    axes.set(xlabel=f"{result.study.statistic} {unit}; dots: seeds, bars: one standard deviation")
+    axes.set(xlabel=f"{_score(result.study)}; dots: seeds, bars: one standard deviation")
     apply(axes)
     save(picture, path)
+
+
+def _score(study: Study) -> str:
+    """Return what the numbers are, with their unit; without a name if rows have different ones."""
+    names = {row.statistic or study.statistic for row in study.rows if row.words and not row.step}
+    name = study.statistic if names == {study.statistic} else "as the rows say"
+    return f"{name}, in %" if study.unit == "%" else f"{name} ({study.unit})"
 
 
 def _needed(row: RowResult) -> str:

@@ -74,7 +74,7 @@ def make_result(
     rows = []
     for row in study.rows:
         own = scores.get(row.name, {})
-        compared = row.name != study.baseline and row.seeds is None  # a teacher is no rival
+        compared = row.name != study.baseline and row.seeds is None and not row.step  # a teacher is no rival
         common = sorted(own.keys() & base.keys()) if compared else []
         against = compare([own[seed] for seed in common], [base[seed] for seed in common]) if common else None
         rows.append(RowResult(row.name, own, row.published, against, runs.get(row.name, ())))

@@ -56,6 +56,7 @@ class Row:
         longer: epochs of this row over those of the study.
         seeds: the most seeds that are trained, 1 for a teacher, which is then not compared with the baseline; as many
             as asked for if None.
+        step: whether it only leads to another row, and is not compared.
         own: whether `words` are the whole recipe, without those of `Study.common`.
     """
 
@@ -68,6 +69,7 @@ class Row:
     beside: str | None = None
     longer: float = 1.0
     seeds: int | None = None
+    step: bool = False
     own: bool = False
 
 
@@ -89,6 +91,7 @@ class Study:
         minutes: of a run of the small scale on one CPU core, about.
         common: words that all rows share at small scale; the recipe's own if None.
         full_data: the data that the paper's own scale needs, in words.
+        generated: whether its measure draws images like those of the data, which must be generated ones.
     """
 
     question: str
@@ -105,6 +108,7 @@ class Study:
     minutes: float = 0.5
     common: Callable[[Scale], list[str]] | None = field(default=small_images)
     full_data: str = "imagenet/"
+    generated: bool = False
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]

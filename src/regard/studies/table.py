@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from regard.data.paths import check_data, data_text
+from regard.data.paths import WITH_BOXES, check_data, data_text
 from regard.errors import ConfigError, MachineError, escape
 from regard.safe_files import hold_lock, make_writable, replace_text
 from regard.studies.folder import FORMAT, claim, plan_of
@@ -40,6 +40,9 @@ def run_study(name: str, study: Study, options: StudyOptions, more: Mapping[str,
         return
     data = data_text(options.data or study.data)
     check_data(data)
+    if study.generated and data.partition(":")[0] not in WITH_BOXES:
+        what = "this study draws images like those of the data, which must be generated ones"
+        raise ConfigError(what, where=data, remedy=f"leave out --data, or use --data {WITH_BOXES[0]}", code="C09")
     epochs = options.epochs or (0 if options.full else study.epochs)  # 0: those of the recipe
     scale = Scale(data=data, epochs=epochs, train_images=options.train_images)
     output = options.output or Path("runs/studies", f"{name}-full" if options.full else name)

@@ -294,7 +294,7 @@ def _infer_config(tensors: Mapping[str, Tensor], known: DETRConfig, path: Path) 
         num_classes=len(tensors["class_embed.weight"]) - 1,
         num_queries=len(tensors["query_embed.weight"]),
         embed_dim=tensors["query_embed.weight"].shape[1],
-        feedforward_dim=len(tensors[f"{prefix}linear1.weight"]),
+        feedforward_dim=len(tensors.get(f"{prefix}linear1.weight", ())),
         encoder_layers=count(r"transformer\.encoder\.layers\.(\d+)\."),
         decoder_layers=count(r"transformer\.decoder\.layers\.(\d+)\."),
         norm_first="transformer.encoder.norm.weight" in tensors,

@@ -21,7 +21,7 @@ from regard.data.generated import shapes
 from regard.data.generated.cache import cache_folder
 from regard.data.generated.shapes import (
     FIRST_STUFF_ID,
-    MIN_VISIBLE,
+    NAMED,
     SHAPES,
     STUFF,
     ShapesConfig,
@@ -31,7 +31,7 @@ from regard.data.generated.shapes import (
     run_lengths,
     write_shapes,
 )
-from regard.data.paths import data_text
+from regard.data.paths import WITH_BOXES, data_text
 from regard.errors import ConfigError
 
 CONFIG = ShapesConfig(size=48, train=8, val=5, classes=4, min_objects=1, max_objects=5, seed=3)
@@ -163,10 +163,66 @@ def test_objects_stay_visible(monkeypatch):
         scene = render_scene(config, (0, 0, number))
         assert len(painted) == len(scene.labels)
         shares = [(scene.segments == k).sum() / mask.sum() for k, mask in enumerate(painted)]
-        assert min(shares) >= MIN_VISIBLE
+        assert min(shares) >= config.min_visible
         covered += sum(share < 1 for share in shares)
         assert all(((scene.segments == k) <= mask).all() for k, mask in enumerate(painted))
     assert covered > 5  # overlaps do occur
+
+
+def test_hard_images_hide_more(monkeypatch):
+    """More of an object may be hidden than in easy images, and at most what was promised."""
+    painted: list[np.ndarray] = []
+    paint = shapes._paint
+    monkeypatch.setattr(shapes, "_paint", lambda image, mask, rng: painted.append(mask) or paint(image, mask, rng))
+    least = []
+    for number in range(40):
+        painted.clear()
+        scene = render_scene(NAMED["shapes_hard"], (0, 0, number))
+        least += [(scene.segments == k).sum() / mask.sum() for k, mask in enumerate(painted)]
+    assert NAMED["shapes_hard"].min_visible <= min(least) < NAMED["shapes"].min_visible
+
+
+def test_hard_images_have_more_of_everything():
+    scenes = {name: [render_scene(config, (0, 0, i)) for i in range(60)] for name, config in NAMED.items()}
+    areas = {name: [np.bincount(s.segments[s.segments >= 0]) for s in found] for name, found in scenes.items()}
+    sizes = {name: np.concatenate(found) for name, found in areas.items()}
+    assert np.ptp(sizes["shapes_hard"]) > 1.2 * np.ptp(sizes["shapes"])
+    counts = {name: [len(s.labels) for s in found] for name, found in scenes.items()}
+    assert max(counts["shapes"]) == 4 and max(counts["shapes_hard"]) == 8 and min(counts["shapes_hard"]) >= 1
+    assert {label for s in scenes["shapes_hard"] for label in s.labels} == set(range(6))
+
+
+def test_clutter_is_no_object():
+    """Lines change pixels alone: what is behind them, objects or landscape, is annotated as if they were not there."""
+    config = ShapesConfig(size=48, max_objects=1)
+    behind = before = 0
+    for number in range(20):
+        scene = render_scene(replace(config, clutter=10), (0, 0, number))
+        assert scene.labels == [scene.labels[0]] and set(np.unique(scene.segments)) <= {-2, -1, 0}
+        plain = render_scene(config, (0, 0, number))
+        horizon = (plain.segments != 0) & (scene.segments != 0)
+        assert (plain.segments == scene.segments)[horizon].all()
+        changed = np.abs(plain.image.astype(int) - scene.image).max(-1) > 60
+        behind += (changed & horizon).sum()
+        inside = scene.image[scene.segments == 0].astype(int)
+        before += (np.abs(inside - np.median(inside, 0)).max(-1) > 60).any()
+    assert behind > 20 * 10 and before > 3
+
+
+def test_images_of_one_class():
+    config = ShapesConfig(one_class=True, classes=3, min_objects=4, max_objects=6, min_scale=0.1, max_scale=0.2)
+    labels = [render_scene(config, (0, 0, i)).labels for i in range(30)]
+    assert all(len(set(found)) == 1 and 4 <= len(found) <= 6 for found in labels)
+    assert {found[0] for found in labels} == {0, 1, 2}
+
+
+def test_images_from_before_keep_their_bytes():
+    """Options that came later change neither an image nor the name of its folder unless they are set."""
+    assert ShapesConfig().fingerprint == "c0724ee7ec" and CONFIG.fingerprint == "b4f6b4a425"
+    segments = render_scene(CONFIG, (3, 0, 0)).segments.astype(np.int64)
+    assert hashlib.sha256(segments.tobytes()).hexdigest()[:12] == "da89cfccdf0c"
+    assert ShapesConfig(clutter=1).fingerprint != ShapesConfig().fingerprint
+    assert "clutter" not in ShapesConfig().options() and ShapesConfig(clutter=1).options()["clutter"] == 1
 
 
 def test_objects_stand_out():
@@ -200,6 +256,8 @@ def test_parse():
     assert parse_shapes("shapes") == ShapesConfig()
     assert parse_shapes("shapes:size=96,train=20,classes=5") == ShapesConfig(size=96, train=20, classes=5)
     assert parse_shapes("shapes:max_scale=0.6") == ShapesConfig(max_scale=0.6)
+    assert parse_shapes("shapes_hard:train=20") == replace(NAMED["shapes_hard"], train=20)
+    assert set(NAMED) == set(WITH_BOXES)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +275,9 @@ def test_parse():
         ("shapes:min_objects=5", "C03", "min_objects=5, expected 0 to 4"),
         ("shapes:min_scale=0.6", "C03", "min_scale=0.6, expected 0.05 to 0.5"),
         ("shapes:seed=-1", "C03", "seed=-1"),
+        ("shapes:min_visible=0", "C03", "min_visible=0"),
+        ("shapes_hard:clutter=101", "C03", "clutter=101, expected 0 to 100"),
+        ("shapes:one_class=many", "C02", "one_class"),
     ],
 )
 def test_wrong_options(text, code, says):
@@ -239,6 +300,7 @@ def test_a_folder_called_shapes(tmp_path, monkeypatch):
     assert not (tmp_path / "home").exists()
     for given in (Path("shapes"), "./shapes", data_text(Path("shapes"))):
         assert data_folder(given) == Path("shapes")
+    assert data_text(Path("shapes_hard")) == "./shapes_hard"
     monkeypatch.setattr(shapes, "cached_folder", lambda name, write: name)
     assert data_folder("shapes:") == data_folder(data_text("shapes:")) == f"shapes-64px-{ShapesConfig().fingerprint}"
 

@@ -18,7 +18,7 @@ from regard.data.formats.tables import DetectionTables, Document, Source
 from regard.data.formats.voc import VocFiles
 from regard.data.formats.yolo import YoloFiles
 from regard.data.image_folders import SUFFIXES
-from regard.data.paths import check_folder
+from regard.data.paths import WITH_BOXES, check_folder
 from regard.data.report import folder_entries
 from regard.data.splits import SPLIT_NAMES, Part, Split, missing_split, spellings
 from regard.errors import DataError
@@ -152,7 +152,7 @@ def _no_detection(path: Path) -> DataError:
     if path.is_file():
         what = "not a file of detection data: COCO's .json, YOLO's .yaml or a .csv with columns of boxes"
         return DataError(what, where=path, remedy="name the folder of the data", code="A64")
-    check_folder(path, ["shapes"])
+    check_folder(path, WITH_BOXES)
     what = f"no detection data; looked for {_LOOKED}; found {folder_entries(path)}"
     return DataError(what, where=path, remedy=_hint(path), code="A64")
 

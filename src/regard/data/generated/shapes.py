@@ -1,7 +1,8 @@
 """Generated detection data: coloured shapes on a landscape, with boxes, masks and panoptic labels, as a COCO folder.
 
 The same options give the same bytes. `--data shapes` means these images: a small detector learns them in minutes, with
-nothing to download. Our own tests use them too.
+nothing to download. `--data shapes_hard` have more classes, objects and sizes, more of an object may be hidden, and
+there are lines that are no objects. Our own tests use them too.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,7 +27,6 @@ STUFF = ("sky", "ground")
 FIRST_STUFF_ID = 101
 SUPERSAMPLING = 4  # outlines are drawn at this multiple of the size and reduced, for smooth edges
 MAX_TURN = 0.06  # of a full turn, either way: shapes are nearly upright
-MIN_VISIBLE = 0.6  # share of an object that later objects must leave visible
 VERSION = 1  # part of the cache key: raise it when the same options give other bytes
 
 
@@ -41,13 +42,16 @@ class ShapesConfig:
     max_objects: int = 4  # in an image
     min_scale: float = 0.25  # extent of an object as a share of the image
     max_scale: float = 0.5  # maximum extent of an object as a share of the image
+    min_visible: float = 0.6  # share of an object that later objects must leave visible
+    clutter: int = 0  # lines in an image that are no objects, behind and before them
+    one_class: bool = False  # whether all objects of an image are of one class
     seed: int = 0  # other seeds give other images
 
     def __post_init__(self) -> None:
         limits = (
             ("size", 32, 2048), ("train", 1, 1_000_000), ("val", 1, 1_000_000), ("classes", 1, len(SHAPES)),
             ("min_objects", 0, self.max_objects), ("max_objects", 1, 50), ("min_scale", 0.05, self.max_scale),
-            ("max_scale", 0.05, 0.9), ("seed", 0, 2**31),
+            ("max_scale", 0.05, 0.9), ("min_visible", 0.1, 1), ("clutter", 0, 100), ("seed", 0, 2**31),
         )  # fmt: skip
         for name, low, high in limits:
             if not low <= getattr(self, name) <= high:
@@ -56,20 +60,41 @@ class ShapesConfig:
     @property
     def fingerprint(self) -> str:
         """Short hash of everything that the images depend on."""
-        text = json.dumps([VERSION, asdict(self)], sort_keys=True)
+        text = json.dumps([VERSION, self.options()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def options(self) -> dict[str, Any]:
+        """Return all options; the later ones only if they change anything: images from before keep their bytes."""
+        same = {
+            field.name for field in fields(self) if field.name in LATER and getattr(self, field.name) == field.default
+        }
+        return {name: value for name, value in asdict(self).items() if name not in same}
+
+
+LATER = ("min_visible", "clutter", "one_class")  # options that came after images had been generated
+NAMED: dict[str, ShapesConfig] = {
+    "shapes": ShapesConfig(),
+    "shapes_hard": ShapesConfig(
+        classes=6, min_objects=2, max_objects=8, min_scale=0.15, max_scale=0.6, min_visible=0.35, clutter=6
+    ),
+}
 
 
 def parse_shapes(text: str) -> ShapesConfig:
-    """Parse `shapes` or `shapes:key=value,...`.
+    """Parse `shapes`, `shapes_hard`, or one of them with options, such as `shapes:key=value,...`.
 
     Raises:
         ConfigError: an unknown option (C01), or a wrong value (C02, C03).
     """
     from regard.config import apply_overrides
 
-    _, _, options = text.partition(":")
-    return apply_overrides(ShapesConfig(), [o for o in options.split(",") if o], where=text)
+    name, _, options = text.partition(":")
+    return apply_overrides(NAMED[name], [o for o in options.split(",") if o], where=text)
+
+
+def is_shapes(data: str) -> bool:
+    """Whether `--data` names generated images with boxes: one of `NAMED`, with or without options."""
+    return data.partition(":")[0] in NAMED
 
 
 def data_folder(data: str | Path) -> Path:
@@ -80,12 +105,16 @@ def data_folder(data: str | Path) -> Path:
     Raises:
         ConfigError: `shapes`, and there is a folder of that name (C09); `shapes:` always means the generated images.
     """
-    if isinstance(data, Path) or data.partition(":")[0] != "shapes":
+    if isinstance(data, Path) or not is_shapes(data):
         return Path(data)
     if Path(data).is_dir():
-        what = "shapes means generated images, but there is also a folder of that name"
+        what = f"{data} means generated images, but there is also a folder of that name"
         raise ConfigError(what, where=data, remedy=f"write ./{data} for the folder, {data}: for the images", code="C09")
-    config = parse_shapes(data)
+    return shapes_folder(parse_shapes(data))
+
+
+def shapes_folder(config: ShapesConfig) -> Path:
+    """Return the folder of generated images, written at the first call to the cache folder."""
     return cached_folder(f"shapes-{config.size}px-{config.fingerprint}", lambda folder: write_shapes(config, folder))
 
 
@@ -124,21 +153,26 @@ def render_scene(config: ShapesConfig, seed: Sequence[int]) -> Scene:
     """Render one image, which depends on the arguments alone."""
     rng = np.random.default_rng(list(seed))
     image, segments = _landscape(config.size, rng)
+    for _ in range(config.clutter // 2):
+        _draw_line(image, rng)
     labels: list[int] = []
     wanted = int(rng.integers(config.min_objects, config.max_objects + 1))
+    only = int(rng.integers(config.classes)) if config.one_class else None
     areas: list[int] = []
     for _ in range(20 * wanted):  # positions that would hide too much of another object are drawn again
         if len(labels) == wanted:
             break
-        label = int(rng.integers(config.classes))
+        label = int(rng.integers(config.classes)) if only is None else only
         alpha = _draw_shape(SHAPES[label], config, rng)
         mask = alpha > 0.5
         left = np.bincount(segments[~mask & (segments >= 0)], minlength=len(labels))[: len(labels)]
-        if mask.any() and all(now >= MIN_VISIBLE * full for now, full in zip(left, areas, strict=True)):
+        if mask.any() and all(now >= config.min_visible * full for now, full in zip(left, areas, strict=True)):
             image += alpha[..., None] * (_paint(image, mask, rng) - image)
             segments[mask] = len(labels)
             labels.append(label)
             areas.append(int(mask.sum()))
+    for _ in range(config.clutter - config.clutter // 2):
+        _draw_line(image, rng)
     noise = rng.normal(0, 4, image.shape)
     return Scene((image + noise).clip(0, 255).astype(np.uint8), segments, labels)
 
@@ -158,6 +192,16 @@ def _texture(size: int, cells: int, rng: np.random.Generator) -> np.ndarray:
     coarse = rng.uniform(-1, 1, (cells, cells, 3)).astype(np.float32)
     channels = [Image.fromarray(coarse[..., c]).resize((size, size), Image.Resampling.BICUBIC) for c in range(3)]
     return np.stack([np.asarray(c) for c in channels], axis=-1)
+
+
+def _draw_line(image: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw a thin line of any colour across a part of the image (S, S, 3), which changes."""
+    size = len(image) * SUPERSAMPLING
+    ends = rng.uniform(0, size, 4).tolist()
+    canvas = Image.new("L", (size, size), 0)
+    ImageDraw.Draw(canvas).line(ends, fill=255, width=round(rng.uniform(0.01, 0.03) * size))
+    alpha = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32)[..., None] / 255
+    image += alpha * (rng.uniform(20, 235, 3) - image)
 
 
 def _draw_shape(name: str, config: ShapesConfig, rng: np.random.Generator) -> np.ndarray:
@@ -234,7 +278,7 @@ def _write_split(config: ShapesConfig, folder: Path, split: str, scenes: Iterabl
                 rle = {"size": [config.size] * 2, "counts": run_lengths(scene.segments + 3 == row["id"])}
                 rest = {key: value for key, value in row.items() if key != "id"}
                 instances.append({"id": len(instances) + 1, "image_id": i, **rest, "segmentation": rle})
-    info = {"description": f"regard shapes {asdict(config)}"}
+    info = {"description": f"regard shapes {config.options()}"}
     flagged = [{**c, "isthing": 1} for c in things] + [{**c, "isthing": 0} for c in stuff]
     for kind, rows, categories in (("instances", instances, things), ("panoptic", panoptic, flagged)):
         content = {"info": info, "images": images, "annotations": rows, "categories": categories}

@@ -18,7 +18,9 @@ DIGITS_SIZE = 32
 
 
 def generated_folder(word: str) -> Path:
-    """Return the folder of `digits` or `shapes[:key=value,...]`, written at the first call to the cache folder.
+    """Return the folder of `digits`, or of `shapes` or `shapes_hard` with or without options.
+
+    It is written at the first call to the cache folder.
 
     Raises:
         ConfigError: a wrong option.

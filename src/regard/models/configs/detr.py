@@ -22,10 +22,13 @@ class DETRConfig:
     num_heads: int = 8  # attention heads
     encoder_layers: int = 6  # may be 0
     decoder_layers: int = 6  # at least 1
-    feedforward_dim: int = 2048  # hidden channels of the feed-forward layers
+    feedforward_dim: int = 2048  # hidden channels of the feed-forward layers; 0: none, attention alone
     dropout: float = 0.1  # probability, 0 to less than 1
     norm_first: bool = False  # pre-norm: layer norm before each block instead of after the residual sum
-    position_encoding: Literal["sine", "learned"] = "sine"  # of the feature map
+    position_encoding: Literal["sine", "learned", "none"] = "sine"  # of the feature map
+    # where positions are added: `attention`, in every attention layer; `decoder`, those of the feature map in the
+    # decoder alone; `input`, once, to the tokens and to the queries
+    positions_at: Literal["attention", "decoder", "input"] = "attention"
     num_queries: int = 100  # maximum number of detections of an image
     sigmoid: bool = False  # a sigmoid per class instead of softmax with a no-object class
     anchors: bool = False  # queries are boxes that every decoder layer refines (DAB-DETR)
@@ -49,13 +52,12 @@ class DETRConfig:
             "num_heads",
             "feature_maps",
             "embed_dim",
-            "feedforward_dim",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 1", code="C08")
-        if min(self.encoder_layers, self.denoising_groups, self.mask_dim) < 0:
-            what = "model.encoder_layers, model.denoising_groups and model.mask_dim cannot be negative"
-            raise ConfigError(what, code="C08")
+        for name in ("encoder_layers", "denoising_groups", "feedforward_dim", "mask_dim"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, expected at least 0", code="C08")
         if self.embed_dim % self.num_heads or self.embed_dim % 4:
             raise ConfigError(
                 f"model.embed_dim {self.embed_dim} is not a multiple of 4 and of model.num_heads {self.num_heads}",
@@ -73,6 +75,10 @@ class DETRConfig:
         if not (0 <= self.label_noise <= 1 and 0 <= self.box_noise <= 1):
             what = f"model.label_noise is {self.label_noise} and model.box_noise {self.box_noise}, expected 0 to 1"
             raise ConfigError(what, code="C03")
+        if self.anchors and (self.position_encoding == "none" or self.positions_at == "input"):
+            what = "model.anchors needs the positions of the feature map in the decoder"
+            remedy = "set model.anchors=false, or leave model.position_encoding and model.positions_at as they are"
+            raise ConfigError(what, remedy=remedy, code="C09")
         if self.proposals and not (self.anchors and self.sigmoid):
             what = "model.proposals needs model.anchors=true and model.sigmoid=true"
             raise ConfigError(what, remedy="set them, or model.proposals=false", code="C09")
