@@ -97,14 +97,15 @@ class EfficientNet(nn.Module):
             part.requires_grad_(False)
 
     def _reset_parameters(self) -> None:
-        """Draw convolutions from a normal distribution by their outputs, as the authors' code does."""
+        """Draw convolutions from a normal distribution by their outputs, as the authors' code does.
+
+        The class layer keeps torch's distribution by its inputs. The authors' is by its outputs: with few classes its
+        logits would be so large that fine-tuning begins with wrong answers of full confidence.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 outputs = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=(2 / outputs) ** 0.5)
-        nn.init.uniform_(self.classifier.weight, -1, 1)
-        self.classifier.weight.data /= self.config.num_classes**0.5
-        nn.init.zeros_(self.classifier.bias)
 
 
 class SameConv2d(nn.Conv2d):

@@ -34,6 +34,7 @@ class MnasNet(nn.Module):
         body = torchvision.models.MNASNet(config.width, config.num_classes, config.dropout)
         self.layers = body.layers
         self.classifier = body.classifier
+        self.classifier[-1].reset_parameters()  # by its inputs: torchvision's logits grow as classes become few
         self.num_channels: int = self.layers[-3].out_channels
         if config.value_ratio:
             for index in STAGES:
