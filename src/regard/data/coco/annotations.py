@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regard.data.coco.json_file import read_json
+from regard.data.coco.document import Rows, array_of, column, outlines, read_document
 from regard.data.coco.objects import MAX_COORDINATE, ObjectTable, check_objects
 from regard.data.coco.outlines import draw_outline
 from regard.data.coco.tables import (
@@ -77,7 +77,7 @@ def read_annotations(path: str | Path, *, image_folders: Sequence[Path] = ()) ->
     """
     report = Report(path)
     with collector_paused():
-        return check_tables(read_json(report.path, report), image_folders, report)
+        return check_tables(read_document(report.path, report), image_folders, report)
 
 
 def check_tables(
@@ -108,14 +108,12 @@ def check_tables(
         report.add("A25", "note", "not checked: which categories the objects have", "categories")
     sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)[image_of]
     lost = (image_of < 0) | (labels < 0) | (sizes[:, 0] <= 0)
+    forms = outlines(annotations_json)
     if lost.any():  # faults are gathered: check what does not depend on image and category
         sizes[lost] = MAX_COORDINATE
-        annotations_json = [
-            {**row, "segmentation": None} if is_lost else row
-            for row, is_lost in zip(annotations_json, lost.tolist(), strict=True)
-        ]
+        forms = (None if is_lost else form for is_lost, form in zip(lost.tolist(), forms, strict=True))
         image_of, labels = image_of.clip(min=0), labels.clip(min=0)
-    objects = check_objects(annotations_json, labels, sizes[:, 0], sizes[:, 1], report)
+    objects = check_objects(annotations_json, forms, labels, sizes[:, 0], sizes[:, 1], report)
     objects = replace(objects, is_target=objects.is_target & ~lost)
     if has_classes:
         note_unused(objects.labels[objects.is_target], categories, "object", report)
@@ -155,7 +153,7 @@ def to_coco(annotations: CocoAnnotations, *, masks: bool = False) -> dict[str, A
     image_ids = np.repeat(np.array([image.id for image in annotations.images], dtype=np.int64), counts).tolist()
     rows = []
     columns = (objects.labels, objects.boxes_xywh, objects.areas, objects.is_crowd)
-    for k, (label, box, area, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for k, (label, box, area, crowd) in enumerate(zip(*(values.tolist() for values in columns), strict=True)):
         row = {
             "id": k + 1,
             "image_id": image_ids[k],
@@ -171,7 +169,7 @@ def to_coco(annotations: CocoAnnotations, *, masks: bool = False) -> dict[str, A
     return {"images": image_rows(annotations.images), "annotations": rows, "categories": categories}
 
 
-def _image_of(rows: list[dict], images: tuple[ImageRecord, ...], report: Report) -> NDArray[np.int64]:
+def _image_of(rows: Rows, images: tuple[ImageRecord, ...], report: Report) -> NDArray[np.int64]:
     """Return the index (N,) in `images` of each annotation's image."""
     image_ids = whole_numbers(rows, _ROWS, "image_id", "A30", report)
     return index_of(image_ids, np.array([image.id for image in images]), _ROWS, "image_id", "images", "A30", report)
@@ -189,9 +187,12 @@ def _labels(category_ids: NDArray[np.int64], categories: tuple[Category, ...], r
     return index_of(category_ids, known, _ROWS, "category_id", "categories", "A20", report)
 
 
-def _check_ids(rows: list[dict], report: Report) -> None:
+def _check_ids(rows: Rows, report: Report) -> None:
     """Report wrong ids (A27, A28). Only evaluators read them, and `to_coco` renumbers them."""
-    ids = [row.get("id") for row in rows]
+    numbers = array_of(rows, "id")
+    if numbers is not None and numbers.all() and (np.diff(numbers) > 0).all():
+        return
+    ids = column(rows, "id")
     strays = [k for k, value in enumerate(ids) if type(value) is not int or value == 0]
     if strays:
         what = f"annotation id {shorten(ids[strays[0]])}, which evaluators ignore or refuse; renumbered"

@@ -26,7 +26,29 @@ def read_json(path: Path, report: Report) -> Any:
         DataError: the file is missing, empty (A01), not JSON (A02), has NaN or Infinity (A04), is nested too deeply or
             has numbers of thousands of digits (A05), or is larger than `MAX_BYTES` (A50).
     """
-    text = _decode(_read(path, report), report)
+    return parse_json(read_text(path, report), path, report)
+
+
+def read_text(path: Path, report: Report) -> bytes:
+    """Return the text of a JSON file without its byte order mark.
+
+    Raises:
+        DataError: as for `read_json`, up to A01 and A50.
+    """
+    data = _read(path, report)
+    if data.startswith(_BOM):
+        report.add("A03", "fix", "byte order mark ignored")
+        data = data.removeprefix(_BOM)
+    if data.startswith(b"version https://git-lfs"):
+        raise report.error("A02", "a Git LFS pointer, not the file itself", remedy="run: git lfs pull")
+    if not data or data.isspace():
+        raise report.error("A01", "the file is empty", remedy="export the annotations again")
+    return data
+
+
+def parse_json(data: bytes, path: Path, report: Report) -> Any:
+    """Parse the text that `read_text` returns, see `read_json`."""
+    text = _decode(data, report)
     repeated: list[tuple[dict, str]] = []
     literals: list[str] = []
 
@@ -77,17 +99,12 @@ def _read(path: Path, report: Report) -> bytes:
 
 
 def _decode(data: bytes, report: Report) -> str:
-    if data.startswith(_BOM):
-        report.add("A03", "fix", "byte order mark ignored")
-        data = data.removeprefix(_BOM)
-    if data.startswith(b"version https://git-lfs"):
-        raise report.error("A02", "a Git LFS pointer, not the file itself", remedy="run: git lfs pull")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         what = f"not UTF-8 text (byte {error.start:,})"
         raise report.error("A02", what, remedy="save the file as JSON in UTF-8") from error
-    if not text or text.isspace():
+    if text.isspace():  # of spaces beyond ASCII
         raise report.error("A01", "the file is empty", remedy="export the annotations again")
     return text
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from regard.data.coco.json_file import read_json
+from regard.data.coco.document import read_document
 from regard.data.formats.tables import DetectionTables
 from regard.data.report import Report, listed
 from regard.data.splits import SPLIT_NAMES, Part, Split, find_parts, missing_split
@@ -97,7 +97,7 @@ class CocoFiles:
         """Read the annotation file of a part, see `Source`."""
         file, folders = self.files[part]
         report = Report(file, gathers=faults is not None)
-        return DetectionTables(read_json(file, report), report, folders, is_file=True)
+        return DetectionTables(read_document(file, report), report, folders, is_file=True)
 
 
 def has_coco(root: Path, split: Split) -> bool:

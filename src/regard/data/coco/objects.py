@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.document import Rows, array_of, column
 from regard.data.coco.json_file import float_array
 from regard.data.coco.outlines import Segmentations, check_segmentations
 from regard.data.coco.tables import in_table, read_crowds
@@ -62,7 +63,8 @@ class ObjectTable:
 
 
 def check_objects(
-    rows: list[dict],
+    rows: Rows,
+    forms: Iterable[Any],
     labels: NDArray[np.int64],
     heights: NDArray[np.int64],
     widths: NDArray[np.int64],
@@ -72,6 +74,7 @@ def check_objects(
 
     Args:
         rows: the annotations of the file.
+        forms: the outline of each, in one of COCO's forms or None.
         labels: (N,) index into the categories.
         heights, widths: (N,) of the image of each annotation, in pixels.
 
@@ -84,14 +87,18 @@ def check_objects(
     _check_values(stated, whole, report)
     _check_convention(stated, whole, bounds, report)
     corners = _corners(stated)
-    clamped = np.clip(corners, 0, bounds)
+    is_inside = bool((corners >= 0).all() and (corners <= bounds).all())
+    clamped = corners if is_inside else np.clip(corners, 0, bounds)
     boxes = clamped.astype(np.float32)
-    has_area: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    cut = _note_outside(corners, clamped, bounds, has_area, report)
+    has_area: NDArray[np.bool_] = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if is_inside and has_area.all():
+        cut = np.zeros(len(boxes), dtype=np.bool_)
+    else:
+        cut = _note_outside(corners, clamped, bounds, has_area, report)
     boxes_xywh = stated.copy()
     boxes_xywh[cut] = np.concatenate((clamped[:, :2], clamped[:, 2:] - clamped[:, :2]), axis=1)[cut]
     is_crowd = _crowds(rows, report)
-    outlines = check_segmentations([row.get("segmentation") for row in rows], heights, widths, report)
+    outlines = check_segmentations(forms, heights, widths, report)
     if report.gathers:
         corners[(stated == whole).all(axis=1)] = np.nan  # among them the wrong boxes
     _note_disagreement(corners, outlines, report)
@@ -104,10 +111,13 @@ def check_objects(
 # they check afterwards says nothing more about it.
 
 
-def _boxes(rows: list[dict], whole: NDArray[np.float64], report: Report) -> NDArray[np.float64]:
+def _boxes(rows: Rows, whole: NDArray[np.float64], report: Report) -> NDArray[np.float64]:
     """Return the boxes (N, 4) as in the file. Each must be four numbers (A17)."""
-    values: list[Any] = [row.get("bbox") for row in rows]
-    if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
+    boxes = array_of(rows, "bbox")
+    if boxes is not None:
+        return boxes.copy()  # wrong ones are replaced
+    values: list[Any] = column(rows, "bbox")
+    if set(map(type, values)) <= {list, tuple} and set(map(len, values)) <= {4}:
         flat = list(chain.from_iterable(values))
         if set(map(type, flat)) <= {int, float}:
             return float_array(flat).reshape(-1, 4)
@@ -135,6 +145,13 @@ def _is_box(value: object) -> bool:
 
 def _check_values(boxes: NDArray[np.float64], whole: NDArray[np.float64], report: Report) -> None:
     """Check that boxes are finite (A16) and have no negative size (A14)."""
+    if (
+        len(boxes)
+        and boxes.max() <= MAX_COORDINATE
+        and boxes[:, :2].min() >= -MAX_COORDINATE
+        and boxes[:, 2:].min() >= 0
+    ):
+        return
     far = np.flatnonzero(~(np.abs(boxes) <= MAX_COORDINATE).all(axis=1))
     if far.size:
         what = f"box {_box_text(boxes[far[0]])} is not in pixels of an image"
@@ -202,10 +219,14 @@ def _note_outside(
     return cut
 
 
-def _crowds(rows: list[dict], report: Report) -> NDArray[np.bool_]:
+def _crowds(rows: Rows, report: Report) -> NDArray[np.bool_]:
     """Return the crowd flags (N,), and report missing ones (A34)."""
+    flags = array_of(rows, "iscrowd")
+    if flags is not None and ((flags == 0) | (flags == 1)).all():
+        return flags.astype(np.bool_)
     is_crowd = read_crowds(rows, in_table("annotations"), report)
-    missing = [k for k, row in enumerate(rows) if "iscrowd" not in row]
+    absent = object()
+    missing = [k for k, value in enumerate(column(rows, "iscrowd", absent)) if value is absent]
     if missing:
         what = f"{len(missing)} of {len(rows)} objects have no iscrowd; 0 is used"
         report.add("A34", "fix", what, "annotations", missing[0], count=len(missing))
@@ -214,6 +235,8 @@ def _crowds(rows: list[dict], report: Report) -> NDArray[np.bool_]:
 
 def _note_disagreement(corners: NDArray[np.float64], outlines: Segmentations, report: Report) -> None:
     """Report boxes with an IoU below 0.5 with the box around their outline (A41)."""
+    if np.isnan(outlines.areas).all():
+        return
     around = outlines.boxes_xyxy
     left_top = np.maximum(corners[:, :2], around[:, :2])
     right_bottom = np.minimum(corners[:, 2:], around[:, 2:])
@@ -226,7 +249,7 @@ def _note_disagreement(corners: NDArray[np.float64], outlines: Segmentations, re
 
 
 def _areas(
-    rows: list[dict],
+    rows: Rows,
     stated: NDArray[np.float64],
     boxes_xywh: NDArray[np.float64],
     cut: NDArray[np.bool_],
@@ -234,14 +257,8 @@ def _areas(
     report: Report,
 ) -> NDArray[np.float64]:
     """Return the areas (N,): the stated one if it is possible, else that of the outline or of the box (A36)."""
-    values = [row.get("area") for row in rows]
-    wrong_type = [k for k, value in enumerate(values) if type(value) not in (int, float, type(None))]
-    if wrong_type:
-        what = f"area is {values[wrong_type[0]]!r:.40}, expected a number"
-        report.fail_at("A36", what, [("annotations", k, "area") for k in wrong_type])
-        for k in wrong_type:
-            values[k] = 0
-    areas = float_array([np.nan if value is None else value for value in values])
+    numbers = array_of(rows, "area")
+    areas = _stated_areas(rows, report) if numbers is None else numbers
     infinite = np.flatnonzero(np.isinf(areas))
     if infinite.size:
         report.fail_at("A04", "area is not finite", [("annotations", int(k), "area") for k in infinite])
@@ -257,6 +274,18 @@ def _areas(
             what = f"{count} of {len(rows)} objects {what}; computed"
             report.add("A36", "fix", what, "annotations", row, "area", count=count)
     return np.where(missing | wrong | (cut & np.isnan(outlines.areas)), computed, areas)
+
+
+def _stated_areas(rows: Rows, report: Report) -> NDArray[np.float64]:
+    """Return the areas (N,) as in the file, NaN where there is none."""
+    values = column(rows, "area")
+    wrong_type = [k for k, value in enumerate(values) if type(value) not in (int, float, type(None))]
+    if wrong_type:
+        what = f"area is {values[wrong_type[0]]!r:.40}, expected a number"
+        report.fail_at("A36", what, [("annotations", k, "area") for k in wrong_type])
+        for k in wrong_type:
+            values[k] = 0
+    return float_array([np.nan if value is None else value for value in values])
 
 
 def _box_text(box: NDArray[np.float64]) -> str:

@@ -7,7 +7,7 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -57,7 +57,7 @@ class Segmentations:
 
 
 def check_segmentations(
-    values: Sequence[Any], heights: NDArray[np.int64], widths: NDArray[np.int64], report: Report
+    values: Iterable[Any], heights: NDArray[np.int64], widths: NDArray[np.int64], report: Report
 ) -> Segmentations:
     """Check the `segmentation` of N annotations. Polygons of fewer than three points are left out and reported (A37).
 
@@ -69,40 +69,80 @@ def check_segmentations(
         DataError: points far outside the image (A38), run lengths that do not add up (A39) or have another size (A40),
             or neither polygons nor run lengths (A37).
     """
-    boxes, areas = np.full((len(values), 4), np.nan), np.full(len(values), np.nan)
-    polygons: list[list] = []
-    places: list[tuple[int, int]] = []  # (row, index in the row's list) of each polygon
+    boxes, areas = np.full((len(heights), 4), np.nan), np.full(len(heights), np.nan)
+    polygons = _Polygons(report)
     run_lengths: dict[int, dict[str, Any]] = {}
-    broken: list[tuple[int, int]] = []
+    empty: list[int] = []
     for row, value in enumerate(values):
         if not value and (value is None or isinstance(value, list)):
-            continue
-        if isinstance(value, dict):
+            empty.append(row)
+        elif isinstance(value, dict):
             checked = _checked_run_lengths(value, int(heights[row]), int(widths[row]), row, report)
             if checked is not None:
                 run_lengths[row], counts = checked
                 boxes[row], areas[row] = _box_of_runs(counts, int(heights[row])), counts[1::2].sum()
         elif isinstance(value, list):
             for k, polygon in enumerate(value):
-                if not isinstance(polygon, list):
-                    _malformed(f"a polygon is {polygon!r:.40}, expected a list of numbers", row, k, report)
-                    continue
-                if report.gathers and not set(map(type, polygon)) <= {int, float}:
-                    _check_numbers(polygon, row, k, report)
-                    continue
-                good = len(polygon) >= 6 and len(polygon) % 2 == 0
-                (places if good else broken).append((row, k))
-                if good:
-                    polygons.append(polygon)
+                polygons.add(polygon, row, k)
         else:
             _malformed(f"segmentation is {value!r:.40}, expected a list of polygons", row, None, report)
+    places = polygons.places
     rows = np.array([row for row, _ in places], dtype=np.int64)
-    points, first_point = _points(polygons, places, report)
+    points, first_point = polygons.arrays()
     _check_reach(points, first_point, places, heights[rows], widths[rows], report)
     _measure_polygons(points, first_point, rows, boxes, areas)
-    _note_missing(broken, values, areas, report)
-    first_polygon = np.searchsorted(rows, np.arange(len(values) + 1))
+    _note_missing(polygons.broken, empty, areas, report)
+    first_polygon = np.searchsorted(rows, np.arange(len(heights) + 1))
     return Segmentations(boxes, areas, points, first_point, first_polygon, run_lengths)
+
+
+class _Polygons:
+    """Polygons on their way into one array: as lists of numbers, all of a large file would fill the memory.
+
+    Attributes:
+        places: row, and index in the row's list, of each polygon.
+        broken: the same of those that are left out.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.places: list[tuple[int, int]] = []
+        self.broken: list[tuple[int, int]] = []
+        self._waiting: list[list] = []
+        self._chunks: list[NDArray[np.float64]] = []
+        self._lengths: list[int] = []
+
+    def add(self, polygon: Any, row: int, k: int) -> None:
+        """Add polygon `k` of the object in a row."""
+        if not isinstance(polygon, list):
+            _malformed(f"a polygon is {polygon!r:.40}, expected a list of numbers", row, k, self.report)
+            return
+        if self.report.gathers and not set(map(type, polygon)) <= {int, float}:
+            _check_numbers(polygon, row, k, self.report)
+            return
+        if len(polygon) < 6 or len(polygon) % 2:
+            self.broken.append((row, k))
+            return
+        self.places.append((row, k))
+        self._lengths.append(len(polygon) // 2)
+        self._waiting.append(polygon)
+        if len(self._waiting) == _CHUNK:
+            self._convert()
+
+    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the points (P, 2) of all polygons, and the first row of each polygon, (M + 1,)."""
+        self._convert()
+        points = np.concatenate(self._chunks)
+        self._chunks.clear()
+        return points.reshape(-1, 2), np.concatenate(([0], np.cumsum(np.array(self._lengths, dtype=np.int64))))
+
+    def _convert(self) -> None:
+        flat = list(chain.from_iterable(self._waiting))
+        if not set(map(type, flat)) <= {int, float}:
+            for polygon, (row, k) in zip(self._waiting, self.places[-len(self._waiting) :], strict=True):
+                _check_numbers(polygon, row, k, self.report)
+        self._chunks.append(float_array(flat))
+        self._waiting.clear()
 
 
 def decode_counts(text: str) -> NDArray[np.int64]:
@@ -206,26 +246,6 @@ def _box_of_runs(counts: NDArray[np.int64], height: int) -> tuple[float, float, 
     return float(columns.min()), float(top), float(last_columns.max() + 1), float(bottom + 1)
 
 
-def _points(
-    polygons: list[list], places: list[tuple[int, int]], report: Report
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the points (P, 2) of all polygons, and the first row of each polygon, (M + 1,)."""
-    chunks = []
-    for start in range(0, len(polygons), _CHUNK):
-        flat = list(chain.from_iterable(polygons[start : start + _CHUNK]))
-        if not set(map(type, flat)) <= {int, float}:
-            _raise_not_numbers(polygons, places, report)
-        chunks.append(float_array(flat))
-    lengths = np.array([len(polygon) // 2 for polygon in polygons], dtype=np.int64)
-    points = np.concatenate(chunks) if chunks else np.zeros(0)
-    return points.reshape(-1, 2), np.concatenate(([0], np.cumsum(lengths)))
-
-
-def _raise_not_numbers(polygons: list[list], places: list[tuple[int, int]], report: Report) -> None:
-    for polygon, (row, k) in zip(polygons, places, strict=True):
-        _check_numbers(polygon, row, k, report)
-
-
 def _check_numbers(polygon: list, row: int, k: int, report: Report) -> None:
     value = next((value for value in polygon if type(value) not in (int, float)), 0)
     if type(value) not in (int, float):
@@ -280,19 +300,14 @@ def _measure_polygons(
     areas[objects] = np.minimum(total, np.prod(boxes[objects, 2:] - boxes[objects, :2], axis=1))
 
 
-def _note_missing(
-    broken: list[tuple[int, int]], values: Sequence[Any], areas: NDArray[np.float64], report: Report
-) -> None:
+def _note_missing(broken: list[tuple[int, int]], empty: list[int], areas: NDArray[np.float64], report: Report) -> None:
     """Report polygons that were left out, and objects without an outline (A37)."""
     if broken:
         row, k = broken[0]
         what = f"{len(broken)} polygons of fewer than 3 points or an odd count of numbers; left out, boxes kept"
         report.add("A37", "skip", what, "annotations", row, "segmentation", k, count=len(broken))
-    if np.isnan(areas).all():
-        return  # a data set of boxes only
-    empty = [row for row in np.flatnonzero(np.isnan(areas)).tolist() if not values[row]]
-    if empty:
-        what = f"{len(empty)} of {len(values)} objects have no segmentation; only their boxes are used"
+    if empty and not np.isnan(areas).all():  # else a data set of boxes only
+        what = f"{len(empty)} of {len(areas)} objects have no segmentation; only their boxes are used"
         report.add("A37", "skip", what, "annotations", empty[0], "segmentation", count=len(empty))
 
 

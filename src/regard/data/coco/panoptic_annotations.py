@@ -227,7 +227,7 @@ def _files(
     rows: list[dict], order: NDArray[np.int64], images: tuple[ImageRecord, ...], report: Report
 ) -> tuple[str, ...]:
     """Return the PNG file of each image. Its name must not be that of another image: tools may pair them by name."""
-    names = [safe_name(row, _ROWS(k), report) for k, row in enumerate(rows)]
+    names = [safe_name(row.get("file_name"), _ROWS(k), report) for k, row in enumerate(rows)]
     if (k := first_repeat(names)) is not None:
         what = f"duplicate file_name {shorten(names[k])}"
         raise report.error("A42", what, "annotations", k, "file_name", remedy="give each image its own PNG file")

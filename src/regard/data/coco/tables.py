@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.document import Rows, Table, array_of, column
 from regard.data.image_folders import is_unsafe
 from regard.data.images import MAX_PIXELS, image_size
 from regard.data.report import Report, listed
@@ -89,7 +90,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def read_tables(document: Any, report: Report, *, kind: str) -> list[list[dict]]:
+def read_tables(document: Any, report: Report, *, kind: str) -> list[Any]:
     """Return the images, annotations and categories of a document, each a list of objects.
 
     Args:
@@ -109,6 +110,8 @@ def read_tables(document: Any, report: Report, *, kind: str) -> list[list[dict]]
             what = f"no key {name!r} (found: {', '.join(map(repr, list(document)[:8])) or 'nothing'})"
             raise report.error("A07", what, remedy=f"is this a COCO {kind} file?")
         rows = document[name]
+        if isinstance(rows, Table):
+            continue
         if not isinstance(rows, list):
             raise report.error("A07", f"{name} is a {type(rows).__name__}, expected a list", name)
         if not set(map(type, rows)) <= {dict}:
@@ -128,9 +131,12 @@ def in_table(name: str) -> Place:
     return lambda row: (name, row)
 
 
-def whole_numbers(rows: list[dict], place: Place, key: str, code: str, report: Report) -> NDArray[np.int64]:
+def whole_numbers(rows: Rows, place: Place, key: str, code: str, report: Report) -> NDArray[np.int64]:
     """Return the values of `key` of all rows (N,), which must be whole numbers that fit into 64 bits."""
-    values: list[Any] = [row.get(key) for row in rows]
+    numbers = array_of(rows, key)
+    if numbers is not None and (numbers != NO_ID).all():
+        return numbers
+    values: list[Any] = column(rows, key)
     if set(map(type, values)) <= {int} and all(NO_ID < value < 2**63 for value in values):
         return np.array(values, dtype=np.int64)
     wrong = [k for k, value in enumerate(values) if type(value) is not int or not NO_ID < value < 2**63]
@@ -198,21 +204,21 @@ def group_names(document: Any, *, with_objects: bool) -> set[str]:
 
     with_objects: those that have objects, or those that have none.
     """
-    found = [document.get(name) if isinstance(document, dict) else None for name in ("categories", "annotations")]
-    tables = [table if isinstance(table, list) else [] for table in found]
-    categories, annotations = ([row for row in table if isinstance(row, dict)] for table in tables)
+    found = document.get("categories") if isinstance(document, dict) else None
+    categories = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     parents = {row.get("supercategory") for row in categories if isinstance(row.get("supercategory"), str)}
     roots = [row for row in categories if row.get("supercategory") == "none" and isinstance(row.get("name"), str)]
     groups = [row for row in roots if row["name"] in parents]
     if not groups:
         return set()
-    used = {row["category_id"] for row in annotations if type(row.get("category_id")) is int}
+    rows = document.get("annotations")
+    if isinstance(rows, list):
+        rows = [row for row in rows if isinstance(row, dict)]
+    used = {value for value in column(rows or [], "category_id") if type(value) is int}
     return {row["name"] for row in groups if (type(row.get("id")) is int and row["id"] in used) == with_objects}
 
 
-def read_images(
-    rows: list[dict], folders: Sequence[Path], report: Report
-) -> tuple[tuple[ImageRecord, ...], Path | None]:
+def read_images(rows: Rows, folders: Sequence[Path], report: Report) -> tuple[tuple[ImageRecord, ...], Path | None]:
     """Return the images in ascending order of their ids, and their folder.
 
     Args:
@@ -225,16 +231,16 @@ def read_images(
     if repeats := [k for k in all_repeats(ids) if ids[k] != NO_ID]:
         what, remedy = f"duplicate image id {ids[repeats[0]]}", "give each image its own id"
         report.fail_at("A29", what, [("images", k, "id") for k in repeats], remedy=remedy)
-    names = [safe_name(row, ("images", k), report) for k, row in enumerate(rows)]
+    names = [safe_name(name, ("images", k), report) for k, name in enumerate(column(rows, "file_name"))]
     folder = folder_of(names, folders, report) if folders else None
     measured = []
     images = []
-    for k, row in enumerate(rows):
-        if folder is not None and row.get("height") is None and row.get("width") is None:
+    for k, size in enumerate(zip(column(rows, "height"), column(rows, "width"), strict=True)):
+        if folder is not None and size == (None, None):
             measured.append(k)
             size = _measured_size(folder / names[k], report) if names[k] else (0, 0)
-        else:
-            size = _stated_size(row, k, report)
+        elif not _is_size(*size):
+            size = _wrong_size(rows[k], k, report)
         images.append(ImageRecord(ids[k], names[k], *size))
     images = [image for image in images if image.id != NO_ID]
     if not images:
@@ -245,9 +251,9 @@ def read_images(
     return tuple(sorted(images, key=lambda image: image.id)), folder
 
 
-def read_crowds(rows: list[dict], place: Place, report: Report) -> NDArray[np.bool_]:
+def read_crowds(rows: Rows, place: Place, report: Report) -> NDArray[np.bool_]:
     """Return `iscrowd` of all rows (N,), which must be 0 or 1 (A34). A missing one counts as 0."""
-    values = [row.get("iscrowd", 0) for row in rows]
+    values = column(rows, "iscrowd", 0)
     wrong = [k for k, v in enumerate(values) if type(v) not in (int, bool, float) or v not in (0, 1)]
     if wrong:
         what = f"iscrowd is {shorten(values[wrong[0]])}, expected 0 or 1"
@@ -257,9 +263,8 @@ def read_crowds(rows: list[dict], place: Place, report: Report) -> NDArray[np.bo
     return np.array(values, dtype=np.bool_)
 
 
-def safe_name(row: dict, place: tuple[str | int, ...], report: Report) -> str:
-    """Return the `file_name` of a row. It must be a path inside the folder of the files (A32)."""
-    name = row.get("file_name")
+def safe_name(name: Any, place: tuple[str | int, ...], report: Report) -> str:
+    """Return the `file_name` of the row at `place`. It must be a path inside the folder of the files (A32)."""
     if isinstance(name, str) and not is_unsafe(name):
         return name
     what = f"file_name {shorten(name)} is not a path inside the image folder"
@@ -276,18 +281,21 @@ def _measured_size(file: Path, report: Report) -> tuple[int, int]:
         return 0, 0  # decoding will say why
 
 
-def _stated_size(row: dict, k: int, report: Report) -> tuple[int, int]:
+def _is_size(height: Any, width: Any) -> bool:
+    return type(height) is int and type(width) is int and height > 0 and width > 0 and height * width <= MAX_PIXELS
+
+
+def _wrong_size(row: dict, k: int, report: Report) -> tuple[int, int]:
+    """Report the stated size of an image (A33)."""
     for key in ("height", "width"):
         value = row.get(key)
         if type(value) is not int or value <= 0:
             what = f"{key} is {shorten(value)}, expected a number of pixels" if key in row else f"no {key}"
             report.fail("A33", what, "images", k, key, remedy="write the size of the image file")
             return 0, 0
-    if row["height"] * row["width"] > MAX_PIXELS:
-        what = f"an image of {shorten(row['width'])}x{shorten(row['height'])}, more than {MAX_PIXELS:,} pixels"
-        report.fail("A33", what, "images", k, remedy="write the size of the image file")
-        return 0, 0
-    return row["height"], row["width"]
+    what = f"an image of {shorten(row['width'])}x{shorten(row['height'])}, more than {MAX_PIXELS:,} pixels"
+    report.fail("A33", what, "images", k, remedy="write the size of the image file")
+    return 0, 0
 
 
 def folder_of(
@@ -301,16 +309,20 @@ def folder_of(
     Raises:
         DataError: files are missing (`code`).
     """
-    files: dict[Path, set[str]] = {}
+    files: dict[tuple[Path, str], set[str]] = {}
 
-    def is_file(path: Path) -> bool:
-        if path.parent not in files:
-            files[path.parent] = _files_in(path.parent)
-        return path.name in files[path.parent]
+    def is_file(folder: Path, name: str) -> bool:
+        inside, _, last = name.rpartition("/")  # a Path for each name takes seconds
+        if last in ("", "."):
+            inside, last = str(Path(name).parent), Path(name).name
+        found = files.get((folder, inside))
+        if found is None:
+            found = files[folder, inside] = _files_in(folder / inside)
+        return last in found
 
     first = next(filter(None, names), "")
-    folder = next((folder for folder in folders if is_file(folder / first)), folders[0])
-    missing = [name for name in names if name and not is_file(folder / name)]
+    folder = next((folder for folder in folders if is_file(folder, first)), folders[0])
+    missing = [name for name in names if name and not is_file(folder, name)]
     if missing:
         what = f"{len(missing):,} of {len(names):,} {kind} are missing: {listed([repr(name) for name in missing])}"
         remedy = f"looked in {', '.join(map(str, folders))}"

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from regard.data.coco.json_file import read_json
 from regard.data.formats.find import SplitTables, detection_splits, read_split
 from regard.data.formats.tables import Document
 from regard.data.formats.yolo_writer import Lost, write_yolo
+from regard.data.report import Report
 from regard.data.splits import Split
 from regard.errors import ConfigError, MachineError
 from regard.safe_files import is_used
@@ -76,11 +78,13 @@ def place_image(source: Path, target: Path) -> None:
 
 
 def document_of(tables: SplitTables) -> Document:
-    """Return the rows of the document that belong to the split, as they were read."""
+    """Return the rows of the document that belong to the split, with all that the file says of them."""
+    path = tables.annotations.path
+    document = read_json(path, Report(path)) if tables.format == "COCO" else tables.document
     ids = {image.id for image in tables.annotations.images}
-    images = [row for row in tables.document["images"] if row["id"] in ids]
-    rows = [row for row in tables.document["annotations"] if row["image_id"] in ids]
-    return {**tables.document, "images": images, "annotations": rows}
+    images = [row for row in document["images"] if row["id"] in ids]
+    rows = [row for row in document["annotations"] if row["image_id"] in ids]
+    return {**document, "images": images, "annotations": rows}
 
 
 def _write_coco(tables: SplitTables, split: Split, output: Path) -> None:
