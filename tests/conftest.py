@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from charts import without_charts
+from own_process import run_in_own_process
 
 # The suite is started by `uv run`, which sets this; messages would then name `uv run regard`.
 os.environ.pop("UV", None)
@@ -22,6 +23,11 @@ def blank_charts() -> Iterator[None]:
 
 # Reasons for which a test may be skipped in CI. Anything else means that a peer or data to compare with is missing.
 ALLOWED_SKIPS = ("there is a GPU", "root reads everything")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    return run_in_own_process(pyfuncitem)
 
 
 @pytest.hookimpl(wrapper=True)

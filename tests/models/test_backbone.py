@@ -9,11 +9,12 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detr_cases import SMALL, reference_image
 from refusals import refused
 from regard.errors import ConfigError, MachineError
-from regard.models.backbone import create_backbone
+from regard.models.backbone import FrozenBatchNorm, create_backbone
 from regard.models.build import create
 from regard.models.catalog import preset
 from regard.models.detr import DETR
@@ -202,3 +203,21 @@ class TestErrors:
         monkeypatch.setitem(sys.modules, "timm", None)
         with refused(MachineError, "timm/resnet18", "pip install timm"):
             create_backbone("timm/resnet18")
+
+
+def test_frozen_norms_keep_half_precision():
+    """torchvision's returns float32 for half precision, and all that follows is computed in float32."""
+    ours, theirs = FrozenBatchNorm(6), FrozenBatchNorm2d(6)
+    values = {"weight": torch.rand(6) + 0.5, "bias": torch.randn(6), "running_mean": torch.randn(6)}
+    for norm in (ours, theirs):
+        norm.load_state_dict({**values, "running_var": torch.linspace(0.01, 9, 6)})
+    x = torch.randn(2, 6, 4, 5)
+    assert torch.equal(ours(x), theirs(x))
+    for dtype, off in ((torch.bfloat16, 2**-8), (torch.float16, 2**-11)):
+        half = x.to(dtype).requires_grad_()
+        found, wanted = ours(half), theirs(half)
+        assert found.dtype == dtype and wanted.dtype == torch.float32
+        torch.testing.assert_close(found.float(), wanted, rtol=off, atol=1e-6)  # rounded once
+        (gradient,) = torch.autograd.grad(found.float().sum(), half)
+        (expected,) = torch.autograd.grad(wanted.sum(), half)
+        torch.testing.assert_close(gradient, expected, rtol=2 * off, atol=1e-6)

@@ -1,11 +1,13 @@
-"""Parameter groups against the authors' code."""
+"""Parameter groups against the authors' code; SGD beside torch's."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from regard.models.build import create
-from regard.training.optimizer import parameter_groups
+from regard.training.config import TrainingConfig
+from regard.training.optimizer import create_optimizer, parameter_groups
 
 
 def test_groups_of_a_detector():
@@ -56,3 +58,19 @@ def test_what_deit_does_not_decay():
     assert decayed | spared == set(names.values())
     (everything,) = parameter_groups(net, 1e-3, 1e-3, 0.05)
     assert len(everything["params"]) == len(names) and everything["weight_decay"] == 0.05
+
+
+def test_a_momentum_from_zero_is_torchs():
+    """Its first step is that of `torch.optim.SGD`, bit by bit, and so are the others."""
+    nets = [nn.Linear(5, 3) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    ours = create_optimizer(nets[0], TrainingConfig(optimizer="sgd", weight_decay=0.1), fused=False)
+    theirs = torch.optim.SGD(nets[1].parameters(), 1e-4, momentum=0.9, weight_decay=0.1)
+    for _ in range(4):
+        x = torch.randn(6, 5)
+        for net, optimizer in zip(nets, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -18,6 +18,7 @@ from regard.models.classifiers import HEADS
 from regard.models.configs import CONFIGS
 from regard.structures.categories import Category
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, renormalized
+from regard.structures.transfer import upload
 from regard.weights.classifiers import imagenet_categories
 from regard.weights.download import download, is_offline
 from regard.weights.imagenet_names import imagenet_labels, match_imagenet_names
@@ -72,7 +73,7 @@ class Teacher:
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         self.model.eval()
         logits = self.model(pixels).float()
-        return logits if self.order is None else logits[:, self.order]
+        return logits if self.order is None else logits[:, upload(torch.tensor(self.order), logits.device)]
 
 
 def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> Teacher:

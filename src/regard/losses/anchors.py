@@ -15,6 +15,7 @@ from torch import Tensor
 from regard.losses.detection import check_labels
 from regard.structures.boxes import cxcywh_to_xyxy, encode_boxes, iou
 from regard.structures.outputs import DensePredictions, DetectionOutput
+from regard.structures.transfer import upload
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.4  # an anchor with an IoU between them learns no class
 BACKGROUND, IGNORED = -1, -2
@@ -99,12 +100,12 @@ class AnchorCriterion:
         matched, boxes, first = [], [], 0
         for target, (height, width) in zip(targets, dense.sizes, strict=True):
             scale = torch.tensor([width, height, width, height], dtype=torch.float32)
-            own = (target["boxes"].float().cpu() * scale).to(device)
+            own = upload(target["boxes"].float().cpu() * scale, device)
             found = assign_anchors(own, dense.anchors.float())
             matched.append(torch.where(found >= 0, found + first, found))
             boxes.append(own)
             first += len(own)
-        labels = torch.cat([target["labels"] for target in targets]).to(device)
+        labels = upload(torch.cat([target["labels"] for target in targets]), device)
         return torch.stack(matched), labels, torch.cat(boxes)
 
     def _absent(self, logits: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from regard.losses.matching import HungarianMatcher, Matches, Target
 from regard.losses.segmentation import mask_losses, padded_masks
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import Denoising, DetectionOutput
+from regard.structures.transfer import upload
 
 COPIES = 4  # of an object for the proposals, as in hybrid matching (Jia et al. 2023)
 
@@ -170,8 +171,10 @@ class SetCriterion:
         """Of the pairs of the last layer and the first group; nothing where targets have no masks."""
         if any("masks" not in target for target in targets):
             return {}
-        chosen = (matches.layer == last) & (matches.query < output.logits.shape[1] // output.num_groups)
-        image, query, target = matches.image[chosen], matches.query[chosen], matches.target[chosen]
+        layer, image, query, target = matches.host
+        chosen = (layer == last) & (query < output.logits.shape[1] // output.num_groups)
+        index = _first_objects(targets)[image[chosen]] + target[chosen]
+        image, query, index = upload(torch.stack((image[chosen], query[chosen], index)), output.logits.device)
         none = len(image) == 0  # a query of weight 0, so that every process has gradients of every parameter
         if none:
             image = query = torch.zeros(1, dtype=torch.int64, device=image.device)
@@ -180,10 +183,10 @@ class SetCriterion:
             nothing = 0.0 * logits.sum()
             return {"loss_mask": nothing, "loss_dice": nothing}
         sizes = [t["masks"].shape[-2:] for t in targets]
-        truth = padded_masks([t["masks"] for t in targets], (max(h for h, _ in sizes), max(w for _, w in sizes)))
-        index = _first_objects(targets, image.device)[image] + target
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+        truth = padded_masks([t["masks"] for t in targets], largest, logits.device)
         with torch.autocast(logits.device.type, enabled=False):
-            return mask_losses(logits.float(), truth.to(logits.device, non_blocking=True)[index], num_boxes)
+            return mask_losses(logits.float(), truth[index], num_boxes)
 
     def _cross_entropy(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Weighted mean over all queries of the batch, as in the authors' code (the paper divides by objects)."""
@@ -221,9 +224,9 @@ class SetCriterion:
         image, query = (denoising.target >= 0).nonzero(as_tuple=True)
         columns = torch.stack((image, query, denoising.target[image, query])).repeat(1, num_layers)
         layer = torch.arange(num_layers).repeat_interleave(len(image))
-        matches = Matches(*torch.cat((layer[None], columns)).to(device, non_blocking=True).unbind(0))
+        matches = Matches.of(torch.cat((layer[None], columns)), device)
         copies = len(image) / max(1, sum(len(t["labels"]) for t in targets))
-        counted = (denoising.target >= 0).to(device, non_blocking=True)
+        counted = upload(denoising.target >= 0, device)
         logits, boxes = denoising.logits.float(), denoising.boxes.float()
         return self._losses(logits, boxes, targets, matches, num_boxes * copies, counted)
 
@@ -252,7 +255,7 @@ class SetCriterion:
             found = logits[..., :-1].amax(-1) >= logits[..., -1]
         else:
             found = logits.amax(-1) > 0
-        counts = torch.tensor([float(len(t["labels"])) for t in targets]).to(logits.device, non_blocking=True)
+        counts = upload(torch.tensor([float(len(t["labels"])) for t in targets]), logits.device)
         predicted = found.sum(-1) / num_groups
         return {"class_error": class_error[None], "cardinality_error": (predicted - counts).abs().mean(-1)}
 
@@ -261,7 +264,7 @@ def average_over_processes(count: float, device: torch.device) -> Tensor | float
     """Return the mean of `count` over all processes, at least 1. Every process must call it, even without objects."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return max(1.0, float(count))
-    total = torch.tensor(float(count), device=device)
+    total = torch.full((), float(count), device=device)  # `torch.tensor` would wait for the device
     torch.distributed.all_reduce(total)
     return (total / torch.distributed.get_world_size()).clamp(min=1)
 
@@ -285,18 +288,17 @@ def check_labels(targets: Sequence[Target], num_classes: int) -> None:
 
 
 def _gather_targets(targets: Sequence[Target], matches: Matches) -> tuple[Tensor, Tensor]:
-    """Label (M,) and box (M, 4) of every matched pair."""
+    """Label (M,) and box (M, 4) of every matched pair, chosen where the targets are and then sent to the device."""
+    labels, boxes = (torch.cat([target[name] for target in targets]) for name in ("labels", "boxes"))
+    index = upload(_first_objects(targets)[matches.host[1]] + matches.host[3], labels.device)
     device = matches.target.device
-    index = _first_objects(targets, device)[matches.image] + matches.target
-    labels = torch.cat([target["labels"] for target in targets]).to(device)
-    boxes = torch.cat([target["boxes"] for target in targets]).to(device, torch.float32)
-    return labels[index], boxes[index]
+    return upload(labels[index], device), upload(boxes[index].float(), device)
 
 
-def _first_objects(targets: Sequence[Target], device: torch.device) -> Tensor:
-    """(B,) where the objects of each image begin among those of all."""
+def _first_objects(targets: Sequence[Target]) -> Tensor:
+    """(B,) on the host, where the objects of each image begin among those of all."""
     counts = [len(target["labels"]) for target in targets[:-1]]
-    return torch.tensor([0, *counts]).cumsum(0).to(device, non_blocking=True)
+    return torch.tensor([0, *counts]).cumsum(0)
 
 
 def _sum_by_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:

@@ -12,17 +12,27 @@ from torch import Tensor
 from regard.errors import DivergedError, MachineError, install_command
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import DetectionOutput
+from regard.structures.transfer import upload
 
 Target = Mapping[str, Tensor]
 
 
 class Matches(NamedTuple):
-    """Matched pairs of all decoder layers, one row each: (M,) int64 tensors on the device of the predictions."""
+    """Matched pairs of all decoder layers, one row each: (M,) int64 tensors on the device of the predictions.
+
+    host: (4, M) the same four rows on the host: to choose among the pairs there does not wait for the device.
+    """
 
     layer: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
+    host: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, device: torch.device) -> Matches:
+        """Return the pairs whose rows (4, M) are on the host."""
+        return cls(*upload(rows, device).unbind(0), rows)
 
 
 class HungarianMatcher:
@@ -86,8 +96,8 @@ class HungarianMatcher:
                     strict=True,
                 ):
                     column.append(values)
-        stacked = torch.from_numpy(np.stack([np.concatenate(column) for column in columns]))
-        return Matches(*stacked.to(logits.device, non_blocking=True).unbind(0))
+        rows = torch.from_numpy(np.stack([np.concatenate(column) for column in columns]))
+        return Matches.of(rows, logits.device)
 
     @torch.no_grad()
     def _solve(
@@ -149,7 +159,7 @@ def _pad_targets(targets: Sequence[Target], device: torch.device) -> tuple[Tenso
         count = len(target["labels"])
         labels[i, :count] = target["labels"]
         boxes[i, :count] = target["boxes"]
-    return labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True)
+    return upload(labels, device), upload(boxes, device)
 
 
 def _check_finite(costs: np.ndarray) -> None:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regard.structures.transfer import upload
+
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
 
 
@@ -44,11 +46,11 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (overlap + 1) / (probability.sum(1) + targets.sum(1) + 1)
 
 
-def padded_masks(masks: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Masks (T_i, H_i, W_i) of all images, one after the other, with zeros up to `size`: (sum T, H, W)."""
-    found = torch.zeros(sum(map(len, masks)), *size, dtype=torch.bool, device=masks[0].device)
+def padded_masks(masks: Sequence[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Masks (T_i, H_i, W_i) of all images, one after the other, with zeros up to `size`: (sum T, H, W) on `device`."""
+    found = torch.zeros(sum(map(len, masks)), *size, dtype=torch.bool, device=device)
     start = 0
     for part in masks:
-        found[start : start + len(part), : part.shape[-2], : part.shape[-1]] = part
+        found[start : start + len(part), : part.shape[-2], : part.shape[-1]] = upload(part, device)
         start += len(part)
     return found

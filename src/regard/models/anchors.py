@@ -20,6 +20,7 @@ from regard.attention import attend, attention_weights, sine_embedding
 from regard.attention.positions import SCALE
 from regard.models.transformer import MLP, Decoder, DecoderLayer, Trace
 from regard.structures.outputs import DetectionOutput
+from regard.structures.transfer import upload
 
 TEMPERATURE = 20.0  # of the sines of anchors and of the image's positions (DAB-DETR, section 4.4)
 PLACE_GAIN = 4.0
@@ -128,7 +129,7 @@ class AnchorQueries(nn.Module):
         for i, t in enumerate(targets):
             n = len(t["labels"])
             labels[i, :n], boxes[i, :n], target[i, :n] = t["labels"], t["boxes"], torch.arange(n)
-        labels, boxes = labels.to(device).repeat(1, copies), boxes.to(device).repeat(1, copies, 1)
+        labels, boxes = upload(labels, device).repeat(1, copies), upload(boxes, device).repeat(1, copies, 1)
         target = target.repeat(1, copies)  # stays on the host, where the loss reads it
 
         flipped = torch.rand(labels.shape, device=device) < self.label_noise
@@ -137,7 +138,7 @@ class AnchorQueries(nn.Module):
 
         noised_group = self.num_groups + torch.arange(copies, device=device).repeat_interleave(most)
         mask = group_mask(torch.cat((group, noised_group)))
-        real = torch.cat((torch.ones(len(targets), len(group), dtype=torch.bool), target >= 0), dim=1).to(device)
+        real = upload(torch.cat((torch.ones(len(targets), len(group), dtype=torch.bool), target >= 0), dim=1), device)
         # Padding is seen by none, but every query sees itself: a row of the mask is never empty.
         itself = torch.eye(mask.shape[-1], dtype=torch.bool, device=device)
         return QuerySet(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
@@ -66,6 +67,19 @@ def create_backbone(
 SMALL_ATTENTION = (0.25, 0.25, 4)
 
 
+class FrozenBatchNorm(FrozenBatchNorm2d):
+    """torchvision's batch norm of fixed statistics, which keeps half precision: its own result would be float32.
+
+    Under mixed precision, scale and shift are float32 inside of one kernel, and the map before and after is half.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, training=False, momentum=0.0, eps=self.eps)
+
+
 class Backbone(nn.Module):
     """Base of all backbones.
 
@@ -88,7 +102,7 @@ class ResNetBackbone(Backbone):
         resnet = torchvision.models.get_model(
             name,
             weights=None,
-            norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d,
+            norm_layer=FrozenBatchNorm if norm == "frozen" else nn.BatchNorm2d,
             replace_stride_with_dilation=[False, False, dilation],
         )
         self.num_channels = resnet.fc.in_features
@@ -188,7 +202,7 @@ class OtherBackbone(Backbone):
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
     """`module` with every batch norm of torch replaced by one that keeps its statistics, scale and shift."""
     if isinstance(module, nn.BatchNorm2d):
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        frozen = FrozenBatchNorm(module.num_features, eps=module.eps)
         frozen.load_state_dict(module.state_dict())
         return frozen
     for name, child in module.named_children():

@@ -30,6 +30,7 @@ from regard.structures.boxes import cxcywh_to_xyxy, decode_boxes, xyxy_to_cxcywh
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DensePredictions, DetectionOutput
+from regard.structures.transfer import upload
 
 RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
 ANCHORS = 3 * len(RATIOS)  # of a cell: of three sizes
@@ -103,6 +104,6 @@ def _anchor_shapes(config: RetinaNetConfig) -> tuple[tuple[tuple[int, ...], ...]
 
 def _boxes(offsets: Tensor, anchors: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Return the boxes (B, Q, 4) cxcywh 0..1 of the unpadded image, clipped to it."""
-    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=offsets.dtype).to(offsets.device)[:, None]
+    scale = upload(torch.tensor([(w, h, w, h) for h, w in sizes], dtype=offsets.dtype), offsets.device)[:, None]
     corners = cxcywh_to_xyxy(decode_boxes(offsets, anchors)) / scale
     return xyxy_to_cxcywh(corners.clamp(0, 1))

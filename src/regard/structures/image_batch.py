@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from regard.structures.transfer import upload
+
 # Mean and standard deviation of ImageNet's pixels, RGB, 0..1. Most models are trained with these.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,7 +53,7 @@ class ImageBatch:
         if not self.is_padded:
             return None
         height, width = self.pixels.shape[-2:]
-        sizes = torch.tensor(self.sizes).to(self.pixels.device, non_blocking=True)
+        sizes = upload(torch.tensor(self.sizes), self.pixels.device)
         rows = torch.arange(height, device=self.pixels.device)
         columns = torch.arange(width, device=self.pixels.device)
         return (rows[None, :, None] >= sizes[:, 0, None, None]) | (columns[None, None, :] >= sizes[:, 1, None, None])
@@ -63,8 +65,7 @@ class ImageBatch:
         """
         if self.pixels.is_floating_point():
             return self
-        scale = torch.tensor(IMAGENET_STD, device=self.pixels.device)[:, None, None] * 255
-        shift = torch.tensor(IMAGENET_MEAN, device=self.pixels.device)[:, None, None] * 255
+        shift, scale = upload(torch.tensor((IMAGENET_MEAN, IMAGENET_STD)) * 255, self.pixels.device)[..., None, None]
         pixels = (self.pixels - shift) / scale
         mask = self.padding_mask()
         if mask is not None:
@@ -88,9 +89,11 @@ def renormalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     Args:
         mean, std: of red, green and blue, for pixels of 0..1.
     """
-    ours, theirs = pixels.new_tensor([IMAGENET_MEAN, IMAGENET_STD]), pixels.new_tensor([[*mean], [*std]])
-    scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
-    return pixels * scale[:, None, None] + shift[:, None, None]
+    ours = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=pixels.dtype)
+    theirs = torch.tensor([[*mean], [*std]], dtype=pixels.dtype)
+    change = torch.stack((ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]))
+    scale, shift = upload(change, pixels.device)[..., None, None]
+    return pixels * scale + shift
 
 
 def consecutive(indices: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,11 +12,28 @@ from regard.training.config import TrainingConfig
 from regard.training.lamb import Lamb
 
 
+class SGD(torch.optim.SGD):
+    """torch's SGD with a momentum that starts at zero, which gives the same first step: v = 0.9 * 0 + g.
+
+    torch leaves the memory of the momentum to the fused kernel of the first step. If the gradient scaler skips that
+    step, because fp16 overflows, nobody writes it, and later steps take what the memory holds.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for group in self.param_groups:
+            learnt = [p for p in group["params"] if p.grad is not None] if group["momentum"] else []
+            for parameter in learnt:
+                if self.state[parameter].get("momentum_buffer") is None:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return super().step(closure)
+
+
 def create_optimizer(model: nn.Module, config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
     """Return the optimizer that `config` names; `fused` updates all parameters in one kernel where torch has one."""
     groups = parameter_groups(model, config.lr, config.lr_backbone, config.weight_decay, config.decay)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        return SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     if config.optimizer == "lamb":
         return Lamb(groups, config.lr)
     return torch.optim.AdamW(groups, fused=fused)

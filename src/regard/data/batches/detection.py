@@ -28,8 +28,9 @@ class DetectionBatch:
     samples: list[Sample]
 
     def pin_memory(self) -> DetectionBatch:
-        """Return the batch with its images in page-locked memory. The data loader calls this."""
-        return replace(self, images=self.images.pin_memory())
+        """Return the batch with images and targets in page-locked memory. The data loader calls this."""
+        targets = [{name: value.pin_memory() for name, value in target.items()} for target in self.targets]
+        return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
 def collate(samples: Sequence[Sample]) -> DetectionBatch:
