@@ -34,7 +34,7 @@ def dataset(folder):
 def pixels_of(dataset, model):
     transform = Evaluation(model.card.short_side, model.card.crop_pct)
     return (
-        next(evaluation_batches(dataset, transform, collate, [range(len(dataset))], workers=0))
+        next(evaluation_batches(dataset, transform, collate, [range(len(dataset))], workers=0, device=CPU))
         .images.normalized()
         .pixels
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from regard.evaluation.progress import watch
@@ -26,6 +27,7 @@ def evaluation_batches(
     batches: Iterable[list[int]],
     *,
     workers: int,
+    device: torch.device,
 ) -> Iterator[Any]:
     """Yield batches of transformed samples.
 
@@ -34,6 +36,7 @@ def evaluation_batches(
         collate: list of samples -> batch.
         batches: indices of the samples of each batch.
         workers: processes that load images; 0 loads in this process.
+        device: where the batches go; memory is pinned for CUDA.
     """
     planned = list(batches)
     loader = DataLoader(
@@ -41,6 +44,7 @@ def evaluation_batches(
         batch_sampler=planned,
         collate_fn=partial(collate_or_error, collate),
         num_workers=worker_count(workers),
+        pin_memory=device.type == "cuda",
         worker_init_fn=ignore_stop_signals,
     )
     return watch(raise_errors(loader), [len(batch) for batch in planned])

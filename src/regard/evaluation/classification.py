@@ -141,10 +141,11 @@ def predict_logits(
     """Return the logits of a classifier for every image of a data set: (N, C) float32 on the CPU, in every process."""
     mine = range(processes.rank, len(dataset), processes.world_size)
     transform = Evaluation.of(net.card)
-    batches = evaluation_batches(dataset, transform, collate, consecutive(mine, batch_size), workers=workers)
+    planned, device = consecutive(mine, batch_size), processes.device
+    batches = evaluation_batches(dataset, transform, collate, planned, workers=workers, device=device)
     num_classes = len(net.card.categories)
     with evaluation_mode(net):
-        parts = [net(batch.images.to(processes.device).normalized().pixels).float().cpu() for batch in batches]
+        parts = [net(batch.images.to(device).normalized().pixels).float().cpu() for batch in batches]
     own = torch.cat(parts) if parts else torch.zeros(0, num_classes)
     logits = torch.empty(len(dataset), num_classes)
     for rank, part in enumerate(processes.gather(own)):

@@ -39,17 +39,18 @@ def layer_detections(
     planned = of_equal_size(range(len(dataset)), sizes, batch_size)
     layers: list[list[tuple[np.ndarray, ...]]] = []
     with evaluation_mode(net):
-        for batch in evaluation_batches(dataset, resize, collate, planned, workers=0):
+        for batch in evaluation_batches(dataset, resize, collate, planned, workers=0, device=device):
             output = net(batch.images.to(device).normalized())
             outputs = [*output.auxiliary, output]
             layers = layers or [[] for _ in outputs]
             for found, layer in zip(layers, outputs, strict=True):
                 queries = score_queries(layer, softmax=not net.config.sigmoid)
-                boxes = boxes_in_pixels(layer, queries, [sample.original_size for sample in batch.samples])
+                sizes = [sample.original_size for sample in batch.samples]
+                queries, boxes = queries.on_host(boxes_in_pixels(layer, queries, sizes))
                 for number, sample in enumerate(batch.samples):
                     rows = queries.rows(number)
-                    clipped = clip_boxes_to_image(boxes[rows], sample.original_size).cpu()
-                    columns = queries.scores[rows].cpu(), queries.labels[rows].cpu(), clipped
+                    clipped = clip_boxes_to_image(boxes[rows], sample.original_size)
+                    columns = queries.scores[rows], queries.labels[rows], clipped
                     found.append(columns_of(sample.image_id, *columns, category_of))
     return [CocoDetections(*(np.concatenate(column) for column in zip(*found, strict=True))) for found in layers]
 

@@ -56,6 +56,7 @@ from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.image_batch import of_equal_size
 from regard.structures.outputs import DetectionOutput
+from regard.structures.transfer import download, upload
 from regard.training.data_loader import MapDataset
 from regard.training.distributed import Processes
 
@@ -193,19 +194,31 @@ def evaluate_detector(
     resize = EvaluationResize(net.card.short_side, net.card.max_size)
     records = [dataset.annotations.images[index] for index in mine]
     planned = of_equal_size(mine, [resize.size_of(image.height, image.width) for image in records], batch_size)
-    batches = evaluation_batches(_WithLabels(dataset, label_of), resize, collate, planned, workers=workers)
-    sums: dict[str, float] = {}
+    labelled, device = _WithLabels(dataset, label_of), processes.device
+    batches = evaluation_batches(labelled, resize, collate, planned, workers=workers, device=device)
+    losses: list[tuple[int, dict[str, Tensor]]] = []  # images of each batch, and its means
     with evaluation_mode(net):
         for batch in batches:
-            images = batch.images.to(processes.device).normalized()
+            images = batch.images.to(device).normalized()
             output = net(images) if collector.masked is None else collector.masked(images, masks=False)
             masks = None if collector.masked is None else partial(collector.masked.masks, output)
-            for name, value in criterion(output, batch.targets, together=False, masks=masks).items():
-                if name in LOSSES:
-                    sums[name] = sums.get(name, 0.0) + value.item() * len(batch.samples)
+            found = criterion(output, batch.targets, together=False, masks=masks)
+            losses.append((len(batch.samples), {name: found[name] for name in LOSSES if name in found}))
             collector.add(output, batch)
     collector.order = list(itertools.chain.from_iterable(planned))
+    sums = _sum_losses(losses)
     return collector.scores(processes, _mean_losses(criterion, processes.gather(sums), len(dataset)))
+
+
+def _sum_losses(batches: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, float]:
+    """Return the sum of each loss over all images, from the means of batches. The host waits once for all."""
+    names = list(dict.fromkeys(name for _, losses in batches for name in losses))
+    values = iter(download(*(value for _, losses in batches for value in losses.values())))
+    sums = dict.fromkeys(names, 0.0)
+    for images, losses in batches:
+        for name in losses:
+            sums[name] += next(values).item() * images
+    return sums
 
 
 def _mean_losses(criterion: Criterion, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
@@ -255,11 +268,12 @@ class _Collector:
     def add(self, output: DetectionOutput, batch: DetectionBatch) -> None:
         """Take the predictions for a batch, with boxes clipped to the image as those of `predict`."""
         queries = score_queries(output, softmax=self.softmax)
-        boxes = boxes_in_pixels(output, queries, [sample.original_size for sample in batch.samples])
+        sizes = [sample.original_size for sample in batch.samples]
+        queries, boxes = queries.on_host(boxes_in_pixels(output, queries, sizes))
         for number, sample in enumerate(batch.samples):
             rows = queries.rows(number)
-            clipped = clip_boxes_to_image(boxes[rows], sample.original_size).cpu()
-            found = queries.scores[rows].cpu(), queries.labels[rows].cpu(), clipped
+            clipped = clip_boxes_to_image(boxes[rows], sample.original_size)
+            found = queries.scores[rows], queries.labels[rows], clipped
             self.columns.append(columns_of(sample.image_id, *found, self.category_of))
             if len(self.drawn) < MAX_COMPARISONS:
                 self.drawn.append(found)
@@ -269,12 +283,13 @@ class _Collector:
             self.segments.add(output, batch)
 
     def _add_masks(self, net: DETR, output: DetectionOutput, batch: DetectionBatch, queries: ScoredQueries) -> None:
-        """Take the masks of the detections that `columns` holds, in their order."""
+        """Take the masks of the detections that `columns` holds, in their order. `queries` are on the host."""
         evaluated = torch.tensor([label in self.category_of for label in range(len(self.categories))])
-        queries = queries.where(evaluated.to(queries.labels.device)[queries.labels])
-        logits = net.masks(output, queries.image, queries.query)
+        queries = queries.where(evaluated[queries.labels])
+        device = output.logits.device
+        logits = net.masks(output, upload(queries.image, device), upload(queries.query, device))
         for number, sizes in enumerate(sizes_of(batch)):
-            self.masks += encode_masks(instance_masks(logits[queries.rows(number)], sizes))
+            self.masks += encode_masks(instance_masks(logits[upload(queries.rows(number), device)], sizes))
 
     def scores(self, processes: Processes, losses: dict[str, float]) -> DetectorEvaluation:
         """Score the detections of all processes together."""

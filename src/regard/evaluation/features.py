@@ -74,7 +74,7 @@ def image_features(
     features = []
     with evaluation_mode(net), _inputs_of(layers) as inputs:
         planned = consecutive(range(len(dataset)), batch_size)
-        for batch in evaluation_batches(dataset, transform, collate, planned, workers=workers):
+        for batch in evaluation_batches(dataset, transform, collate, planned, workers=workers, device=device):
             inputs.clear()
             net(batch.images.to(device).normalized().pixels)
             features.append(torch.stack(inputs).mean(dim=0).float().cpu())

@@ -137,11 +137,10 @@ def _detections(net: DETR, output: DetectionOutput, size: tuple[int, int], thres
     scored = score_queries(output, softmax=not net.config.sigmoid)
     best = scored.where((scored.image == 0) & (scored.scores > threshold))
     order = best.scores.argsort(descending=True, stable=True)
-    rows: list[int] = []
-    for row in order.tolist():
-        if all(best.query[row] != best.query[other] for other in rows):
-            rows.append(row)
-    best = best.where(torch.tensor(rows[:MAX_DETECTIONS], dtype=torch.int64, device=best.query.device))
+    rows: dict[int, int] = {}  # query -> its best row
+    for row, query in zip(*torch.stack((order, best.query[order])).tolist(), strict=True):
+        rows.setdefault(query, row)
+    best = best.where(torch.tensor([*rows.values()][:MAX_DETECTIONS], dtype=torch.int64, device=best.query.device))
     return Found(best.query, best.labels.tolist(), _titles(net, best), _in_pixels(output.boxes[0, best.query], size))
 
 

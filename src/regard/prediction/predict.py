@@ -46,6 +46,7 @@ from regard.results.postprocess import (
 from regard.results.result import Rejected
 from regard.results.segmentation import Segmentation
 from regard.structures.image_batch import ImageBatch, of_equal_size
+from regard.structures.transfer import upload
 from regard.weights.load import load_on
 
 Prediction = Detections | Segmentation | Classification
@@ -233,9 +234,11 @@ def _detect(
     with_masks = net if isinstance(net, DETR) and net.config.masks else None
     output = net(batch) if with_masks is None else with_masks(batch, masks=False)
     everything = score_queries(output, softmax=not net.config.sigmoid, multi_label=multi_label)
-    queries = everything.where(everything.scores > threshold)
-    boxes = boxes_in_pixels(output, queries, [image.size for image in images])
-    logits = None if with_masks is None else with_masks.masks(output, queries.image, queries.query)
+    everything, boxes = everything.on_host(boxes_in_pixels(output, everything, [image.size for image in images]))
+    kept, device = everything.scores > threshold, output.logits.device
+    queries, boxes, logits = everything.where(kept), boxes[kept], None
+    if with_masks is not None:
+        logits = with_masks.masks(output, upload(queries.image, device), upload(queries.query, device))
     for number, (image, sizes) in enumerate(zip(images, _sizes(images, batch), strict=True)):
         rows = queries.rows(number)
         yield Detections(
@@ -244,7 +247,7 @@ def _detect(
             boxes=clip_boxes_to_image(boxes[rows], image.size),
             categories=net.card.categories,
             size=image.size,
-            masks=None if logits is None else instance_masks(logits[rows], sizes),
+            masks=None if logits is None else instance_masks(logits[upload(rows, device)], sizes),
             rejected=_rejected(net, everything, number, threshold),
             path=image.path,
             image=image.kept,
@@ -264,11 +267,12 @@ def _detect_views(
             resized = [_resized(net, view.cut_out(image.pixels)) for _, view in some]
             output = net(ImageBatch.from_images(resized).to(device).normalized())
             everything = score_queries(output, softmax=not net.config.sigmoid, multi_label=options.multi_label)
-            queries = everything.where(everything.scores > threshold)
-            boxes = boxes_in_pixels(output, queries, [view.size for _, view in some])
+            everything, boxes = everything.on_host(boxes_in_pixels(output, everything, [view.size for _, view in some]))
+            kept = everything.scores > threshold
+            queries, boxes = everything.where(kept), boxes[kept]
             for row, (number, view) in enumerate(some):
                 mine = queries.rows(row)
-                columns = (view.in_image(boxes[mine]).cpu(), queries.scores[mine].cpu(), queries.labels[mine].cpu())
+                columns = view.in_image(boxes[mine]), queries.scores[mine], queries.labels[mine]
                 found.append(ViewedBoxes(*columns, torch.full((len(mine),), number)))
                 best = _rejected(net, everything, row, threshold)
                 rejected += [] if best is None else [best]
@@ -293,6 +297,7 @@ def _segment(
     method = segment_method(method, softmax=softmax)
     queries = segment_queries(output, softmax=softmax, threshold=threshold)
     everything = score_queries(output, softmax=softmax, multi_label=False)
+    everything, _ = everything.on_host(everything.scores)
     logits = net.masks(output, queries.image, queries.query)
     for number, (image, sizes) in enumerate(zip(images, _sizes(images, batch), strict=True)):
         rows = queries.rows(number)

@@ -21,6 +21,7 @@ from regard.structures.boxes import cxcywh_to_xyxy
 from regard.structures.categories import Category
 from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
+from regard.structures.transfer import download, upload
 
 MAX_DROPPED_AREA = 4  # pixels; segments of this area and below are dropped
 
@@ -53,7 +54,13 @@ class ScoredQueries(NamedTuple):
 
     def where(self, kept: Tensor) -> ScoredQueries:
         """Return the rows for which `kept` (N,) is True, or whose positions it holds."""
-        return ScoredQueries(*(column[kept] for column in self))
+        rows = kept.nonzero()[:, 0] if kept.dtype == torch.bool else kept  # once, as a device waits for it
+        return ScoredQueries(*(column[rows] for column in self))
+
+    def on_host(self, boxes: Tensor) -> tuple[ScoredQueries, Tensor]:
+        """Return these queries and their boxes (N, 4) on the host, for which the host waits once."""
+        *columns, boxes = download(*self, boxes)
+        return ScoredQueries(*columns), boxes
 
     def rows(self, image: int) -> Tensor:
         """Return the positions (M,) of the rows that belong to an image of the batch."""
@@ -133,7 +140,7 @@ def segment_queries(output: DetectionOutput, *, softmax: bool, threshold: float)
     if softmax:
         kept &= labels != logits.shape[-1] - 1
     image, query = kept.nonzero(as_tuple=True)
-    return ScoredQueries(image, query, labels[kept], scores[kept])
+    return ScoredQueries(image, query, labels[image, query], scores[image, query])
 
 
 def segment_threshold(*, softmax: bool, of_run: float | None = None) -> float:
@@ -161,7 +168,7 @@ def boxes_in_pixels(output: DetectionOutput, queries: ScoredQueries, sizes: Sequ
         sizes: (height, width) of each image of the batch in pixels.
     """
     boxes = cxcywh_to_xyxy(output.boxes[queries.image, queries.query].float())
-    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype).to(boxes.device)
+    scale = upload(torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype), boxes.device)
     return boxes * scale[queries.image]
 
 
