@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import regard
 from process_group import together
@@ -104,6 +106,34 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path, accumulate):
     assert [row["step"] for row in read_rows(tmp_path / "two" / "metrics.jsonl")] == steps
 
 
+def test_a_step_sends_gradients_and_one_message(tmp_path):
+    """Gradients of three batches are averaged once, and a step of whatever settings has one other message."""
+
+    def counted(group: Processes, folder: Path) -> list[str]:
+        sent: list[str] = []
+        config = replace(CONFIG, batch_size=2, accumulate=3, ema=0.0, minutes=5.0)
+        job = trainer(group, folder / "run", config)
+        job._parallel.register_comm_hook(sent, allreduce_of)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("all_reduce", "all_gather_object", "broadcast", "barrier"):
+                original = getattr(dist, name)
+                patch.setattr(dist, name, partial(counting, sent, name, original))
+            job._step(job.task.batches(0), 0.0)
+            job._fraction_done()
+        return sent
+
+    def counting(sent: list[str], name: str, original: Callable, *given: object, **options: object) -> object:
+        sent.append(name)
+        return original(*given, **options)
+
+    def allreduce_of(sent, bucket):  # whose annotations, if there are any, may not be text
+        sent.append("gradients")
+        return allreduce_hook(dist.group.WORLD, bucket)
+
+    # The first all_reduce is that of the gradients.
+    assert together(counted, tmp_path) == [["gradients", "all_reduce", "all_reduce"]] * 2
+
+
 def test_messages(tmp_path):
     def messages(group: Processes, _: Path) -> tuple:
         numbers = torch.full((2,), float(group.rank))
@@ -122,13 +152,28 @@ def test_the_others_wait_while_the_first_looks_through_the_data(monkeypatch):
     given = {}
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: given.update({backend: timeout}))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, timeout, **more: given.update({backend: timeout, **more})
+    )
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(dist, "barrier", lambda: None)
     with processes("cpu"):
-        assert given["gloo"].total_seconds() >= 1800
+        assert given["gloo"].total_seconds() >= 1800 and "device_id" not in given
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with processes("cuda") as group:  # which then needs no first message to learn whose GPU is whose
+        assert given["nccl"].total_seconds() >= 1800
+        assert given["device_id"] == group.device == torch.device("cuda:1") and current == [group.device]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with refused(MachineError, "process 2", "there are 2", "--nproc-per-node 2", code="C10"), processes("cuda"):
+        pass
+    with refused(ConfigError, "device=cuda:1", "one GPU", "use device=cuda", code="C10"), processes("cuda:1"):
+        pass
 
 
 def test_an_environment_that_torchrun_did_not_make_is_refused(monkeypatch):

@@ -11,10 +11,12 @@ from regard.data.samples import Sample
 from regard.evaluation.detection import ObjectDataset
 from regard.models.build import build
 from regard.models.detr import DETR
+from regard.models.memory_order import move_to_device
 from regard.recipes.detection import DetectionRecipe
 from regard.runs.detection_task import DetectionTask
 from regard.training.distributed import Processes
 from regard.training.optimizer import create_optimizer
+from regard.training.precision import autocast
 
 MARGIN = 0.8  # of the memory that is free; fragments, other losses and the moving average take some of the rest
 MAX_BATCH = 64  # of the DETR paper; learning rates that grow with the batch hold no longer for larger ones
@@ -92,13 +94,12 @@ def training_step(
     task = DetectionTask(settings, train, val, processes)
     task.together = False  # a process that runs out of memory must not leave the others waiting
     net = build(settings.model, settings.name, train.categories, (settings.short_side, settings.max_size))
-    net = net.to(processes.device).train()
+    net = move_to_device(net, settings.channels_last, processes.device).train()
     if settings.freeze_detector:
         assert isinstance(net, DETR)
         net.freeze_detector()
     optimizer = create_optimizer(net, settings, fused=processes.device.type in ("cpu", "cuda"))
-    dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.amp]
-    with torch.autocast(processes.device.type, dtype=dtype, enabled=dtype is not None):
+    with autocast(settings.amp, processes.device):
         loss, _ = task.loss(net, batch)
     loss.backward()
     optimizer.step()

@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Collection
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from regard.data.coco.panoptic import PanopticDataset
 from regard.errors import ConfigError
 from regard.evaluation import evaluate
 from regard.models.build import Model
+from regard.models.memory_order import move_to_device
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
 from regard.recipes.retinanet import RetinaNetRecipe
@@ -36,6 +37,7 @@ from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
+from regard.training.precision import describe, resolve_amp, tf32
 from regard.training.reports import EVALUATION_METRICS, Reporter
 from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state
@@ -80,12 +82,13 @@ def run_training(
     find_batch: whether the GPU chooses the batch size of a detector.
     """
     with processes(settings.device) as group:
-        if settings.amp == "fp16" and group.device.type == "cpu":
-            raise ConfigError("amp=fp16 needs a GPU", remedy="use amp=bf16 or amp=off", code="C10")
-        if isinstance(settings, DetectionRecipe):
-            return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet)
-        job: Job = RetinaNetJob(settings) if isinstance(settings, RetinaNetRecipe) else ClassificationJob(settings)
-        return _train(job, output, resume, group, quiet)
+        # As the device has it: config.yaml then tells what was done, and a resumed run does the same.
+        settings = replace(settings, amp=resolve_amp(settings.amp, group.device))
+        with tf32(group.device, settings.tf32):
+            if isinstance(settings, DetectionRecipe):
+                return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet)
+            job: Job = RetinaNetJob(settings) if isinstance(settings, RetinaNetRecipe) else ClassificationJob(settings)
+            return _train(job, output, resume, group, quiet)
 
 
 def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
@@ -108,7 +111,8 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             reporter.say(note)
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}
-        trainer = Trainer(net.to(group.device), task, job.settings, run, group, state, reporter)
+        net = move_to_device(net, settings.channels_last, group.device)
+        trainer = Trainer(net, task, job.settings, run, group, state, reporter)
         if job.settings.warmup_steps > trainer.total_steps:
             what = f"warmup_steps={job.settings.warmup_steps} and there are {trainer.total_steps} steps"
             reporter.say(f"warning: {what}: it will hardly learn. Set warmup_steps={trainer.total_steps // 20}")
@@ -118,7 +122,8 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             _describe(run, job, group)
         reporter.say(
             f"{settings.name}: {len(job.train_data)} training and {len(job.val_data)} validation images, "
-            f"{len(job.train_data.categories)} classes, on {group.device} -> {run}"
+            f"{len(job.train_data.categories)} classes, on {group.device} "
+            f"in {describe(settings.amp, group.device, with_tf32=settings.tf32)} -> {run}"
         )
         with job.advice():
             trainer.fit()
@@ -159,7 +164,7 @@ def _describe(run: Path, job: Job, group: Processes) -> None:
         "system": platform.platform(),
         "device": str(group.device),
         "processes": group.world_size,
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else None,
         "git": _git_state(),
         "data": {split.split: split.fingerprint() for split in (job.train_data, job.val_data)},
         "counts": {split.split: count_data(split) for split in (job.train_data, job.val_data)},

@@ -33,7 +33,10 @@ class TrainingConfig:
     warmup_share: float = 0.0  # share of the epochs over which lr rises from 0
     max_norm: float = 0.1  # maximum norm of all gradients together; 0 does not clip
     ema: float = 0.0  # decay per step of the moving average of weights, which is evaluated and kept; 0 for none
-    amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # mixed precision; auto: bf16 on GPUs that have it, else off
+    tf32: bool = True  # on GPUs, float32 products round their factors to 10 bits and are several times faster
+    # memory order of convolutions; auto: channels last on CUDA, except in networks without convolutions
+    channels_last: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"  # auto, cpu, cuda, cuda:0 or mps
     workers: int = 2  # processes that load images; 0 loads in the main process
     seed: int = 42  # of weights, augmentation and the order of images

@@ -47,9 +47,15 @@ class Processes:
         """Return whether `flag` is true in any process."""
         if self.world_size == 1:
             return flag
-        total = torch.tensor(int(flag), device=self.device)
+        total = torch.full((), int(flag), device=self.device)
         dist.all_reduce(total)
         return bool(total.item())
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the largest of each of `values` (N,), which are on the device, over all processes."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Copy the values of the first process into the tensors of all, in place."""
@@ -77,13 +83,18 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         _check_launch(chosen, local_rank)
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", local_rank)
-        torch.cuda.set_device(chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # for what asks for no device, such as page-locked memory
     if world_size == 1:
         yield Processes(0, 1, chosen)
         return
     # Long, as the others wait while the first process checks the data, draws pictures and writes checkpoints. A dead
     # process does not cost this time: torchrun ends the rest.
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    timeout = timedelta(minutes=30)
+    if chosen.type == "cuda":
+        dist.init_process_group("nccl", timeout=timeout, device_id=chosen)
+    else:
+        dist.init_process_group("gloo", timeout=timeout)
     try:
         group = Processes(dist.get_rank(), world_size, chosen)
         # If a process failed while another one connects, that one would report a connection error.

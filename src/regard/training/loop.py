@@ -11,16 +11,18 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import ConfigError, DivergedError, Stopped
+from regard.structures.transfer import upload
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.config import TrainingConfig, steps_per_epoch
@@ -29,6 +31,7 @@ from regard.training.distributed import Processes
 from regard.training.moving_average import MovingAverage
 from regard.training.optimizer import create_optimizer
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
+from regard.training.precision import autocast
 from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import learning_rate_factor
 from regard.training.stop_signals import Interrupted, StopSignals
@@ -111,7 +114,10 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(task.batches_per_epoch, config.accumulate)
         self.total_steps = self.steps_per_epoch * config.epochs
         self._signals = StopSignals()
-        self._parallel: nn.Module = DistributedDataParallel(model) if processes.world_size > 1 else model
+        self._received: list[int] = []  # signals of this process
+        # Of all processes, since the last step: whether one was asked to stop, and the seconds of the slowest.
+        self._is_asked, self._slowest = False, 0.0
+        self._parallel = _in_parallel(model) if processes.world_size > 1 else model
 
     @property
     def result(self) -> nn.Module:
@@ -142,6 +148,7 @@ class Trainer:
         if checkpoint.state["scaler"]:  # empty unless an earlier part of the run used amp=fp16
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = Progress(**checkpoint.state["progress"])
+        self._slowest = self.progress.seconds
         self.reporter.rewind(self.progress.step, checkpoint.state.get("pending", ()))
         return True
 
@@ -174,6 +181,7 @@ class Trainer:
             self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch),
         ):
             batches = self.task.batches(self.progress.step * self.config.accumulate)
+            self._received = received
             self._saved_at = time.monotonic()
             share = self._fraction_done()
             # A run that was stopped at the last step of an epoch has not evaluated that epoch yet.
@@ -186,7 +194,7 @@ class Trainer:
                 self.progress.step += 1
                 share = self._fraction_done()
                 self.reporter.step(self.progress.step, self.progress.seconds, share, logs)
-                stop = self.processes.any(bool(received))
+                stop = self._is_asked if self.processes.world_size > 1 else bool(received)
                 evaluated = not stop and self._evaluate_or_stop(share)
                 if stop or evaluated or time.monotonic() - self._saved_at >= 60 * self.config.save_minutes:
                     self._save()
@@ -197,7 +205,7 @@ class Trainer:
 
     def _step(self, batches: Iterator[Any], share: float) -> dict[str, Tensor]:
         """Run one optimizer step. It waits for the device in the loss and in the check for finite values."""
-        config, step = self.config, self.progress.step
+        config, step, started = self.config, self.progress.step, time.monotonic()
         factor = learning_rate_factor(config, step=step, progress=share)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -205,18 +213,19 @@ class Trainer:
         self.model.train()
         total = torch.zeros((), device=self.processes.device)
         seen, parts = [], []
-        for _ in range(config.accumulate):
+        for number in range(config.accumulate):
             batch = next(batches)
             seen.append(batch)
-            with self._autocast(), self._add_step_to_error(seen):
-                loss, logs = self.task.loss(self._parallel, batch)
-            self.scaler.scale(loss / config.accumulate).backward()
+            with self._own_gradients(number < config.accumulate - 1):
+                with self._autocast(), self._add_step_to_error(seen):
+                    loss, logs = self.task.loss(self._parallel, batch)
+                self.scaler.scale(loss / config.accumulate).backward()
             total += loss.detach() / config.accumulate
             parts.append(logs)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf)
-        self._check_finite(total, norm, seen)
+        self._agree(total, norm, seen, time.monotonic() - started)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -225,14 +234,28 @@ class Trainer:
         lr = torch.full_like(total, self.optimizer.param_groups[0]["lr"])
         return {"loss": total, **mean_by_name(parts), "grad_norm": norm.detach(), "lr": lr}
 
-    def _check_finite(self, total: Tensor, norm: Tensor, seen: list[Any]) -> None:
-        """Raise a DivergedError in all processes if the loss or the gradient of any is not finite."""
-        values = torch.stack((total.float(), norm.float())).tolist()
+    def _own_gradients(self, wanted: bool) -> AbstractContextManager[None]:
+        """Leave gradients in their process while they accumulate; those of the last batch are averaged with them."""
+        parallel = self._parallel
+        return parallel.no_sync() if wanted and isinstance(parallel, DistributedDataParallel) else nullcontext()
+
+    def _agree(self, total: Tensor, norm: Tensor, seen: list[Any], seconds: float) -> None:
+        """Read from the device whether all is finite; with it the processes tell each other all that a step needs.
+
+        Raises:
+            DivergedError: in all processes, if the loss or the gradient of any is not finite (T07).
+        """
+        infinite = (~torch.stack((total.float(), norm.float())).isfinite()).float()
+        if self.processes.world_size > 1:
+            own = torch.tensor([float(bool(self._received)), self.progress.seconds + seconds])
+            told = self.processes.largest(torch.cat((infinite, upload(own, total.device)))).tolist()
+            self._is_asked, self._slowest = bool(told[2]), told[3]
+        else:
+            told = infinite.tolist()
+        any_loss, any_gradient = bool(told[0]), bool(told[1])
         # The scaler skips steps with infinite gradients and lowers its scale.
-        wrong = not math.isfinite(values[0]) or not (math.isfinite(values[1]) or self.scaler.is_enabled())
-        if self.processes.any(wrong):
-            own_loss = not math.isfinite(values[0])
-            any_loss = self.processes.any(own_loss)
+        if any_loss or (any_gradient and not self.scaler.is_enabled()):
+            own_loss = not math.isfinite(total.item())
             # Gradients are averaged over the processes, so they do not show which one had the first non-finite value.
             own = own_loss or (self.processes.world_size == 1 and not any_loss)
             place = " in another process" if any_loss and not own_loss else ""
@@ -266,14 +289,14 @@ class Trainer:
             ) from error
 
     def _autocast(self) -> torch.autocast:
-        dtype = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.amp]
-        return torch.autocast(self.processes.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self.config.amp, self.processes.device)
 
     def _fraction_done(self) -> float:
         """Return the fraction of the training that is done, 0..1: by steps or by the clock, whichever is larger."""
         share = self.progress.step / self.total_steps
         if self.config.minutes is not None:
-            share = max(share, max(self.processes.gather(self.progress.seconds)) / (60 * self.config.minutes))
+            slowest = self._slowest if self.processes.world_size > 1 else self.progress.seconds
+            share = max(share, slowest / (60 * self.config.minutes))
         return min(1.0, share)
 
     def _is_stale(self) -> bool:
@@ -338,6 +361,16 @@ class Trainer:
         }
         protect = () if self.progress.best_step is None else (self.progress.best_step,)
         save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
+
+
+def _in_parallel(model: nn.Module) -> DistributedDataParallel:
+    """Return a model that averages its gradients over all processes.
+
+    Buffers that training changes come from the first process before each step. Others, such as frozen statistics, are
+    the same everywhere.
+    """
+    changes = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
+    return DistributedDataParallel(model, broadcast_buffers=changes, gradient_as_bucket_view=True)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
