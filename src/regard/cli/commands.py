@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -112,6 +112,7 @@ def evaluate(
     classes: Path | None = None,
     batch_size: int | None = None,
     workers: int = 2,
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto",
     of_classifiers: Annotated[ClassificationEvaluationOptions | None, Parameter(name="*")] = None,
     of_detectors: Annotated[DetectionEvaluationOptions | None, Parameter(name="*")] = None,
 ) -> None:
@@ -125,6 +126,7 @@ def evaluate(
         classes: text file with one class name a line, for weights of other projects, which hold no names.
         batch_size: images per batch; 1 for detectors and 64 for classifiers if not given.
         workers: processes that load images.
+        precision: fp32; tf32 on GPUs; bf16 or fp16, mixed precision; auto: tf32 on CUDA, else fp32.
     """
     if of_classifiers and of_detectors:
         what = "--submission is for detectors, --probe, --throughput, --real and --all-images are for classifiers"
@@ -140,6 +142,7 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         workers=workers,
+        precision=precision,
         classes=classes,
         options=of_classifiers or of_detectors,
         tell=lambda scores: Console().print(scores.table()),

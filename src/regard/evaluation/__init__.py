@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regard.errors import ConfigError
+from regard.errors import ConfigError, check_precision
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 2,
+    precision: str = "auto",
     classes: str | Path | Sequence[str] | None = None,
     options: DetectionEvaluationOptions | ClassificationEvaluationOptions | None = None,
     tell: Callable[[Scores], None] | None = None,
@@ -48,19 +49,22 @@ def evaluate(
         batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Only images of one size
             share a pass of a detector: scores do not depend on it.
         workers: processes that load images.
+        precision: `fp32`; `tf32` on GPUs; `bf16` or `fp16`, mixed precision; `auto`: tf32 on CUDA, else fp32.
         classes: names of the classes of a name or path, as `regard.load` takes them.
         options: `DetectionEvaluationOptions` or `ClassificationEvaluationOptions`.
         tell: called with the scores as soon as they are known, before files are written.
         quiet: print no progress.
 
     Raises:
-        ConfigError: a number is out of range (C03), or the options belong to the other family of models (C09).
+        ConfigError: a number is out of range (C03), the precision is unknown (C02) or not that of the device (C10), or
+            the options belong to the other family of models (C09).
         CheckpointError, DataError, MachineError: the model or the data set cannot be used.
     """
-    text = _checked(source, data, batch_size, workers)
+    text = _checked(source, data, batch_size, workers, precision)
     from regard.evaluation.progress import show_progress
     from regard.reports.report import write_report
     from regard.safe_files import make_writable
+    from regard.training.precision import inference_precision
     from regard.weights.load import load_on
 
     run = Path(source) if isinstance(source, (str, Path)) and (Path(source) / "checkpoints").is_dir() else None
@@ -69,7 +73,7 @@ def evaluate(
     _check_words(net, text)
     if output is not None:  # before the work, which may take an hour
         make_writable(output)
-    with show_progress(not quiet):
+    with show_progress(not quiet), inference_precision(precision, place):
         evaluation = _evaluate_on(net, text, options, run=run, device=place, batch_size=batch_size, workers=workers)
     if tell is not None:
         tell(evaluation.scores)
@@ -90,8 +94,9 @@ def _named(source: str | Path | Model, classes: str | Path | Sequence[str], devi
     return load(source, classes=classes).to(choose_device(device))
 
 
-def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int) -> str:
-    """Check numbers and paths, without torch. Returns the data as text."""
+def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int, precision: str) -> str:
+    """Check numbers, words and paths, without torch. Returns the data as text."""
+    check_precision(precision)
     if (batch_size is not None and batch_size < 1) or workers < 0:
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
         raise ConfigError(what, code="C03")

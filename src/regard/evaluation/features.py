@@ -50,7 +50,8 @@ def probe(
         for split in (train, val)
     )
     pairs = known, train.labels.to(device), queries, val.labels.to(device), len(train.categories)
-    return {"knn_top1": knn_accuracy(*pairs, k=k), "linear_top1": linear_probe_accuracy(*pairs)}
+    with torch.autocast(device.type, enabled=False):  # whatever precision the model has
+        return {"knn_top1": knn_accuracy(*pairs, k=k), "linear_top1": linear_probe_accuracy(*pairs)}
 
 
 @torch.inference_mode()
@@ -85,7 +86,7 @@ def image_features(
 def images_per_second(
     model: nn.Module, image_size: int, *, device: torch.device, batch_size: int = 64, rounds: int = 7
 ) -> float:
-    """Measure the speed of a model alone, on square images already on its device, in evaluation mode and float32.
+    """Measure the speed of a model alone, on square images already on its device, in evaluation mode.
 
     The result is the median of `rounds` batches after two of warm-up, each synchronised on a GPU.
     """

@@ -32,7 +32,8 @@ class Matches(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor, device: torch.device) -> Matches:
         """Return the pairs whose rows (4, M) are on the host."""
-        return cls(*upload(rows, device).unbind(0), rows)
+        layer, image, query, target = upload(rows, device)
+        return cls(layer, image, query, target, rows)
 
 
 class HungarianMatcher:

@@ -20,6 +20,7 @@ class PredictionOptions:
         flip: look at the mirror image too, and merge the boxes.
         top: number of classes that a classifier lists.
         labels: names in pictures: auto leaves them out where they would hide the boxes.
+        precision: of the model: fp32; tf32 on GPUs; bf16 or fp16, mixed precision; auto: tf32 on CUDA, else fp32.
     """
 
     threshold: float | None = None
@@ -30,3 +31,4 @@ class PredictionOptions:
     flip: bool = False
     top: int = 5
     labels: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"

@@ -22,7 +22,7 @@ from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
-from regard.errors import ConfigError, DataError, unknown_name
+from regard.errors import ConfigError, DataError, check_precision, unknown_name
 from regard.models.build import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
@@ -47,6 +47,7 @@ from regard.results.result import Rejected
 from regard.results.segmentation import Segmentation
 from regard.structures.image_batch import ImageBatch, of_equal_size
 from regard.structures.transfer import upload
+from regard.training.precision import inference_precision
 from regard.weights.load import load_on
 
 Prediction = Detections | Segmentation | Classification
@@ -63,6 +64,7 @@ def predict(
     tile_size: int | None = None,
     tile_overlap: float = 0.2,
     flip: bool = False,
+    precision: str = "auto",
     batch_size: int = 1,
     device: str = "auto",
     allow_urls: bool = True,
@@ -84,6 +86,7 @@ def predict(
             size that it was trained with finds what is too small in the whole.
         tile_overlap: part of a tile's side that the next tile shares, 0..0.9; objects should fit into it.
         flip: a detector looks at mirror images too. Boxes are merged as with tiles, see `regard.prediction.tiles`.
+        precision: `fp32`; `tf32` on GPUs; `bf16` or `fp16`, mixed precision; `auto`: tf32 on CUDA, else fp32.
         batch_size: images or tiles per forward pass. Only those of one size share a pass: results do not depend on it.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best for one that is loaded.
         allow_urls: False refuses addresses: a server should not fetch what its users name.
@@ -101,7 +104,7 @@ def predict(
     """
     options = PredictionOptions(
         threshold=threshold, segments=segments, multi_label=multi_label, tile_size=tile_size,
-        tile_overlap=tile_overlap, flip=flip,
+        tile_overlap=tile_overlap, flip=flip, precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
     check_options(options, batch_size)
     each = partial(predict_each, model, options=options, batch_size=batch_size, device=device, allow_urls=allow_urls)
@@ -150,11 +153,11 @@ def predict_each(
                 assert isinstance(net, Detector)
                 yield from (_detect_views(net, image, options, minimum, batch_size, place) for image in images)
                 continue
-            yield from _in_order(images, lambda some: _predict_batch(net, some, options, minimum, place))
+            yield from _in_order(images, partial(_predict_batch, net, options=options, threshold=minimum, device=place))
 
 
 def _in_order(
-    images: Sequence[_Input], predict_some: Callable[[Sequence[_Input]], Iterator[Prediction]]
+    images: Sequence[_Input], predict_some: Callable[[Sequence[_Input]], Sequence[Prediction]]
 ) -> Iterator[Prediction]:
     """Yield a result for each image in order, from batches of images of one size: padding would change results."""
     results: dict[int, Prediction] = {}
@@ -166,14 +169,15 @@ def _in_order(
 
 def _predict_batch(
     net: Model, images: Sequence[_Input], options: PredictionOptions, threshold: float, device: torch.device
-) -> Iterator[Prediction]:
-    """Yield the results of images that have one size as the model sees them."""
+) -> Sequence[Prediction]:
+    """Return the results of images that have one size as the model sees them."""
     batch = ImageBatch.from_images([image.resized for image in images]).to(device).normalized()
-    if not isinstance(net, Detector):
-        return _classify(net, images, batch)
-    if makes_segments(net):
-        return _segment(net, images, batch, threshold, options.segments)
-    return _detect(net, images, batch, threshold, multi_label=options.multi_label)
+    with inference_precision(options.precision, device):  # not of what runs between the results
+        if not isinstance(net, Detector):
+            return list(_classify(net, images, batch))
+        if makes_segments(net):
+            return list(_segment(net, images, batch, threshold, options.segments))
+        return list(_detect(net, images, batch, threshold, multi_label=options.multi_label))
 
 
 class _Input(NamedTuple):
@@ -265,7 +269,8 @@ def _detect_views(
     for _, same_size in itertools.groupby(enumerate(views), key=lambda pair: pair[1].size):
         while some := list(itertools.islice(same_size, batch_size)):
             resized = [_resized(net, view.cut_out(image.pixels)) for _, view in some]
-            output = net(ImageBatch.from_images(resized).to(device).normalized())
+            with inference_precision(options.precision, device):
+                output = net(ImageBatch.from_images(resized).to(device).normalized())
             everything = score_queries(output, softmax=not net.config.sigmoid, multi_label=options.multi_label)
             everything, boxes = everything.on_host(boxes_in_pixels(output, everything, [view.size for _, view in some]))
             kept = everything.scores > threshold
@@ -353,6 +358,7 @@ def check_options(options: PredictionOptions, batch_size: int) -> None:
     Raises:
         ConfigError: a number is out of range (C03), is none, or a word is unknown (C02).
     """
+    check_precision(options.precision)
     for name, value, known in (
         ("segments", options.segments, ("auto", *get_args(SegmentMethod))),
         ("labels", options.labels, get_args(ShowLabels)),

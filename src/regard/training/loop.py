@@ -247,12 +247,12 @@ class Trainer:
         """
         infinite = (~torch.stack((total.float(), norm.float())).isfinite()).float()
         if self.processes.world_size > 1:
-            own = torch.tensor([float(bool(self._received)), self.progress.seconds + seconds])
-            told = self.processes.largest(torch.cat((infinite, upload(own, total.device)))).tolist()
+            ours = torch.tensor([float(bool(self._received)), self.progress.seconds + seconds])
+            told: list[float] = self.processes.largest(torch.cat((infinite, upload(ours, total.device)))).tolist()
             self._is_asked, self._slowest = bool(told[2]), told[3]
         else:
             told = infinite.tolist()
-        any_loss, any_gradient = bool(told[0]), bool(told[1])
+        any_loss, any_gradient = (bool(value) for value in told[:2])
         # The scaler skips steps with infinite gradients and lowers its scale.
         if any_loss or (any_gradient and not self.scaler.is_enabled()):
             own_loss = not math.isfinite(total.item())
