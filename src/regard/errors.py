@@ -274,13 +274,3 @@ def unknown_name(
     elif remedy is None:
         remedy = f"known: {', '.join(known)}"
     return ConfigError(f"unknown {kind} {name!r}", where=where, remedy=remedy, code=code)
-
-
-# Of models that are evaluated or predict.
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-
-
-def check_precision(precision: str) -> None:
-    """Check the name of a precision. Raises ConfigError (C02)."""
-    if precision not in PRECISIONS:
-        raise unknown_name("value of precision", str(precision), PRECISIONS, code="C02")

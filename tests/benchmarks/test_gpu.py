@@ -41,10 +41,8 @@ def test_parts_on_the_cpu(tmp_path):
     rows = read_results(tmp_path)
     assert not [row for row in rows if "failed" in row]
     steps = [row for row in rows if row["part"] == "training_steps" and "model" in row]
-    assert [(row["amp"], row["channels_last"], row["tf32"]) for row in steps] == [
-        ("off", "off", False),
-        ("bf16", "on", True),
-    ]
+    tried = [(row["amp"], row["channels_last"], row["tf32"]) for row in steps]
+    assert tried == [("off", "off", False), ("bf16", "on", True)]
     assert all(row["images_per_s"] == pytest.approx(2000 / row["ms"], rel=0.05) for row in steps)
     assert [row["channels_last"] for row in rows if row["part"] == "memory_orders" and "model" in row] == ["off", "on"]
     text = page(rows)

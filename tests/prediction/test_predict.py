@@ -598,3 +598,22 @@ def test_picture_names():
     files = [Path(name) for name in ("a/cat.png", "b/cat.png", "b/CAT.jpg", "cat-2.png", "c/dog.tar.gif")]
     names = picture_names(files)
     assert list(names.values()) == ["cat.jpg", "cat-2.jpg", "CAT-3.jpg", "cat-2-2.jpg", "dog.tar.jpg"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_half_precision_is_that_of_the_model_alone(many):
+    """Not of what runs between the results, which come one by one; scores and boxes are float32."""
+    net, images = small_detector(), [torch.randint(0, 255, (3, 40, 56), dtype=torch.uint8) for _ in range(3)]
+    seen = []
+    net.class_embed.register_forward_hook(lambda *arguments: seen.append(arguments[-1].dtype))
+    options = PredictionOptions(threshold=0.0, precision="bf16", flip=many)
+    for found in predict_each(net, images, options=options, batch_size=2):
+        assert not torch.is_autocast_enabled("cpu")
+        assert found.scores.dtype == found.boxes.dtype == torch.float32
+    assert set(seen) == {torch.bfloat16}
+    half, whole = (regard.predict(net, images[0], threshold=0.0, precision=name) for name in ("bf16", "auto"))
+    torch.testing.assert_close(half.scores, whole.scores, atol=0.02, rtol=0)
+    with refused(ConfigError, "precision", "'half'", code="C02"):
+        regard.predict(net, images[0], precision="half")
+    with refused(ConfigError, "precision=fp16", "cpu", code="C10"):
+        regard.predict(net, images[0], precision="fp16", device="cpu")

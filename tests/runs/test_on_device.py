@@ -16,16 +16,21 @@ from torch import nn
 from pretended_device import LOG, pretended_device
 from regard.data.batches.classification import ClassificationBatch
 from regard.data.batches.detection import DetectionBatch
+from regard.data.coco.dataset import open_detection
+from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.data.transforms.mixing import Mixing
 from regard.distillation.teachers import Teacher
+from regard.evaluation.detection import evaluate_detector
 from regard.losses import AnchorCriterion, DistillationLoss, SetCriterion
 from regard.models.backbone import create_backbone
+from regard.models.build import build
 from regard.models.configs.detr import DETRConfig
 from regard.models.configs.retinanet import RetinaNetConfig
 from regard.models.configs.vit import ViTConfig
 from regard.models.detr import DETR
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
+from regard.prediction.predict import predict
 from regard.recipes.classification import ClassificationRecipe
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection_task import DetectionTask
@@ -132,6 +137,31 @@ def test_a_step_of_a_vit_waits_once(kind, tmp_path, monkeypatch):
         step_twice(net, task, batches(), tmp_path, monkeypatch, amp="bf16", optimizer=optimizer)
         assert not LOG.found("mix", "float64")
         assert LOG.waits() <= 1, LOG.found("wait")
+
+
+def test_predictions_of_a_batch_are_copied_at_once():
+    images = [torch.randint(0, 255, (3, 32, 48), dtype=torch.uint8) for _ in range(3)]
+    with pretended_device() as device:
+        for config, waits in ((TINY, 1), (ANCHORS, 1), (VIT, 1)):
+            net = build(config, "mine", None, (32, 48)).to(device)
+            LOG.reset()
+            found = predict(net, images, threshold=0.0, batch_size=3)
+            assert len(found) == 3 and not LOG.found("mix", "float64")
+            assert LOG.waits() <= waits, LOG.found("wait")
+
+
+def test_an_evaluation_waits_twice_a_batch(tmp_path):
+    """For the matching costs and the detections; and once for the losses of all batches."""
+    write_shapes(ShapesConfig(size=32, train=1, val=5), tmp_path)
+    dataset = open_detection(tmp_path, "val")
+    with pretended_device() as device:
+        net = build(replace(TINY, num_classes=3), "mine", dataset.categories, (32, 32)).to(device)
+        LOG.reset()
+        evaluate = evaluate_detector.__wrapped__  # tensors of `inference_mode` cannot be wrapped
+        with torch.no_grad():
+            evaluate(net, dataset, SetCriterion(3), batch_size=2, workers=0, processes=Processes(0, 1, device))
+        assert not LOG.found("mix", "float64")
+        assert LOG.waits() <= 2 * 3 + 1, LOG.found("wait")
 
 
 def test_the_device_notices_what_a_gpu_would():

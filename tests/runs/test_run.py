@@ -78,6 +78,7 @@ def test_settings_of_a_run_make_the_same_run(run, data, tmp_path):
     assert all(torch.equal(first["model"][name], second["model"][name]) for name in first["model"])
     values = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert values["model"]["num_classes"] == 3 and values["data"] == str(data)
+    assert values["amp"] == "off"  # what `auto` is on a CPU
 
 
 def test_going_on_after_the_end_changes_nothing(run):

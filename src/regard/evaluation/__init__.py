@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regard.errors import ConfigError, check_precision
+from regard.errors import ConfigError
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 
 if TYPE_CHECKING:
@@ -51,22 +51,22 @@ def evaluate(
         workers: processes that load images.
         precision: `fp32`; `tf32` on GPUs; `bf16` or `fp16`, mixed precision; `auto`: tf32 on CUDA, else fp32.
         classes: names of the classes of a name or path, as `regard.load` takes them.
-        options: `DetectionEvaluationOptions` or `ClassificationEvaluationOptions`.
+        options: `DetectionEvaluationOptions` or `ClassificationEvaluationOptions`, else ConfigError (C09).
         tell: called with the scores as soon as they are known, before files are written.
         quiet: print no progress.
 
     Raises:
-        ConfigError: a number is out of range (C03), the precision is unknown (C02) or not that of the device (C10), or
-            the options belong to the other family of models (C09).
+        ConfigError: a number is out of range (C03), the precision is unknown (C02) or not that of the device (C10).
         CheckpointError, DataError, MachineError: the model or the data set cannot be used.
     """
-    text = _checked(source, data, batch_size, workers, precision)
+    text = _checked(source, data, batch_size, workers)
     from regard.evaluation.progress import show_progress
     from regard.reports.report import write_report
     from regard.safe_files import make_writable
-    from regard.training.precision import inference_precision
+    from regard.structures.precision import check_precision, inference_precision
     from regard.weights.load import load_on
 
+    check_precision(precision)
     run = Path(source) if isinstance(source, (str, Path)) and (Path(source) / "checkpoints").is_dir() else None
     output = run if output is None else Path(output)
     net, place = load_on(source if classes is None else _named(source, classes, device), device)
@@ -94,9 +94,8 @@ def _named(source: str | Path | Model, classes: str | Path | Sequence[str], devi
     return load(source, classes=classes).to(choose_device(device))
 
 
-def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int, precision: str) -> str:
-    """Check numbers, words and paths, without torch. Returns the data as text."""
-    check_precision(precision)
+def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int) -> str:
+    """Check numbers and paths, without torch. Returns the data as text."""
     if (batch_size is not None and batch_size < 1) or workers < 0:
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
         raise ConfigError(what, code="C03")

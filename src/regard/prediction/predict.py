@@ -22,7 +22,7 @@ from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
-from regard.errors import ConfigError, DataError, check_precision, unknown_name
+from regard.errors import ConfigError, DataError, unknown_name
 from regard.models.build import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
@@ -46,8 +46,8 @@ from regard.results.postprocess import (
 from regard.results.result import Rejected
 from regard.results.segmentation import Segmentation
 from regard.structures.image_batch import ImageBatch, of_equal_size
-from regard.structures.transfer import upload
-from regard.training.precision import inference_precision
+from regard.structures.precision import check_precision, inference_precision
+from regard.structures.transfer import download, upload
 from regard.weights.load import load_on
 
 Prediction = Detections | Segmentation | Classification
@@ -82,23 +82,21 @@ def predict(
             resolution and with stuff in one piece, or `scored`, without objects that are found twice (see
             `regard.results.postprocess.panoptic_segments`); `auto`: `scored` if scores are sigmoids, else `published`.
         multi_label: sigmoid scores may give an object several labels. False: each query has its best one.
-        tile_size: side in pixels of square tiles in which a detector looks too, besides the whole image. About the
-            size that it was trained with finds what is too small in the whole.
+        tile_size: side in pixels of square tiles in which a detector looks too; about the size of its training images.
         tile_overlap: part of a tile's side that the next tile shares, 0..0.9; objects should fit into it.
         flip: a detector looks at mirror images too. Boxes are merged as with tiles, see `regard.prediction.tiles`.
-        precision: `fp32`; `tf32` on GPUs; `bf16` or `fp16`, mixed precision; `auto`: tf32 on CUDA, else fp32.
+        precision: `fp32`, `tf32` (GPUs), `bf16`, `fp16` (mixed precision), `auto`: tf32 on CUDA, else fp32.
         batch_size: images or tiles per forward pass. Only those of one size share a pass: results do not depend on it.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best for one that is loaded.
         allow_urls: False refuses addresses: a server should not fetch what its users name.
 
     Returns:
-        One result for one image; a list for a list, folder or pattern; an iterator over the frames of a video or
-        camera, which holds one batch at a time. Results are `Detections` (with masks if the model has them; boxes are
-        clipped to the image), `Segmentation` from a panoptic model, or `Classification`.
+        One result for an image; a list for a list, folder or pattern; an iterator over the frames of a video or camera.
+        `Detections` (clipped to the image, with masks if the model has them), `Segmentation` or `Classification`.
 
     Raises:
-        ConfigError: a number is out of range (C03) or of the wrong type (C02), `segments` is unknown (C02), or the
-            model cannot take an option (C09).
+        ConfigError: a number is out of range (C03) or of the wrong type (C02), a word is unknown (C02), or the model
+            (C09) or the device (C10) cannot take an option.
         DataError: an image cannot be read; the message names it.
         MachineError: a video needs the package av, which is not installed, or there is no such camera.
     """
@@ -324,7 +322,8 @@ def _rejected(net: Detector, queries: ScoredQueries, image: int, threshold: floa
 
 
 def _classify(net: Classifier, images: Sequence[_Input], batch: ImageBatch) -> Iterator[Classification]:
-    for image, probabilities in zip(images, class_probabilities(net(batch.pixels)), strict=True):
+    (everything,) = download(class_probabilities(net(batch.pixels)))
+    for image, probabilities in zip(images, everything, strict=True):
         yield Classification(probabilities, net.card.categories, image.size, path=image.path, image=image.kept)
 
 

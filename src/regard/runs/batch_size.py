@@ -14,9 +14,9 @@ from regard.models.detr import DETR
 from regard.models.memory_order import move_to_device
 from regard.recipes.detection import DetectionRecipe
 from regard.runs.detection_task import DetectionTask
+from regard.structures.precision import autocast
 from regard.training.distributed import Processes
 from regard.training.optimizer import create_optimizer
-from regard.training.precision import autocast
 
 MARGIN = 0.8  # of the memory that is free; fragments, other losses and the moving average take some of the rest
 MAX_BATCH = 64  # of the DETR paper; learning rates that grow with the batch hold no longer for larger ones

@@ -34,10 +34,10 @@ from regard.runs.detection import DetectionJob
 from regard.runs.detection_task import DetectionTask
 from regard.runs.retinanet import RetinaNetJob
 from regard.safe_files import is_used, make_writable, replace_text
+from regard.structures.precision import describe, resolve_amp, tf32
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
-from regard.training.precision import describe, resolve_amp, tf32
 from regard.training.reports import EVALUATION_METRICS, Reporter
 from regard.training.run_lock import lock_run
 from regard.weights.load import best_checkpoint, load, model_state

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import ConfigError, DivergedError, Stopped
+from regard.structures.precision import autocast
 from regard.structures.transfer import upload
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -31,7 +32,6 @@ from regard.training.distributed import Processes
 from regard.training.moving_average import MovingAverage
 from regard.training.optimizer import create_optimizer
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
-from regard.training.precision import autocast
 from regard.training.reports import Reporter, mean_by_name
 from regard.training.schedules import learning_rate_factor
 from regard.training.stop_signals import Interrupted, StopSignals

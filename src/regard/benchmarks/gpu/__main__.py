@@ -22,7 +22,6 @@ from regard.benchmarks.gpu.runs import gpu_tests, resume
 from regard.benchmarks.gpu.session import Session, read_results
 from regard.benchmarks.gpu.steps import memory_orders, training_steps
 from regard.errors import ConfigError, RegardError
-from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.distributed import choose_device
 
 # Each part with the least seconds for it, the most telling first.
@@ -54,15 +53,16 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark-gpu"))
     given = parser.parse_args(words)
     device = choose_device(given.device)
-    if is_used(given.output):
+    if given.output.is_dir() and any(given.output.iterdir()):
         raise ConfigError("the output folder is not empty", where=given.output, remedy="name another", code="C11")
-    make_writable(given.output)
+    given.output.mkdir(parents=True, exist_ok=True)
     session = Session(device, given.output, time.monotonic() + 60 * given.minutes)
     machine(session)
     for part, least in PARTS:
         session.run(part, min(least, 10 * given.minutes))
-    replace_text(given.output / "gpu.md", page(read_results(given.output)))
-    print(given.output / "gpu.md")
+    path = given.output / "gpu.md"
+    path.write_text(page(read_results(given.output)))
+    print(path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from regard.models.configs.retinanet import RetinaNetConfig
 from regard.models.configs.vit import ViTConfig
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput, DistilledLogits
-from regard.training.precision import inference_precision
+from regard.structures.precision import inference_precision
 
 _SMALL = DETRConfig(
     num_classes=20, backbone="resnet18", embed_dim=64, num_heads=4, encoder_layers=2, decoder_layers=2,

@@ -16,7 +16,7 @@ from regard.models.classifiers import build_classifier
 from regard.models.configs import CONFIGS
 from regard.models.configs.vit import ViTConfig
 from regard.structures.image_batch import ImageBatch
-from regard.training.precision import inference_precision
+from regard.structures.precision import inference_precision
 
 
 def detr_beside_transformers(session: Session) -> None:

@@ -23,10 +23,10 @@ from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.models.memory_order import move_to_device
 from regard.structures.image_batch import ImageBatch
+from regard.structures.precision import inference_precision, tf32
 from regard.training.config import TrainingConfig
 from regard.training.distributed import Processes
 from regard.training.loop import Trainer
-from regard.training.precision import inference_precision, tf32
 from regard.training.reports import Reporter
 
 Order = Literal["auto", "on", "off"]

@@ -8,9 +8,10 @@ from typing import Literal
 
 import torch
 
-from regard.errors import ConfigError, check_precision
+from regard.errors import ConfigError, unknown_name
 
 Amp = Literal["auto", "off", "bf16", "fp16"]
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")  # of models that are evaluated or predict
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -85,3 +86,9 @@ def inference_precision(precision: str, device: torch.device) -> Iterator[None]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with tf32(device, precision != "fp32"), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         yield
+
+
+def check_precision(precision: str) -> None:
+    """Check the name of a precision. Raises ConfigError (C02)."""
+    if precision not in PRECISIONS:
+        raise unknown_name("value of precision", str(precision), PRECISIONS, code="C02")

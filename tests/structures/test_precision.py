@@ -7,8 +7,8 @@ import torch
 
 from refusals import refused
 from regard.errors import ConfigError
+from regard.structures.precision import autocast, describe, inference_precision, resolve_amp, tf32
 from regard.training.config import TrainingConfig
-from regard.training.precision import autocast, describe, inference_precision, resolve_amp, tf32
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
 
