@@ -35,7 +35,8 @@ from regard.recipes.classification import ClassificationRecipe
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection_task import DetectionTask
 from regard.structures.image_batch import ImageBatch
-from regard.training import loop
+from regard.training import checkpoint_writer, loop
+from regard.training.checkpoints import read_checkpoint
 from regard.training.distributed import Processes
 from regard.training.loop import Trainer, TrainingConfig
 from regard.training.optimizer import create_optimizer
@@ -223,3 +224,16 @@ def test_a_frozen_backbone_computes_in_half_precision():
         LOG.reset()
         maps = net(torch.zeros(1, 3, 32, 32, device=device))
         assert LOG.products() == {("convolution", "bfloat16")} and {m.dtype for m in maps} == {torch.bfloat16}
+
+
+def test_a_checkpoint_is_copied_in_groups(tmp_path, monkeypatch):
+    """Two of a limit of 100 numbers and a rest, in whatever order; the file has all."""
+    monkeypatch.setattr(checkpoint_writer, "GROUP_SIZE", 400)
+    values = {f"tensor_{number}": torch.randn(60) for number in range(5)}
+    with pretended_device() as device:
+        there = {name: value.to(device) for name, value in values.items()}
+        LOG.reset()
+        path = checkpoint_writer.save_checkpoint(tmp_path, 3, {"model": there}, {})
+        assert LOG.waits() == 3, LOG.found("wait")
+    found = read_checkpoint(path).tensors["model"]
+    assert found.keys() == values.keys() and all(torch.equal(found[name], value) for name, value in values.items())

@@ -197,8 +197,11 @@ def _finish(
         if evaluation is not None and evaluation.scores.stats[task.score] == scores.get(task.score):
             evaluation.write(run, settings.data)
         else:  # the best checkpoint is older than this process: the run was resumed
-            workers, batch_size = settings.workers, settings.batch_size
-            evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers, quiet=True)
+            precision = "auto" if settings.tf32 else "fp32"
+            evaluate(
+                run, settings.data, device=settings.device, batch_size=settings.batch_size, workers=settings.workers,
+                precision=precision, quiet=True,
+            )  # fmt: skip
         write_report(run)
     return scores
 

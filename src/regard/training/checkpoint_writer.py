@@ -24,6 +24,7 @@ from torch import Tensor
 
 from regard.errors import DivergedError, MachineError, RegardError
 from regard.safe_files import sync
+from regard.structures.transfer import download
 from regard.training.checkpoints import (
     COMPLETE_NAME,
     SCHEMA,
@@ -33,6 +34,7 @@ from regard.training.checkpoints import (
     manifest_digest,
 )
 
+GROUP_SIZE = 2**26  # bytes that are copied from a device at once
 KEPT = 2  # number of the newest intact checkpoints to keep
 _TEMPORARY_NAME = re.compile(r"step_\d+(\.old)?\.tmp-(\d+)")
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -60,7 +62,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step_N` and return its path after the files are on the disk.
 
-    Tensors are copied to the CPU one by one, to save memory. They may be on any device, have any strides and share
+    Tensors are copied to the CPU in groups, to save memory. They may be on any device, have any strides and share
     memory; shared memory is written once per name. An existing checkpoint of the same step is replaced. The newest
     `KEPT` intact checkpoints are kept, older ones are removed. Only one process may write to a folder at a time
     (`lock_run`).
@@ -127,11 +129,22 @@ class _SafetensorsFile:
         self.header = len(text).to_bytes(8, "little") + text
         self.size = len(self.header) + end
 
+    def _on_host(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors on the host. They come from a device in groups, with one wait for each group."""
+        group: list[tuple[str, Tensor]] = []
+        size = 0
+        for number, (name, tensor) in enumerate(self.tensors, start=1):
+            group.append((name, tensor.detach()))
+            size += tensor.numel() * tensor.element_size()
+            if size >= GROUP_SIZE or number == len(self.tensors):
+                yield from zip([name for name, _ in group], download(*(value for _, value in group)), strict=True)
+                group, size = [], 0
+
     def chunks(self) -> Iterator[bytes | memoryview]:
         """Yield the header, then the bytes of each tensor."""
         yield self.header
-        for name, tensor in self.tensors:
-            host = tensor.detach().cpu().contiguous()
+        for name, tensor in self._on_host():
+            host = tensor.contiguous()
             if not is_finite(host):
                 what = f"tensor {name!r} of part {self.part!r} holds NaN or infinity, so it is not saved"
                 raise DivergedError(what, remedy="resume the last checkpoint with a lower lr", code="T07")
