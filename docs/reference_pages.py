@@ -120,7 +120,7 @@ def field_meanings(config: type) -> dict[str, str]:
             meanings |= dict.fromkeys(names.split(", "), " ".join(words.split()))
         above = ""
         for line in inspect.getsource(base).splitlines():
-            field = re.match(r"    ([a-z_]+): [^#]*(?:# (.*))?$", line)
+            field = re.match(r"    ([a-z_0-9]+): [^#]*(?:# (.*))?$", line)
             comment = re.match(r"    # (.*)$", line)
             if field and (field[2] or above):
                 meanings[field[1]] = field[2] or above

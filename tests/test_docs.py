@@ -51,7 +51,7 @@ def test_the_settings_page_has_every_setting_with_its_default():
     for config in CONFIGS:
         for field in dataclasses.fields(config):
             assert field.name in ("model", "name") or re.search(rf"\| `(model\.)?{field.name}` \|", page), field.name
-    assert re.search(r"\| `amp` \| `off` \| \w.* \| `off`, `bf16`, `fp16` \|", page)
+    assert re.search(r"\| `amp` \| `auto` \| \w.* \| `auto`, `off`, `bf16`, `fp16` \|", page)
     assert re.search(r"\| `minutes` \| `none` \| \w.* \| number or `none` \|", page)
     assert re.search(r"\| `model.layers` \| `3,4,6,3` \| \w.* \| whole numbers with commas \|", page)
     assert re.search(r"\| `log_to` \| `none` \| \w.* \| some of `tensorboard`, .* with commas, or `none` \|", page)
