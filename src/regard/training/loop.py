@@ -35,13 +35,14 @@ from regard.training.stop_signals import Interrupted, StopSignals
 
 # Seconds since the last checkpoint after which one is written before an evaluation.
 SAVE_BEFORE_EVALUATION = 60.0
+LEAST_SCORE = 1e-3  # below, detectors find things by chance: `patience` waits until they have begun to learn
 
 
 class Task(Protocol):
     """The data, the loss and the evaluation of a training run."""
 
     batches_per_epoch: int
-    score: str  # key in the result of `evaluate` that selects the best checkpoint; higher is better
+    score: str  # key in the result of `evaluate` that selects the best checkpoint; higher is better, 0 is nothing right
 
     def batches(self, start: int) -> Iterator[Any]:
         """Yield batches forever, from batch number `start` (from 0) on."""
@@ -277,7 +278,10 @@ class Trainer:
         return min(1.0, share)
 
     def _is_stale(self) -> bool:
-        return 0 < self.config.patience <= self.progress.since_best
+        """Whether the score has stopped rising. One that has not left 0 yet, to the digits shown, has not begun to."""
+        best = self.progress.best_score
+        has_begun = best is not None and abs(best) >= LEAST_SCORE
+        return has_begun and 0 < self.config.patience <= self.progress.since_best
 
     def _evaluate_or_stop(self, share: float) -> bool:
         """Evaluate if it is due. A signal ends the evaluation, which a resumed run does again.
