@@ -21,7 +21,6 @@ from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.panoptic import PanopticDataset
 from regard.errors import ConfigError
-from regard.evaluation import evaluate
 from regard.models.build import Model
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
@@ -124,7 +123,8 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             trainer.fit()
         for note in job.after(trainer.progress.step, trainer.total_steps):
             reporter.say(note)
-        scores = _finish(job.settings, run, group, task)
+        with job.advice():
+            scores = _finish(job.settings, run, group, task)
     return Run(run, scores)
 
 
@@ -185,17 +185,15 @@ def _finish(
 ) -> dict[str, float]:
     """Write `metrics.json` and pictures of the best checkpoint, and the report. Returns its scores."""
     group.barrier()
-    best = read_checkpoint(best_checkpoint(run), parts=[])
-    scores = best.state["progress"]["scores"]
+    path = best_checkpoint(run)
+    best = read_checkpoint(path, parts=[])
+    evaluation = task.best_evaluation
+    if evaluation is None or task.best_step != best.step:  # older than this process: the run was resumed
+        evaluation = task.evaluate_images(load(path).to(group.device))
     if group.is_main:
-        evaluation = task.best_evaluation
-        if evaluation is not None and evaluation.scores.stats[task.score] == scores.get(task.score):
-            evaluation.write(run, settings.data)
-        else:  # the best checkpoint is older than this process: the run was resumed
-            workers, batch_size = settings.workers, settings.batch_size
-            evaluate(run, settings.data, device=settings.device, batch_size=batch_size, workers=workers, quiet=True)
+        evaluation.write(run, settings.data)
         write_report(run)
-    return scores
+    return best.state["progress"]["scores"]
 
 
 def _git_state() -> str | None:
