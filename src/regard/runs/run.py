@@ -30,6 +30,8 @@ from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob
 from regard.runs.detection_task import DetectionTask
+from regard.runs.few_steps import few_ahead, few_done
+from regard.runs.notes import keep_notes
 from regard.runs.retinanet import RetinaNetJob
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -103,29 +105,42 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             log_to=settings.log_to or (),
             settings=to_mapping(job.settings),
         )
-        for note in [*job.findings, *notes, *more]:
+        notes = [*job.findings, *notes, *more]
+        for note in notes:
             reporter.say(note)
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}
         trainer = Trainer(net.to(group.device), task, job.settings, run, group, state, reporter)
-        if job.settings.warmup_steps > trainer.total_steps:
-            what = f"warmup_steps={job.settings.warmup_steps} and there are {trainer.total_steps} steps"
-            reporter.say(f"warning: {what}: it will hardly learn. Set warmup_steps={trainer.total_steps // 20}")
+        length = _too_short(job, trainer)
+        for note in length:
+            reporter.say(note)
         if resume and trainer.resume() and trainer.is_finished:
             reporter.say(f"this run is finished, at step {trainer.progress.step}: {trainer.what_ended}")
         if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
             _describe(run, job, group)
+            keep_notes(run, notes, length, resumed=started)
         reporter.say(
             f"{settings.name}: {len(job.train_data)} training and {len(job.val_data)} validation images, "
             f"{len(job.train_data.categories)} classes, on {group.device} -> {run}"
         )
         with job.advice():
             trainer.fit()
-        for note in job.after(trainer.progress.step, trainer.total_steps):
+        for note in (ended := few_done(job.enough, trainer)):
             reporter.say(note)
+        if group.is_main:
+            keep_notes(run, notes, [*length, *ended], resumed=True)
         with job.advice():
             scores = _finish(job.settings, run, group, task)
     return Run(run, scores)
+
+
+def _too_short(job: Job, trainer: Trainer) -> list[str]:
+    """Return what is known before the first step to be too short, one warning each."""
+    notes, warmup, steps = few_ahead(job.enough, trainer), job.settings.warmup_steps, trainer.total_steps
+    if warmup > steps:
+        what = f"warmup_steps={warmup} and there are {steps} steps"
+        notes.append(f"warning: {what}: it will hardly learn. Set warmup_steps={steps // 20}")
+    return notes
 
 
 def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) -> Path:

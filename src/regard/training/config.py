@@ -9,6 +9,8 @@ from typing import Literal
 from regard.config import check_choices
 from regard.errors import ConfigError
 
+UNTIL_TIME_IS_UP = 100_000  # epochs, where `minutes` ends the training
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:

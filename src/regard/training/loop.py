@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -152,14 +152,21 @@ class Trainer:
         return self._fraction_done() >= 1.0 or self._is_stale()
 
     @property
+    def ended_by(self) -> Literal["patience", "epochs", "minutes"]:
+        """The setting that ended a finished training."""
+        if self._is_stale():
+            return "patience"
+        return "epochs" if self.progress.step >= self.total_steps else "minutes"
+
+    @property
     def what_ended(self) -> str:
         """What a finished training was ended by, and the setting that prolongs it."""
         config = self.config
-        if self._is_stale():
-            return f"no better score for {config.patience} evaluations; set patience=0"
-        if self.progress.step >= self.total_steps:
-            return f"all epochs are done; set epochs to more than {config.epochs}"
-        return f"the time is over; set minutes to more than {config.minutes:g}, or minutes=none"
+        return {
+            "patience": f"no better score for {config.patience} evaluations; set patience=0",
+            "epochs": f"all epochs are done; set epochs to more than {config.epochs}",
+            "minutes": f"the time is over; set minutes to more than {config.minutes or 0:g}, or minutes=none",
+        }[self.ended_by]
 
     def fit(self) -> Progress:
         """Train until all epochs are done, patience runs out or a signal comes.
