@@ -60,3 +60,26 @@ def test_small_images_are_enlarged_and_empty_segments_are_no_trouble():
     ids[5:15, 5:25] = 1
     picture = draw_segments(torch.zeros(3, 20, 30, dtype=torch.uint8), ids, ["one", "none"], [RED, BLUE])
     assert min(picture.size) >= 320 and np.asarray(picture).max() > 0
+
+
+def test_names_do_not_hide_many_small_segments(monkeypatch):
+    """Names of a crowd get smaller, and only those that fit into their segment stay; a single one has its name."""
+    seen = []
+    monkeypatch.setattr(mask_pictures, "draw_tag", lambda pen, tag, size: seen.append((tag, size)))
+    image = torch.full((3, 400, 500), 100, dtype=torch.uint8)
+    ids = torch.ones(400, 500, dtype=torch.int64)
+    ids[20:34, 20:34] = 2
+    draw_segments(image, ids, ["background", "cell"], [RED, BLUE])
+    assert [tag.text for tag, _ in seen] == ["background", "cell"][::-1]
+    normal = seen[0][1]
+    seen.clear()
+    ids[:] = 1
+    corners = list(itertools.product(range(10, 260, 30), range(10, 480, 60)))
+    for number, (top, left) in enumerate(corners, start=2):
+        ids[top : top + 14, left : left + 14] = number
+    ids[280:380, 300:480] = len(corners) + 2
+    draw_segments(image, ids, ["background", *["cell"] * (len(corners) + 1)], [RED] + [BLUE] * (len(corners) + 1))
+    assert sorted(tag.text for tag, _ in seen) == ["background", "cell"]
+    assert all(size < normal for _, size in seen)
+    (cell,) = (tag for tag, _ in seen if tag.text == "cell")
+    assert cell.place[1] >= 280 and cell.place[0] >= 300

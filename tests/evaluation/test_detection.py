@@ -13,6 +13,7 @@ from regard.evaluation.detection import open_objects
 from regard.evaluation.options import DetectionEvaluationOptions
 from regard.metrics.detection import CocoDetections, evaluate_detections
 from regard.structures.image_batch import of_equal_size
+from regard.weights.load import best_threshold_of
 from run_files import small_detector
 
 SIZES = [(40, 60), (60, 40), (40, 60), (33, 47), (48, 48), (60, 40), (40, 61)]
@@ -87,3 +88,14 @@ def test_scores_of_the_predictions_are_those_of_the_evaluation(mixed, tmp_path):
     assert mine["AP"] > 0.3
     for name, value in regard.evaluate(net, root, workers=0).stats.items():
         assert mine[name] == pytest.approx(value, abs=1e-6, nan_ok=True)
+
+
+def test_no_threshold_is_best_if_nothing_is_right(mixed, tmp_path):
+    """Then a run takes 0.5, as a detector without a run."""
+    net = small_detector()
+    with torch.no_grad():
+        net.bbox_embed.last.weight.zero_()
+        net.bbox_embed.last.bias.fill_(-9.0)  # boxes of a thousandth of the image
+    regard.evaluate(net, mixed, output=tmp_path, workers=0, quiet=True)
+    assert not {"best_threshold", "best_f1"} & json.loads((tmp_path / "metrics.json").read_text()).keys()
+    assert best_threshold_of(tmp_path) is None

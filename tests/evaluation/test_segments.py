@@ -10,12 +10,8 @@ from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.evaluation.detection import evaluate_detector
 from regard.evaluation.segments import THRESHOLDS
 from regard.losses import SetCriterion
-from regard.models.configs.detr import DETRConfig
-from regard.models.detr import DETR
-from regard.structures.boxes import xyxy_to_cxcywh
-from regard.structures.categories import ModelCard
-from regard.structures.outputs import DetectionOutput
 from regard.training.distributed import Processes
+from segment_finder import Finder
 
 
 @pytest.fixture(scope="module")
@@ -23,37 +19,6 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(ShapesConfig(train=1, val=4, size=32), folder)
     return open_panoptic(folder, "val")
-
-
-class Finder(DETR):
-    """Finds every segment with a score of 0.22, and a wrong one with 0.12 on the upper half of the image."""
-
-    def __init__(self, samples, categories):
-        super().__init__(
-            DETRConfig(backbone="small", masks=True, sigmoid=True, num_queries=20, num_classes=len(categories))
-        )
-        self.card = ModelCard("finder", categories, short_side=32, max_size=32, panoptic=True)
-        self.samples = iter(samples)
-
-    def forward(self, images, targets=None, *, masks=None):
-        self.now = [next(self.samples) for _ in images.sizes]
-        logits = torch.full((len(self.now), 20, self.config.num_classes), -9.0)
-        boxes = torch.full((len(self.now), 20, 4), 0.5)
-        for row, sample in enumerate(self.now):
-            for query, label in enumerate(sample.labels.tolist()):
-                logits[row, query, label] = torch.tensor(0.22).logit()
-            logits[row, 19, 0] = torch.tensor(0.12).logit()
-            boxes[row, : len(sample.boxes)] = xyxy_to_cxcywh(sample.boxes) / 32
-        return DetectionOutput(logits, boxes)
-
-    def masks(self, output, image, query):
-        found = torch.full((len(image), 32, 32), -5.0)
-        for row, (i, q) in enumerate(zip(image.tolist(), query.tolist(), strict=True)):
-            if q == 19:
-                found[row, :16] = 10  # surer than the others: 0.12 times 1 is more than 0.22 times 0.52
-            elif q < len(self.now[i].labels):
-                found[row][self.now[i].masks[q]] = 0.1
-        return found
 
 
 def evaluated(dataset, *thresholds):
@@ -74,3 +39,12 @@ def test_the_best_threshold_is_between_right_and_wrong(dataset, tmp_path):
     assert alone[0.1] < 1 == alone[0.15] == alone[0.2] and alone[0.25] == 0
     found.write(tmp_path, "shapes")
     assert json.loads((tmp_path / "metrics.json").read_text())["best_threshold"] == 0.2
+
+
+def test_no_threshold_is_best_if_nothing_is_right(dataset, tmp_path):
+    """Neither 0.5 nor 0.25, the higher ones of equals: `predict` would find nothing."""
+    found = evaluated(dataset, 0.25, 0.3, 0.5)
+    assert found.scores.stats["PQ"] == 0 and found.segments.threshold == 0.3  # as of a model without a run
+    found.write(tmp_path, "shapes")
+    assert "best_threshold" not in json.loads((tmp_path / "metrics.json").read_text())
+    assert evaluated(dataset, 0.4, 0.5).segments.threshold == 0.4  # the nearest that was tried

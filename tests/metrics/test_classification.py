@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
@@ -99,10 +100,20 @@ def test_equal_logits_rank_by_label():
 def test_large_logits_and_few_classes():
     logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4], [1e4, -1e4]])
     scores = evaluate_classification(logits, torch.tensor([0, 1, 1]), categories(2))
-    assert scores.stats["nll"] == pytest.approx(2e4 / 3) and scores.stats["top5"] == 1.0
+    assert scores.stats["nll"] == pytest.approx(2e4 / 3)
     assert scores.calibration[-1].images == 3 and scores.stats["ece"] == pytest.approx(1 / 3)
     half = evaluate_classification(logits.bfloat16(), torch.tensor([0, 1, 1]), categories(2))
     assert half.stats["top1"] == scores.stats["top1"]
+
+
+@pytest.mark.parametrize("count", [2, 5, 6])
+def test_the_first_five_of_five_classes_are_no_score(count):
+    scores = evaluate_classification(torch.eye(count), torch.arange(count), categories(count))
+    console = Console(width=100, file=io.StringIO())
+    console.print(scores.table())
+    shown = console.file.getvalue()
+    assert "top1 100.0" in shown and "ece" in shown
+    assert ("top5" in scores.stats) == ("top5" in shown) == (count > 5)
 
 
 def test_classes_without_images_count_in_no_mean():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +399,28 @@ def test_pictures_of_detections(tmp_path: Path) -> None:
     for objects, detections in ((truth, empty), ({**truth, "annotations": []}, found)):
         curves = detection_curves(objects, detections)
         assert all(looks_drawn(path) for path in plot_detections(objects, detections, curves, tmp_path))
+
+
+def test_confusions_are_those_above_the_best_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of a short training are low: at a fixed threshold nearly all objects would be missed, or nothing false."""
+    drawn = []
+    monkeypatch.setattr("regard.metrics.charts.style.save", lambda figure, path: path)
+
+    def keep(matrix, names, title, *, background):
+        drawn.append((matrix, title))
+
+    monkeypatch.setattr("regard.metrics.charts.detection.draw_confusion_matrix", keep)
+    truth, found = simple_problem()
+    nothing = CocoDetections(*(np.empty((0, *column.shape[1:])) for column in vars(found).values()))
+    for factor in (1.0, 0.1, 0.001):
+        low = replace(found, scores=found.scores * factor)
+        curves = detection_curves(truth, low)
+        plot_detections(truth, low, curves, tmp_path)
+        assert drawn[-1][0].tolist() == confusion_matrix(truth, low, score_threshold=curves.best[0]).tolist()
+        assert drawn[-1][0].tolist() == drawn[0][0].tolist() and drawn[-1][0].trace() > 0
+        assert float(re.search(r"score (\S+) \(best F1\)", drawn[-1][1])[1]) == pytest.approx(curves.best[0], rel=0.1)
+    plot_detections(truth, nothing, detection_curves(truth, nothing), tmp_path)
+    assert "no detection is right" in drawn[-1][1]
 
 
 def test_picture_of_a_data_set(tmp_path: Path) -> None:

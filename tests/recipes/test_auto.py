@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from regard.recipes import recipe_for
-from regard.recipes.auto import CPU_MINUTES, UNTIL_TIME_IS_UP, DataSummary, fit_to_data
+from regard.recipes.auto import CPU_MINUTES, DataSummary, fit_to_data
+from regard.training.config import UNTIL_TIME_IS_UP
 
 PHOTOS = DataSummary(
     images=160, classes=1, short_side=340, long_side=490, max_objects=3, objects=1.1, box_side=0.45, median_box_side=0.6

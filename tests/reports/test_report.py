@@ -19,6 +19,7 @@ from regard.errors import ConfigError
 from regard.reports.pictures import MAX_STEPS
 from regard.reports.report import write_report
 from regard.reports.run_files import RunFiles
+from regard.training.config import UNTIL_TIME_IS_UP
 from strict_html import StrictHtml
 
 pytestmark = pytest.mark.usefixtures("blank_charts")
@@ -75,7 +76,7 @@ def test_it_has_all_settings_scores_and_versions(detector):
     settings = yaml.safe_load((detector.folder / "config.yaml").read_text())
     for name, value in {**settings, **{f"model.{k}": v for k, v in settings["model"].items()}}.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            assert texts[texts.index(name) + 1] == str(value)
+            assert float(texts[texts.index(name) + 1]) == pytest.approx(value, rel=1e-5)
     assert texts[texts.index("torch") + 1] == torch.__version__
     metrics = json.loads((detector.folder / "metrics.json").read_text())
     place = texts.index("Each class")
@@ -111,7 +112,7 @@ def test_a_classifier(classifier):
     page = read(classifier.folder)
     alts = [image["alt"] for image in page.images]
     assert "calibration of the probabilities" in alts and "attention at step 4" in alts
-    assert "<b>green" in page.texts and page.texts[0].endswith("/c")
+    assert "<b>green" in page.texts and page.texts[0] == "deit_nano_patch4_32 on c"
     assert "precision by recall" not in alts
     worst = json.loads((classifier.folder / "worst_images.json").read_text())["images"]
     assert [w["caption"] in page.texts for w in worst] == [True] * 10
@@ -120,7 +121,7 @@ def test_a_classifier(classifier):
 def test_a_network_without_attention(tmp_path):
     data = write_colors(tmp_path / "c")
     small = (*CLASSIFIER, "model.layers=[1,1,1]", "model.widths=[8,8,8]", "mixup=0.5")
-    run = regard.train("resnet20", data, epochs=1, output=tmp_path / "run", overrides=small, quiet=True)
+    run = regard.train("resnet20", data, epochs=2, output=tmp_path / "run", overrides=small, quiet=True)
     page = read(run.folder)
     assert "What the model looks at" not in page.texts and not list(run.folder.rglob("attention*"))
     assert any("cannot be compared" in text for text in page.texts)  # mixed images
@@ -169,6 +170,101 @@ def test_of_many_evaluations_some_are_shown(detector, tmp_path):
     write_report(run)
     steps = [int(i["alt"].split()[-1]) for i in read(run).images if i["alt"].startswith("attention")]
     assert len(steps) == MAX_STEPS and steps == sorted(steps) and (steps[0], steps[-1]) == (2, 100)
+
+
+def changed(run, name, content):
+    """A copy of a run with other content of a JSON file."""
+    (run / name).write_text(json.dumps(content))
+    write_report(run)
+    return read(run)
+
+
+def test_warnings_of_the_training_are_repeated(detector, classifier):
+    """Both had few steps: the report says so before anything else."""
+    for run, model in ((detector, "detector"), (classifier, "classifier")):
+        page, says = read(run.folder), f"steps are few for a {model}"
+        (place,) = (number for number, text in enumerate(page.texts) if says in text)
+        assert place < page.texts.index("Data") and "warning" not in page.texts[place]
+
+
+def test_what_was_told_at_the_start(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    notes = {"start": ["up to 3 objects", "warning: 8 images are few", HOSTILE, 7], "length": ["warning: <b>"]}
+    texts = changed(run, "notes.json", notes).texts
+    assert texts.index("8 images are few") < texts.index("<b>") < texts.index("Data") < texts.index("up to 3 objects")
+    for damaged in ([], {"start": 3}, {"start": None, "length": {}}, {}):
+        assert "up to 3 objects" not in changed(run, "notes.json", damaged).texts
+
+
+def test_epochs_without_end_are_said_in_words(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    for minutes, epochs, shown in (
+        (3.0, UNTIL_TIME_IS_UP, "as many as fit into minutes"),
+        (None, UNTIL_TIME_IS_UP, "100000"),
+        (3.0, 50, "50"),
+    ):
+        (run / "config.yaml").write_text(yaml.safe_dump({**settings, "minutes": minutes, "epochs": epochs}))
+        write_report(run)
+        texts = read(run).texts
+        assert texts[texts.index("epochs") + 1] == shown
+
+
+def test_one_evaluation_is_no_curve(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    rows = RunFiles(run).rows
+    one = [row for row in rows if row["step"] == rows[0]["step"]]
+    training = [row for row in rows if "train/loss" in row]
+    for kept, says, drawn in (
+        ([*one, *training[-1:]], "There was one evaluation", True),
+        (one, "they make no curve", False),
+    ):
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_report(run)
+        page = read(run)
+        assert any(says in text for text in page.texts)
+        assert any("learning rate by step" in image["alt"] for image in page.images) == drawn
+
+
+def test_the_threshold_of_predict(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text()) | {"best_threshold": 0.034, "best_f1": 0.25}
+    text = " ".join(changed(run, "metrics.json", metrics).texts)
+    assert "F1 of detections, 25.0 %, is best above a score of 0.034" in text and "regard predict takes" in text
+    other = " ".join(changed(run, "metrics.json", {**metrics, "data": "elsewhere"}).texts)
+    assert "0.034" in other and "regard predict" not in other
+    del metrics["best_threshold"], metrics["best_f1"]
+    assert "No detection is right" in " ".join(changed(run, "metrics.json", metrics).texts)
+
+
+def test_scores_of_segments_masks_and_boxes_are_side_by_side(detector, tmp_path):
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    stats = {"PQ": 0.1, "SQ": 0.2, "RQ": 0.3, "PQ_th": 0.4, "SQ_th": 0.5, "RQ_th": 0.6, "PQ_st": None, "SQ_st": 0.8,
+             "RQ_st": 0.9, "mask_AP": 0.11, "mask_AR1": 0.12, "AP": 0.13, "AR1": 0.14, "mine": 0.15}  # fmt: skip
+    texts = changed(run, "metrics.json", {"stats": stats, "data": "d", "panoptic": {}, "best_threshold": 0.3}).texts
+    place = texts.index("segments")
+    assert texts[place : place + 16] == [
+        "segments", "all", "things", "stuff", "PQ", "10.0", "40.0", "n/a", "SQ", "20.0", "50.0", "80.0", "RQ", "30.0",
+        "60.0", "90.0",
+    ]  # fmt: skip
+    assert texts[place + 16 : place + 27] == [
+        "score", "masks", "boxes", "AP", "11.0", "13.0", "AR1", "12.0", "14.0", "mine", "15.0",
+    ]  # fmt: skip
+
+
+def test_the_worst_images_are_named_below_their_folder(detector, classifier, tmp_path):
+    for run in (detector.folder, classifier.folder):
+        page, worst = read(run), json.loads((run / "worst_images.json").read_text())["images"]
+        data = Path(yaml.safe_load((run / "config.yaml").read_text())["data"])
+        folder = next(text for text in page.texts if text.startswith(str(data / "val")))
+        for image in worst:
+            assert Path(image["file"]).is_file()
+            assert Path(image["file"]).relative_to(folder).as_posix() in page.texts
+    run = shutil.copytree(detector.folder, tmp_path / "run")
+    images = json.loads((run / "worst_images.json").read_text())["images"]
+    images[1]["file"] = "relative/to/here.png"
+    texts = changed(run, "worst_images.json", {"measure": "chance", "images": images}).texts
+    assert "relative/to/here.png" in texts and images[0]["file"] in texts
 
 
 def test_the_command(detector, tmp_path, capsys, monkeypatch):

@@ -28,10 +28,10 @@ from regard.models.detr import DETR
 from regard.prediction.files import predict_files
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import predict_each
-from regard.recipes.auto import FEW_STEPS
 from regard.results.detections import Detections
 from regard.results.postprocess import ImageSizes, instance_masks
 from regard.results.segmentation import Segmentation
+from regard.runs.few_steps import DETECTOR
 from regard.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from regard.structures.categories import ModelCard, knows_stuff
 from regard.structures.outputs import DetectionOutput
@@ -482,7 +482,7 @@ def test_minutes_are_filled_and_end_the_schedule(data, tmp_path, capsys):
     settings = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert rows[-1]["train/lr"] < 0.1 * settings["lr"] and settings["patience"] == 0
     steps, said = rows[-1]["step"], " ".join(capsys.readouterr().err.split())
-    assert (f"{steps} steps in 0.05 minutes are few" in said) == (steps < FEW_STEPS)
+    assert (f"{steps} steps in 0.05 minutes are few" in said) == (steps < DETECTOR.steps)
 
 
 def test_released_weights_that_cannot_be_had_are_not_the_end(data, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,16 +13,20 @@ import yaml
 import regard.runs.run
 from command_line import run
 from regard.config import to_mapping
+from regard.data.coco.panoptic import open_panoptic
 from regard.data.generated.shapes import SHAPES, ShapesConfig, write_shapes
 from regard.errors import RegardError
 from regard.models.build import build
 from regard.recipes import recipe_for
+from regard.runs.detection_task import DetectionTask
 from regard.runs.settings import resolve
 from regard.structures.categories import Category
 from regard.training.distributed import Processes
 from regard.training.loop import Trainer
-from run_files import write_run
+from run_files import small_detector, write_run
+from segment_finder import Finder
 
+CPU = Processes(0, 1, torch.device("cpu"))
 SIZES = ["short_side=32", "max_size=32", "batch_size=2", "workers=0", "epochs=1"]
 
 
@@ -104,23 +109,44 @@ def test_a_start_that_failed_can_be_repeated(capsys, shapes, finished_run, tmp_p
     run(capsys, *words).refused(2, "C11", "the output folder is not empty")
 
 
-@pytest.mark.parametrize(("last_score", "evaluated_again"), [(0.3, False), (0.1, True), (None, True)])
-def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, last_score, evaluated_again):
-    """After a restart the best evaluation may be one of the first half, whose numbers are gone."""
+@pytest.mark.parametrize(("step", "evaluated_again"), [(2, False), (4, True), (None, True)])
+def test_metrics_are_those_of_the_best_checkpoint(tmp_path, monkeypatch, step, evaluated_again):
+    """After a restart the best evaluation may be one of the first half, whose numbers are gone.
+
+    The second half may have one of the same score, of other weights.
+    """
     categories = [Category(i + 1, name) for i, name in enumerate(SHAPES[:3])]
     settings = resolve("detr_tiny", "DATA", None, None, False, None, None, ["model.num_classes=3"])
-    write_run(tmp_path, build(settings.model, "detr_tiny", categories), {2: 0.3, 4: 0.1})
-    (tmp_path / "metrics.jsonl").write_text("")
+    write_run(tmp_path, build(settings.model, "detr_tiny", categories), {2: 0.3, 4: 0.3})
     done = []
     monkeypatch.setattr(regard.runs.run, "write_report", lambda run: None)
-    monkeypatch.setattr(regard.runs.run, "evaluate", lambda run, data, **_: done.append(("again", run, data)))
-    kept = SimpleNamespace(
-        scores=SimpleNamespace(stats={"AP": last_score}), write=lambda run, data: done.append(("kept", run, data))
-    )
-    task = SimpleNamespace(best_evaluation=kept, score="AP")
-    scores = regard.runs.run._finish(settings, tmp_path, Processes(0, 1, torch.device("cpu")), task)
+
+    def kept(name):
+        return SimpleNamespace(write=lambda run, data: done.append((name, run, data)))
+
+    def again(net):
+        assert net.class_embed.bias.unique().tolist() == [2]  # the weights of that step
+        return kept("again")
+
+    first = None if step is None else kept("kept")
+    task = SimpleNamespace(best_evaluation=first, best_step=step, evaluate_images=again)
+    scores = regard.runs.run._finish(settings, tmp_path, CPU, task)
     assert scores == {"AP": 0.3}
     assert done == [("again" if evaluated_again else "kept", tmp_path, "DATA")]
+
+
+def test_segments_of_an_older_best_checkpoint_are_scored_at_their_best_threshold(shapes, tmp_path, monkeypatch):
+    """Not at 0.3, above which this model finds nothing."""
+    words = ["short_side=32", "max_size=32", "workers=0", "model.sigmoid=true", "model.num_classes=5"]
+    settings = resolve("detr_tiny_panoptic", shapes, None, None, False, None, None, words)
+    val = open_panoptic(shapes, "val")
+    write_run(tmp_path, small_detector(), {2: 1.0})
+    monkeypatch.setattr(regard.runs.run, "write_report", lambda run: None)
+    monkeypatch.setattr(regard.runs.run, "load", lambda path: Finder(list(val), val.categories))
+    task = DetectionTask(settings, val, val, CPU)
+    regard.runs.run._finish(settings, tmp_path, CPU, task)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["best_threshold"] == 0.2 and metrics["stats"]["PQ"] == 1
 
 
 def test_what_resume_needs(capsys, tmp_path):

@@ -212,6 +212,43 @@ def test_early_stop(tmp_path):
     assert done.step == 3 * 6 and done.best_step == 6
 
 
+class Scores(Line):
+    """An evaluation of each epoch, with given scores; the last one of them then stays."""
+
+    def __init__(self, *scores):
+        super().__init__()
+        self.scores = scores
+
+    def evaluate(self, model, step):
+        score = self.scores[min(step // 6, len(self.scores)) - 1]
+        return {} if score is None else {"fit": score}
+
+
+@pytest.mark.parametrize(
+    ("scores", "epochs"),
+    [
+        ((0.5, 0.4), 3),  # two without a better one
+        ((0.0, 0.0, 0.0, 0.0, 0.0, 0.2, 0.1), 8),  # counted from the first above 0 on
+        ((0.0004, 0.0003, 0.0, 0.0, 0.002, 0.001), 7),  # 0.000 on the screen
+        ((0.0,), 12),
+        ((None,), 12),  # no score at all
+        ((-0.5, -0.6), 3),  # scores may be negative
+    ],
+)
+def test_patience_counts_once_the_score_has_left_0(tmp_path, scores, epochs):
+    config = replace(CONFIG, epochs=12, patience=2)
+    assert trainer(tmp_path / "whole", Scores(*scores), config).fit().step == 6 * epochs
+    parts = tmp_path / "parts"  # stopped after every epoch, and resumed
+    for epoch in range(1, epochs + 1):
+        job = trainer(parts, Scores(*scores), replace(config, epochs=epoch))
+        assert job.resume() == (epoch > 1)
+        assert job.fit().step == 6 * epoch
+    last = trainer(parts, Scores(*scores), config)
+    assert last.resume() and last.is_finished and last.task.seen == []
+    (_, state), (_, other) = (state_of(tmp_path / name) for name in ("whole", "parts"))
+    assert state == other
+
+
 def test_minutes_end_the_training_and_the_schedule(tmp_path):
     job = trainer(tmp_path, config=replace(CONFIG, epochs=10**6, minutes=0.5 / 60, evaluate_every=10**6))
     done = job.fit()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from regard.drawing.boxes import Color, Tag, canvas, draw_tag, fitted, overlap, rgb_copy
+from regard.drawing.boxes import MAX_HIDDEN, MIN_TEXT, Color, Tag, canvas, draw_tag, fitted, overlap, rgb_copy
 from regard.errors import MachineError, install_command
 
 SHARE = 0.55  # of the colour in a segment's pixels
 COARSE = 256  # cells of the longer side in which the middle of a segment is looked for
+CROWD = 5  # segments from which on some go without a name
 # Segments of one class differ in lightness: towards white (above 0) or black.
 SHADES = (0.0, 0.35, -0.3, 0.55, -0.15, 0.2)
 
@@ -28,7 +29,8 @@ def draw_segments(
     """Draw segments on a copy of `image`. Small images are enlarged as in `draw_boxes`.
 
     Names of the largest segments are placed first; a name that would hide a quarter of another name, or a segment much
-    smaller than itself, is not drawn.
+    smaller than itself, is not drawn. Where names would hide more than `MAX_HIDDEN` of many segments they are smaller,
+    and those that are larger than their segment are left out.
 
     Args:
         image: (3, H, W) uint8 RGB, or a PIL image.
@@ -87,25 +89,53 @@ def _borders(ids: np.ndarray, line: int) -> np.ndarray:
 
 def _name(picture: Image.Image, ids: np.ndarray, texts: Sequence[tuple[str, str]], colors: Sequence[Color]) -> None:
     size = min(max(12, round(min(picture.size) / 36)), max(12, picture.width // 12))
-    height = round(1.4 * size)
-    pen = ImageDraw.Draw(picture, "RGBA")
     areas = np.bincount(ids.ravel(), minlength=len(texts) + 1)[1:]
-    tags: list[Tag] = []
-    for number in np.argsort(-areas, kind="stable").tolist():
-        middle = _middle(ids == number + 1)
-        if middle is None:
-            continue
-        name, ending = texts[number]
-        text, font = fitted(name, ending, size, picture.width // 2)
-        width = math.ceil(font.getlength(text)) + size * 2 // 3
-        left = max(0, min(middle[0] - width // 2, picture.width - width))
-        top = max(0, min(middle[1] - height // 2, picture.height - height))
-        tag = Tag((left, top, left + width, top + height), text, font, colors[number])
-        hidden = sum(overlap(tag.place, other.place) for other in tags)
-        if 4 * hidden < width * height and areas[number] > width * height / 6:
-            tags.append(tag)
-    for tag in reversed(tags):
+    found = ((number, _middle(ids == number + 1)) for number in np.argsort(-areas, kind="stable").tolist())
+    middles = {number: middle for number, middle in found if middle is not None}
+    tags = _tags(middles, areas, texts, colors, size, picture.size)
+    while size > MIN_TEXT and _hides_much(tags.values(), ids, areas):
+        size = max(MIN_TEXT, round(0.75 * size))
+        tags = _tags(middles, areas, texts, colors, size, picture.size)
+    if _hides_much(tags.values(), ids, areas):
+        tags = {number: tag for number, tag in tags.items() if overlap(tag.place, tag.place) <= areas[number]}
+    pen = ImageDraw.Draw(picture, "RGBA")
+    for tag in reversed(tags.values()):
         draw_tag(pen, tag, size)
+
+
+def _tags(
+    middles: Mapping[int, tuple[int, int]],
+    areas: np.ndarray,
+    texts: Sequence[tuple[str, str]],
+    colors: Sequence[Color],
+    size: int,
+    picture: tuple[int, int],
+) -> dict[int, Tag]:
+    """Return the names by the number of their segment, placed in the order of `middles`."""
+    tags: dict[int, Tag] = {}
+    height = round(1.4 * size)
+    for number, (x, y) in middles.items():
+        name, ending = texts[number]
+        text, font = fitted(name, ending, size, picture[0] // 2)
+        width = math.ceil(font.getlength(text)) + size * 2 // 3
+        left = max(0, min(x - width // 2, picture[0] - width))
+        top = max(0, min(y - height // 2, picture[1] - height))
+        tag = Tag((left, top, left + width, top + height), text, font, colors[number])
+        hidden = sum(overlap(tag.place, other.place) for other in tags.values())
+        if 4 * hidden < width * height and areas[number] > width * height / 6:
+            tags[number] = tag
+    return tags
+
+
+def _hides_much(tags: Collection[Tag], ids: np.ndarray, areas: np.ndarray) -> bool:
+    """Return whether names hide more than `MAX_HIDDEN` of the segments, each counted as much as any other."""
+    hidden = np.zeros(len(areas) + 1)
+    for tag in tags:
+        x0, y0, x1, y1 = tag.place
+        hidden += np.bincount(ids[y0:y1, x0:x1].ravel(), minlength=len(hidden))
+    known = areas > 0
+    shares = np.minimum(1.0, hidden[1:][known] / areas[known])
+    return len(shares) >= CROWD and float(shares.mean()) > MAX_HIDDEN
 
 
 def _middle(mask: np.ndarray) -> tuple[int, int] | None:

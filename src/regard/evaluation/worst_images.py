@@ -18,6 +18,7 @@ from regard.drawing.boxes import class_color, compare, draw_boxes, grid, save_pi
 from regard.evaluation.detection_pictures import draw_panoptic
 from regard.metrics.curves import count_per_image
 from regard.metrics.detection import CocoDetections
+from regard.metrics.summary import two_digits
 from regard.safe_files import replace_text
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments
@@ -66,7 +67,7 @@ def write_worst_detections(
         save_picture(drawn, folder / "pictures" / picture)
         caption = f"F1 {count.f1:.2f}: {count.found} found, {count.missed} missed, {count.false} false"
         worst.append(WorstImage(str(dataset.image_folder / dataset.names[index]), caption, picture))
-    _write(folder, f"lowest F1 at score {threshold:.2f} and IoU 0.5", worst)
+    _write(folder, f"lowest F1 at score {two_digits(threshold)} and IoU 0.5", worst)
 
 
 @dataclass(frozen=True)

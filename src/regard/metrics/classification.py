@@ -63,7 +63,7 @@ class CalibrationBin(NamedTuple):
 class ClassificationScores:
     """Scores of a classifier on a data set.
 
-    stats: as fractions 0..1 `top1`, `top5` (1 for five classes or fewer), `mean_accuracy` and `f1` (means over the
+    stats: as fractions 0..1 `top1`, `top5` (with more than five classes), `mean_accuracy` and `f1` (means over the
         classes that have images), `ece` (expected calibration error, 15 bins, Guo et al. 2017, eq. 3); `nll`, the mean
         negative log-likelihood in nats. With the options of `evaluate` for them also `knn_top1`, `linear_top1` and
         `real_top1` (fractions) and `images_per_second`.
@@ -135,8 +135,8 @@ class ClassificationScores:
         from rich.table import Table
 
         table = Table(show_header=False)
-        top1, top5, ece = (f"{name} {percent(self.stats[name])}" for name in ("top1", "top5", "ece"))
-        table.add_row(top1, top5, f"nll {self.stats['nll']:.3f}", ece)
+        accuracy = [f"{name} {percent(self.stats[name])}" for name in ("top1", "top5") if name in self.stats]
+        table.add_row(*accuracy, f"nll {self.stats['nll']:.3f}", f"ece {percent(self.stats['ece'])}")
         more = [f"{title} {percent(self.stats[name])}" for name, title in _EXTRA_STATS.items() if name in self.stats]
         if "images_per_second" in self.stats:
             more.append(f"{self.stats['images_per_second']:,.0f} images/s")
@@ -186,7 +186,8 @@ def evaluate_classification(logits: Tensor, labels: Tensor, categories: Sequence
     calibration = _calibration(confidence, correct)
     stats = {
         "top1": correct.double().mean().item(),
-        "top5": (ranks < 5).double().mean().item(),
+        # Among the first five of five classes is every class.
+        **({"top5": (ranks < 5).double().mean().item()} if num_classes > 5 else {}),
         "mean_accuracy": fmean(score.recall for score in per_class if score.recall is not None),
         "f1": fmean(score.f1 for score in per_class if score.images and score.f1 is not None),
         "nll": nll.mean().item(),

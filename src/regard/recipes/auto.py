@@ -13,7 +13,7 @@ from typing import Any
 
 from regard.models.configs.detr import DETRConfig
 from regard.recipes.detection import DetectionRecipe
-from regard.training.config import batches_per_epoch, steps_per_epoch
+from regard.training.config import UNTIL_TIME_IS_UP, batches_per_epoch, steps_per_epoch
 
 CELL = 16  # pixels that the side of a small box should have on a GPU; on a CPU half of them
 SHORT_SIDES = (256, 512)  # least and greatest short side on a GPU; a CPU stops at CPU_SHORT_SIDE
@@ -25,9 +25,8 @@ CPU_MINUTES = 18.0  # on a CPU, of up to MINUTES_FOR images; more images get mor
 MINUTES_FOR = 200
 EVALUATIONS = 10  # in a training of IMAGES_TO_SEE
 PATIENCE = 6  # evaluations without a better score; fewer would cut off the end of the cosine, where scores still rise
-UNTIL_TIME_IS_UP = 100_000  # epochs, where `minutes` ends the training
 MANY_OBJECTS = 50
-FEW_STEPS, FEW_IMAGES, FEW_PER_CLASS = 300, 50, 50
+FEW_IMAGES, FEW_PER_CLASS = 50, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,7 @@ def fit_to_data(
     length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"
     limit = f", at most {minutes:.3g} minutes" if minutes is not None else ""
     images = f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}"
-    return fitted, [sizes, images, why_model, _rates(fitted), _evaluations(fitted), *_expectations(data, steps)]
+    return fitted, [sizes, images, why_model, _rates(fitted), _evaluations(fitted), *_expectations(data)]
 
 
 def _rates(recipe: DetectionRecipe) -> str:
@@ -130,12 +129,10 @@ def scale_to_batch(
     return replace(recipe, batch_size=batch_size, **rates), what
 
 
-def _expectations(data: DataSummary, steps: int) -> list[str]:
+def _expectations(data: DataSummary) -> list[str]:
     """Return what keeps a detector from learning, in words."""
     lines = []
     per_class = data.images * data.objects / data.classes
-    if steps < FEW_STEPS:
-        lines.append(f"warning: {steps} steps are few for a detector: train for more epochs or minutes")
     if data.images < FEW_IMAGES:
         lines.append(f"warning: {data.images} images are few: expect a rough detector, and scores that vary by chance")
     elif per_class < FEW_PER_CLASS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from regard.reports.html import Html, element, figure, joined, section
@@ -13,9 +15,10 @@ MAX_STEPS = 10  # evaluations of which attention is shown: the first, the last a
 def worst_section(files: RunFiles) -> Html | None:
     """Return the images that the model gets most wrong."""
     rows = [row for row in files.worst.get("images") or [] if isinstance(row, dict)]
+    folder, names = _below_one_folder([str(row.get("file", "")) for row in rows])
     cards = []
-    for row in rows:
-        name, caption = "/".join(Path(str(row.get("file", ""))).parts[-2:]), str(row.get("caption", ""))
+    for row, name in zip(rows, names, strict=True):
+        caption = str(row.get("caption", ""))
         path = files.picture(str(row.get("picture", "")).rpartition("/")[2])
         words = Html(f"{element('span', caption).code}<br>{element('code', name).code}")
         cards.append(figure(path, caption, words))
@@ -23,7 +26,8 @@ def worst_section(files: RunFiles) -> Html | None:
     if not known:
         return None
     is_classifier = files.main_score == "top1"
-    about = element("p", f"By {files.worst.get('measure', '')}.", css="note")
+    place = (" Files are in ", element("code", folder), ".") if folder else ()
+    about = element("p", f"By {files.worst.get('measure', '')}.", *place, css="note")
     return section("The worst validation images", about, element("div", joined(known), css=_cards(is_classifier)))
 
 
@@ -54,6 +58,15 @@ def predictions_section(files: RunFiles) -> Html | None:
     if step is None:
         return None
     return section("Predictions", figure(found[step], f"predictions at step {step}", f"step {step:,}"))
+
+
+def _below_one_folder(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the folder that all files are in or below, and their paths from there."""
+    try:
+        folder = os.path.commonpath([str(Path(path).parent) for path in paths])
+    except ValueError:  # no paths, or some from the root and some not
+        return "", list(paths)
+    return folder, [os.path.relpath(path, folder or ".") for path in paths]
 
 
 def _cards(small: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from regard.errors import DataError
@@ -12,8 +11,9 @@ from regard.reports.page import page
 from regard.reports.pictures import attention_section, predictions_section, worst_section
 from regard.reports.run_files import RunFiles
 from regard.reports.scores import score_parts, tiles
-from regard.reports.training import curve_parts, data_parts, timing_parts
+from regard.reports.training import choices, curve_parts, data_parts, timing_parts, warnings_box
 from regard.safe_files import replace_text
+from regard.training.config import UNTIL_TIME_IS_UP
 from regard.training.trackers import flat_settings
 
 NAME = "report.html"
@@ -31,21 +31,24 @@ def write_report(run: Path) -> Path:
     """
     files = RunFiles(Path(run))
     name, data = str(files.settings.get("name", "a model")), str(files.settings.get("data", ""))
-    with suppress(DataError):  # no step was done yet
+    try:
         plot_curves(files.rows, files.picture("curves.png"))
-    title = f"{name} on {data}"
+    except DataError:  # too few steps were done for a curve
+        files.picture("curves.png").unlink(missing_ok=True)
+    title = f"{name} on {Path(data).name or data}"
     parts = [
         element("h1", title),
         _summary(files),
         tiles(files),
+        warnings_box(files),
         section("Data", *data_parts(files)),
-        section("Training", *curve_parts(files)),
+        section("Training", *curve_parts(files), choices(files)),
         section("Scores", *score_parts(files)),
         worst_section(files),
         attention_section(files),
         predictions_section(files),
         section("Time", *timing_parts(files)),
-        section("Settings", table(_facts(files.settings))),
+        section("Settings", table(_facts(files))),
         section("Environment", table(_environment(files))),
     ]
     replace_text(files.folder / NAME, page(title, parts))
@@ -62,8 +65,11 @@ def _summary(files: RunFiles) -> Html:
     return element("p", text, " Folder: ", element("code", str(files.folder)), css="note")
 
 
-def _facts(settings: dict) -> list[tuple[str, str]]:
-    return [(name, _word(value)) for name, value in flat_settings(settings).items()]
+def _facts(files: RunFiles) -> list[tuple[str, str]]:
+    facts = {name: _word(value) for name, value in flat_settings(files.settings).items()}
+    if files.settings.get("minutes") is not None and files.settings.get("epochs") == UNTIL_TIME_IS_UP:
+        facts["epochs"] = "as many as fit into minutes"
+    return list(facts.items())
 
 
 def _environment(files: RunFiles) -> list[tuple[str, str]]:
@@ -74,4 +80,6 @@ def _environment(files: RunFiles) -> list[tuple[str, str]]:
 def _word(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, float):  # config.yaml has all digits
+        return f"{value:.6g}"
     return ", ".join(map(_word, value)) if isinstance(value, list) else str(value)

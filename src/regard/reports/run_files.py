@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from regard.config import read_yaml
 from regard.errors import ConfigError
 from regard.training.rows import read_rows
 
+NOTES = "notes.json"
 MAIN_SCORES = ("PQ", "mask_AP", "AP", "top1")  # the first that a run has decides which checkpoint is best
 
 
@@ -49,6 +50,11 @@ class RunFiles:
     def worst(self) -> dict[str, Any]:
         """`worst_images.json`."""
         return self._json("worst_images.json")
+
+    def notes(self, about: Literal["start", "length"]) -> list[str]:
+        """Return what the training told of its start or of its length, one line each. A warning begins so."""
+        found = self._json(NOTES).get(about)
+        return [note for note in found if isinstance(note, str)] if isinstance(found, list) else []
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

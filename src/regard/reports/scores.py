@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from regard.metrics.summary import percent
+from regard.metrics.summary import percent, two_digits
 from regard.reports.html import Content, Html, element, figure, table
 from regard.reports.run_files import RunFiles
 
-_TILES = ("PQ", "mask_AP", "AP", "AP50", "top1", "top5", "ece")
+_TILES = {
+    "PQ": "PQ",
+    "mask_AP": "mask AP",
+    "AP": "box AP",
+    "AP50": "box AP50",
+    "top1": "right (top1)",
+    "top5": "in the first five (top5)",
+    "ece": "calibration error (ece)",
+}
+_OF_CLASSES = {"PQ": "all", "PQ_th": "things", "PQ_st": "stuff"}
 _NO_FRACTIONS = ("nll", "images_per_second")
 _CHARTS = {
     "precision_recall.png": "precision by recall",
@@ -26,8 +36,8 @@ def tiles(files: RunFiles) -> Html | None:
     stats = files.metrics.get("stats") or {
         key.removeprefix("val/"): value for key, value in files.best.items() if key.startswith("val/")
     }
-    known = [(name, stats[name]) for name in _TILES if stats.get(name) is not None][:4]
-    items = [element("li", element("b", f"{percent(value)} %"), name) for name, value in known]
+    known = [(words, stats[name]) for name, words in _TILES.items() if stats.get(name) is not None][:4]
+    items = [element("li", element("b", f"{percent(value)} %"), words) for words, value in known]
     return element("ul", *items, css="tiles") if items else None
 
 
@@ -38,18 +48,52 @@ def score_parts(files: RunFiles) -> list[Html | None]:
         return [element("p", "The training has not finished: there are no scores of its best checkpoint.", css="note")]
     notes = [element("p", str(note), css="note") for note in metrics.get("notes") or []]
     about = element("p", "On the validation images of ", element("code", str(metrics.get("data", ""))))
-    stats = [(name, _number(name, value)) for name, value in (metrics.get("stats") or {}).items()]
     losses = [(name, f"{value:.4f}") for name, value in (metrics.get("losses") or {}).items()]
     return [
         about,
+        _threshold(files),
         *notes,
         element("h3", "All scores, in percent"),
-        table(stats, ["score", ""]),
+        *_score_tables(metrics.get("stats") or {}),
         element("h3", "Losses"),
-        table(losses, ["loss", ""]),
+        table(losses),
         *_class_tables(metrics),
         *(figure(files.picture(name), alt) for name, alt in _CHARTS.items()),
     ]
+
+
+def _threshold(files: RunFiles) -> Html | None:
+    """Return above which score the results of a detector are best, and whether `predict` takes it."""
+    metrics = files.metrics
+    stats, best, is_panoptic = metrics.get("stats") or {}, metrics.get("best_threshold"), bool(metrics.get("panoptic"))
+    if "AP" not in stats:
+        return None
+    of = "segment" if is_panoptic else "detection"
+    if best is None:
+        return element("p", f"No {of} is right, so no score threshold is better than another.")
+    score = stats.get("PQ") if is_panoptic else metrics.get("best_f1")
+    measure = f"{'PQ' if is_panoptic else 'F1'} of {of}s" + (f", {percent(score)} %," if score is not None else "")
+    text = f"The {measure} is best above a score of {two_digits(best)}"
+    if metrics.get("data") == files.settings.get("data"):
+        return element(
+            "p", f"{text}: ", element("code", "regard predict"), " takes this threshold if it is given none."
+        )
+    return element("p", f"{text}.")
+
+
+def _score_tables(stats: dict[str, float | None]) -> list[Html | None]:
+    """Return the scores of segments, of masks and boxes beside each other, and all others."""
+    rest, parts = dict(stats), list[Html | None]()
+    if "PQ" in rest:
+        endings = {name.removeprefix("PQ"): words for name, words in _OF_CLASSES.items() if name in rest}
+        rows = [[name, *(percent(rest.pop(name + end, None)) for end in endings)] for name in ("PQ", "SQ", "RQ")]
+        parts.append(table(rows, ["segments", *endings.values()]))
+    if "AP" in rest:
+        names = [name for name in rest if re.fullmatch(r"A[PR]\w*", name)]
+        kinds = {"mask_": "masks", "": "boxes"} if "mask_AP" in rest else {"": "boxes"}
+        rows = [[name, *(percent(rest.pop(kind + name, None)) for kind in kinds)] for name in names]
+        parts.append(table(rows, ["score", *kinds.values()]))
+    return [*parts, table([(name, _number(name, value)) for name, value in rest.items()])]
 
 
 def _class_tables(metrics: dict[str, Any]) -> list[Html | None]:

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from regard.metrics.charts.training import loss_pair
-from regard.reports.html import Html, element, figure, table
+from regard.reports.html import Html, element, figure, joined, table
 from regard.reports.run_files import RunFiles
 
 # What training and validation loss are, by the name of the training loss that is drawn.
@@ -17,6 +17,26 @@ _LOSSES = {
     "train/loss": "The training loss is what is minimised: of all decoder layers, or of mixed images, smoothed labels "
     "or a teacher's answers. The validation loss has none of these, so the two cannot be compared.",
 }
+
+
+_WARNING = "warning: "
+
+
+def warnings_box(files: RunFiles) -> Html | None:
+    """Return what the training warned of, such as few steps; None if nothing."""
+    told = dict.fromkeys(note for about in ("start", "length") for note in files.notes(about))
+    items = [element("li", note.removeprefix(_WARNING)) for note in told if note.startswith(_WARNING)]
+    return element("ul", *items, css="warnings") if items else None
+
+
+def choices(files: RunFiles) -> Html | None:
+    """Return what the training told of its start that is no warning: what data, device and weights have decided."""
+    told = [note for note in files.notes("start") if not note.startswith(_WARNING)]
+    if not told:
+        return None
+    return joined(
+        [element("h3", "Told at the start"), element("ul", *(element("li", note) for note in told), css="note")]
+    )
 
 
 def data_parts(files: RunFiles) -> list[Html | None]:
@@ -47,10 +67,12 @@ def curve_parts(files: RunFiles) -> list[Html | None]:
     ema = files.settings.get("ema")
     more = " Training images are augmented, and the weights still change from step to step; "
     more += "validation uses the moving average of the weights." if ema else "validation images are not augmented."
-    return [
-        figure(files.picture("curves.png"), "losses, scores and learning rate by step"),
-        element("p", text + more, css="note"),
-    ]
+    chart = figure(files.picture("curves.png"), "losses, scores and learning rate by step")
+    if chart is None:
+        return [element("p", "Numbers of one step only: they make no curve.", css="note")]
+    if len(files.evaluations) == 1:
+        more += " There was one evaluation: its scores make no curve and are below."
+    return [chart, element("p", text + more, css="note")]
 
 
 def timing_parts(files: RunFiles) -> list[Html | None]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from regard.data.images import read_image
 from regard.drawing.boxes import rgb_copy, save_picture
 from regard.errors import ConfigError, MachineError, escape, install_command, unknown_name
+from regard.metrics.summary import two_digits
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Rejected(NamedTuple):
     threshold: float
 
     def __str__(self) -> str:
-        return f"nothing above {self.threshold:.2f}; best score {self.score:.2f} {self.name}"
+        return f"nothing above {two_digits(self.threshold)}; best score {two_digits(self.score)} {self.name}"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -24,6 +24,7 @@ from regard.models.configs.vit import ViTConfig
 from regard.models.vit import VisionTransformer
 from regard.recipes.classification import ClassificationRecipe
 from regard.runs.classification_task import ClassificationTask, augmentation_of, mixing_of
+from regard.runs.few_steps import CLASSIFIER, FINE_TUNED, Enough
 from regard.training.data_loader import Augmented
 from regard.training.distributed import Processes, choose_device
 from regard.training.schedules import DEIT_WARMUP
@@ -129,9 +130,10 @@ class ClassificationJob:
         names = [category.name for category in self.train_data.categories]
         plot_class_counts(self.train_data.counts(), self.val_data.counts(), names, folder)
 
-    def after(self, steps: int, planned: int) -> list[str]:
-        """Return what to tell after a training of so many steps that should have had `planned`: nothing."""
-        return []
+    @property
+    def enough(self) -> Enough:
+        """The steps that such a model needs: fewer from weights than from random numbers."""
+        return CLASSIFIER if self.settings.start_from == "none" else FINE_TUNED
 
     def advice(self) -> AbstractContextManager[None]:
         """Add to errors about images how to find all bad images of the data set."""

@@ -75,6 +75,7 @@ class ClassificationTask:
         self.distillation = distillation_of(settings)
         self.batches_per_epoch = self._order(0).batches_per_epoch
         self.best_evaluation: ClassifierEvaluation | None = None  # since this process started
+        self.best_step: int | None = None  # of that evaluation
 
     def batches(self, start: int) -> Iterator[ClassificationBatch]:
         """Yield batches without end; draw the first one of a run to `pictures/train_batch.jpg`."""
@@ -136,18 +137,23 @@ class ClassificationTask:
             chosen = torch.linspace(0, len(self.val) - 1, min(EXPLAINED, len(self.val))).long().tolist()
             images = [self.val[index].image for index in chosen]
             draw_overview(cast(Classifier, model), images, folder / f"attention_step_{step}.jpg")
-        evaluation = evaluate_classifier(
+        picture = folder / f"predictions_step_{step}.jpg" if folder else None
+        evaluation = self.evaluate_images(model, picture)
+        best = self.best_evaluation
+        if best is None or evaluation.scores.stats["top1"] > best.scores.stats["top1"]:
+            self.best_evaluation, self.best_step = evaluation, step
+        return {**evaluation.losses, **evaluation.scores.stats}
+
+    def evaluate_images(self, model: nn.Module, picture: Path | None = None) -> ClassifierEvaluation:
+        """Evaluate a classifier on the validation images. `picture`: file for some of them, or None."""
+        return evaluate_classifier(
             cast(Classifier, model),
             self.val,
             batch_size=self.settings.batch_size,
             workers=self.settings.workers,
             processes=self.processes,
-            picture=folder / f"predictions_step_{step}.jpg" if folder else None,
+            picture=picture,
         )
-        best = self.best_evaluation
-        if best is None or evaluation.scores.stats["top1"] > best.scores.stats["top1"]:
-            self.best_evaluation = evaluation
-        return {**evaluation.losses, **evaluation.scores.stats}
 
     def _draw(self, batch: ClassificationBatch, path: Path) -> None:
         pixels, targets = batch.images.pixels, batch.labels

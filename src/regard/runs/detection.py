@@ -26,11 +26,12 @@ from regard.models.configs import CONFIGS
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.models.retinanet import RetinaNet
-from regard.recipes.auto import FEW_STEPS, fit_to_data, scale_to_batch
+from regard.recipes.auto import fit_to_data, scale_to_batch
 from regard.recipes.detection import DetectionRecipe
 from regard.runs.batch_size import MAX_BATCH, largest_batch
 from regard.runs.data_summary import summarize
 from regard.runs.detection_task import DetectionTask
+from regard.runs.few_steps import DETECTOR
 from regard.training.distributed import Processes, choose_device
 from regard.weights.backbone import classifier_file, fit_backbone
 from regard.weights.detr import imagenet_weights, load_backbone, transfer
@@ -53,11 +54,14 @@ class DetectionJob:
     Attributes:
         settings: the recipe, with the number of classes of the data.
         train_data, val_data: both splits.
+        enough: steps that such a model needs.
 
     Raises:
         ConfigError: settings that exclude each other (C09), or too few queries for the data (A43).
         DataError: the data set cannot be used.
     """
+
+    enough = DETECTOR
 
     def __init__(
         self,
@@ -227,15 +231,6 @@ class DetectionJob:
     def task(self, processes: Processes, pictures: Path | None) -> DetectionTask:
         """Build the task for the training loop. `pictures`: folder for pictures, or None."""
         return DetectionTask(self.settings, self.train_data, self.val_data, processes, pictures)
-
-    def after(self, steps: int, planned: int) -> list[str]:
-        """Return what to tell after a training of so many steps that should have had `planned`."""
-        minutes = self.settings.minutes
-        if minutes is None or steps >= min(FEW_STEPS, planned):
-            return []
-        enough = math.ceil(minutes * FEW_STEPS / max(1, steps))
-        what = f"{steps} steps in {minutes:.3g} minutes are few for a detector"
-        return [f"warning: {what}: train again with minutes={enough} or more, or on a GPU"]
 
     def draw_data(self, folder: Path) -> None:
         """Draw an overview of the data set to `folder`."""

@@ -66,6 +66,7 @@ class DetectionTask:
         self.score = score_of(val)
         self.batches_per_epoch = self._order(0).batches_per_epoch
         self.best_evaluation: DetectorEvaluation | None = None  # since this process started
+        self.best_step: int | None = None  # of that evaluation
 
     def batches(self, start: int) -> Iterator[DetectionBatch]:
         """Yield batches without end; draw the first one of a run to `pictures/train_batch.jpg`."""
@@ -109,7 +110,18 @@ class DetectionTask:
         if folder:
             images = [self.val.image(index) for index in range(min(EXPLAINED, len(self.val)))]
             draw_overview(cast(Detector, model), images, folder / f"attention_step_{step}.jpg")
-        evaluation = evaluate_detector(
+        evaluation = self.evaluate_images(model)
+        if folder:
+            evaluation.comparison().save(folder / f"predictions_step_{step}.jpg", quality=90)
+        score = evaluation.scores.stats[self.score] or 0.0
+        if self.best_evaluation is None or score > (self.best_evaluation.scores.stats[self.score] or 0.0):
+            self.best_evaluation, self.best_step = evaluation, step
+        stats = {name: value for name, value in evaluation.scores.stats.items() if value is not None}
+        return {**evaluation.losses, **stats}
+
+    def evaluate_images(self, model: nn.Module) -> DetectorEvaluation:
+        """Evaluate a detector on the validation images; segments at each threshold that a training tries."""
+        return evaluate_detector(
             cast(Detector, model),
             self.val,
             self.criterion,
@@ -118,13 +130,6 @@ class DetectionTask:
             processes=self.processes,
             segment_thresholds=thresholds_to_try(self.settings.model, len(self.val)),
         )
-        if folder:
-            evaluation.comparison().save(folder / f"predictions_step_{step}.jpg", quality=90)
-        score = evaluation.scores.stats[self.score] or 0.0
-        if self.best_evaluation is None or score > (self.best_evaluation.scores.stats[self.score] or 0.0):
-            self.best_evaluation = evaluation
-        stats = {name: value for name, value in evaluation.scores.stats.items() if value is not None}
-        return {**evaluation.losses, **stats}
 
 
 def augmentation_of(settings: DetectorRecipe) -> Pipeline:

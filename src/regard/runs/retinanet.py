@@ -22,6 +22,7 @@ from regard.models.configs.resnet import ResNetConfig
 from regard.models.retinanet import RetinaNet
 from regard.recipes.retinanet import RetinaNetRecipe
 from regard.runs.detection_task import DetectionTask
+from regard.runs.few_steps import DETECTOR
 from regard.training.distributed import Processes
 from regard.weights.backbone import classifier_file, fit_backbone
 from regard.weights.detr import imagenet_weights, load_backbone
@@ -39,10 +40,13 @@ class RetinaNetJob:
     Attributes:
         settings: the recipe, with the number of classes of the data.
         train_data, val_data: both splits.
+        enough: steps that such a model needs.
 
     Raises:
         DataError: the data set cannot be used.
     """
+
+    enough = DETECTOR
 
     def __init__(self, settings: RetinaNetRecipe) -> None:
         folder = data_folder(settings.data)
@@ -111,10 +115,6 @@ class RetinaNetJob:
     def draw_data(self, folder: Path) -> None:
         """Draw an overview of the data set to `folder`."""
         plot_dataset(self.train_data.to_coco(), folder)
-
-    def after(self, steps: int, planned: int) -> list[str]:
-        """Return what to tell after a training of so many steps that should have had `planned`: nothing."""
-        return []
 
     def advice(self) -> AbstractContextManager[None]:
         """Add to errors about images how to find all bad images of the data set."""

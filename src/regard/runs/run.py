@@ -21,7 +21,6 @@ from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.panoptic import PanopticDataset
 from regard.errors import ConfigError
-from regard.evaluation import evaluate
 from regard.models.build import Model
 from regard.models.memory_order import move_to_device
 from regard.recipes import Recipe
@@ -32,6 +31,8 @@ from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob
 from regard.runs.detection_task import DetectionTask
+from regard.runs.few_steps import few_ahead, few_done
+from regard.runs.notes import keep_notes
 from regard.runs.retinanet import RetinaNetJob
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.precision import describe, resolve_amp, tf32
@@ -107,19 +108,28 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             log_to=settings.log_to or (),
             settings=to_mapping(job.settings),
         )
-        for note in [*job.findings, *notes, *more]:
+        notes = [*job.findings, *notes, *more]
+        for note in notes:
             reporter.say(note)
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}
+<<<<<<< HEAD
         net = move_to_device(net, settings.channels_last, group.device)
         trainer = Trainer(net, task, job.settings, run, group, state, reporter)
         if job.settings.warmup_steps > trainer.total_steps:
             what = f"warmup_steps={job.settings.warmup_steps} and there are {trainer.total_steps} steps"
             reporter.say(f"warning: {what}: it will hardly learn. Set warmup_steps={trainer.total_steps // 20}")
+=======
+        trainer = Trainer(net.to(group.device), task, job.settings, run, group, state, reporter)
+        length = _too_short(job, trainer)
+        for note in length:
+            reporter.say(note)
+>>>>>>> wip/report
         if resume and trainer.resume() and trainer.is_finished:
             reporter.say(f"this run is finished, at step {trainer.progress.step}: {trainer.what_ended}")
         if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
             _describe(run, job, group)
+            keep_notes(run, notes, length, resumed=started)
         reporter.say(
             f"{settings.name}: {len(job.train_data)} training and {len(job.val_data)} validation images, "
             f"{len(job.train_data.categories)} classes, on {group.device} "
@@ -127,10 +137,22 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
         )
         with job.advice():
             trainer.fit()
-        for note in job.after(trainer.progress.step, trainer.total_steps):
+        for note in (ended := few_done(job.enough, trainer)):
             reporter.say(note)
-        scores = _finish(job.settings, run, group, task)
+        if group.is_main:
+            keep_notes(run, notes, [*length, *ended], resumed=True)
+        with job.advice():
+            scores = _finish(job.settings, run, group, task)
     return Run(run, scores)
+
+
+def _too_short(job: Job, trainer: Trainer) -> list[str]:
+    """Return what is known before the first step to be too short, one warning each."""
+    notes, warmup, steps = few_ahead(job.enough, trainer), job.settings.warmup_steps, trainer.total_steps
+    if warmup > steps:
+        what = f"warmup_steps={warmup} and there are {steps} steps"
+        notes.append(f"warning: {what}: it will hardly learn. Set warmup_steps={steps // 20}")
+    return notes
 
 
 def _run_folder(output: Path | None, name: str, resume: bool, group: Processes) -> Path:
@@ -190,9 +212,13 @@ def _finish(
 ) -> dict[str, float]:
     """Write `metrics.json` and pictures of the best checkpoint, and the report. Returns its scores."""
     group.barrier()
-    best = read_checkpoint(best_checkpoint(run), parts=[])
-    scores = best.state["progress"]["scores"]
+    path = best_checkpoint(run)
+    best = read_checkpoint(path, parts=[])
+    evaluation = task.best_evaluation
+    if evaluation is None or task.best_step != best.step:  # older than this process: the run was resumed
+        evaluation = task.evaluate_images(load(path).to(group.device))
     if group.is_main:
+<<<<<<< HEAD
         evaluation = task.best_evaluation
         if evaluation is not None and evaluation.scores.stats[task.score] == scores.get(task.score):
             evaluation.write(run, settings.data)
@@ -202,8 +228,11 @@ def _finish(
                 run, settings.data, device=settings.device, batch_size=settings.batch_size, workers=settings.workers,
                 precision=precision, quiet=True,
             )  # fmt: skip
+=======
+        evaluation.write(run, settings.data)
+>>>>>>> wip/report
         write_report(run)
-    return scores
+    return best.state["progress"]["scores"]
 
 
 def _git_state() -> str | None:

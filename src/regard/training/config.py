@@ -9,6 +9,8 @@ from typing import Literal
 from regard.config import check_choices
 from regard.errors import ConfigError
 
+UNTIL_TIME_IS_UP = 100_000  # epochs, where `minutes` ends the training
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -41,7 +43,8 @@ class TrainingConfig:
     workers: int = 2  # processes that load images; 0 loads in the main process
     seed: int = 42  # of weights, augmentation and the order of images
     evaluate_every: int = 1  # epochs between evaluations
-    patience: int = 0  # evaluations without a better score after which training stops early; 0 never stops
+    # evaluations without a better score after which training stops early, once the score has left 0; 0 never stops
+    patience: int = 0
     log_every: int = 20  # steps between lines of the log
     save_minutes: float = 10.0  # minutes between checkpoints; one is also written after every evaluation
     # trackers that get the numbers of the run's files as well

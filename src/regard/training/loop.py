@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,14 @@ from regard.training.stop_signals import Interrupted, StopSignals
 
 # Seconds since the last checkpoint after which one is written before an evaluation.
 SAVE_BEFORE_EVALUATION = 60.0
+LEAST_SCORE = 1e-3  # below, detectors find things by chance: `patience` waits until they have begun to learn
 
 
 class Task(Protocol):
     """The data, the loss and the evaluation of a training run."""
 
     batches_per_epoch: int
-    score: str  # key in the result of `evaluate` that selects the best checkpoint; higher is better
+    score: str  # key in the result of `evaluate` that selects the best checkpoint; higher is better, 0 is nothing right
 
     def batches(self, start: int) -> Iterator[Any]:
         """Yield batches forever, from batch number `start` (from 0) on."""
@@ -158,14 +159,21 @@ class Trainer:
         return self._fraction_done() >= 1.0 or self._is_stale()
 
     @property
+    def ended_by(self) -> Literal["patience", "epochs", "minutes"]:
+        """The setting that ended a finished training."""
+        if self._is_stale():
+            return "patience"
+        return "epochs" if self.progress.step >= self.total_steps else "minutes"
+
+    @property
     def what_ended(self) -> str:
         """What a finished training was ended by, and the setting that prolongs it."""
         config = self.config
-        if self._is_stale():
-            return f"no better score for {config.patience} evaluations; set patience=0"
-        if self.progress.step >= self.total_steps:
-            return f"all epochs are done; set epochs to more than {config.epochs}"
-        return f"the time is over; set minutes to more than {config.minutes:g}, or minutes=none"
+        return {
+            "patience": f"no better score for {config.patience} evaluations; set patience=0",
+            "epochs": f"all epochs are done; set epochs to more than {config.epochs}",
+            "minutes": f"the time is over; set minutes to more than {config.minutes or 0:g}, or minutes=none",
+        }[self.ended_by]
 
     def fit(self) -> Progress:
         """Train until all epochs are done, patience runs out or a signal comes.
@@ -300,7 +308,10 @@ class Trainer:
         return min(1.0, share)
 
     def _is_stale(self) -> bool:
-        return 0 < self.config.patience <= self.progress.since_best
+        """Whether the score has stopped rising. One that has not left 0 yet, to the digits shown, has not begun to."""
+        best = self.progress.best_score
+        has_begun = best is not None and abs(best) >= LEAST_SCORE
+        return has_begun and 0 < self.config.patience <= self.progress.since_best
 
     def _evaluate_or_stop(self, share: float) -> bool:
         """Evaluate if it is due. A signal ends the evaluation, which a resumed run does again.

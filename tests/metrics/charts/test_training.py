@@ -20,10 +20,24 @@ def test_picture_of_a_training(tmp_path: Path) -> None:
     rows[20]["val/AP"] = None
     path = plot_curves(rows, tmp_path / "new" / "curves.png")
     assert looks_drawn(path)
-    assert looks_drawn(plot_curves([{"step": 1, "train/loss": 3.0}], tmp_path / "one.png"))
-    with pytest.raises(DataError) as raised:
-        plot_curves([{"step": 1, "note": "x"}], tmp_path / "none.png")
-    assert "none.png" in str(raised.value) and not (tmp_path / "none.png").exists()
+    nan, one = float("nan"), [{"step": 1, "train/loss": 3.0, "lr": None}, {"step": 1, "val/AP": 0.1}]
+    for few in ([{"step": 1, "note": "x"}], one, [*one, {"step": 2, "train/loss": nan, "lr": 1.0, "val/AP": None}]):
+        with pytest.raises(DataError) as raised:
+            plot_curves(few, tmp_path / "none.png")
+        assert "none.png" in str(raised.value) and not (tmp_path / "none.png").exists()
+
+
+def test_numbers_of_one_step_are_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panel of one evaluation is left out; beside a curve its point stays."""
+    figures = []
+    monkeypatch.setattr("regard.metrics.charts.style.save", lambda figure, path: figures.append(figure) or path)
+    rows = [{"step": s, "train/loss": 1.0 / s, "train/lr": 1.0} for s in (1, 2, 3)]
+    first, second = {"step": 3, "val/loss": 2.0, "val/AP": 0.1}, {"step": 2, "val/AP": 0.0}
+    for more, scores in ((first, []), (second, ["score"])):
+        rows.append(more)
+        plot_curves(rows, tmp_path / "curves.png")
+        assert [axes.get_title() for axes in figures[-1].axes if axes.get_title()] == ["loss", *scores, "learning rate"]
+        assert [line.get_label() for line in figures[-1].axes[0].lines] == ["training", "validation"]
 
 
 def test_training_and_validation_loss_are_the_same_sum() -> None:

@@ -14,13 +14,14 @@ from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
 from regard.metrics.curves import DetectionCurves, confusion_matrix
 from regard.metrics.detection import CocoDetections
+from regard.metrics.summary import two_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_IOU_THRESHOLD, _SCORE_THRESHOLD = 0.5, 0.25
-_CONFUSION_TITLE = f"Confusions at IoU {_IOU_THRESHOLD} and score {_SCORE_THRESHOLD}"
+_IOU_THRESHOLD = 0.5
+_SCORE_THRESHOLD = 0.3  # of the confusion matrix, if no detection is right and no threshold best
 _MAX_BARS = 100  # classes in a chart of bars
 _MAX_POINTS = 20_000  # boxes in a scatter plot
 _MAX_NAMED_CURVES = 7  # more curves cannot be told apart
@@ -30,6 +31,8 @@ def plot_detections(
     ground_truth: dict[str, Any], detections: CocoDetections, curves: DetectionCurves, folder: str | Path
 ) -> list[Path]:
     """Save precision_recall.png, score_threshold.png and confusion_matrix.png into `folder`.
+
+    Confusions are those of detections above the score of the best F1.
 
     Args:
         ground_truth, detections: as for `evaluate_detections`.
@@ -43,8 +46,11 @@ def plot_detections(
         DataError: as for `evaluate_detections`.
         MachineError: hotcoco or matplotlib is not installed.
     """
-    matrix = confusion_matrix(ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=_SCORE_THRESHOLD)
-    matrix_figure = draw_confusion_matrix(matrix, curves.names, _CONFUSION_TITLE, background=True)
+    threshold = _SCORE_THRESHOLD if curves.best is None else curves.best[0]
+    matrix = confusion_matrix(ground_truth, detections, iou_threshold=_IOU_THRESHOLD, score_threshold=threshold)
+    why = "no detection is right" if curves.best is None else "best F1"
+    title = f"Confusions at IoU {_IOU_THRESHOLD} and score {two_digits(threshold)} ({why})"
+    matrix_figure = draw_confusion_matrix(matrix, curves.names, title, background=True)
     return [
         style.save(_draw_precision_recall(curves), Path(folder) / "precision_recall.png"),
         style.save(_draw_thresholds(curves), Path(folder) / "score_threshold.png"),
@@ -119,7 +125,7 @@ def _draw_thresholds(curves: DetectionCurves) -> Figure:
     if curves.best is not None:
         threshold, best = curves.best
         axes.axvline(threshold, color=GREY, linewidth=1, linestyle=":", zorder=1)
-        label = f"best F1 {style.two(best)} at score {style.two(threshold)}"
+        label = f"best F1 {style.two(best)} at score {two_digits(threshold)}"
         axes.plot(threshold, best, "o", color=GREEN, markeredgecolor="white", markersize=9, label=label)
     axes.set_title("Detections above a score (IoU 0.50, all classes together)")
     style.unit_square(axes, "score threshold", "")

@@ -32,6 +32,8 @@ def loss_pair(names: Sequence[str]) -> tuple[str, str]:
 def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Save a chart of a training: losses, scores and learning rates against the step.
 
+    Numbers that are known at one step only are no curve: a panel of nothing else is left out.
+
     Args:
         metrics: rows with "step" and some of "epoch", "train/loss", "train/loss_ce", "val/loss", "val/AP",
             "val/AP50", "val/top1", "train/lr" and the like. Rows may have different keys. None and values that are not
@@ -42,14 +44,15 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         `path`.
 
     Raises:
-        DataError: no row has a step and one of these metrics.
+        DataError: none of these metrics is known at two steps.
         MachineError: matplotlib is not installed.
     """
     rows = [row for row in metrics if "step" in row]
-    panels = _panels(list(dict.fromkeys(key for row in rows for key in row)))
+    all_panels = _panels(list(dict.fromkeys(key for row in rows for key in row)))
+    panels = {name: keys for name, keys in all_panels.items() if any(_is_curve(rows, key) for key in keys)}
     if not panels:
-        what = "no loss, score or learning rate among the metrics"
-        raise DataError(what, where=path, remedy="train for at least one step")
+        what = "no loss, score or learning rate is known at two steps"
+        raise DataError(what, where=path, remedy="train for more steps")
     columns = min(_PANELS_PER_ROW, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = style.figure(5.6 * columns, 4.6 * lines)
@@ -115,6 +118,10 @@ def _label(panel: str, part: str, term: str) -> str:
     if panel == "loss":
         return word
     return f"{word} {style.short_name(term)}" if panel == "terms of the loss" else style.short_name(term)
+
+
+def _is_curve(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return len({row["step"] for row in rows if row.get(key) is not None and math.isfinite(row[key])}) > 1
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
