@@ -20,7 +20,8 @@ def test_words_are_known_and_rows_are_different_trainings(name):
             told = {(plan.keys[row], rows[row].statistic, rows[row].beside) for row in rows}
             assert len(told) == len(rows) > 1 and study.baseline in rows
     assert study.question.endswith("?")
-    assert any(row.published is not None for row in study.rows) or study.published.startswith("no numbers")
+    told = {number for row in study.rows for number in (row.published, row.published_difference)}
+    assert told > {None} or study.published.startswith("no numbers")
 
 
 def test_list(capsys):

@@ -13,13 +13,18 @@ from regard.studies.study import Study
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row of a table. scores: by seed, in the unit of the study. against: the baseline, None for itself."""
+    """A row of a table.
+
+    scores: by seed, in the unit of the study. against: the baseline, None for itself. published, published_difference:
+    the paper's number, or its difference to the baseline.
+    """
 
     name: str
     scores: Mapping[int, float]
     published: float | None
     against: Comparison | None
     runs: tuple[str, ...] = ()
+    published_difference: float | None = None
 
     @property
     def mean(self) -> float | None:
@@ -48,6 +53,7 @@ class StudyResult:
                 "mean": row.mean,
                 "std": row.std,
                 "published": row.published,
+                "published_difference": row.published_difference,
                 "against_baseline": None if row.against is None else asdict(row.against),
                 "runs": row.runs,
             }
@@ -77,7 +83,8 @@ def make_result(
         compared = row.name != study.baseline and row.seeds is None and not row.step  # a teacher is no rival
         common = sorted(own.keys() & base.keys()) if compared else []
         against = compare([own[seed] for seed in common], [base[seed] for seed in common]) if common else None
-        rows.append(RowResult(row.name, own, row.published, against, runs.get(row.name, ())))
+        paths = runs.get(row.name, ())
+        rows.append(RowResult(row.name, own, row.published, against, paths, row.published_difference))
     return StudyResult(name, study, tuple(rows), how, verdict_of(study.baseline, rows))
 
 
@@ -88,6 +95,7 @@ def verdict_of(baseline: str, rows: list[RowResult]) -> str:
     """
     base = next((row.published for row in rows if row.name == baseline), None)
     told = {row.name: row.published - base for row in rows if row.published is not None and base is not None}
+    told |= {row.name: row.published_difference for row in rows if row.published_difference is not None}
     compared = [row for row in rows if told.get(row.name) and row.against is not None]
     if not compared:
         return "The paper gives no numbers for these rows from which an order follows."
