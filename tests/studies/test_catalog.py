@@ -1,5 +1,7 @@
 """All studies: their words are those of `regard train`, and the list has each."""
 
+from pathlib import Path
+
 import pytest
 
 from command_line import run
@@ -30,6 +32,12 @@ def test_list(capsys):
     for name, study in STUDIES.items():
         assert f"regard study {name}\n" in told and study.question in told and study.source in told
     assert all(f"regard study {name}" in told for name in OTHERS)
+
+
+def test_the_guide_names_every_study():
+    """Beside the table or figure that it covers."""
+    text = (Path(__file__).parents[2] / "docs/guide/studies.md").read_text()
+    assert not [name for name in (*STUDIES, *OTHERS) if f"`{name}`" not in text]
 
 
 def test_unknown(capsys):

@@ -125,7 +125,6 @@ def one_step(monkeypatch, released):
 
     monkeypatch.setattr(Trainer, "fit", fit)
     monkeypatch.setattr("regard.runs.run._finish", lambda *_: {})
-    monkeypatch.setattr("regard.runs.run._describe", lambda run, *_: None)
     monkeypatch.setenv("REGARD_HOME", str(released))
     monkeypatch.setenv("REGARD_OFFLINE", "1")
     monkeypatch.setattr("regard.weights.download._sha256", lambda path: re.search(r"-([0-9a-f]+)\.pth$", path.name)[1])
@@ -134,6 +133,7 @@ def one_step(monkeypatch, released):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
+@pytest.mark.usefixtures("blank_charts")
 def test_one_step_of_every_row(name, capsys, tmp_path, monkeypatch, datasets, one_step):
     monkeypatch.chdir(tmp_path)
     for data in datasets.iterdir():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from regard.studies.result_files import latex, markdown, write_results
-from regard.studies.results import make_result
+from regard.studies.results import make_result, order_of
 from regard.studies.study import Row, Study
 
 STUDY = Study(
@@ -49,6 +49,15 @@ def test_one_seed_shows_nothing():
     scores = {name: {0: values[0]} for name, values in SCORES.items()}
     said = make_result("which", STUDY, scores, {}, "").verdict
     assert "0 seen here" in said and "0 the other way" in said and "3 within the noise of 1 seed." in said
+
+
+def test_the_order_of_one_seed_is_told_without_a_claim():
+    scores = {name: {0: values[0]} for name, values in SCORES.items()}
+    order = order_of("plain", make_result("which", STUDY, scores, {}, "").rows)
+    assert order.alike == ("more & better_", "unsure | open") and not order.seen and not order.turned
+    assert order.noise == ("more & better_", "worse", "unsure | open") and order.count == 3
+    order = order_of("plain", result().rows)
+    assert (order.seen, order.turned, order.noise) == (("more & better_",), ("worse",), ("unsure | open",))
 
 
 def test_a_published_difference_counts_as_its_numbers_do():

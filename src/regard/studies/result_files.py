@@ -69,16 +69,14 @@ def notes(result: StudyResult) -> list[str]:
     ]
 
 
+def markdown_table(result: StudyResult) -> list[str]:
+    """Return the lines of the table."""
+    lines = [_bars(COLUMNS), _bars(("---", *["---:"] * (len(COLUMNS) - 1)))]
+    return lines + [_bars([cell.replace("|", "\\|") for cell in cells(row)]) for row in result.rows]
+
+
 def markdown(result: StudyResult) -> str:
-    lines = [
-        f"# {result.name}",
-        "",
-        result.study.question,
-        "",
-        _bars(COLUMNS),
-        _bars(("---", *["---:"] * (len(COLUMNS) - 1))),
-    ]
-    lines += [_bars([cell.replace("|", "\\|") for cell in cells(row)]) for row in result.rows]
+    lines = [f"# {result.name}", "", result.study.question, "", *markdown_table(result)]
     lines += [text for note in notes(result) for text in ("", note)]
     return "\n".join([*lines, "", "![A dot for each seed, a bar of one standard deviation](results.png)", ""])
 
