@@ -1,5 +1,7 @@
 """Studies of attention in convolutions: networks that differ in what their names say."""
 
+from dataclasses import replace
+
 import torch
 
 from regard.attention import AugmentedConv2d
@@ -23,6 +25,13 @@ def test_positions_are_those_of_their_names():
     assert [{layer.position for layer in layers} for layers in augmented] == [
         {"none"}, {"sine"}, {"coord"}, {"relative"},
     ]  # fmt: skip
+
+
+def test_detectors_differ_in_their_attention_alone():
+    plain, augmented = [row.words for row in ATTENTION["retinanet"].rows if row.words]
+    one, other = (recipe_for(words[0], "small") for words in (plain, augmented))
+    assert (one.model.backbone, other.model.backbone) == ("small", "aa_small")
+    assert replace(other, name=one.name, model=replace(other.model, backbone="small")) == one
 
 
 def test_ratios_are_those_of_their_names():

@@ -1,5 +1,7 @@
 """All studies: their words are those of `regard train`, and the list has each."""
 
+from pathlib import Path
+
 import pytest
 
 from command_line import run
@@ -20,7 +22,8 @@ def test_words_are_known_and_rows_are_different_trainings(name):
             told = {(plan.keys[row], rows[row].statistic, rows[row].beside) for row in rows}
             assert len(told) == len(rows) > 1 and study.baseline in rows
     assert study.question.endswith("?")
-    assert any(row.published is not None for row in study.rows) or study.published.startswith("no numbers")
+    told = {number for row in study.rows for number in (row.published, row.published_difference)}
+    assert told > {None} or study.published.startswith("no numbers")
 
 
 def test_list(capsys):
@@ -29,6 +32,12 @@ def test_list(capsys):
     for name, study in STUDIES.items():
         assert f"regard study {name}\n" in told and study.question in told and study.source in told
     assert all(f"regard study {name}" in told for name in OTHERS)
+
+
+def test_the_guide_names_every_study():
+    """Beside the table or figure that it covers."""
+    text = (Path(__file__).parents[2] / "docs/guide/studies.md").read_text()
+    assert not [name for name in (*STUDIES, *OTHERS) if f"`{name}`" not in text]
 
 
 def test_unknown(capsys):

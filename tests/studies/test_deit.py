@@ -6,16 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import regard
 from command_line import run
 from refusals import refused
+from regard.data.class_images.dataset import open_classification
+from regard.data.transforms.classification import Evaluation
 from regard.errors import RegardError
 from regard.evaluation import evaluate
 from regard.models.catalog import preset
 from regard.recipes import recipe_for
+from regard.structures.image_batch import ImageBatch
 from regard.studies.deit import distillation_by
-from regard.studies.measures import choices
+from regard.studies.measures import choices, token_similarity
 from regard.studies.plan import plan_runs
 from regard.studies.study import Scale
 
@@ -87,6 +91,22 @@ def test_choices_agree_with_evaluations(pair):
         assert 0 <= top1 <= 1 and abs(top1 - right) <= differs + 1e-9
     assert found["heads_differ"] <= found["class_differ"] + found["distillation_differ"] + 1e-9
     assert choices(teacher, "digits", teacher) == {"error": pytest.approx(1 - right), "differ": 0.0}
+
+
+def test_similarity_of_tokens(pair):
+    """By the layers themselves, image by image; of a network whose tokens are the same, 1."""
+    student, teacher = pair
+    found = token_similarity(student, "digits", None)
+    net, dataset = regard.load(student), open_classification("digits", "val")
+    evaluation = Evaluation.of(net.card)
+    with torch.no_grad():
+        images = torch.stack([evaluation(dataset[index]).image for index in range(len(dataset))])
+        last = net.norm(net.tokens(ImageBatch.from_images(list(images)).normalized().pixels)[-1])
+        cosines = [torch.dot(a, b) / a.norm() / b.norm() for a, b in last[:, :2].double()]
+        one, two = net.cls_token.flatten().double(), net.dist_token.flatten().double()
+    assert found["last"] == pytest.approx(torch.stack(cosines).mean().item(), abs=1e-5)
+    assert found["learned"] == pytest.approx((torch.dot(one, two) / one.norm() / two.norm()).item())
+    refused(RegardError, lambda: token_similarity(teacher, "digits", None), "C09", "distillation token")
 
 
 def test_measures_import_nothing_before_they_are_called():

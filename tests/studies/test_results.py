@@ -4,10 +4,11 @@ import csv
 import json
 from dataclasses import replace
 
+import pytest
 from PIL import Image
 
 from regard.studies.result_files import latex, markdown, write_results
-from regard.studies.results import make_result
+from regard.studies.results import make_result, order_of
 from regard.studies.study import Row, Study
 
 STUDY = Study(
@@ -50,6 +51,31 @@ def test_one_seed_shows_nothing():
     assert "0 seen here" in said and "0 the other way" in said and "3 within the noise of 1 seed." in said
 
 
+def test_the_order_of_one_seed_is_told_without_a_claim():
+    scores = {name: {0: values[0]} for name, values in SCORES.items()}
+    order = order_of("plain", make_result("which", STUDY, scores, {}, "").rows)
+    assert order.alike == ("more & better_", "unsure | open") and not order.seen and not order.turned
+    assert order.noise == ("more & better_", "worse", "unsure | open") and order.count == 3
+    order = order_of("plain", result().rows)
+    assert (order.seen, order.turned, order.noise) == (("more & better_",), ("worse",), ("unsure | open",))
+
+
+def test_a_published_difference_counts_as_its_numbers_do():
+    """The paper says by how much a row is better, and prints no number for it, or for none."""
+    rows = {row.name: row for row in STUDY.rows}
+    rows["more & better_"] = replace(rows["more & better_"], published=None, published_difference=5.0)
+    rows["worse"] = replace(rows["worse"], published=None, published_difference=-10.0)
+    found = make_result("which", replace(STUDY, rows=tuple(rows.values())), SCORES, {}, "3 epochs")
+    assert found.verdict == result().verdict
+    line = next(line for line in markdown(found).splitlines() if line.startswith("| worse"))
+    assert "| -10 |" in line and "with a sign" in markdown(found) and "with a sign" not in markdown(result())
+    rows["plain"] = replace(rows["plain"], published=None)
+    alone = make_result("which", replace(STUDY, rows=tuple(rows.values())), SCORES, {}, "").verdict
+    assert alone.startswith("Of the 2 differences") and "1 seen here (more & better_)" in alone
+    with pytest.raises(ValueError, match="worse"):
+        replace(STUDY, rows=(*STUDY.rows[:2], replace(rows["worse"], published=60.0)))
+
+
 def test_rows_are_compared_over_common_seeds():
     scores = {"plain": BASE, "worse": {0: 49.0, 2: 49.0, 3: 10.0}}
     row = make_result("which", STUDY, scores, {}, "").rows[2]
@@ -80,7 +106,8 @@ def test_files(tmp_path):
     write_results(result(), tmp_path)
     told = json.loads((tmp_path / "results.json").read_text())
     assert told["rows"][1]["against_baseline"]["pairs"] == 3 and told["rows"][5]["mean"] is None
-    assert told["rows"][5]["published"] == 77.0 and told["verdict"] == result().verdict
+    assert told["rows"][5]["published"] == 77.0 and told["rows"][5]["published_difference"] is None
+    assert told["verdict"] == result().verdict
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == [row.name for row in STUDY.rows]

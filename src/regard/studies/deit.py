@@ -11,7 +11,7 @@ from pathlib import Path
 from regard.errors import ConfigError
 from regard.models.catalog import SMALL_IMAGES, WEIGHTS, preset
 from regard.models.configs import CONFIGS, ClassifierConfig
-from regard.studies.measures import choices
+from regard.studies.measures import choices, token_similarity
 from regard.studies.study import RUN, Row, Scale, Study, small_images
 
 TOUVRON = "Touvron et al. 2021, Training data-efficient image transformers"
@@ -157,9 +157,33 @@ DEIT: dict[str, Study] = {
             ),
         ),
     ),
+    "tokens": Study(
+        question="Do the class token and the distillation token learn different things?",
+        source=f"{TOUVRON}, section 4",
+        published="cosine of the two tokens of DeiT-B, as they enter the network or after its last layer",
+        baseline="two class tokens, at the input",
+        minutes=MINUTES,
+        unit="cosine",
+        rows=(
+            Row(name="teacher (top-1)", words=("resnet20",), seeds=1),
+            *(
+                Row(
+                    name=f"{name}, {where}", words=(TOKEN, *words), full=(*BASE_TOKEN, *full), published=published,
+                    measure=token_similarity, statistic=statistic,
+                )
+                for name, words, full, numbers in (
+                    ("two class tokens", (), (), (0.999, None)),
+                    ("with a teacher", (f"teacher={RUN}teacher (top-1)",), (REGNET,), (0.06, 0.93)),
+                )
+                for where, statistic, published in zip(
+                    ("at the input", "after the last layer"), ("learned", "last"), numbers, strict=True
+                )
+            ),
+        ),
+    ),
     "distillation_epochs": Study(
         question="Does a longer training help with a teacher, where it does not help without?",
-        source=f"{TOUVRON}, figure 3",
+        source=f"{TOUVRON}, figure 3, which says of trainings without a teacher that they saturate at 82.2",
         published=TOP1,
         baseline="token, 1.0 times the epochs",
         minutes=MINUTES,
@@ -177,7 +201,8 @@ DEIT: dict[str, Study] = {
     ),
     "deit_ablation": Study(
         question="Which parts of DeiT's recipe does it need?",
-        source=f"{TOUVRON}, table 8",
+        source=f"{TOUVRON}, table 8, at 224 pixels; its authors say that the trainings of 4.3 and 3.4 did not succeed, "
+        "maybe for want of other hyper-parameters",
         published=TOP1,
         baseline="DeiT's recipe",
         minutes=MINUTES,
@@ -214,7 +239,7 @@ DEIT: dict[str, Study] = {
     ),
     "transfer": Study(
         question="What are weights of other images worth to a transformer?",
-        source=f"{TOUVRON}, table 7 and section 6.3",
+        source=f"{TOUVRON}, table 7 and section 5.4",
         published="top-1 of DeiT-B on CIFAR-10 in %, from random weights and from ImageNet's",
         baseline="random weights",
         minutes=MINUTES,

@@ -14,6 +14,7 @@ from regard.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 HEADS = ("class", "distillation")
 
@@ -37,6 +38,38 @@ def choices(run: Path, data: str, other: Path | None) -> dict[str, float]:
         names = {"all": "differ", **{head: f"{head}_differ" for head in HEADS}}
         numbers |= {names[head]: _share_that_differs(labels, theirs) for head, labels in found.items()}
     return numbers
+
+
+def token_similarity(run: Path, data: str, other: Path | None) -> dict[str, float]:
+    """Cosine of the class and the distillation token, -1..1 (DeiT, section 4).
+
+    `learned`: of the two as they enter the network; `last`: after its last layer, mean over the validation images.
+
+    Raises:
+        ConfigError: the run has no distillation token (C09).
+    """
+    from torch.nn.functional import cosine_similarity
+
+    from regard.data.class_images.dataset import open_classification
+    from regard.evaluation.classification import predict_logits
+    from regard.models.vit import VisionTransformer
+    from regard.training.distributed import Processes
+    from regard.weights.load import load_on
+
+    net, device = load_on(str(run), "auto")
+    if not isinstance(net, VisionTransformer) or net.dist_token is None:
+        raise ConfigError("a model without distillation token", where=run, code="C09")
+    found: list[Tensor] = []
+
+    def keep(module: Module, given: tuple[Tensor, ...], tokens: Tensor) -> None:
+        found.append(cosine_similarity(tokens[:, 0].double(), tokens[:, 1].double()).cpu())
+
+    with net.norm.register_forward_hook(keep):
+        dataset = open_classification(data, "val")
+        predict_logits(net, dataset, batch_size=64, workers=0, processes=Processes(0, 1, device))
+    learned = cosine_similarity(net.cls_token.double(), net.dist_token.double(), dim=-1)
+    count = sum(map(len, found))
+    return {"learned": learned.item(), "last": sum(part.sum().item() for part in found) / count}
 
 
 def _first_choices(run: Path, data: str) -> tuple[dict[str, Tensor], Tensor]:

@@ -26,7 +26,7 @@ def cells(row: RowResult) -> tuple[str, ...]:
         _number(row.mean),
         _number(row.std),
         str(len(row.scores) or ""),
-        "" if row.published is None else f"{row.published:g}",
+        _published(row),
         "" if against is None else f"{against.difference:+.2f}",
         "" if against is None or against.p is None else _p(against.p),
         _needed(row),
@@ -58,25 +58,25 @@ def show_results(result: StudyResult) -> None:
 def notes(result: StudyResult) -> list[str]:
     """Lines below the table."""
     study = result.study
+    signed = any(row.published_difference is not None for row in result.rows)
+    sign = "; with a sign, the difference to the baseline" if signed else ""
     return [
         f"Our numbers: {_score(study)}; {result.how}.",
-        f"Published: {study.published}; {study.source}.",
+        f"Published: {study.published}{sign}; {study.source}.",
         f"Differences are to {study.baseline!r}, paired by seed, with p of a two-sided t-test. Needed: seeds that "
         "would show such a difference with a probability of 0.8 at p < 0.05, by the deviation seen here.",
         result.verdict,
     ]
 
 
+def markdown_table(result: StudyResult) -> list[str]:
+    """Return the lines of the table."""
+    lines = [_bars(COLUMNS), _bars(("---", *["---:"] * (len(COLUMNS) - 1)))]
+    return lines + [_bars([cell.replace("|", "\\|") for cell in cells(row)]) for row in result.rows]
+
+
 def markdown(result: StudyResult) -> str:
-    lines = [
-        f"# {result.name}",
-        "",
-        result.study.question,
-        "",
-        _bars(COLUMNS),
-        _bars(("---", *["---:"] * (len(COLUMNS) - 1))),
-    ]
-    lines += [_bars([cell.replace("|", "\\|") for cell in cells(row)]) for row in result.rows]
+    lines = [f"# {result.name}", "", result.study.question, "", *markdown_table(result)]
     lines += [text for note in notes(result) for text in ("", note)]
     return "\n".join([*lines, "", "![A dot for each seed, a bar of one standard deviation](results.png)", ""])
 
@@ -85,12 +85,14 @@ def csv_text(result: StudyResult) -> str:
     """One line a row with full digits; the scores of the seeds are in one cell, with semicolons."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "mean", "std", "seeds", "published", "difference", "p", "seeds_needed", "scores"])
+    names = ["row", "mean", "std", "seeds", "published", "published_difference"]
+    writer.writerow([*names, "difference", "p", "seeds_needed", "scores"])
     for row in result.rows:
         against = row.against
         compared = (None, None, None) if against is None else (against.difference, against.p, against.seeds_needed)
         scores = ";".join(str(row.scores[seed]) for seed in sorted(row.scores))
-        writer.writerow([row.name, row.mean, row.std, len(row.scores), row.published, *compared, scores])
+        published = row.published, row.published_difference
+        writer.writerow([row.name, row.mean, row.std, len(row.scores), *published, *compared, scores])
     return text.getvalue()
 
 
@@ -124,6 +126,13 @@ def _score(study: Study) -> str:
     names = {row.statistic or study.statistic for row in study.rows if row.words and not row.step}
     name = study.statistic if names == {study.statistic} else "as the rows say"
     return f"{name}, in %" if study.unit == "%" else f"{name} ({study.unit})"
+
+
+def _published(row: RowResult) -> str:
+    """Return the paper's number; with a sign if it is a difference to the baseline."""
+    if row.published_difference is not None:
+        return f"{row.published_difference:+g}"
+    return "" if row.published is None else f"{row.published:g}"
 
 
 def _needed(row: RowResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -13,13 +13,18 @@ from regard.studies.study import Study
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row of a table. scores: by seed, in the unit of the study. against: the baseline, None for itself."""
+    """A row of a table.
+
+    scores: by seed, in the unit of the study. against: the baseline, None for itself. published, published_difference:
+    the paper's number, or its difference to the baseline.
+    """
 
     name: str
     scores: Mapping[int, float]
     published: float | None
     against: Comparison | None
     runs: tuple[str, ...] = ()
+    published_difference: float | None = None
 
     @property
     def mean(self) -> float | None:
@@ -48,6 +53,7 @@ class StudyResult:
                 "mean": row.mean,
                 "std": row.std,
                 "published": row.published,
+                "published_difference": row.published_difference,
                 "against_baseline": None if row.against is None else asdict(row.against),
                 "runs": row.runs,
             }
@@ -77,34 +83,69 @@ def make_result(
         compared = row.name != study.baseline and row.seeds is None and not row.step  # a teacher is no rival
         common = sorted(own.keys() & base.keys()) if compared else []
         against = compare([own[seed] for seed in common], [base[seed] for seed in common]) if common else None
-        rows.append(RowResult(row.name, own, row.published, against, runs.get(row.name, ())))
+        paths = runs.get(row.name, ())
+        rows.append(RowResult(row.name, own, row.published, against, paths, row.published_difference))
     return StudyResult(name, study, tuple(rows), how, verdict_of(study.baseline, rows))
 
 
-def verdict_of(baseline: str, rows: list[RowResult]) -> str:
-    """Return one sentence: which differences of the paper to the baseline are seen here, beyond the noise of seeds.
+@dataclass(frozen=True)
+class Order:
+    """What became of the differences to the baseline that a paper has, by names of rows.
 
-    A difference is seen if the paired t-test, adjusted for the number of rows (Holm 1979), has p below 0.05.
+    alike: of the same sign here. seen: of these, those beyond the noise of seeds. turned: of the other sign, beyond the
+    noise. noise: neither seen nor turned.
     """
-    base = next((row.published for row in rows if row.name == baseline), None)
-    told = {row.name: row.published - base for row in rows if row.published is not None and base is not None}
-    compared = [row for row in rows if told.get(row.name) and row.against is not None]
-    if not compared:
-        return "The paper gives no numbers for these rows from which an order follows."
-    tested = [row for row in compared if row.against is not None and row.against.p is not None]
+
+    alike: tuple[str, ...]
+    seen: tuple[str, ...]
+    turned: tuple[str, ...]
+    noise: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.seen) + len(self.turned) + len(self.noise)
+
+
+def order_of(baseline: str, rows: Sequence[RowResult]) -> Order:
+    """Compare the differences that the paper has, other than 0, with ours.
+
+    Ours counts if the paired t-test, adjusted for the number of rows (Holm 1979), has p below 0.05.
+    """
+    told = _told(baseline, rows)
+    tested = [row for row in rows if row.name in told and row.against is not None and row.against.p is not None]
     adjusted = holm([row.against.p for row in tested if row.against is not None and row.against.p is not None])
     seen: list[str] = []
     turned: list[str] = []
     for row, p in zip(tested, adjusted, strict=True):
         if row.against is not None and p < ALPHA:
             (seen if row.against.difference * told[row.name] > 0 else turned).append(row.name)
-    open_rows = [row.name for row in compared if row.name not in (*seen, *turned)]
+    ours = {row.name: row.against.difference for row in rows if row.against is not None}
+    alike = tuple(name for name, difference in told.items() if difference * ours[name] > 0)
+    return Order(alike, tuple(seen), tuple(turned), tuple(name for name in told if name not in (*seen, *turned)))
+
+
+def _told(baseline: str, rows: Sequence[RowResult]) -> dict[str, float]:
+    """Return the paper's difference to the baseline, other than 0, of each row that is compared here."""
+    base = next((row.published for row in rows if row.name == baseline), None)
+    told = {row.name: row.published - base for row in rows if row.published is not None and base is not None}
+    told |= {row.name: row.published_difference for row in rows if row.published_difference is not None}
+    return {row.name: told[row.name] for row in rows if told.get(row.name) and row.against is not None}
+
+
+def verdict_of(baseline: str, rows: Sequence[RowResult]) -> str:
+    """Return one sentence: which differences of the paper to the baseline are seen here, see `order_of`."""
+    order, told = order_of(baseline, rows), _told(baseline, rows)
+    if not told:
+        return "The paper gives no numbers for these rows from which an order follows."
     parts = [
         f"{text} ({', '.join(names)})" if names else text
-        for text, names in ((f"{len(seen)} seen here", seen), (f"{len(turned)} the other way round here", turned))
+        for text, names in (
+            (f"{len(order.seen)} seen here", order.seen),
+            (f"{len(order.turned)} the other way round here", order.turned),
+        )
     ]
-    noise = f"{len(open_rows)} within the noise of {_pairs(compared)}"
-    count = "the 1 difference" if len(compared) == 1 else f"the {len(compared)} differences"
+    noise = f"{len(order.noise)} within the noise of {_pairs([row for row in rows if row.name in told])}"
+    count = "the 1 difference" if len(told) == 1 else f"the {len(told)} differences"
     return f"Of {count} to {baseline!r} that the paper has, {parts[0]}, {parts[1]}, {noise}."
 
 

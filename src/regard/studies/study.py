@@ -4,7 +4,8 @@ A study of a new kind is written in four steps; `studies/attention.py` is the ex
 
 1. Write a `Study`: its `rows` are trainings in words of `regard train`, the model first. Data, epochs, seed and folder
    are added, and the words of `common(scale)` that all rows share: `small_images` for classifiers of up to 32 pixels,
-   your own function for others. A row without words shows a published number alone.
+   `generated_objects` for small detectors, your own function for others. A row without words shows a published number
+   alone.
 2. A word `KEY=run:ROW`, such as `teacher=run:ResNet`, stands for the run of the row of that name: of the same seed if
    that row has it, else of its first seed.
 3. What a row reports is `statistic`, a name in `stats` of the run's metrics.json. If it is not there, `measure` is a
@@ -42,6 +43,11 @@ def small_images(scale: Scale) -> list[str]:
     return words if scale.train_images is None else [*words, f"train_images={scale.train_images}"]
 
 
+def generated_objects(scale: Scale) -> list[str]:
+    """Words for small detectors on generated images: one evaluation at the end, and mirror images alone."""
+    return [f"evaluate_every={scale.epochs}", "workers=0", "batch_size=16", "augmentation=flip"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One row of a table.
@@ -51,6 +57,7 @@ class Row:
         words: of `regard train`, the model first; empty for a row that is only published.
         full: words of the paper's own training, for `--full`; empty if there is none.
         published: the paper's number, in the unit of `Study.published`.
+        published_difference: the paper's difference to the baseline, where it gives no number of its own for the row.
         statistic, measure: of this row, if not those of the study.
         beside: name of the row whose run `measure` gets as the other one, by the rule of `run:`.
         longer: epochs of this row over those of the study.
@@ -64,6 +71,7 @@ class Row:
     words: tuple[str, ...] = ()
     full: tuple[str, ...] = ()
     published: float | None = None
+    published_difference: float | None = None
     statistic: str | None = None
     measure: Measure | None = None
     beside: str | None = None
@@ -117,3 +125,5 @@ class Study:
         wrong = {self.baseline, *sources} - set(names)
         if wrong or len(set(names)) < len(names):
             raise ValueError(f"rows {names}: unique names, and among them {sorted(wrong)}")
+        if both := [row.name for row in self.rows if None not in (row.published, row.published_difference)]:
+            raise ValueError(f"rows {both}: a published number or a difference, not both")

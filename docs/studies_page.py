@@ -1,0 +1,179 @@
+"""The page of all studies, made from the folders that `regard study` has written.
+
+    uv run python docs/studies_page.py runs/studies/* --machine "one core of a shared x86 server (AVX-512)"
+
+Scores are read from the folders; questions, published numbers and what is said of the order are those of the source.
+The page is docs/results/studies.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from regard.data.paths import GENERATED
+from regard.studies.attention import ATTENTION
+from regard.studies.catalog import STUDIES
+from regard.studies.deit import DEIT
+from regard.studies.detr import DETR
+from regard.studies.result_files import markdown_table, notes
+from regard.studies.results import StudyResult, make_result, order_of
+from regard.studies.study import Study
+
+PAGE = Path(__file__).parent / "results" / "studies.md"
+PAPERS: Mapping[str, Mapping[str, Study]] = {
+    "Attention in convolutional networks": ATTENTION,
+    "DETR": DETR,
+    "DeiT": DEIT,
+}
+INTRODUCTION = """# All studies, ours beside theirs
+
+Each comparison of the papers, run at a small scale by the command above its table: small networks on generated images,
+on handwritten digits or on a part of CIFAR-10, minutes on a core of a CPU. The published numbers are those of large
+networks on ImageNet or COCO. Compare the order of the rows, not their heights.
+[Compare as the papers do](../guide/studies.md) says what the columns mean, and which command covers which table.
+
+A difference is beyond the noise if a paired t-test over the seeds, adjusted for the number of rows (Holm), has
+p < 0.05. One seed shows none. What the papers found after hundreds of epochs may be absent, or the other way round,
+after a few.
+"""
+END = """## How this page is made
+
+```console
+uv run regard study positions --data cifar10/ --epochs 6 --train-images 5000
+uv run python docs/studies_page.py runs/studies/positions runs/studies/encoder_layers
+```
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study that has run. command: words after `uv run`. date: of its last run. versions: of what trained it."""
+
+    result: StudyResult
+    command: str
+    date: str
+    versions: str
+
+
+def read_study(folder: Path) -> Finished:
+    """Read the folder of a study.
+
+    Raises:
+        ValueError: no results, those of `--full`, or rows that the study of today does not have.
+    """
+    if not (folder / "results.json").is_file():
+        raise ValueError(f"{folder}: no results.json: run the study to its end")
+    plan, found = (json.loads((folder / name).read_text()) for name in ("study.json", "results.json"))
+    name, study = plan["study"], STUDIES[plan["study"]]
+    if plan["full"] or {"teacher", "size"} & set(plan):
+        raise ValueError(f"{folder}: not the study's own small scale")
+    scores = {row["row"]: {int(seed): value for seed, value in row["scores"].items()} for row in found["rows"]}
+    runs = {row["row"]: tuple(row["runs"]) for row in found["rows"]}
+    rows = {row.name for row in study.rows if row.words}
+    if {row for row in scores if scores[row]} != rows:
+        raise ValueError(f"{folder}: rows {sorted(scores)}, expected {sorted(rows)}: run the study again")
+    data = data_word(plan["data"])
+    how = found["how"].replace(plan["data"], data)
+    result = make_result(name, study, scores, runs, how)
+    folders = [Path(run) for paths in runs.values() for run in paths]
+    return Finished(result, command_of(plan, study, data, result), date_of(folders), versions_of(folders))
+
+
+def data_word(data: str) -> str:
+    """Return generated data as they are, and of a folder its name alone."""
+    return data if data.partition(":")[0] in GENERATED else f"{Path(data).name}/"
+
+
+def command_of(plan: Mapping[str, Any], study: Study, data: str, result: StudyResult) -> str:
+    """Return the command that has made a folder, without what is the default."""
+    words = ["regard", "study", plan["study"]]
+    words += [] if data == study.data else ["--data", data]
+    if plan["budget"] is not None:
+        words += ["--budget", "MINUTES"]
+    elif plan["epochs"] != study.epochs:
+        words += ["--epochs", str(plan["epochs"])]
+    words += [] if plan["train_images"] is None else ["--train-images", str(plan["train_images"])]
+    seeds = max(len(row.scores) for row in result.rows)
+    return shlex.join([*words, *([] if seeds == 3 else ["--seeds", str(seeds)])])
+
+
+def date_of(runs: Iterable[Path]) -> str:
+    """Return the day of the last run."""
+    last = max((run / "metrics.json").stat().st_mtime for run in runs)
+    return datetime.fromtimestamp(last, UTC).date().isoformat()
+
+
+def versions_of(runs: Iterable[Path]) -> str:
+    """Return the versions of torch and the devices of runs."""
+    told = [json.loads((run / "environment.json").read_text()) for run in runs]
+    return ", ".join(dict.fromkeys(f"torch {one['torch'].partition('+')[0]} on {one['device']}" for one in told))
+
+
+def page(studies: Sequence[Finished], machine: str) -> str:
+    """Return the page: a table of all studies, then each with its table, by paper."""
+    by_name = {one.result.name: one for one in studies}
+    if len(by_name) < len(studies):
+        raise ValueError("two folders of one study: name one of them")
+    days = sorted({one.date for one in studies})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    parts = [INTRODUCTION, f"{when}, {machine}, {', '.join(dict.fromkeys(one.versions for one in studies))}.\n"]
+    parts.append("\n".join(summary(studies)) + "\n")
+    missing = [name for name in STUDIES if name not in by_name]
+    if missing:
+        parts.append(f"Not here yet: {', '.join(f'`{name}`' for name in missing)}.\n")
+    for title, names in PAPERS.items():
+        found = [section(by_name[name]) for name in names if name in by_name]
+        parts += [f"## {title}\n", *found] if found else []
+    return "\n".join([*parts, END])
+
+
+def summary(studies: Sequence[Finished]) -> list[str]:
+    """Return the lines of a table: what became of the differences that the paper has."""
+    names = (
+        "study",
+        "seeds",
+        "of the paper's differences, same sign here",
+        "beyond the noise",
+        "turned, beyond the noise",
+    )
+    lines = [f"| {' | '.join(names)} |", "| --- | ---: | ---: | --- | --- |"]
+    for one in sorted(studies, key=lambda one: list(STUDIES).index(one.result.name)):
+        result = one.result
+        order = order_of(result.study.baseline, result.rows)
+        seeds = max(len(row.scores) for row in result.rows)
+        cells = f"[{result.name}](#{result.name})", str(seeds), f"{len(order.alike)} of {order.count}"
+        lines.append(f"| {' | '.join((*cells, ', '.join(order.seen), ', '.join(order.turned)))} |")
+    return lines
+
+
+def section(one: Finished) -> str:
+    """Return a study: question, command, table, and the lines below it."""
+    result = one.result
+    ours, published, _, verdict = notes(result)
+    lines = [
+        f"### {result.name}", "", result.study.question, "", "```console", f"uv run {one.command}", "```", "",
+        *markdown_table(result), "", f"{ours} {published} Differences are to {result.study.baseline!r}.", "", verdict,
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the page from the folders that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="of finished studies")
+    parser.add_argument("--machine", default="one core of a CPU", help="on which they ran, in words")
+    given = parser.parse_args()
+    PAGE.write_text(page([read_study(folder) for folder in given.folders], given.machine), encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

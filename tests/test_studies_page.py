@@ -1,0 +1,114 @@
+"""The page of all studies: its numbers are those of the folders, its published numbers those of the source."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import studies_page
+from documents import regard_commands
+from regard.studies.catalog import STUDIES
+from regard.studies.results import make_result
+from studies_page import INTRODUCTION, PAGE, page, read_study
+
+
+def write(folder, name, seeds=3, data="digits", **plan):
+    """A folder as a study leaves it, of runs as a training leaves them."""
+    study = STUDIES[name]
+    run = folder / "trained" / name
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{}")
+    (run / "environment.json").write_text(json.dumps({"torch": "2.9.1+cu130", "device": "cpu"}))
+    rows = [row.name for row in study.rows if row.words]
+    scores = {
+        row: {seed: 50.0 + 3 * place + 0.1 * seed * (place + 1) for seed in range(seeds)}
+        for place, row in enumerate(rows)
+    }
+    result = make_result(name, study, scores, dict.fromkeys(rows, (str(run),)), f"data {data}, 7 epochs")
+    output = folder / name
+    output.mkdir()
+    (output / "results.json").write_text(json.dumps(result.as_json()))
+    about = {"study": name, "data": data, "epochs": 7, "train_images": None, "full": False, "budget": None, **plan}
+    (output / "study.json").write_text(json.dumps(about))
+    return output
+
+
+def tables(text):
+    """Section -> row -> cells of its table."""
+    found = {}
+    for part in re.split(r"^### ", text, flags=re.M)[1:]:
+        rows = [
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in part.splitlines()
+            if line[:1] == "|"
+        ]
+        found[part.splitlines()[0]] = {row[0].replace("\\|", "|"): row for row in rows[2:]}
+    return found
+
+
+def test_a_page_of_two_studies(tmp_path):
+    folders = (
+        write(tmp_path, "positions", data="/somewhere/cifar10", train_images=5000),
+        write(tmp_path, "tokens", seeds=1),
+    )
+    text = page([read_study(folder) for folder in folders], "one core")
+    assert "/somewhere" not in text and "data cifar10/, 7 epochs" in text and "one core, torch 2.9.1 on cpu" in text
+    assert regard_commands(text)[:2] == [
+        ["study", "positions", "--data", "cifar10/", "--epochs", "7", "--train-images", "5000"],
+        ["study", "tokens", "--epochs", "7", "--seeds", "1"],
+    ]
+    cells = tables(text)["positions"]["augmented, sine"]
+    assert cells[1:6] == ["56.30", "0.30", "3", "77.5", "+3.10"]
+    # Each row is better than the one before it by about 3; for the paper the second to the fourth are equal.
+    assert "| [positions](#positions) | 3 | 2 of 2 | ResNet, augmented, relative |  |" in text
+    assert "| [tokens](#tokens) | 1 |" in text and text.index("### positions") < text.index("### tokens")
+    assert "`retinanet`" in text and "`tokens`, " not in text
+
+
+def test_published_numbers_are_those_of_today(tmp_path):
+    folder = write(tmp_path, "attention_ratios")
+    found = json.loads((folder / "results.json").read_text())
+    for row in found["rows"]:
+        row["published"] = 99.9
+    (folder / "results.json").write_text(json.dumps(found))
+    text = page([read_study(folder)], "one core")
+    assert "99.9" not in text and tables(text)["attention_ratios"]["ResNet"][4] == "76.4"
+
+
+def test_folders_that_are_no_part_of_the_page(tmp_path):
+    folder = write(tmp_path / "a", "positions", full=True)
+    with pytest.raises(ValueError, match="small scale"):
+        read_study(folder)
+    folder = write(tmp_path / "b", "positions")
+    one = read_study(folder)
+    with pytest.raises(ValueError, match="two folders"):
+        page([one, one], "one core")
+    found = json.loads((folder / "results.json").read_text())
+    found["rows"][0]["row"] = "another"
+    (folder / "results.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="another"):
+        read_study(folder)
+    (folder / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"results\.json"):
+        read_study(folder)
+
+
+def test_the_page_agrees_with_the_source():
+    """Published numbers that have changed since it was made, and studies that are no more."""
+    text = PAGE.read_text()
+    assert text.startswith(INTRODUCTION)
+    for name, rows in tables(text).items():
+        published = {}
+        for row in STUDIES[name].rows:
+            number, difference = row.published, row.published_difference
+            published[row.name] = "" if number is None else f"{number:g}"
+            if difference is not None:
+                published[row.name] = f"{difference:+g}"
+        assert {row: cells[4] for row, cells in rows.items()} == published, f"{name}: {studies_page.__doc__}"
+        assert STUDIES[name].question in text and STUDIES[name].source in text
+
+
+def test_every_study_is_of_a_paper():
+    assert [name for names in studies_page.PAPERS.values() for name in names] == list(STUDIES)
+    assert Path(studies_page.__file__).parent == PAGE.parents[1]
