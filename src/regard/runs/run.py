@@ -113,18 +113,11 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             reporter.say(note)
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}
-<<<<<<< HEAD
         net = move_to_device(net, settings.channels_last, group.device)
         trainer = Trainer(net, task, job.settings, run, group, state, reporter)
-        if job.settings.warmup_steps > trainer.total_steps:
-            what = f"warmup_steps={job.settings.warmup_steps} and there are {trainer.total_steps} steps"
-            reporter.say(f"warning: {what}: it will hardly learn. Set warmup_steps={trainer.total_steps // 20}")
-=======
-        trainer = Trainer(net.to(group.device), task, job.settings, run, group, state, reporter)
         length = _too_short(job, trainer)
         for note in length:
             reporter.say(note)
->>>>>>> wip/report
         if resume and trainer.resume() and trainer.is_finished:
             reporter.say(f"this run is finished, at step {trainer.progress.step}: {trainer.what_ended}")
         if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
@@ -218,19 +211,7 @@ def _finish(
     if evaluation is None or task.best_step != best.step:  # older than this process: the run was resumed
         evaluation = task.evaluate_images(load(path).to(group.device))
     if group.is_main:
-<<<<<<< HEAD
-        evaluation = task.best_evaluation
-        if evaluation is not None and evaluation.scores.stats[task.score] == scores.get(task.score):
-            evaluation.write(run, settings.data)
-        else:  # the best checkpoint is older than this process: the run was resumed
-            precision = "auto" if settings.tf32 else "fp32"
-            evaluate(
-                run, settings.data, device=settings.device, batch_size=settings.batch_size, workers=settings.workers,
-                precision=precision, quiet=True,
-            )  # fmt: skip
-=======
         evaluation.write(run, settings.data)
->>>>>>> wip/report
         write_report(run)
     return best.state["progress"]["scores"]
 
