@@ -14,16 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import regard.errors
+from regard.data.report import WORDS
 from regard.errors import CODES, RegardError
 
 SOURCE = Path(regard.errors.__file__).parent
 TITLES = {"I": "Images", "A": "Annotations and data sets", "C": "Settings", "K": "Weights", "T": "Training"}
 INTRODUCTION = """# Errors
 
-An error is one line: what was found, where, and what to do. Its code, as in `error[C01]`, is explained here. `{...}`
-stands for a name or a number. The exit code is that of the command. Instead of one, `fix`, `skip`, `warn` and `note`
-mark lines of a report about data: the value is repaired on reading, left out of training, used as it is, or good to
-know.
+An error is one line: what was found, where, and what to do. Its code, as in `error C01`, is explained here. `{...}`
+stands for a name or a number. The exit code is that of the command. Lines about data that stop nothing begin with
+`fixed` (a value is corrected as it is read, the file stays as it is), `skipped` (left out of training), `warning` (used
+as it is) or `note`.
 
 """
 EXIT_CODES = {
@@ -38,7 +39,7 @@ Texts = dict[str, str | None]  # variables and their texts; None for what is not
 
 @dataclass(frozen=True, order=True)
 class Message:
-    """A message of a code. outcome: an exit code, or fix, skip, warn or note."""
+    """A message of a code. outcome: an exit code, or fixed, skipped, warning or note."""
 
     outcome: str
     what: str
@@ -193,7 +194,7 @@ class Reader:
                 self._add(first, call.args[1], given.get("remedy"), EXIT_CODES["DataError"], texts, module)
             elif name in ("add", "Issue") and len(call.args) > 2:  # Report.add
                 for severity in self._texts(call.args[1], texts, module):
-                    self._add(first, call.args[2], None, severity, texts, module)
+                    self._add(first, call.args[2], None, WORDS.get(str(severity), severity), texts, module)
             elif depth < _MAX_DEPTH and (function := self._function(name, module)):
                 for arguments in self._arguments(call, function, texts, module):
                     if CODES.keys() & set(arguments.values()):
@@ -243,6 +244,12 @@ class Reader:
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 sides = (self._parts(side, texts, module) for side in (left, right))
                 return list(map("".join, itertools.product(*sides))) if _holds_text(node) else [None]
+            case ast.Call(func=ast.Name(id="counted"), args=[number, *forms], keywords=words):
+                given = {word.arg: word.value for word in words}
+                count = f"{{{_name(number)}}}" + (f" of {{{_name(given['of'])}}}" if "of" in given else "")
+                ending = ("s" if len(forms) == 1 else "") + (f" {_for_many(given['verb'])}" if "verb" in given else "")
+                nouns = self._texts(forms[-1], texts, module)
+                return [f"{count} {noun or f'{{{_name(forms[-1])}}}'}{ending}" for noun in nouns]
             case ast.Call(func=ast.Name(id=name)) if function := self._function(name, module):
                 home = self.homes[id(function)] if hasattr(self, "homes") else module
                 results = [inner.value for inner in ast.walk(function) if isinstance(inner, ast.Return)]
@@ -253,7 +260,8 @@ class Reader:
     def _parts(self, node: ast.expr, texts: Texts, module: Module) -> list[str]:
         """Return the texts of a part of an f-string, or its name in braces."""
         inner = node.value if isinstance(node, ast.FormattedValue) else node
-        known = self._texts(inner, texts, module) if not isinstance(inner, ast.Call) else [None]
+        is_counted = isinstance(inner, ast.Call) and getattr(inner.func, "id", "") == "counted"
+        known = self._texts(inner, texts, module) if is_counted or not isinstance(inner, ast.Call) else [None]
         return [text if text is not None else f"{{{_name(inner)}}}" for text in known]
 
 
@@ -268,6 +276,16 @@ def _defaults(function: ast.FunctionDef) -> Texts:
 def _is_text(node: ast.expr) -> bool:
     sides = [node.body, node.orelse] if isinstance(node, ast.IfExp) else [node]
     return all(isinstance(side, ast.JoinedStr) or _holds_text(side) for side in sides)
+
+
+def _for_many(verb: ast.expr) -> str:
+    """Return the plural of a verb for `counted`."""
+    match verb:
+        case ast.Name(id=("IS" | "HAS" | "WAS") as name):
+            return str(getattr(regard.errors, name)[1])
+        case ast.Tuple(elts=[_, ast.Constant(value=str() as many)]):
+            return many
+    return f"{{{_name(verb)}}}"
 
 
 def _holds_text(node: ast.AST) -> bool:

@@ -70,7 +70,7 @@ def test_bad_images(capsys, trained, images, case: Bad):
     before = digest(images.parent)
     finished = run(capsys, "predict", trained, path)
     assert finished.code == 3 and finished.out == ""
-    code = finished.err.partition("]")[0].removeprefix("error[")
+    code = finished.err.partition(":")[0].removeprefix("error ")
     assert code in case.code.split("|")
     finished.refused(3, code, path)
     assert digest(images.parent) == before
@@ -108,7 +108,7 @@ def test_bad_among_good(capsys, trained, images, tmp_path):
     finished = run(capsys, "predict", trained, images, "--output", tmp_path / "out", "--batch-size", "4")
     finished.refused(3, "I01", f"{len(BAD)} of {len(BAD) + 3} images cannot be used", images / "000.jpg")
     lines = finished.out.splitlines()
-    assert [line.startswith("error[I") for line in lines] == [False] * 3 + [True] * (len(BAD) - 1)
+    assert [line.startswith("error I") for line in lines] == [False] * 3 + [True] * (len(BAD) - 1)
     for number in range(1, len(BAD)):  # the first is told by the error
         assert sum(f"{images / f'{number:03}.jpg'}" in line for line in lines) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"good{n}.jpg" for n in range(3)]
@@ -205,7 +205,7 @@ def test_the_same_image_in_both_splits(capsys, shapes):
     before = digest(shapes)
     text = run(capsys, "data", "check", shapes).worked()
     pair = f"{shapes}/train/000004.png = {shapes}/val/000001.png"
-    assert f"warn[I30]: 1 validation images are training images too — {pair}" in text
+    assert f"warning I30: 1 validation image is among the training images too — {pair}" in text
     assert digest(shapes) == before
 
 
@@ -261,9 +261,9 @@ def test_check_finds_all_of_them(capsys, shapes):
     finished = run(capsys, "data", "check", shapes)
     finished.refused(3, None, "2 kinds of faults stop a training", shapes)
     cut, size = (line for line in finished.out.splitlines() if line.startswith("error"))
-    assert cut.startswith("error[I09]: ") and "(3 cases)" in cut
+    assert cut.startswith("error I09: ") and "(3 cases)" in cut
     assert all(f"{shapes / name}.png" in cut for name in ("train/000001", "train/000005", "val/000002"))
-    assert size.startswith("error[A33]: ") and f"{shapes / 'train/000002'}.png" in size
+    assert size.startswith("error A33: ") and f"{shapes / 'train/000002'}.png" in size
     assert digest(shapes) == before
 
 
@@ -273,9 +273,9 @@ def test_no_such_data(capsys, shapes, tmp_path):
     (shapes / "train" / "000001.png").unlink()
     finished = run(capsys, "data", "check", shapes)
     finished.refused(3, None, shapes)
-    assert "error[A31]: 1 of 6 image files are missing: '000001.png'" in finished.out
+    assert "error A31: 1 of 6 image files are missing: '000001.png'" in finished.out
     (shapes / "annotations" / "instances_val.json").unlink()
-    assert "error[A31]" in run(capsys, "data", "check", shapes).out
+    assert "error A31" in run(capsys, "data", "check", shapes).out
     many = ["train", "detr_tiny", "--data", shapes, "model.num_queries=1"]
     run(capsys, *many).refused(3, "A31")
 

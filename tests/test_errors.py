@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 import regard
-from regard.errors import install_command
+from regard.errors import HAS, IS, WAS, counted, install_command
 
+WORD_CASES = [
+    (counted(1, "image"), "1 image"), (counted(0, "image"), "0 images"), (counted(2, "image"), "2 images"),
+    (counted(1, "class", "classes"), "1 class"), (counted(12345, "class", "classes"), "12,345 classes"),
+    (counted(1, "image", of=3, verb=IS), "1 of 3 images is"), (counted(2, "image", of=3, verb=IS), "2 of 3 images are"),
+    (counted(1, "box", "boxes", of=1, verb=HAS), "1 of 1 box has"), (counted(2, "image", verb=WAS), "2 images were"),
+]  # fmt: skip
 ROOT = Path(regard.__file__).parent
 SOURCES = list(ROOT.rglob("*.py"))
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
@@ -22,6 +28,11 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 def test_the_installer_of_this_environment(monkeypatch, pip, start):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: pip)
     assert install_command("scipy", "hotcoco") == f"{start}scipy hotcoco"
+
+
+@pytest.mark.parametrize(("text", "expected"), WORD_CASES)
+def test_nouns_and_verbs_agree_with_their_numbers(text, expected):
+    assert text == expected
 
 
 def test_remedies_install_packages_of_the_project():

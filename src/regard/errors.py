@@ -131,6 +131,9 @@ CODES = {
 }
 
 
+IS, HAS, WAS = ("is", "are"), ("has", "have"), ("was", "were")  # for `counted`
+
+
 class RegardError(Exception):
     """A failure with a known cause.
 
@@ -138,7 +141,7 @@ class RegardError(Exception):
         what: what was found and what was expected, without a full stop.
         where: the file and the place in it (`ann.json:/annotations/3/bbox`, `cfg.yaml:12`), or the setting (`lr`).
         remedy: what the user can do.
-        code: a key of `CODES`, printed as `error[I04]`.
+        code: a key of `CODES`, printed as `error I04`.
     """
 
     exit_code = 1
@@ -161,7 +164,7 @@ class RegardError(Exception):
     @property
     def line(self) -> str:
         """The line that the command line prints."""
-        return f"error[{self.code}]: {self}" if self.code else f"error: {self}"
+        return f"error {self.code}: {self}" if self.code else f"error: {self}"
 
     def __reduce__(self) -> tuple:
         # Data-loading workers send exceptions to the main process; the default drops keyword arguments.
@@ -245,6 +248,22 @@ def cause(error: object) -> str:
         return cause(inner)
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0][:120]
+
+
+def counted(
+    number: int, one: str, many: str | None = None, *, of: int | None = None, verb: tuple[str, str] | None = None
+) -> str:
+    """Return a number with its noun, and with a verb that agrees: `1 class`, `2 classes are`, `1 of 3 classes is`.
+
+    Args:
+        one: the noun.
+        many: the noun for other numbers than 1; `one` with an s if None.
+        of: the whole that the number is a part of.
+        verb: for one and for many, such as `IS`.
+    """
+    noun = one if (number if of is None else of) == 1 else many or f"{one}s"
+    text = f"{number:,} {noun}" if of is None else f"{number:,} of {of:,} {noun}"
+    return text if verb is None else f"{text} {verb[number != 1]}"
 
 
 def escape(text: str) -> str:

@@ -34,7 +34,7 @@ def test_every_command_under_uv():
 @pytest.mark.usefixtures("under_uv")
 def test_only_the_remedy_holds_commands():
     error = ConfigError("odd", where="/photos/regard train/a.jpg", remedy="do: regard train", code="C01")
-    assert typed.error_line(error) == "error[C01]: odd — /photos/regard train/a.jpg — do: uv run regard train"
+    assert typed.error_line(error) == "error C01: odd — /photos/regard train/a.jpg — do: uv run regard train"
 
 
 @pytest.mark.usefixtures("under_uv")

@@ -399,7 +399,7 @@ def test_list_images(tmp_path: Path, deadline: None) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "sub" / "up").symlink_to(tmp_path)
-    with pytest.warns(UserWarning, match=r"1 images .*f\.heic — .*magick INPUT OUTPUT") as caught:
+    with pytest.warns(UserWarning, match=r"1 image .*f\.heic — .*magick INPUT OUTPUT") as caught:
         assert list_images(tmp_path) == wanted
     assert [warning.message.issue.code for warning in caught] == ["I32"]
     (tmp_path / "f.heic").unlink()

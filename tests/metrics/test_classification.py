@@ -189,7 +189,7 @@ def test_table():
     names = (Category(0, "[red]"), Category(1, "a\nb"), Category(2, "c"))
     text = text_of(evaluate_classification(logits, torch.tensor([0, 1, 1, 1]), names))
     assert "[red]" in text and "a\\nb" in text and "top1 75.0" in text and "66.7" in text
-    assert "n/a: 1 of 3 classes have no images" in text
+    assert "n/a: 1 of 3 classes has no images" in text
     many = text_of(scores_of(0, images=400, classes=200))
     assert "the weakest 50 of 200 classes" in many and many.count("class ") < 60
 

@@ -255,7 +255,7 @@ def test_too_many_detections_warn() -> None:
     found = CocoDetections(np.full(n, 2), categories, np.ones((n, 4)), np.linspace(0, 1, n))
     with pytest.warns(UserWarning) as warned:
         warn_of_surplus(truth, found)
-    assert all(part in str(warned[0].message) for part in ("1 images", "image 2 has 130", "ignores 5"))
+    assert all(part in str(warned[0].message) for part in ("1 image has", "image 2 has 130", "ignores 5"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate_detections(truth, found)  # which training does again and again
@@ -280,7 +280,7 @@ def test_table_and_json() -> None:
     console.print(scores.table())
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"{100 * (scores.stats['AP'] or 0):.1f}" in text and "[bold]x[/nope]\\n" in text
-    assert "n/a: 1 of 5 classes have no ground truth" in text
+    assert "n/a: 1 of 5 classes has no ground truth" in text
 
 
 def test_curves_have_the_scores_as_means() -> None:

@@ -501,7 +501,7 @@ def test_several_broken_images(finder, photos):
     with refused(DataError, "2 of 6", "x.png", code="I01"):
         for line in predict_files(finder, [photos]):
             lines.append(line)
-    assert [line.startswith("error[I01]") for line in lines] == [False] * 4 + [True]  # the first is in the error
+    assert [line.startswith("error I01") for line in lines] == [False] * 4 + [True]  # the first is in the error
     assert str(photos / "y.png") in lines[-1]
 
 

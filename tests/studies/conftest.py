@@ -20,12 +20,12 @@ if "--resume" in words:
     words = json.loads((run / "config.yaml").read_text())
 else:
     (run / "config.yaml").write_text(json.dumps(words))
-with hold_lock(run / ".lock", on_busy=lambda holder: sys.exit(f"error[T14]: {holder}")):
+with hold_lock(run / ".lock", on_busy=lambda holder: sys.exit(f"error T14: {holder}")):
     wait = Path(os.environ.get("WAIT_FOR", log))
     while not wait.exists():
         time.sleep(0.02)
     if any(word in os.environ.get("FAIL", "").split() for word in words):
-        print("error[T07]: the loss is not finite", file=sys.stderr)
+        print("error T07: the loss is not finite", file=sys.stderr)
         sys.exit(5)
     # A score that depends on the settings and the seed alone.
     text = " ".join(word for word in words if word != str(run) and not word.startswith("teacher="))

@@ -61,7 +61,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(capsys, training, monkeypatc
     monkeypatch.setenv("FAIL", "resnet20")
     words = ["study", "distillation", *SMALL, "--seeds", "1"]
     finished = run(capsys, *words)
-    assert finished.code == 5 and "failed: teacher: ResNet-20, seed 0 — error[T07]" in finished.err
+    assert finished.code == 5 and "failed: teacher: ResNet-20, seed 0 — error T07" in finished.err
     assert "not trained: hard, seed 0" in finished.err and "no distillation" in finished.out
     models = {command[1] for command in trained(training)}
     assert models == {"resnet20", "deit_nano_patch4_32", "deit_nano_distilled_patch4_32"}

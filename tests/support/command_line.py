@@ -24,7 +24,7 @@ class Finished:
         """The line of an error: one line on stderr beside progress, with this exit code, code and these texts."""
         assert self.code == exit_code, (self.code, self.err)
         (line,) = [line for line in self.err.splitlines() if not line.startswith("evaluation: ")]
-        assert line.startswith(f"error[{code}]: " if code else "error: "), line
+        assert line.startswith(f"error {code}: " if code else "error: "), line
         assert "Traceback" not in self.out + self.err and line.isprintable() and len(line) < 2000
         for text in says:
             assert str(text) in line, line

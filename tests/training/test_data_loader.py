@@ -104,7 +104,7 @@ def test_the_loader_leaves_the_random_numbers_of_the_model_alone():
 def test_errors_keep_their_line(workers):
     with pytest.raises(DataError) as caught:
         load(Augmented(Broken(), noisy, seed=3), workers)
-    assert caught.value.line == "error[I04]: broken — a.jpg — copy it again"
+    assert caught.value.line == "error I04: broken — a.jpg — copy it again"
 
 
 # Repeated augmentation

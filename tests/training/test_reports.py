@@ -14,7 +14,7 @@ from rich.console import Console
 from line_task import CONFIG, Line, metrics_of, strict_rows, trainer
 from regard.training import reports
 from regard.training.loop import Stopped
-from regard.training.reports import Reporter
+from regard.training.reports import Reporter, format_speed
 
 
 class Terms(Line):
@@ -103,6 +103,15 @@ def test_the_last_steps_have_a_row_when_the_clock_ends_a_run(tmp_path):
         (done.step, True),
         (done.step, False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("images_per_second", "text"),
+    [(1234.5, "1234 images/s"), (99.96, "100.0 images/s"), (12.34, "12.3 images/s"), (1.0, "1.0 images/s"),
+     (0.5, "2.0 s/image"), (0.04, "25.0 s/image"), (0.004, "250 s/image")],
+)  # fmt: skip
+def test_slow_work_is_told_in_seconds_an_image(images_per_second, text):
+    assert format_speed(images_per_second) == text
 
 
 @pytest.mark.parametrize("width", [80, 120])

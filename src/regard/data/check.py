@@ -23,9 +23,9 @@ from regard.data.coco.dataset import CocoDataset, check_trainable, with_categori
 from regard.data.coco.layout import has_panoptic, panoptic_splits
 from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, open_panoptic
 from regard.data.formats.find import detection_splits, has_detection, has_own_validation, read_split
-from regard.data.report import Issue, IssueWarning, issue_of, merged
+from regard.data.report import WORDS, Issue, IssueWarning, issue_of, merged
 from regard.data.splits import Split
-from regard.errors import DataError, ImageError
+from regard.errors import DataError, ImageError, counted
 from regard.safe_files import replace_text
 from regard.structures.categories import Category
 
@@ -66,9 +66,10 @@ class Findings:
     def verdict(self) -> str:
         """One line that says whether the data can be used."""
         counts = Counter(issue.severity for issue in self.issues)
-        others = ", ".join(f"{counts[kind]} {kind}" for kind in ("skip", "fix", "warn", "note") if counts[kind])
+        done = [f"{counts[kind]} {WORDS[kind]}" for kind in ("skip", "fix") if counts[kind]]
+        others = ", ".join(done + [counted(counts[kind], WORDS[kind]) for kind in ("warn", "note") if counts[kind]])
         if self.stops_training:
-            faults = "1 kind of fault stops" if counts["error"] == 1 else f"{counts['error']} kinds of faults stop"
+            faults = counted(counts["error"], "kind of fault", "kinds of faults", verb=("stops", "stop"))
             return f"{faults} a training" + (f"; also {others}" if others else "")
         return "every image can be read" + (f"; {others}" if others else "")
 
@@ -168,8 +169,9 @@ def _check_objects(findings: Findings) -> None:
         findings.found += map(issue_of, faults)
         objects = len(data.annotations.objects.labels)
         targets = int(data.annotations.objects.is_target.sum())
-        kinds = f"{targets} objects" if targets == objects else f"{targets} objects to learn of {objects}"
-        findings.splits.append(f"{split}: {len(data)} images, {kinds}, {len(data.categories)} classes")
+        kinds = counted(targets, "object") + ("" if targets == objects else f" to learn of {objects:,}")
+        classes = counted(len(data.categories), "class", "classes")
+        findings.splits.append(f"{split}: {counted(len(data), 'image')}, {kinds}, {classes}")
         findings.found += data.annotations.report.issues
         findings.found += check_objects(data.annotations)
         opened.append(_check_images(findings, data, split))
@@ -210,8 +212,9 @@ def _check_segments(findings: Findings, images: bool) -> None:
         categories = categories or data.categories
         segments = len(data.annotations.segments.ids)
         stuff = sum(not category.is_thing for category in data.categories)
-        classes = f"{len(data.categories) - stuff} thing and {stuff} stuff classes"
-        findings.splits.append(f"panoptic {split}: {len(data)} images, {segments} segments, {classes}")
+        classes = f"{len(data.categories) - stuff} thing and {counted(stuff, 'stuff class', 'stuff classes')}"
+        what = f"{counted(len(data), 'image')}, {counted(segments, 'segment')}, {classes}"
+        findings.splits.append(f"panoptic {split}: {what}")
         findings.found += data.annotations.report.issues
         errors, warning = find_bad_segments(data)
         findings.found += map(issue_of, errors)
@@ -238,7 +241,8 @@ def _check_classes(findings: Findings) -> None:
             findings.add(error, f"images of {split}")
             continue
         findings.found += map(issue_of, faults)
-        findings.splits.append(f"{split}: {len(data)} images, {len(data.categories)} classes")
+        classes = counted(len(data.categories), "class", "classes")
+        findings.splits.append(f"{split}: {counted(len(data), 'image')}, {classes}")
         findings.found += data.report.issues
         opened.append(_check_images(findings, data, split))
     findings.found += repeated_images(opened)

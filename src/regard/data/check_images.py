@@ -18,7 +18,7 @@ from regard.data.coco.annotated_images import AnnotatedImages
 from regard.data.duplicates import Sketch, near_pairs, sketch
 from regard.data.images import read_turned
 from regard.data.report import Issue
-from regard.errors import DataError
+from regard.errors import HAS, IS, WAS, DataError, counted
 
 _MIN_SIDE = 8  # pixels; handwritten digits have 8
 
@@ -95,7 +95,7 @@ def check_sizes(looks: Sequence[Look], split: str) -> Iterator[Issue]:
     """Warn of images of a few pixels (I24)."""
     small = [look for look in looks if look.size and min(look.size) < _MIN_SIDE]
     if small:
-        what = f"{len(small)} images of {split} have a side below {_MIN_SIDE} pixels"
+        what = f"{counted(len(small), f'{split} image', verb=HAS)} a side below {_MIN_SIDE} pixels"
         yield _issue("I24", "warn", what, [look.path for look in small])
 
 
@@ -116,16 +116,18 @@ def check_rotation(data: AnnotatedImages[Any], looks: Sequence[Look], folder: Pa
         else:
             (stored if data.turns_back(record) else displayed).append(look.path)
     if stored:
-        what = f"{len(stored)} images were annotated before their EXIF rotation: used unrotated"
+        what = f"{counted(len(stored), 'image', verb=WAS)} annotated before EXIF rotation: used unrotated"
         yield _issue("I22", "fix", what, stored)
     if unclear and data.are_stored:
-        what = f"{len(unclear)} images are turned by EXIF without a change of size: used unrotated, as others prove"
+        count = counted(len(unclear), "image", verb=IS)
+        what = f"{count} turned by EXIF without a change of size: used unrotated, as others prove"
         yield _issue("I22", "fix", what, unclear)
     if unclear and not data.are_stored and (stored or not displayed):
-        what = f"{len(unclear)} images are turned by EXIF without a change of size: boxes may be off"
+        count = counted(len(unclear), "image", verb=IS)
+        what = f"{count} turned by EXIF without a change of size: boxes may be off"
         yield _issue("I22", "warn", what, unclear, f"look at their boxes: regard data show {folder}")
     if stored and displayed:
-        what = f"{len(displayed)} images were annotated after their EXIF rotation, others before it"
+        what = f"{counted(len(displayed), 'image', verb=WAS)} annotated after EXIF rotation, others before it"
         yield _issue("I22", "warn", what, displayed)
 
 
@@ -155,21 +157,24 @@ def repeated_images(splits: Sequence[Sequence[Look]]) -> list[Issue]:
                 kind = "classes" if earlier.label != look.label else "split" if other == number else "splits"
                 kinds[kind].append(f"{earlier.path} = {look.path}")
     if listed:
-        what = f"{len(listed)} images are listed again under another id: objects of one entry are background in another"
+        count = counted(len(listed), "image", verb=IS)
+        what = f"{count} listed again under another id: objects of one entry are background in another"
         issues.append(_issue("A29", "warn", what, listed, "give each file one id, and its objects that id"))
     texts = (
-        ("classes", "A48", "{} images are in two classes"),
-        ("splits", "I30", "{} validation images are training images too"),
-        ("split", "I30", "{} images are the same as another one of their split"),
+        ("classes", "A48", "image", "in two classes"),
+        ("splits", "I30", "validation image", "among the training images too"),
+        ("split", "I30", "image", "in the same split twice"),
     )
-    for kind, code, what in texts:
+    for kind, code, noun, where in texts:
         if kinds[kind]:
-            issues.append(_issue(code, "warn", what.format(len(kinds[kind])), kinds[kind]))
+            what = f"{counted(len(kinds[kind]), noun, verb=IS)} {where}"
+            issues.append(_issue(code, "warn", what, kinds[kind]))
     if len(splits) == 2:
         sketches = [[None if id(look) in again else look.sketch for look in looks] for looks in splits]
         near = [f"{splits[0][a].path} ~ {splits[1][b].path}" for a, b in near_pairs(*sketches)]
         if near:
-            what = f"{len(near)} validation images look almost like a training image"
+            count = counted(len(near), "validation image", verb=("looks", "look"))
+            what = f"{count} almost like a training image"
             issues.append(_issue("I30", "warn", what, near))
     return issues
 

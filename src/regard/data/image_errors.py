@@ -19,7 +19,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from regard.data.report import Issue, IssueWarning
-from regard.errors import ImageError
+from regard.errors import IS, ImageError, counted
 
 SUPPORTED = "JPEG, PNG, WEBP, BMP, TIFF or GIF"
 COPY_AGAIN = "copy or download it again"
@@ -111,7 +111,7 @@ def warn_of_unsupported(files: Iterable[Path], where: Path) -> None:
     """Warn once about the files of a folder whose suffix names an unsupported image format."""
     names = [file.name for file in sorted(files) if file.suffix.lower() in _UNSUPPORTED]
     if names:
-        what = f"{len(names)} images of unsupported formats are skipped, first: {names[0]}"
+        what = f"{counted(len(names), 'image', verb=IS)} of an unsupported format and skipped, first: {names[0]}"
         issue = Issue("I32", "warn", what, str(where), len(names), remedy=_CONVERT)
         warnings.warn(IssueWarning(issue), stacklevel=3)
 

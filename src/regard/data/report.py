@@ -14,6 +14,7 @@ from regard.errors import DataError, RegardError, escape
 Severity = Literal["error", "skip", "fix", "warn", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "skip", "fix", "warn", "note")  # most serious first
 MAX_PLACES = 5  # that a line shows
+WORDS = {"error": "error", "skip": "skipped", "fix": "fixed", "warn": "warning", "note": "note"}  # of a line
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Issue:
         return escape(" — ".join(part for part in (self.what, places, self.remedy) if part))
 
     def __str__(self) -> str:
-        kind = f"{self.severity}[{self.code}]" if self.code else self.severity
-        return f"{kind}: {self.sentence}"
+        kind = WORDS[self.severity]
+        return f"{kind} {self.code}: {self.sentence}" if self.code else f"{kind}: {self.sentence}"
 
 
 class IssueWarning(UserWarning):

@@ -81,7 +81,7 @@ def evaluate_on(
         train = _open_train(net, data, options) if options.probe else None
         processes = Processes(0, 1, device)
         logits = predict_logits(net, dataset, batch_size=batch_size, workers=workers, processes=processes)
-        notes = [issue.what for issue in dataset.report.issues if issue.severity == "fix"]
+        notes = [issue.what for issue in dataset.report.issues if issue.severity == "note"]
         categories, competing, labels = net.card.categories, logits, torch.tensor(present)[dataset.labels]
         if len(present) < len(categories):
             notes.append(f"the best of the data's {len(present):,} classes counts, of {len(categories):,} known")

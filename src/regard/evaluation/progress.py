@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from regard.training.reports import format_duration
+from regard.errors import counted
+from regard.training.reports import format_duration, format_speed
 
 T = TypeVar("T")
 SECONDS_BETWEEN = 0.2  # on a terminal
@@ -57,4 +58,5 @@ def watch(batches: Iterable[T], sizes: Sequence[int]) -> Iterator[T]:
 def _line(done: int, total: int, seconds: float) -> str:
     speed = done / max(seconds, 1e-9)
     left = format_duration((total - done) / speed)
-    return f"evaluation: {done / total:>4.0%}  {left:>8} left  {done} of {total} images  {speed:.1f} images/s"
+    images = counted(done, "image", of=total)
+    return f"evaluation: {done / total:>4.0%}  {left:>8} left  {images}  {format_speed(speed)}"

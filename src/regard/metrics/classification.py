@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from regard.errors import DataError, DivergedError, escape
+from regard.errors import HAS, DataError, DivergedError, counted, escape
 from regard.metrics.summary import NOT_AVAILABLE, percent
 from regard.structures.categories import Category
 
@@ -91,7 +91,9 @@ class ClassificationScores:
         table.add_row(self._stats_table())
         absent = sum(not score.images for score in self.per_class)
         if absent:
-            note = f"{absent} of {len(self.per_class)} classes have no images and are left out of means"
+            note = (
+                f"{counted(absent, 'class', 'classes', of=len(self.per_class), verb=HAS)} no images: left out of means"
+            )
             table.add_row(f"{NOT_AVAILABLE}: {note}")
         for note in self.notes:
             table.add_row(Text(escape(note)))
@@ -115,8 +117,9 @@ class ClassificationScores:
 
         complete = len(self.per_class) <= _MAX_ROWS
         rows = self.per_class if complete else self.weakest()[:_MAX_ROWS]
-        classes = f"{len(rows)} classes" if complete else f"the weakest {len(rows)} of {len(self.per_class):,} classes"
-        title = f"Classification: {self.images:,} images, {classes}"
+        some = f"the weakest {len(rows)} of {len(self.per_class):,} classes"
+        classes = counted(len(rows), "class", "classes") if complete else some
+        title = f"Classification: {counted(self.images, 'image')}, {classes}"
         table = Table(title=title, title_justify="left")
         table.add_column("class")
         for header in ("images", "accuracy", "precision", "F1"):
@@ -139,7 +142,8 @@ class ClassificationScores:
         table.add_row(*accuracy, f"nll {self.stats['nll']:.3f}", f"ece {percent(self.stats['ece'])}")
         more = [f"{title} {percent(self.stats[name])}" for name, title in _EXTRA_STATS.items() if name in self.stats]
         if "images_per_second" in self.stats:
-            more.append(f"{self.stats['images_per_second']:,.0f} images/s")
+            speed = self.stats["images_per_second"] or 0.0
+            more.append(f"{speed:,.0f} images/s" if speed >= 1 else f"{1 / max(speed, 1e-9):,.1f} s/image")
         if more:
             table.add_row(*more)
         return table

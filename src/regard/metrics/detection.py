@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from regard.errors import DataError, MachineError, escape, install_command
+from regard.errors import HAS, DataError, MachineError, counted, escape, install_command
 from regard.metrics.summary import NOT_AVAILABLE, mean, percent
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class DetectionScores:
         table.add_row(self._stats_table())
         absent = sum(score.ap is None for score in self.per_class)
         if absent:
-            note = f"{absent} of {len(self.per_class)} classes have no ground truth and are left out of means"
+            count = counted(absent, "class", "classes", of=len(self.per_class), verb=HAS)
+            note = f"{count} no ground truth: left out of means"
             table.add_row(f"{NOT_AVAILABLE}: {note}")
         return table
 
@@ -93,7 +94,7 @@ class DetectionScores:
         from rich.table import Table
         from rich.text import Text
 
-        title = f"{self.kind} AP: {self.images:,} images, {self.detections:,} detections"
+        title = f"{self.kind} AP: {counted(self.images, 'image')}, {counted(self.detections, 'detection')}"
         table = Table(title=title, title_justify="left")
         table.add_column("class")
         for header in ("objects", "AP", "AP50"):
@@ -249,8 +250,9 @@ def warn_of_surplus(ground_truth: dict[str, Any], detections: CocoDetections) ->
         return
     per_image = np.bincount(columns.images)
     worst = per_image.argmax()
+    images = counted(int((per_image > MAX_DETECTIONS).sum()), "image", verb=HAS)
     warnings.warn(
-        f"{(per_image > MAX_DETECTIONS).sum()} images have more than {MAX_DETECTIONS} detections (image "
+        f"{images} more than {MAX_DETECTIONS} detections (image "
         f"{columns.image_ids[worst]} has {per_image[worst]}); COCO evaluates the {MAX_DETECTIONS} of highest score "
         f"for each class and image and ignores {dropped}",
         stacklevel=2,

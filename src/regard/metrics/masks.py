@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from regard.errors import DataError
+from regard.errors import HAS, DataError, counted
 from regard.metrics.detection import CocoColumns, CocoDetections, DetectionScores, import_hotcoco, run_evaluator
 
 
@@ -78,7 +78,8 @@ def check_outlines(ground_truth: dict[str, Any]) -> list[Any]:
     """
     outlines = [row.get("segmentation") for row in ground_truth["annotations"]]
     if not all(outlines):
-        what = f"{sum(not outline for outline in outlines)} of {len(outlines)} objects have no segmentation"
+        missing = sum(not outline for outline in outlines)
+        what = f"{counted(missing, 'object', of=len(outlines), verb=HAS)} no segmentation"
         raise DataError(what, remedy="annotate the outline of every object, or evaluate boxes", code="A37")
     return outlines
 

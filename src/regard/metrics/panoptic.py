@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from regard.errors import DataError, escape
+from regard.errors import IS, DataError, counted, escape
 from regard.metrics.summary import NOT_AVAILABLE, mean, percent
 from regard.structures.categories import Category, labels_by_name
 from regard.structures.segments import PanopticSegments
@@ -68,7 +68,8 @@ class PanopticScores:
         from rich.table import Table
         from rich.text import Text
 
-        title = f"Panoptic quality: {self.images:,} images, {self.predictions:,} predicted segments"
+        segments = counted(self.predictions, "predicted segment")
+        title = f"Panoptic quality: {counted(self.images, 'image')}, {segments}"
         table = Table(title=title, title_justify="left")
         table.add_column("class")
         for header in ("segments", "PQ", "SQ", "RQ"):
@@ -85,8 +86,8 @@ class PanopticScores:
             table.add_row(group, count, *means, style="bold" if not ending else None)
         absent = sum(score.pq is None for score in self.per_class)
         if absent:
-            what = f"{absent} of {len(self.per_class)} classes"
-            table.caption = f"{NOT_AVAILABLE}: {what} absent from truth and predictions are left out of means"
+            what = counted(absent, "class", "classes", of=len(self.per_class), verb=IS)
+            table.caption = f"{NOT_AVAILABLE}: {what} absent from truth and predictions: left out of means"
             table.caption_justify = "left"
         return table
 

@@ -13,7 +13,7 @@ from regard.data.coco.panoptic_writer import PanopticWriter
 from regard.data.coco.tables import ImageRecord
 from regard.data.sources import expand, is_video, source_name
 from regard.drawing.boxes import save_picture
-from regard.errors import ConfigError, DataError, escape
+from regard.errors import ConfigError, DataError, counted, escape
 from regard.models.build import Model
 from regard.prediction.earlier_results import DESCRIPTION, is_result, png_names, result_text
 from regard.prediction.options import PredictionOptions
@@ -141,7 +141,7 @@ def _report(unreadable: Sequence[DataError], total: int) -> Iterator[str]:
     if len(unreadable) == 1:
         raise first
     yield from (error.line for error in unreadable[1:])
-    what = f"{len(unreadable)} of {total} images cannot be used, the first: {first.what}"
+    what = f"{counted(len(unreadable), 'image', of=total)} cannot be used, the first: {first.what}"
     raise DataError(what, where=first.where, remedy=first.remedy, code=first.code)
 
 

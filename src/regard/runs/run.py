@@ -20,7 +20,7 @@ from regard.config import to_mapping
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.panoptic import PanopticDataset
-from regard.errors import ConfigError
+from regard.errors import ConfigError, counted
 from regard.models.build import Model
 from regard.models.memory_order import move_to_device
 from regard.recipes import Recipe
@@ -123,11 +123,10 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
         if group.is_main:  # not earlier: config.yaml would keep settings that the checkpoint refuses
             _describe(run, job, group)
             keep_notes(run, notes, length, resumed=started)
-        reporter.say(
-            f"{settings.name}: {len(job.train_data)} training and {len(job.val_data)} validation images, "
-            f"{len(job.train_data.categories)} classes, on {group.device} "
-            f"in {describe(settings.amp, group.device, with_tf32=settings.tf32)} -> {run}"
-        )
+        images = f"{len(job.train_data):,} training and {counted(len(job.val_data), 'validation image')}"
+        classes = counted(len(job.train_data.categories), "class", "classes")
+        where = f"{group.device} in {describe(settings.amp, group.device, with_tf32=settings.tf32)}"
+        reporter.say(f"{settings.name}: {images}, {classes}, on {where} -> {run}")
         with job.advice():
             trainer.fit()
         for note in (ended := few_done(job.enough, trainer)):

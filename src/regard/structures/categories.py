@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from regard.errors import DataError
+from regard.errors import DataError, counted
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def labels_by_name(model: Sequence[Category], data: Sequence[Category], where: s
     if missing:
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise DataError(
-            f"the model does not know {len(missing)} of {len(data)} classes: {names}",
+            f"the model does not know {counted(len(missing), 'class', 'classes', of=len(data))}: {names}",
             where=where,
             remedy="use data with the classes that the model was trained on",
             code="K20",

@@ -21,7 +21,7 @@ from torch import Tensor
 import regard
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import data_folder
-from regard.errors import ConfigError
+from regard.errors import ConfigError, counted
 from regard.explanations.deletion import deletion_curve, detection_score, insertion_curve
 from regard.explanations.explain import Explanation, SaliencyMap, explain
 from regard.models.detr import DETR
@@ -92,7 +92,7 @@ def measure(net: DETR, images: int) -> Areas:
 def table(areas: Areas) -> Table:
     """Means over all detections, and how far they are from those of random maps, with the standard error."""
     count = len(areas["random"])
-    shown = Table(title=f"Area under the curves of {count} detections", title_justify="left")
+    shown = Table(title=f"Area under the curves of {counted(count, 'detection')}", title_justify="left")
     for name in ("map", "deletion (low is good)", "less than random", "insertion (high is good)", "more than random"):
         shown.add_column(name, justify="left" if name == "map" else "right")
     for name, pairs in areas.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from regard.data.generated.shapes import data_folder
-from regard.errors import ConfigError
+from regard.errors import ConfigError, counted
 from regard.metrics.detection import DetectionScores
 from regard.safe_files import first_free, is_used
 from regard.training.distributed import choose_device
@@ -59,7 +59,7 @@ def quickstart(minutes: float, output: Path | None = None, device: str = "auto")
     content = json.loads((output / "metrics.json").read_text())
     others = ("data", "losses", "best_threshold", "best_f1")
     scores = DetectionScores.from_dict({k: v for k, v in content.items() if k not in others})
-    console.print(f"3. Scores on {scores.images} images that were not used for training:")
+    console.print(f"3. Scores on {counted(scores.images, 'image')} not used for training:")
     console.print(scores.table())
     console.print(f"4. The report, with all pictures: {output / 'report.html'}", highlight=False)
     return (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.data.paths import WITH_BOXES, check_data, data_text
-from regard.errors import ConfigError, MachineError, escape
+from regard.errors import ConfigError, MachineError, counted, escape
 from regard.safe_files import hold_lock, make_writable, replace_text
 from regard.studies.folder import FORMAT, claim, plan_of
 from regard.studies.options import StudyOptions
@@ -73,7 +73,7 @@ def _run(name: str, study: Study, plan: Plan, how: str, where: tuple[Path, Path,
     from regard.studies.trainings import Trainer, environment_of
 
     output, store, jobs, device = where
-    _tell(f"{name}: {len(plan.trainings)} runs, {jobs} at a time, {how} -> {store}")
+    _tell(f"{name}: {counted(len(plan.trainings), 'run')}, {jobs} at a time, {how} -> {store}")
     failures = Trainer(store, jobs, environment_of(device), _tell).train(plan.trainings)
     scores: dict[str, dict[int, float]] = {}
     runs = {}
@@ -158,7 +158,7 @@ def _granted(study: Study, options: StudyOptions, jobs: int, found: Granted | No
         return None
     if found is not None:
         seeds = found["seeds"] if options.seeds == found["asked"] else options.seeds
-        _tell(f"budget: {found['minutes']:g} minutes for each run, as at the first time, {seeds} seeds")
+        _tell(f"budget: {found['minutes']:g} minutes for each run, as at the first time, {counted(seeds, 'seed')}")
         return found if seeds == found["seeds"] else {**found, "seeds": seeds, "asked": options.seeds}
     rows = [row for row in study.rows if row.words]
     shares = {
@@ -167,7 +167,7 @@ def _granted(study: Study, options: StudyOptions, jobs: int, found: Granted | No
     }
     minutes, seeds = share_budget(options.budget, shares, jobs)
     fewer = "" if seeds == options.seeds else f" instead of {options.seeds}, so that no run has less than half a minute"
-    _tell(f"budget: {minutes:g} minutes for each run, {seeds} seed{'s' * (seeds > 1)}{fewer}")
+    _tell(f"budget: {minutes:g} minutes for each run, {counted(seeds, 'seed')}{fewer}")
     return {"minutes": minutes, "seeds": seeds, "asked": options.seeds}
 
 
@@ -177,8 +177,8 @@ def _different(rows: list[Row]) -> list[Row]:
 
 
 def _how(scale: Scale, minutes: float | None) -> str:
-    images = "" if scale.train_images is None else f", {scale.train_images} training images"
-    time = f"{scale.epochs} epoch{'s' * (scale.epochs > 1)}" if scale.epochs else "epochs of the recipes"
+    images = "" if scale.train_images is None else f", {counted(scale.train_images, 'training image')}"
+    time = counted(scale.epochs, "epoch") if scale.epochs else "epochs of the recipes"
     return f"data {scale.data}{images}, {time if minutes is None else f'{minutes:g} minutes each'}"
 
 

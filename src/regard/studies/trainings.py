@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from regard.errors import IS, counted
 from regard.safe_files import hold_lock
 from regard.studies.plan import Training
 from regard.training.launch import launch_command, thread_environment
@@ -60,7 +61,7 @@ class Trainer:
         waiting = [one for one in trainings if not is_finished(one.folder(self.store))]
         total, kept = len(waiting), len(trainings) - len(waiting)
         if kept:
-            self.tell(f"{kept} of {len(trainings)} runs are there already")
+            self.tell(f"{counted(kept, 'run', of=len(trainings), verb=IS)} there already")
         failures: list[Failure] = []
         running: dict[Future[Failure | None], Training] = {}
         with self._stopping(), ThreadPoolExecutor(self.jobs) as pool:
@@ -173,8 +174,8 @@ class Trainer:
         if failure is not None:
             self.tell(f"failed: {what} — {failure.line}")
         minutes = self._seconds / max(1, self._done) * left / min(self.jobs, max(1, left)) / 60
-        remaining = f", about {minutes:.0f} minutes left" if minutes >= 1 else ""
-        self.tell(f"{total - left} of {total} runs{remaining}: {what}")
+        remaining = f", about {counted(round(minutes), 'minute')} left" if minutes >= 1 else ""
+        self.tell(f"{counted(total - left, 'run', of=total)}{remaining}: {what}")
 
 
 def cores() -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from regard.errors import ConfigError, DivergedError, Stopped
+from regard.errors import ConfigError, DivergedError, Stopped, counted
 from regard.structures.precision import autocast
 from regard.structures.transfer import upload
 from regard.training.checkpoint_writer import save_checkpoint
@@ -170,7 +170,7 @@ class Trainer:
         """What a finished training was ended by, and the setting that prolongs it."""
         config = self.config
         return {
-            "patience": f"no better score for {config.patience} evaluations; set patience=0",
+            "patience": f"no better score for {counted(config.patience, 'evaluation')}; set patience=0",
             "epochs": f"all epochs are done; set epochs to more than {config.epochs}",
             "minutes": f"the time is over; set minutes to more than {config.minutes or 0:g}, or minutes=none",
         }[self.ended_by]

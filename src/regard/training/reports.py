@@ -154,7 +154,7 @@ class Reporter:
             f"{k.removeprefix('loss_')} {means[k]:.3f}" for k in TRAINING_METRICS if means.get(k) is not None
         )
         left = seconds * (1 / share - 1) if share else 0.0
-        note += f"  {speed:.1f} images/s  {format_duration(left)} left"
+        note += f"  {format_speed(speed)}  {format_duration(left)} left"
         if self._bar is not None:
             numbers = _bar_numbers(self._epoch(step), means.get("loss"), self._score, speed)
             self._bar.update(
@@ -209,9 +209,16 @@ def _finite_or_none(value: float) -> float | None:
 
 def _bar_numbers(epoch: float, loss: float | None, score: str, images_per_second: float) -> str:
     """Return the numbers beside the bar: they fit 80 columns with it, and keep their places."""
-    speed = f"{images_per_second:.{1 if images_per_second < 100 else 0}f}"
+    speed, unit = format_speed(images_per_second).split()
     shown = "" if loss is None else f"{loss:.{3 if loss < 100 else 1}f}"
-    return f"epoch {math.ceil(epoch):>3}  loss {shown:>6}  {score:<10}  {speed:>5} images/s"
+    return f"epoch {math.ceil(epoch):>3}  loss {shown:>6}  {score:<10}  {speed:>5} {unit:<8}"
+
+
+def format_speed(images_per_second: float) -> str:
+    """Return a speed as `12.3 images/s`, and below one image a second as `2.5 s/image`."""
+    slow = images_per_second < 1
+    number = 1 / max(images_per_second, 1e-9) if slow else images_per_second
+    return f"{number:.{1 if number < 100 else 0}f} {'s/image' if slow else 'images/s'}"
 
 
 def format_duration(seconds: float) -> str:

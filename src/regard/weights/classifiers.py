@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from regard.errors import ArchitectureError
+from regard.errors import ArchitectureError, counted
 from regard.models.build import build
 from regard.models.catalog import preset
 from regard.models.classifiers import HEADS, Classifier
@@ -126,10 +126,10 @@ def transfer_classifier(source: Classifier, net: Classifier) -> str:
         elif pairs:
             mine, other = zip(*pairs, strict=True)
             tensor[list(mine)] = theirs[key][list(other)]
-    count = len(net.card.categories)
+    count = counted(len(net.card.categories), "class", "classes")
     known = f"{len(pairs)} of them known by name"
     known = known if source.card.categories else "whose layer starts at random: the file has none"
-    said = [f"started from {source.card.name}", f"{count} classes, {known}", *notes]
+    said = [f"started from {source.card.name}", f"{count}, {known}", *notes]
     return "; ".join(said)
 
 

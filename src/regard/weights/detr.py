@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError
+from regard.errors import ArchitectureError, CheckpointError, ConfigError, MachineError, counted
 from regard.models.backbone import RESNETS
 from regard.models.build import QueryDetector, build
 from regard.models.catalog import WEIGHTS, preset
@@ -209,7 +209,8 @@ def transfer(source: QueryDetector, net: QueryDetector, *, whole: bool = False) 
     known = known if source.card.categories else ", whose layer starts at random: the file has none"
     queries = f", {min(counts)} of {counts[0]} queries" if counts[0] != counts[1] else ""
     masks = ", a new mask head" if fresh else ""
-    return f"started from {source.card.name}; {len(net.card.categories)} classes{known}{queries}{masks}"
+    count = counted(len(net.card.categories), "class", "classes")
+    return f"started from {source.card.name}; {count}{known}{queries}{masks}"
 
 
 def _differences(source: QueryDetector, net: QueryDetector) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regard.errors import ArchitectureError
+from regard.errors import ArchitectureError, counted
 from regard.models.build import build
 from regard.models.catalog import preset
 from regard.models.configs.retinanet import RetinaNetConfig
@@ -93,8 +93,8 @@ def transfer_retinanet(source: RetinaNet, net: RetinaNet) -> str:
         new, old = (tensors[name].unflatten(0, (ANCHORS, -1)) for tensors in (ours, theirs))
         for our_row, their_row in pairs:
             new[:, our_row] = old[:, their_row]
-    count = len(net.card.categories)
-    return f"started from {source.card.name}; {count} classes, {len(pairs)} of them known by name"
+    count = counted(len(net.card.categories), "class", "classes")
+    return f"started from {source.card.name}; {count}, {len(pairs)} of them known by name"
 
 
 def _our_name(name: str) -> str:

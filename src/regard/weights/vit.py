@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regard.attention import resize_positions
-from regard.errors import ArchitectureError, CheckpointError
+from regard.errors import ArchitectureError, CheckpointError, counted
 from regard.models.configs.vit import VIT_PRESETS, ViTConfig
 
 # Tensors in every file of the DeiT authors and timm, and in every file of Hugging Face.
@@ -233,7 +233,7 @@ def _infer_config(tensors: Mapping[str, Tensor], where: str | Path) -> ViTConfig
     front, rows = 2 if "dist_token" in tensors else 1, tensors["pos_embed"].shape[1]
     class_position = rows > front and isqrt(rows - front) ** 2 == rows - front
     if not class_position and (front == 2 or isqrt(rows) ** 2 != rows):
-        what = f"{rows} rows of pos_embed are no square of patches behind {front} token{'s' * (front - 1)}"
+        what = f"{rows} rows of pos_embed are no square of patches behind {counted(front, 'token')}"
         raise ArchitectureError(what, where=where, remedy="only positions of square images are known", code="K07")
     depth = len({match[1] for key in tensors if (match := re.match(r"blocks\.(\d+)\.", key))})
     return ViTConfig(

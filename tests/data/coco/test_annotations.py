@@ -22,7 +22,7 @@ from refusals import refused
 from regard.data.coco import json_file as strict_json
 from regard.data.coco.annotations import CocoAnnotations, read_annotations, to_coco
 from regard.data.coco.outlines import check_segmentations, decode_counts
-from regard.data.report import Report
+from regard.data.report import WORDS, Report
 from regard.errors import DataError
 
 SIZES = {10: (80, 100), 20: (64, 64), 30: (90, 120)}  # image id -> height, width
@@ -342,7 +342,7 @@ CASES: list[tuple[str, Callable[[dict], Any], str, str]] = [
         "A33",
         both(put("images", 1, "height", DELETE), put("images", 1, "width", DELETE)),
         "fix",
-        r"1 images",
+        r"1 image has",
     ),
     ("A33", put("images", 1, "height", DELETE), "error", r"/images/1/height"),
     ("A33", put("images", 1, "width", "64"), "error", r"width is '64'"),
@@ -377,10 +377,10 @@ CASES: list[tuple[str, Callable[[dict], Any], str, str]] = [
         "A37",
         outline([[10, 12, 40, 12]]),
         "skip",
-        r"1 polygons .*/annotations/0/segmentation/0",
+        r"1 polygon .*/annotations/0/segmentation/0",
     ),
-    ("A37", outline([[10, 12, 40, 12, 40, 32, 10]]), "skip", r"1 polygons .*/annotations/0/segmentation/0"),
-    ("A37", outline([[10, 12, 40, 12, 40, 32, 10, 32], []]), "skip", r"1 polygons .*/segmentation/1"),
+    ("A37", outline([[10, 12, 40, 12, 40, 32, 10]]), "skip", r"1 polygon .*/annotations/0/segmentation/0"),
+    ("A37", outline([[10, 12, 40, 12, 40, 32, 10, 32], []]), "skip", r"1 polygon .*/segmentation/1"),
     ("A37", outline([]), "skip", r"1 of 6 .*/annotations/0/segmentation"),
     ("A37", outline(None), "skip", r"1 of 6 .*/annotations/0/segmentation"),
     ("A37", outline([10, 12, 40, 12, 40, 32]), "error", r"10.*/segmentation/0 "),
@@ -447,7 +447,7 @@ def test_corpus(case: tuple, tmp_path: Path) -> None:
         with pytest.raises(DataError) as raised:
             read(tmp_path, document, image_folders=[folder])
         found = raised.value.line
-        assert found.startswith(f"error[{code}]: ")
+        assert found.startswith(f"error {code}: ")
         assert "\n" not in found and len(found) < 600
         assert re.search(line, found), found
         return
@@ -456,7 +456,7 @@ def test_corpus(case: tuple, tmp_path: Path) -> None:
     if expected == "ok":
         assert not lines
     else:
-        assert len(lines) == 1 and lines[0].startswith(f"{expected}[{code}]: "), lines
+        assert len(lines) == 1 and lines[0].startswith(f"{WORDS[expected]} {code}: "), lines
         assert re.search(line, lines[0]), lines
     # Whatever was repaired or left out of training, nothing is lost for the evaluation.
     stated = document if isinstance(document, dict) else sound()

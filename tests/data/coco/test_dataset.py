@@ -320,7 +320,7 @@ def test_categories_are_matched_by_name(tmp_path: Path) -> None:
     assert [sample.labels.tolist() for sample in val] == [sample.labels.tolist() for sample in train]
     # Predictions go back to the ids of the val file.
     assert val.categories == (Category(8, "cat"), Category(2, "dog"))
-    assert "warn[A26]: " in str(val.annotations.report)
+    assert "warning A26: " in str(val.annotations.report)
     assert "A26" not in str(open_detection(tmp_path, "val").annotations.report)
 
 
@@ -349,7 +349,7 @@ def test_training_needs_objects(tmp_path: Path) -> None:
     with refused(DataError, "instances_train.json", code="A09"):
         open_detection(tmp_path, "train")
     val = open_detection(tmp_path, "val")
-    assert len(val) == 2 and "warn[A09]" in str(val.annotations.report) and val.max_objects[0] == 0
+    assert len(val) == 2 and "warning A09" in str(val.annotations.report) and val.max_objects[0] == 0
 
 
 def test_share_of_unusable_boxes_is_limited(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_instance_masks_are_those_of_pycocotools(tmp_path: Path) -> None:
             expected.append(coco_mask.decode(rle).astype(bool))
     assert sample.masks.dtype == torch.bool and np.array_equal(sample.masks.numpy(), np.stack(expected))
     assert len(sample.boxes) == len(sample.labels) == len(expected) == 10
-    assert any("1 of 11 objects have no segmentation" in issue.what for issue in data.annotations.report.issues)
+    assert any("1 of 11 objects has no segmentation" in issue.what for issue in data.annotations.report.issues)
     assert open_detection(root, "val")[0].masks is None and len(open_detection(root, "val")[0].boxes) == 11
 
 

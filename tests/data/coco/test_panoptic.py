@@ -250,14 +250,14 @@ WRONG: dict[str, tuple[Any, str, str, str]] = {
     ),
     "image twice": (lambda d: _row(d).update(image_id=4), "A42", "image 4", "A/1/image_id"),
     "image unknown": (lambda d: _row(d).update(image_id=5), "A30", "image_id 5 is not in images", "A/0/image_id"),
-    "image left": (lambda d: d["annotations"].pop(), "A42", "1 of 2 images have no annotation: image 4", "/images"),
+    "image left": (lambda d: d["annotations"].pop(), "A42", "1 of 2 images has no annotation: image 4", "/images"),
     "names swapped": (
         lambda d: (_row(d).update(file_name="a.png"), _row(d, 1).update(file_name="b.png")), "A42",
         "'b.png' is the name of image 9", "A/1/file_name",
     ),
     "name twice": (lambda d: _row(d, 1).update(file_name="b.png"), "A42", "'b.png'", "A/1/file_name"),
     "name outside": (lambda d: _row(d).update(file_name="../b.png"), "A32", "file_name '../b.png'", "A/0/file_name"),
-    "png missing": (lambda d: _row(d).update(file_name="c.png"), "A42", "1 of 2 panoptic PNG files are missing", ""),
+    "png missing": (lambda d: _row(d).update(file_name="c.png"), "A42", "1 of 2 panoptic PNG files is missing", ""),
     "instances": (lambda d: _row(d).pop("segments_info"), "A07", "these are instances annotations", "A/0"),
 }  # fmt: skip
 
@@ -340,7 +340,7 @@ def test_data_check(capsys: pytest.CaptureFixture, shapes: Path, tmp_path: Path)
     document["annotations"][1]["segments_info"][0]["area"] += 3
     file.write_text(json.dumps(document))
     text = run(capsys, "data", "check", alone).worked()
-    assert "warn[A42]: 1 segments have another area than stated" in text
+    assert "warning A42: 1 segment has another area than stated" in text
     assert "/annotations/1/segments_info/0/area" in text
     save_ids(np.zeros((48, 48), int), alone / "annotations/panoptic_val/000003.png")
     finished = run(capsys, "data", "check", alone)

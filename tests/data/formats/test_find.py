@@ -181,7 +181,7 @@ def test_folders_beside_the_images_are_no_classes(folder: str, capsys: pytest.Ca
         document = {"images": rows, "annotations": [box], "categories": [{"id": 1, "name": "x"}]}
         (tmp_path / "data" / split / "labels.json").write_text(json.dumps(document))
     text = run(capsys, "data", "check", tmp_path / "data").worked()
-    assert "train: 3 images, 1 objects, 1 classes" in text
+    assert "train: 3 images, 1 object, 1 class" in text
 
 
 @pytest.mark.parametrize("name", FORMATS)

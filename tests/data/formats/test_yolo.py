@@ -69,14 +69,19 @@ def test_a_list_of_folders_also_of_other_places(root: Path, tmp_path: Path) -> N
 
 
 def test_names_as_numbered_list(root: Path) -> None:
-    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames:\n  1: dog\n  0: cat\n")
-    assert [category.name for category in open_detection(root, "train").categories] == NAMES
+    for first in ("0", '"0"'):
+        (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames:\n  1: dog\n  {first}: cat\n")
+        assert [category.name for category in open_detection(root, "train").categories] == NAMES
 
 
 @pytest.mark.parametrize(
     ("text", "code", "line", "says"),
     [
-        ("names: {0: cat, 2: dog}", "A62", 1, "0 to 1"),
+        ("names: {0: cat, 2: dog}", "A62", 1, "without 1"),
+        ("names: {1: cat, 2: dog}", "A62", 1, "without 0"),
+        ("names: {cat: 0, dog: 1}", "A62", 1, "cat, dog"),
+        ("names: cat", "A62", 1, "'cat'"),
+        ("names:", "A62", 1, "names: [cat, dog]"),
         ("nc: 3\nnames: [cat, dog]", "A62", 1, "nc is 3"),
         ("names: [cat, no]", "A25", 1, "False"),
         ("names: []", "A62", 1, "names"),
@@ -96,6 +101,32 @@ def test_missing_validation_images_are_named(tmp_path: Path) -> None:
     settings(tmp_path / "d", "train: images/train\nval: images/holdout")
     with refused(DataError, "images/holdout", "data.yaml:2", code="A64"):
         open_detection(tmp_path / "d", "val")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: images/train\nval: images/val", "names: [cat, dog]"),
+        ("train: images/train\nnc: 1", "names: [cat]"),
+        ("nc: 3", "nc is 3"),
+        ("train: images/train\nNames: [cat, dog]", "Names"),
+        ("comment: only the name of the file says what it is", "names: [cat, dog]"),
+    ],
+)
+def test_settings_without_names_are_told_as_the_settings_they_are(root: Path, text: str, says: str) -> None:
+    """Also with labels beside their images, which are no YOLO data without names."""
+    (root / "data.yaml").write_text(text + "\n")
+    with refused(DataError, root / "data.yaml", says, code="A62"):
+        open_detection(root, "train")
+    assert has_detection(root)
+    (root / "classes.txt").write_text("cat\ndog\n")
+    assert [category.name for category in open_detection(root, "train").categories] == NAMES
+    (root / "classes.txt").unlink()
+    for file in root.glob("labels/*/*.txt"):
+        file.replace(root / "images" / file.parent.name / file.name)
+    if "only the name" not in text:
+        with refused(DataError, root / "data.yaml", code="A62"):
+            open_detection(root, "train")
 
 
 def test_labels_without_names_of_classes(root: Path) -> None:

@@ -16,7 +16,7 @@ from regard.data.class_images.listing import (
 from regard.data.image_folders import is_unsafe
 from regard.data.report import listed
 from regard.data.splits import Split, find_splits
-from regard.errors import DataError
+from regard.errors import IS, DataError, counted
 
 # Names of the two columns, in lower case. Where a file has several, the first is used.
 _PATHS = ("path", "file_path", "filepath", "image_path", "file_name", "filename", "file", "image", "img", "name")
@@ -61,7 +61,8 @@ class ClassLists:
             if not _is_file(self.root / path):
                 missing.append((line, path))
         if missing:
-            what = f"{len(missing)} of {len(label_of)} images are missing: {listed([path for _, path in missing])}"
+            count = counted(len(missing), "image", of=len(label_of), verb=IS)
+            what = f"{count} missing: {listed([path for _, path in missing])}"
             remedy = f"write paths relative to {self.root}"
             _report(DataError(what, where=f"{file}:{missing[0][0]}", remedy=remedy, code="A49"), faults)
             for _, path in missing:

@@ -21,7 +21,7 @@ from regard.data.paths import GENERATED, check_folder
 from regard.data.report import Report, folder_entries, listed
 from regard.data.samples import ClassSample
 from regard.data.splits import SPLIT_NAMES, Split, missing_split
-from regard.errors import ConfigError, DataError
+from regard.errors import HAS, ConfigError, DataError, counted
 from regard.structures.categories import Category
 
 _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz], train.csv"
@@ -213,10 +213,11 @@ def _dataset(
     labels = np.array([label_of[name] for name in labelled.class_names], dtype=np.int64)
     report = Report(where)
     if layout.notice:
-        report.add("A48", "fix", layout.notice)
+        report.add("A48", "note", layout.notice)
     missing = [name for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True) if not count]
     if missing:
-        report.add("A46", "warn", f"{len(missing)} of {len(names)} classes have no image: {listed(missing)}")
+        count = counted(len(missing), "class", "classes", of=len(names), verb=HAS)
+        report.add("A46", "warn", f"{count} no image: {listed(missing)}")
     categories = tuple(Category(label, name) for label, name in enumerate(names))
     return ClassificationDataset(labelled.images, labels, categories, split, report)
 

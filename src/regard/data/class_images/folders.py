@@ -77,8 +77,8 @@ class ClassFolders:
     def notice(self) -> str | None:
         if self.whole:
             return None
-        share = f"{VAL_SHARE:.0%} of each class, chosen by the hash of their names (seed {SPLIT_SEED})"
-        return f"no train and val folders; {share}, are used for validation"
+        share = f"{VAL_SHARE:.0%} of the images of each class"
+        return f"no train and val folders: {share} are used for validation, chosen by file name, always the same"
 
     def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
         return class_folders(self.root)

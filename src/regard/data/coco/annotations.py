@@ -34,6 +34,7 @@ from regard.data.coco.tables import (
     whole_numbers,
 )
 from regard.data.report import Report
+from regard.errors import counted
 from regard.structures.categories import Category
 
 _ROWS = in_table("annotations")
@@ -200,5 +201,5 @@ def _check_ids(rows: Rows, report: Report) -> None:
     whole = [value if type(value) is int else -1 - k for k, value in enumerate(ids)]
     if (k := first_repeat(whole)) is not None:
         repeats = len(whole) - len(set(whole))
-        what = f"{repeats} duplicate annotation ids; renumbered. Are objects listed twice?"
+        what = f"{counted(repeats, 'duplicate annotation id')}; renumbered. Are objects listed twice?"
         report.add("A28", "fix", what, "annotations", k, "id", count=repeats)

@@ -8,6 +8,7 @@ import numpy as np
 
 from regard.data.coco.annotations import CocoAnnotations
 from regard.data.report import Issue
+from regard.errors import HAS, counted
 
 _MANY = 100  # DETR's object queries
 
@@ -24,7 +25,7 @@ def check_objects(annotations: CocoAnnotations) -> Iterator[Issue]:
     again = np.delete(rows, first).tolist()
     if again:
         places = [annotations.report.at("annotations", objects.row_in_file(row), "bbox") for row in again[:100]]
-        what = f"{len(again)} objects have the image, class and box of another one"
+        what = f"{counted(len(again), 'object', verb=HAS)} the image, class and box of another one"
         yield Issue("A52", "warn", what, places[0], len(again), tuple(places[1:]), "remove the copies")
     counts = annotations.count_per_image(objects.is_target)
     if counts.max() > _MANY:

@@ -16,7 +16,7 @@ from regard.data.coco.tables import order_of_categories
 from regard.data.formats.find import read_split
 from regard.data.samples import Sample
 from regard.data.splits import Split
-from regard.errors import DataError
+from regard.errors import HAS, DataError, counted
 from regard.structures.categories import Category
 
 MAX_UNUSABLE = 0.01  # of the objects of a training split
@@ -110,7 +110,8 @@ def _with_outlines(annotations: CocoAnnotations) -> CocoAnnotations:
         remedy = "annotate outlines (`segmentation`), or train with boxes only"
         raise report.error("A37", "masks need a segmentation, no object has one", "annotations", remedy=remedy)
     if lost:
-        what = f"{lost} of {int(objects.is_target.sum())} objects have no segmentation; not trained on with masks"
+        count = counted(lost, "object", of=int(objects.is_target.sum()), verb=HAS)
+        what = f"{count} no segmentation; not trained on with masks"
         report.add("A37", "skip", what, "annotations", count=lost)
     return replace(annotations, objects=replace(objects, is_target=outlined))
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regard.data.report import Report
-from regard.errors import DataError
+from regard.errors import HAS, DataError, counted
 
 # COCO's largest file has 0.45 GB. Parsed JSON takes about ten times the memory of its text (measured on polygons).
 MAX_BYTES = 2 * 1024**3
@@ -70,7 +70,7 @@ def parse_json(data: bytes, path: Path, report: Report) -> Any:
     if repeated:
         table, key = repeated[0]
         place = _place_of(document, lambda value: value is table)
-        what = f"{len(repeated)} objects have a duplicate key ({key!r:.40}); the last value is used"
+        what = f"{counted(len(repeated), 'object', verb=HAS)} a duplicate key ({key!r:.40}); the last value is used"
         report.add("A06", "warn", what, *place, key, count=len(repeated))
     return document
 

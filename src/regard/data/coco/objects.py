@@ -15,6 +15,7 @@ from regard.data.coco.json_file import float_array
 from regard.data.coco.outlines import Segmentations, check_segmentations
 from regard.data.coco.tables import in_table, read_crowds
 from regard.data.report import Report
+from regard.errors import HAS, counted
 
 MAX_COORDINATE = 10**7  # pixels; larger values are mistakes
 _TOLERANCE = 1.0  # pixels by which boxes may exceed the image, by rounding or by counting pixels from 1
@@ -179,7 +180,7 @@ def _check_convention(
     if outside.size <= max(2, 0.2 * len(boxes)):
         return
     as_corners = (boxes[:, 2:] >= boxes[:, :2]).all() and not _exceeds(boxes, bounds, _TOLERANCE).any()
-    what = f"{outside.size} of {len(boxes)} boxes exceed their image, such as {_box_text(boxes[outside[0]])}"
+    what = f"{outside.size} of {len(boxes)} boxes exceed the image, such as {_box_text(boxes[outside[0]])}"
     remedy = (
         "they look like [left, top, right, bottom]; write [x, y, width, height]"
         if as_corners
@@ -207,15 +208,16 @@ def _note_outside(
     outside = ~has_area & has_size & ((corners[:, 2:] <= 0) | (corners[:, :2] >= bounds[:, 2:])).any(axis=1)
     empty = ~has_area & ~outside
     notes = (
-        ("A11", "fix", cut, "boxes exceed their image by more than a pixel; clamped to it"),
-        ("A12", "skip", outside, "boxes are outside their image; not trained on"),
-        ("A15", "skip", empty, "boxes have no area; not trained on"),
+        ("A11", "fix", cut, "over the edge of the image by more than a pixel; clamped to it"),
+        ("A12", "skip", outside, "outside the image; not trained on"),
+        ("A15", "skip", empty, "without area; not trained on"),
     )
     for code, severity, found, what in notes:
         count = int(found.sum())
         if count:
             place = ("annotations", int(np.flatnonzero(found)[0]), "bbox")
-            report.add(code, severity, f"{count} of {len(found)} {what}", *place, count=count)  # type: ignore[arg-type]
+            text = f"{counted(count, 'box', 'boxes', of=len(found))} {what}"
+            report.add(code, severity, text, *place, count=count)  # type: ignore[arg-type]
     return cut
 
 
@@ -228,7 +230,7 @@ def _crowds(rows: Rows, report: Report) -> NDArray[np.bool_]:
     absent = object()
     missing = [k for k, value in enumerate(column(rows, "iscrowd", absent)) if value is absent]
     if missing:
-        what = f"{len(missing)} of {len(rows)} objects have no iscrowd; 0 is used"
+        what = f"{counted(len(missing), 'object', of=len(rows), verb=HAS)} no iscrowd; 0 is used"
         report.add("A34", "fix", what, "annotations", missing[0], count=len(missing))
     return is_crowd
 
@@ -244,7 +246,8 @@ def _note_disagreement(corners: NDArray[np.float64], outlines: Segmentations, re
     sizes = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (corners, around)]
     apart = np.flatnonzero(overlap < 0.5 * (sizes[0] + sizes[1] - overlap))  # False for NaN: no outline
     if apart.size:
-        what = f"{apart.size} of {len(corners)} boxes do not match their segmentation (IoU below 0.5)"
+        count = counted(apart.size, "box", "boxes", of=len(corners), verb=("does", "do"))
+        what = f"{count} not match the segmentation (IoU below 0.5)"
         report.add("A41", "warn", what, "annotations", int(apart[0]), "bbox", count=apart.size)
 
 
@@ -268,10 +271,10 @@ def _areas(
     limit = 1.05 * (np.where(np.isnan(around), stated[:, 2:], around) + 1).prod(axis=1)
     wrong = (areas > limit) | ((areas <= 0) & (computed > 0)) | (areas < 0)
     missing = np.isnan(areas)
-    for found, what in ((missing, "have no area"), (wrong, "have an area that does not match their box")):
+    for found, what in ((missing, "no area"), (wrong, "an area that does not match the box")):
         if found.any():
             row, count = int(np.flatnonzero(found)[0]), int(found.sum())
-            what = f"{count} of {len(rows)} objects {what}; computed"
+            what = f"{counted(count, 'object', of=len(rows), verb=HAS)} {what}; computed"
             report.add("A36", "fix", what, "annotations", row, "area", count=count)
     return np.where(missing | wrong | (cut & np.isnan(outlines.areas)), computed, areas)
 

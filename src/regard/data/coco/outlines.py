@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regard.data.coco.json_file import float_array
 from regard.data.report import Report
-from regard.errors import MachineError, install_command
+from regard.errors import HAS, MachineError, counted, install_command
 
 # Points may be outside their image, up to this multiple of its side.
 _MAX_REACH = 4
@@ -304,10 +304,11 @@ def _note_missing(broken: list[tuple[int, int]], empty: list[int], areas: NDArra
     """Report polygons that were left out, and objects without an outline (A37)."""
     if broken:
         row, k = broken[0]
-        what = f"{len(broken)} polygons of fewer than 3 points or an odd count of numbers; left out, boxes kept"
+        count = counted(len(broken), "polygon")
+        what = f"{count} of fewer than 3 points or an odd count of numbers; left out, boxes kept"
         report.add("A37", "skip", what, "annotations", row, "segmentation", k, count=len(broken))
     if empty and not np.isnan(areas).all():  # else a data set of boxes only
-        what = f"{len(empty)} of {len(areas)} objects have no segmentation; only their boxes are used"
+        what = f"{counted(len(empty), 'object', of=len(areas), verb=HAS)} no segmentation; only the box is used"
         report.add("A37", "skip", what, "annotations", empty[0], "segmentation", count=len(empty))
 
 

@@ -27,7 +27,7 @@ from regard.data.formats.held_out import split_by_content
 from regard.data.report import Issue
 from regard.data.samples import Sample
 from regard.data.splits import Split
-from regard.errors import DataError
+from regard.errors import HAS, DataError, counted
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments
 
@@ -202,7 +202,7 @@ def find_bad_segments(dataset: PanopticDataset) -> tuple[list[DataError], Issue 
                 wrong += result
     if not wrong:
         return errors, None
-    what = f"{len(wrong)} segments have another area than stated; their pixels count"
+    what = f"{counted(len(wrong), 'segment', verb=HAS)} another area than stated; the pixels count"
     return errors, Issue("A42", "warn", what, wrong[0], len(wrong), tuple(wrong[1:]))
 
 

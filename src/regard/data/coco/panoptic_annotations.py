@@ -35,6 +35,7 @@ from regard.data.coco.tables import (
     whole_numbers,
 )
 from regard.data.report import Report
+from regard.errors import HAS, counted
 from regard.structures.categories import Category
 
 MAX_SEGMENT_ID = 2**24 - 1  # three bytes of a pixel; 0 is void
@@ -137,7 +138,7 @@ def _read(report: Report, segment_folder: Path, image_folders: Sequence[Path]) -
     images, image_folder = read_images(images_json, image_folders, report)
     order = _annotation_of(image_ids, images, report)
     files = _files(annotations_json, order, images, report)
-    folder_of(list(files), [segment_folder], report, kind="panoptic PNG files", code="A42")
+    folder_of(list(files), [segment_folder], report, kind="panoptic PNG file", code="A42")
     known = np.array([category.id for category in categories])
     affected = "segments"
     labels = index_of(category_ids, known, place, "category_id", "categories", "A20", report, affected=affected)
@@ -218,7 +219,7 @@ def _annotation_of(image_ids: NDArray[np.int64], images: tuple[ImageRecord, ...]
     index_of(image_ids, known, _ROWS, "image_id", "images", "A30", report, affected="annotations")
     if len(image_ids) < len(known):
         missing = known[~np.isin(known, image_ids)]
-        what = f"{len(missing)} of {len(known)} images have no annotation: image {missing[0]}"
+        what = f"{counted(len(missing), 'image', of=len(known), verb=HAS)} no annotation: image {missing[0]}"
         raise report.error("A42", what, "images", remedy="annotate them or remove them from images")
     return np.argsort(image_ids)
 
@@ -243,7 +244,8 @@ def _files(
             raise report.error("A42", what, "annotations", int(order[k]), "file_name", remedy=remedy)
     if others:
         k = others[0]
-        what = f"{len(others)} PNG files have other names than their images, such as {files[k]}; matched by image_id"
+        count = counted(len(others), "PNG file", verb=HAS)
+        what = f"{count} another name than the image, such as {files[k]}; matched by image_id"
         report.add("A42", "warn", what, "annotations", int(order[k]), "file_name", count=len(others))
     return files
 

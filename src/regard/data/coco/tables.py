@@ -17,7 +17,7 @@ from regard.data.coco.document import Rows, Table, array_of, column
 from regard.data.image_folders import is_unsafe
 from regard.data.images import MAX_PIXELS, image_size
 from regard.data.report import Report, listed
-from regard.errors import ImageError
+from regard.errors import HAS, IS, ImageError, counted
 from regard.structures.categories import Category
 
 # What `whole_numbers` gives for a value that is none, where faults are gathered.
@@ -246,7 +246,7 @@ def read_images(rows: Rows, folders: Sequence[Path], report: Report) -> tuple[tu
     if not images:
         raise report.error("A30", "no image has an id that can be used", "images", remedy="write whole numbers")
     if measured:
-        what = f"{len(measured)} images have no height and width; read from their files"
+        what = f"{counted(len(measured), 'image', verb=HAS)} no height and width; read from the file"
         report.add("A33", "fix", what, "images", measured[0], count=len(measured))
     return tuple(sorted(images, key=lambda image: image.id)), folder
 
@@ -299,7 +299,7 @@ def _wrong_size(row: dict, k: int, report: Report) -> tuple[int, int]:
 
 
 def folder_of(
-    names: list[str], folders: Sequence[Path], report: Report, *, kind: str = "image files", code: str = "A31"
+    names: list[str], folders: Sequence[Path], report: Report, *, kind: str = "image file", code: str = "A31"
 ) -> Path:
     """Return the first of `folders` that has the first file, or the first folder; it must have all files.
 
@@ -324,7 +324,8 @@ def folder_of(
     folder = next((folder for folder in folders if is_file(folder, first)), folders[0])
     missing = [name for name in names if name and not is_file(folder, name)]
     if missing:
-        what = f"{len(missing):,} of {len(names):,} {kind} are missing: {listed([repr(name) for name in missing])}"
+        count = counted(len(missing), kind, of=len(names), verb=IS)
+        what = f"{count} missing: {listed([repr(name) for name in missing])}"
         remedy = f"looked in {', '.join(map(str, folders))}"
         report.fail(code, what, remedy=remedy)
         gone = set(missing)
@@ -425,7 +426,7 @@ def note_unused(labels: NDArray[np.int64], categories: Sequence[Category], noun:
     used = set(labels.tolist())
     names = [f"{category.name:.30}" for label, category in enumerate(categories) if label not in used]
     if names:
-        what = f"{len(names)} of {len(categories)} categories have no {noun}: {listed(names)}"
+        what = f"{counted(len(names), 'class', 'classes', of=len(categories), verb=HAS)} no {noun}: {listed(names)}"
         report.add("A46", "warn", what, "categories")
 
 

@@ -16,7 +16,7 @@ from regard.data.formats.tables import Document
 from regard.data.formats.yolo_writer import Lost, write_yolo
 from regard.data.report import Report
 from regard.data.splits import Split
-from regard.errors import ConfigError, MachineError
+from regard.errors import ConfigError, MachineError, counted
 from regard.safe_files import is_used
 
 Target = Literal["coco", "yolo"]
@@ -120,5 +120,5 @@ def _check_output(path: Path, output: Path) -> None:
 
 def _counts(split: Split, tables: SplitTables) -> str:
     annotations = tables.annotations
-    objects = len(annotations.objects.labels)
-    return f"{split}: {len(annotations.images)} images, {objects} objects, {len(annotations.categories)} classes"
+    images, objects = counted(len(annotations.images), "image"), counted(len(annotations.objects.labels), "object")
+    return f"{split}: {images}, {objects}, {counted(len(annotations.categories), 'class', 'classes')}"

@@ -18,7 +18,7 @@ from regard.data.formats.tables import DetectionTables, TableBuilder, measure
 from regard.data.image_folders import is_unsafe
 from regard.data.report import listed
 from regard.data.splits import Part, find_parts
-from regard.errors import DataError
+from regard.errors import IS, DataError, counted
 
 # Names of columns in lower case, without spaces, hyphens and underscores. Where a file has several, the first is used.
 _IMAGE = ("image", "filename", "path", "filepath", "imagepath", "imagename", "imageid", "img", "file", "name")
@@ -123,7 +123,7 @@ class CsvBoxes:
         folder = next((folder for folder in folders if (folder / first).is_file()), folders[0])
         missing = [name for name in of_image if not (folder / name).is_file()]
         if missing:
-            what = f"{len(missing):,} of {len(of_image):,} image files are missing: {listed(missing)}"
+            what = f"{counted(len(missing), 'image file', of=len(of_image), verb=IS)} missing: {listed(missing)}"
             where = f"{file}:{of_image[missing[0]][0].line}"
             error = DataError(what, where=where, remedy=f"looked in {', '.join(map(str, folders))}", code="A31")
             if faults is None:

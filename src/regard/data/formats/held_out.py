@@ -14,6 +14,7 @@ from pathlib import Path
 from regard.data.paths import open_file
 from regard.data.report import Report
 from regard.data.splits import Split
+from regard.errors import IS, counted
 
 VAL_SHARE = 0.2
 
@@ -54,8 +55,8 @@ def split_by_content(files: Sequence[Path], split: Split, report: Report) -> tup
         what = "no validation split, and all images are the same: used for training and validation"
         report.add("A61", "warn", what)
         return list(range(len(files))), report
-    count = f"{sum(for_validation)} of {len(for_validation)} images"
-    report.add("A61", "fix", f"no validation split: {count}, chosen by their content, are used for it")
+    count = counted(sum(for_validation), "image", of=len(for_validation), verb=IS)
+    report.add("A61", "note", f"no validation split: {count} used for it, chosen by content")
     return [index for index, is_val in enumerate(for_validation) if is_val == (split == "val")], report
 
 

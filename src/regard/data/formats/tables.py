@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from regard.data.images import image_size
 from regard.data.report import Report, listed
 from regard.data.splits import Part
-from regard.errors import DataError, ImageError
+from regard.errors import DataError, ImageError, counted
 
 Document = dict[str, list[dict[str, Any]]]
 
@@ -183,5 +183,5 @@ def measure(files: Sequence[Path], faults: list[DataError] | None = None) -> dic
     others = [Path(error.where or "").name for error in errors[1:]]
     remedy = first.remedy
     if others:
-        remedy = f"{remedy or 'replace or remove it'}; and {len(others)} other images: {listed(others)}"
+        remedy = f"{remedy or 'replace or remove it'}; and {counted(len(others), 'other image')}: {listed(others)}"
     raise ImageError(first.what, where=first.where, remedy=remedy, code=first.code)

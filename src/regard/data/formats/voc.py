@@ -21,7 +21,7 @@ from regard.data.formats.voc_xml import VocImage, read_voc
 from regard.data.image_folders import SUFFIXES
 from regard.data.report import listed
 from regard.data.splits import Part, find_parts
-from regard.errors import DataError
+from regard.errors import HAS, IS, DataError, counted
 
 _LISTS = "ImageSets/Main"
 # Folders of XML files; {} is the name of the split.
@@ -98,10 +98,11 @@ class VocFiles:
                 builder.add_object(label_of[found.name], found.box_xywh, where, crowd=found.is_difficult)
                 difficult += [where] * found.is_difficult
         if difficult:
-            what = f"{len(difficult)} objects are difficult: not learned, and ignored in scores as in VOC"
+            count = counted(len(difficult), "object", verb=IS)
+            what = f"{count} difficult: not learned, and ignored in scores as in VOC"
             builder.note("A34", "skip", what, difficult[0], len(difficult))
         if unlabelled:
-            what = f"{len(unlabelled)} images have no XML file: left out"
+            what = f"{counted(len(unlabelled), 'image', verb=HAS)} no XML file: left out"
             builder.note("A63", "warn", what, unlabelled[0], len(unlabelled))
         return builder.build(self.root, gathers=faults is not None)
 
@@ -126,7 +127,7 @@ class VocFiles:
                 pairs.append((file, image))
         if missing:
             names = listed([f"{file.stem}.jpg" for file in missing])
-            what = f"{len(missing):,} of {len(files):,} image files are missing: {names}"
+            what = f"{counted(len(missing), 'image file', of=len(files), verb=IS)} missing: {names}"
             remedy = f"looked in {', '.join(map(str, place.image_folders))}"
             error = DataError(what, where=missing[0], remedy=remedy, code="A31")
             if self._faults is None:
@@ -228,7 +229,8 @@ def _xml_files(place: _VocPart) -> list[Path]:
         elif name:
             missing.append((number, name))
     if missing:
-        what = f"{len(missing)} listed images have no XML file: {listed([name for _, name in missing])}"
+        count = counted(len(missing), "listed image", verb=HAS)
+        what = f"{count} no XML file: {listed([name for _, name in missing])}"
         remedy = f"add them to {place.annotations}, or remove the lines"
         raise DataError(what, where=f"{place.image_list}:{missing[0][0]}", remedy=remedy, code="A31")
     return list(dict.fromkeys(files))

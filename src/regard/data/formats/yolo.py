@@ -14,11 +14,11 @@ from typing import NamedTuple
 from regard.data.formats.tables import DetectionTables, TableBuilder, measure
 from regard.data.formats.text_lines import read_class_names, read_text
 from regard.data.formats.yolo_labels import read_labels
-from regard.data.formats.yolo_settings import YoloSettings, existing, find_settings
+from regard.data.formats.yolo_settings import YoloSettings, existing, find_settings, find_unnamed
 from regard.data.image_folders import SUFFIXES, find_images
 from regard.data.report import listed
 from regard.data.splits import Part, find_parts
-from regard.errors import DataError
+from regard.errors import HAS, IS, DataError, counted
 
 # Folders of images and of labels; {} is the name of the split.
 _TREES = (("images/{}", "labels/{}"), ("{}/images", "{}/labels"), ("images/{}2017", "labels/{}2017"), ("{}", "{}"))
@@ -75,6 +75,9 @@ class YoloFiles:
                 del images["train"]  # data to evaluate on
             images = images or {**trees}
             return cls(root, images, settings.names, settings.at("names"), settings) if images else None
+        error = None if files and trees else find_unnamed(path, by_name=bool(trees))
+        if error is not None:
+            raise error
         if not trees:
             return None
         if not files:
@@ -109,14 +112,15 @@ class YoloFiles:
                 builder.add_object(found.label, found.box_xywh, place, polygons=found.polygons, area=found.area)
         if images and len(without) == len(images):
             looked = ", ".join(map(str, labels.looked_in(images[0])))
-            what = f"none of the {len(images)} images has a label file; looked for {images[0].stem}.txt in {looked}"
+            what = f"no label file for {counted(len(images), 'image')}; looked for {images[0].stem}.txt in {looked}"
             raise DataError(what, where=images[0].parent, remedy="add the labels", code="A64")
         if without:
-            what = f"{len(without)} of {len(images)} images have no label file: images without objects"
+            what = f"{counted(len(without), 'image', of=len(images), verb=HAS)} no label file: taken as without objects"
             builder.note("A62", "warn", what, without[0], len(without))
         orphans = [] if listed_only else labels.unused()
         if orphans:
-            builder.note("A30", "warn", f"{len(orphans)} label files have no image", orphans[0], len(orphans))
+            what = f"{counted(len(orphans), 'label file', verb=HAS)} no image"
+            builder.note("A30", "warn", what, orphans[0], len(orphans))
         return builder.build(self.root, gathers=faults is not None)
 
     def _images(self, part: Part) -> tuple[list[Path], bool]:
@@ -208,7 +212,8 @@ def _listed_images(file: Path, root: Path) -> list[Path]:
             images.append(image)
     if missing:
         names = listed([name for _, name in missing])
-        what = f"{len(missing)} of {len(images) + len(missing)} listed images are missing: {names}"
+        count = counted(len(missing), "listed image", of=len(images) + len(missing), verb=IS)
+        what = f"{count} missing: {names}"
         remedy = f"write paths relative to {root}"
         raise DataError(what, where=f"{file}:{missing[0][0]}", remedy=remedy, code="A31")
     return images

@@ -7,6 +7,7 @@ folder of the data is used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from regard.config import line_of, read_yaml
 from regard.data.report import listed
 from regard.data.splits import SPLIT_NAMES, Split, spellings
-from regard.errors import ConfigError, DataError
+from regard.errors import ConfigError, DataError, counted
 
+_NO_GAPS = "name every class from 0 on, also those that no label has"  # renumbering would change the labels
 _USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
@@ -58,10 +60,36 @@ def find_settings(path: Path) -> YoloSettings | None:
             continue
         if "names" in content:
             return _settings(file, content, path)
-    if path.is_file():
-        what = "no names of classes in the settings of the data"
-        raise DataError(what, where=path, remedy="add a line such as names: [cat, dog]", code="A62")
+        if file == path:
+            raise _unnamed(file, content)
     return None
+
+
+def find_unnamed(folder: Path, *, by_name: bool) -> DataError | None:
+    """Return the error for a settings file of a folder that does not name the classes; None without such a file.
+
+    by_name: whether a usual name of the file suffices. Else it must say where images are, or have `nc`.
+    """
+    keys = ["nc", *(key for split in SPLIT_NAMES for key in spellings(split))]
+    for file in _candidates(folder):
+        with suppress(ConfigError):
+            content = read_yaml(file)
+            is_named = by_name and file.name in _USUAL
+            if is_named or any(isinstance(content.get(key), str | list | int) for key in keys):
+                return _unnamed(file, content)
+    return None
+
+
+def _unnamed(file: Path, content: dict[str, Any]) -> DataError:
+    """Return the error for settings without names of classes."""
+    what, remedy = "no names of the classes in the settings of the data", "add a line such as names: [cat, dog]"
+    count, key = content.get("nc"), next((key for key in content if str(key).lower() == "names"), None)
+    if key is not None:
+        remedy = f"write names in place of {key}"
+    elif type(count) is int and count > 0:
+        what = f"{what}, only their number: nc is {count}"
+        remedy = f"add a line such as names: [{', '.join(['cat', 'dog', '...'][:count])}]"
+    return DataError(what, where=file, remedy=remedy, code="A62")
 
 
 def existing(text: str, bases: Iterable[Path], root: Path) -> Path | None:
@@ -121,18 +149,23 @@ def _names(file: Path, content: dict[str, Any]) -> list[str]:
     names = content["names"]
     where = line_of(file, "names")
     if isinstance(names, dict):
+        names = {int(key) if isinstance(key, str) and key.isdecimal() else key: name for key, name in names.items()}
         if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            what = f"classes with the numbers {listed(list(names))}, expected 0 to {len(names) - 1}"
-            raise DataError(what, where=where, remedy="number them from 0 without gaps", code="A62")
+            what = f"classes with the numbers {listed(list(names))}"
+            if all(type(label) is int and label >= 0 for label in names):
+                gaps = [label for label in range(min(max(names), 1000)) if label not in names]
+                raise DataError(f"{what}, without {listed(gaps)}", where=where, remedy=_NO_GAPS, code="A62")
+            raise DataError(f"{what}, expected 0, 1, 2, ...", where=where, remedy=_NO_GAPS, code="A62")
         names = [names[label] for label in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError("no list of class names", where=where, remedy="write names: [cat, dog]", code="A62")
+        what = f"names is {names!r:.40}, expected a list of class names" if names else "names is empty"
+        raise DataError(what, where=where, remedy="write names: [cat, dog]", code="A62")
     wrong = next((name for name in names if isinstance(name, bool | dict | list) or name is None or name == ""), None)
     if wrong is not None or None in names:
         raise DataError(f"the class name {wrong!r}, expected a text", where=where, remedy="quote it", code="A25")
     count = content.get("nc")
     if type(count) is int and count != len(names):
-        what = f"nc is {count}, but there are {len(names)} names"
+        what = f"nc is {count}, but there {counted(len(names), 'name')}"
         raise DataError(what, where=line_of(file, "nc"), remedy="correct nc or names", code="A62")
     return [str(name) for name in names]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from regard.errors import counted
 from regard.metrics.charts import style
 from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, GREY, INK, ORANGE
@@ -32,7 +33,7 @@ def plot_classification(scores: ClassificationScores, folder: str | Path) -> lis
     """
     names = [score.name for score in scores.per_class]
     top1, images = scores.stats["top1"], scores.images
-    title = f"Confusions: {top1:.1%} of {images:,} images are right"
+    title = f"Confusions: {top1:.1%} of {counted(images, 'image')} right"
     figures = {
         "confusion_matrix.png": draw_confusion_matrix(scores.confusion, names, title),
         "calibration.png": _draw_calibration(scores),
@@ -67,8 +68,9 @@ def plot_class_counts(train: Sequence[int], val: Sequence[int], names: Sequence[
     axes.barh(rows - 0.19, [train[k] for k in labels], height=0.38, color=BLUE, label="training")
     axes.barh(rows + 0.19, [val[k] for k in labels], height=0.38, color=ORANGE, label="validation")
     axes.set_xlabel("images")
-    classes = f"{len(names):,} classes" + ("" if len(labels) == len(names) else ", the largest and the smallest named")
-    axes.set_title(f"{sum(train):,} training and {sum(val):,} validation images, {classes}")
+    some = "" if len(labels) == len(names) else ", the largest and the smallest named"
+    images = f"{sum(train):,} training and {counted(sum(val), 'validation image')}"
+    axes.set_title(f"{images}, {counted(len(names), 'class', 'classes')}{some}")
     _name_rows(axes, [names[k] for k in labels])
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9, labelcolor=INK, frameon=False)
     return style.save(figure, Path(folder) / "dataset.png")

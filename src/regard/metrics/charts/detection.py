@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regard.errors import counted
 from regard.metrics.charts import style
 from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
@@ -79,8 +80,8 @@ def plot_dataset(ground_truth: dict[str, Any], folder: str | Path, *, of: int | 
     _draw_box_sizes(figure.add_subplot(grid[0, 1]), objects)
     _draw_objects_per_image(figure.add_subplot(grid[1, 1]), ground_truth["images"], objects)
     count = len(ground_truth["images"])
-    images = f"{count:,} images" if of in (None, count) else f"{count:,} of {of:,} images"
-    heading = f"{images}, {len(objects):,} objects"
+    images = counted(count, "image", of=None if of == count else of)
+    heading = f"{images}, {counted(len(objects), 'object')}"
     figure.suptitle(heading, color=INK, fontsize=12, fontweight="bold")
     return style.save(figure, Path(folder) / "dataset.png")
 
