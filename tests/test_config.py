@@ -164,6 +164,31 @@ def test_a_path_that_is_not_there(tmp_path):
     assert near_path(tmp_path / "panoptc") == f"did you mean {tmp_path / 'panoptic'}?"
     assert near_path(tmp_path / "shpes", ["shapes"]) == "did you mean shapes?"
     assert near_path(tmp_path / "none" / "of") == near_path(tmp_path / "xyz") == "check the path"
+    assert near_path(tmp_path / "xyz", otherwise="leave it out") == "leave it out"
+
+
+@pytest.mark.parametrize(
+    ("missing", "found"),
+    [
+        ("photo/", "photos"),
+        ("PHOTOS", "photos"),
+        ("photo/a.jpg", "photos/a.jpg"),
+        ("photos/b.jpg", "photos/a.jpg"),
+        ("photo/b.jpg", "photos/a.jpg"),
+        ("photo/quite another.png", "photos"),
+        ("photo/inner/c.jpg", "photos/inner/c.jpg"),
+        ("photos/a.jpg/inner", None),  # below a file
+        (".hiden", None),
+        ("x" * 300, None),
+        ("null\0", None),
+    ],
+)
+def test_the_first_wrong_part_of_a_path_is_corrected(tmp_path, missing, found):
+    (tmp_path / "photos" / "inner").mkdir(parents=True)
+    for name in ("photos/a.jpg", "photos/inner/c.jpg", ".hidden"):
+        (tmp_path / name).touch()
+    expected = "check the path" if found is None else f"did you mean {tmp_path / found}?"
+    assert near_path(tmp_path / missing) == expected
 
 
 def test_settings_of_earlier_versions_load_under_their_new_names():

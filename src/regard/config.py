@@ -5,9 +5,12 @@ A setting is named by its path: `lr`, `model.num_queries`. Unknown names are ans
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
+import os
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ from regard.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
 MAX_BYTES = 1_000_000  # bytes of YAML
+MAX_ENTRIES = 10_000  # of a folder, among which a missing name is looked for
 MAX_NODES = 10_000  # values of YAML, aliases counted as often as they are used
 
 # Settings of earlier versions and their names now. Old config.yaml files and checkpoints keep loading.
@@ -103,7 +107,7 @@ def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None
 
 
 # What other programs call a setting.
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "learning_rate": "lr", "batch": "batch_size", "imgsz": "short_side", "d_model": "embed_dim",
     "hidden_dim": "embed_dim", "nheads": "num_heads", "enc_layers": "encoder_layers", "dec_layers": "decoder_layers",
     "dim_feedforward": "feedforward_dim", "lr_drop": "milestones", "clip_max_norm": "max_norm",
@@ -120,12 +124,13 @@ def _unknown_setting(config: Any, name: str, prefix: str, where: str | None) -> 
                 paths.setdefault(inner.name, f"{prefix}{field.name}.{inner.name}")
     paths |= {field.name: f"{prefix}{field.name}" for field in dataclasses.fields(config)}
     wanted = name.lower()
-    wanted = _OTHER_NAMES.get(next(iter(difflib.get_close_matches(wanted, _OTHER_NAMES, 1, 0.85)), ""), wanted)
+    wanted = OTHER_NAMES.get(next(iter(difflib.get_close_matches(wanted, OTHER_NAMES, 1, 0.85)), ""), wanted)
     near = difflib.get_close_matches(wanted, paths, n=1, cutoff=0.6)
     if wanted in paths or near:
         remedy = f"did you mean {paths[wanted if wanted in paths else near[0]]!r}?"
     else:
-        remedy = f"known: {', '.join(paths.values())}"
+        own_first = sorted(paths.values(), key=lambda path: path.removeprefix(prefix).count("."))
+        remedy = f"known: {', '.join(own_first)}"
     return ConfigError(f"unknown key {prefix + name!r}", where=where, remedy=remedy, code="C01")
 
 
@@ -160,7 +165,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the settings: {_reason(error)}", where=path) from error
+        remedy = near_path(path) if isinstance(error, FileNotFoundError) else None
+        raise ConfigError(f"cannot read the settings: {_reason(error)}", where=path, remedy=remedy) from error
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{len(text)} bytes of settings, expected at most {MAX_BYTES}", where=path, code="C12")
     try:
@@ -194,14 +200,34 @@ def line_of(path: str | Path, key: str) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
-def near_path(path: Path, names: Sequence[str] = ()) -> str:
-    """Return the remedy for a missing path: the nearest existing path or the nearest of `names`."""
-    entries = path.parent.iterdir() if path.parent.is_dir() else ()
-    beside = [entry.name for entry in entries if not entry.name.startswith(".")]
-    near = difflib.get_close_matches(path.name, [*names, *beside], n=1)
+def near_path(path: Path, names: Sequence[str] = (), otherwise: str = "check the path") -> str:
+    """Return the remedy for a missing path: the nearest existing path or the nearest of `names`, else `otherwise`.
+
+    A folder on the way is corrected too: `photo/a.jpg` is answered with `photos/a.jpg`. Capitals do not count.
+    """
+    found = None
+    with contextlib.suppress(OSError, ValueError):  # too long for a path, a folder that cannot be read, a NUL
+        found = _nearest(path, names)
+    return f"did you mean {found}?" if found else otherwise
+
+
+def _nearest(path: Path, names: Sequence[str] = ()) -> Path | str | None:
+    missing = path  # the first part that is not there, and what is before it
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    with os.scandir(missing.parent) as entries:
+        beside = [entry.name for entry in itertools.islice(entries, MAX_ENTRIES) if not entry.name.startswith(".")]
+    beside = [name for name in beside if name != missing.name]  # a file, where a folder is expected
+    known = {name.casefold(): name for name in [*beside, *(names if missing == path else ())]}
+    near = difflib.get_close_matches(missing.name.casefold(), known, n=1)
     if not near:
-        return "check the path"
-    return f"did you mean {near[0] if near[0] in names else path.parent / near[0]}?"
+        return None
+    name = known[near[0]]
+    corrected = missing.parent / name
+    if missing == path:
+        return name if name in names else corrected
+    whole = corrected / path.relative_to(missing)
+    return whole if whole.exists() else _nearest(whole) or corrected
 
 
 def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:

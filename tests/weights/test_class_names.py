@@ -65,13 +65,13 @@ def test_a_list(detr, resnet):
 @pytest.mark.parametrize("text", ["cat\n", "a\nb\nc\nd\n", ""])
 def test_another_number_of_names(detr, tmp_path, text):
     path = written(tmp_path, text)
-    with refused(CheckpointError, path, f"{len(text.split())} names", "3 classes", code="K08"):
+    with refused(CheckpointError, path, f"{len(text.split())} class name", "expected 3", code="K08"):
         regard.load(detr, classes=path)
 
 
 def test_a_classifier_has_no_unused_label(resnet, tmp_path):
     path = written(tmp_path, "cat\ndog\n")
-    with refused(CheckpointError, path, "2 names", "3 classes", code="K08"):
+    with refused(CheckpointError, path, "2 class names", "expected 3", code="K08"):
         regard.load(resnet, model="resnet20", classes=path)
 
 
@@ -91,4 +91,4 @@ def test_predict_takes_names(detr, tmp_path, capsys):
     words = ("predict", str(detr), str(tmp_path / "a.png"), "--json", str(tmp_path / "found.json"), "--threshold", "0")
     run(capsys, *words, "--classes", str(path))
     assert any(name in (tmp_path / "found.json").read_text() for name in ("cat", "dog", "owl"))
-    run(capsys, *words, "--classes", str(written(tmp_path, "cat\n"))).refused(4, "K08", "names.txt", "1 names")
+    run(capsys, *words, "--classes", str(written(tmp_path, "cat\n"))).refused(4, "K08", "names.txt", "1 class name,")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from regard.config import near_path
+from regard.config import near_path, read_yaml
 from regard.errors import DataError, ImageError
 
 FILES = (".json", ".yaml", ".yml", ".csv")  # that describe detection data by themselves
@@ -43,10 +43,14 @@ def check_folder(root: Path, words: Sequence[str] = ()) -> None:
         DataError: there is no such folder, or it is a file.
     """
     if root.is_dir():
+        if (root / "checkpoints").is_dir() and (root / "config.yaml").is_file():
+            data = read_yaml(root / "config.yaml").get("data")
+            raise DataError("a run, not data", where=root, remedy=f"name its data: {data}")
         return
     if root.exists():
         raise DataError("a file, not a folder", where=root, remedy="name the folder of the data")
-    raise DataError("no such folder", where=root, remedy=near_path(root, words))
+    what = "no such file" if root.suffix.lower() in FILES else "no such folder"
+    raise DataError(what, where=root, remedy=near_path(root, words))
 
 
 def check_images(paths: Sequence[Path]) -> None:
@@ -75,7 +79,8 @@ def open_file(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         if path.is_symlink():
             raise ImageError("link to a missing file", where=path, remedy="restore it", code="I27") from error
-        raise ImageError("no such file", where=path, remedy="check the path", code="I29") from error
+        what = "no such file" if path.suffix else "no such file or folder"
+        raise ImageError(what, where=path, remedy=near_path(path), code="I29") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         from regard.data.image_errors import unreadable  # imports Pillow
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regard.config import near_path
 from regard.data.addresses import MAX_BYTES, fetch_image, file_name_of, is_address
 from regard.data.paths import open_file
 from regard.errors import DataError, ImageError
@@ -72,6 +73,9 @@ def expand(source: str | Path) -> list[str | Path]:
     found = [Path(name) for name in sorted(names)]
     files = [path for path in found if path.suffix.lower() in wanted and path.is_file()]
     if not files:
+        folder = next(place for place in Path(source).parents if not glob.has_magic(str(place)))
+        if not folder.is_dir():
+            raise DataError("no such folder", where=folder, remedy=near_path(folder), code="I29")
         what = "no image matches the pattern" if found else "no file matches the pattern"
         remedy = "put the pattern in quotes, with ** for folders of any depth"
         raise DataError(what, where=source, remedy=remedy, code="I29")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from regard.config import read_yaml
+from regard.config import near_path, read_yaml
 from regard.errors import ConfigError
 from regard.training.rows import read_rows
 
@@ -33,7 +33,10 @@ class RunFiles:
         path = self.folder / "config.yaml"
         if not path.is_file():
             remedy = "name the folder of a training, the one with config.yaml"
-            raise ConfigError("not the folder of a run", where=self.folder, remedy=remedy, code="K02")
+            what = "not the folder of a run"
+            if not self.folder.exists():
+                what, remedy = "no such folder", near_path(self.folder, otherwise=remedy)
+            raise ConfigError(what, where=self.folder, remedy=remedy, code="K02")
         return read_yaml(path)
 
     @cached_property

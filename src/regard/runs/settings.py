@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from regard.config import apply_mapping, apply_overrides
+from regard.config import apply_mapping, apply_overrides, near_path
 from regard.data.paths import GENERATED, WITH_BOXES, check_data, data_text
 from regard.errors import ConfigError
 from regard.models.catalog import preset
@@ -48,7 +48,9 @@ def resolve(
             raise ConfigError("--resume needs the run's folder", remedy="add --output RUN", code="C09")
         config = Path(output) / "config.yaml"
         if not config.exists():
-            raise ConfigError("no run to resume", where=output, remedy="leave out --resume", code="C09")
+            remedy = "leave out --resume"
+            remedy = remedy if Path(output).exists() else near_path(Path(output), otherwise=remedy)
+            raise ConfigError("no run to resume", where=output, remedy=remedy, code="C09")
     if config is not None:
         settings = recipe_from_file(Path(config))
         if model is not None and model != settings.name:

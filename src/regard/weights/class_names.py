@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from regard.errors import CheckpointError, DataError
+from regard.config import near_path
+from regard.data.report import listed
+from regard.errors import CheckpointError, DataError, counted
 from regard.models.build import Detector, Model
 
+_EXPECTED = "name a text file with one class name a line"
 _MAX_BYTES = 16 << 20
 _UNUSED = ("N/A", "-", "__background__", "")  # usual marks of ids without a class
 
@@ -36,9 +39,13 @@ def name_classes(net: Model, classes: str | Path | Sequence[str]) -> None:
     count = len(net.card.categories)
     shifted = isinstance(net, Detector) and len(names) == count - 1
     if len(names) != count and not shifted:
-        wanted = f"{count} or, if label 0 is unused, {count - 1}" if isinstance(net, Detector) else str(count)
-        what = f"{len(names)} names, but {net.card.name} has {count} classes"
-        raise CheckpointError(what, where=where, remedy=f"give {wanted} lines, in the order of the labels", code="K08")
+        wanted = f"{count} (or {count - 1} if label 0 is unused)" if isinstance(net, Detector) else str(count)
+        found = counted(len(names), "class name")
+        what = f"{found}, expected {wanted} for {net.card.name}: one a line, in the order of the labels"
+        own = [category.name for category in net.card.categories]
+        is_named = any(not name.isdecimal() for name in own)
+        remedy = f"leave them out: the model knows {listed(own)}" if is_named else _EXPECTED
+        raise CheckpointError(what, where=where, remedy=remedy, code="K08")
     names = ["", *names] if shifted else names
     names = [f"unused {label}" if name in _UNUSED else name for label, name in enumerate(names)]
     name, most = Counter(names).most_common(1)[0]
@@ -53,7 +60,9 @@ def _read(path: Path) -> list[str]:
     """Return the lines of a text file without spaces around them and without empty lines at the end."""
     try:
         if not path.is_file():
-            raise CheckpointError("no such file", where=path, remedy="name a text file of class names", code="K01")
+            if path.exists():
+                raise CheckpointError("no text file", where=path, remedy=_EXPECTED, code="K01")
+            raise CheckpointError("no such file", where=path, remedy=near_path(path, otherwise=_EXPECTED), code="K01")
         if path.stat().st_size > _MAX_BYTES:
             raise CheckpointError("too large for a list of names", where=path, code="K08")
         text = path.read_text(encoding="utf-8-sig").rstrip()

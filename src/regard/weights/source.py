@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from regard.config import near_path
-from regard.errors import CheckpointError, ConfigError, unknown_name
+from regard.errors import CheckpointError, ConfigError
 from regard.models.catalog import LIST_THEM, WEIGHTS, list_models
 
 
@@ -25,7 +25,8 @@ def check_source(source: str | Path) -> None:
     if name not in list_models() and len(path.parts) > 1:
         raise ConfigError("no such run or file", where=name, remedy=near_path(path), code="K01")
     if name not in list_models():
-        raise unknown_name("model, run or file", name, list_models(), code="K01", remedy=LIST_THEM)
+        remedy = near_path(path, list_models(), otherwise=LIST_THEM)
+        raise ConfigError(f"unknown model, run or file {name!r}", remedy=remedy, code="K01")
     if name not in WEIGHTS:
         what = f"there are no released weights of {name}"
         raise ConfigError(what, remedy=f"train it: regard train {name} --data DIR", code="K01")

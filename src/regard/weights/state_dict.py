@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import json
 import pickle
 import pickletools
@@ -24,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from regard.config import near_path
 from regard.errors import ArchitectureError, CheckpointError, cause
 
 MAX_TENSORS = 10_000
@@ -192,9 +192,7 @@ def _inspect(path: Path) -> tuple[int, bytes]:
         with path.open("rb") as file:
             return status.st_size, file.read(512)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _names_in(path.parent), 1)
-        remedy = f"did you mean {near[0]}?" if near else "check the path"
-        raise _file_error("K01", path, "no such file", remedy) from None
+        raise _file_error("K01", path, "no such file", near_path(path)) from None
     except (OSError, ValueError) as error:
         raise _file_error("K01", path, f"cannot be read ({cause(error)})") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.config import near_path
 from regard.data.report import Report
 from regard.errors import HAS, DataError, counted
 
@@ -86,9 +87,9 @@ def float_array(values: Sequence[int | float]) -> NDArray[np.float64]:
 def _read(path: Path, report: Report) -> bytes:
     try:
         if not path.is_file():
-            raise DataError(
-                "no such file" if not path.exists() else "not a regular file", where=path, remedy="check the path"
-            )
+            if not path.exists():
+                raise DataError("no such file", where=path, remedy=near_path(path))
+            raise DataError("not a regular file", where=path, remedy="check the path")
         size = path.stat().st_size
         if size > MAX_BYTES:
             what = f"{size:,} bytes of JSON, more than the maximum of {MAX_BYTES:,}"
