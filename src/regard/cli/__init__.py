@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TextIO, get_args, get_type_hints
+from typing import TextIO
 
 from cyclopts.exceptions import CycloptsError
 
-from regard.cli.commands import cache, train
-from regard.cli.data import shapes
+from regard.cli import commands as commands
+from regard.cli import data as data
+from regard.cli import studies as studies
 from regard.cli.groups import app as app
+from regard.cli.options import check_options, plain_settings
+from regard.cli.options import options_of as options_of
 from regard.cli.other_names import check_names
-from regard.cli.studies import study_app as study_app
+from regard.cli.places import check_places
 from regard.cli.typed import error_line
+from regard.cli.usage import as_usage_error
 from regard.errors import RegardError, escape
 from regard.training.launch import STOPPED, end_at_once, first_failure
 
@@ -42,11 +44,15 @@ def _run(words: list[str]) -> None:
             warnings.showwarning = _warn
             warnings.filterwarnings("ignore", module="PIL")  # about metadata, which is not used
             check_names(words)
-            app(_plain_settings(words), exit_on_error=False, print_error=False)
+            check_options(words)
+            words = plain_settings(words)
+            try:
+                check_places(words)
+                app(words, exit_on_error=False, print_error=False)
+            except CycloptsError as error:
+                raise as_usage_error(error, words) from error
     except RegardError as error:
         _leave(error_line(error), error.exit_code, debug)
-    except CycloptsError as error:
-        _leave(escape(f"error: {' '.join(str(error).split())}"), 2, debug)
     except KeyboardInterrupt:
         _leave("interrupted", 130, debug)
     except BrokenPipeError:  # the reader of the output, such as head, has ended
@@ -63,34 +69,6 @@ def _run(words: list[str]) -> None:
             raise
         what = escape(f"{type(error).__name__}: {error}")
         _leave(f"error: {what} — unexpected error: please report it with the output of --debug", 1, debug)
-
-
-def options_of(command: Callable[..., None]) -> list[tuple[str, type | None]]:
-    """Return the options of a command: their names, and the dataclass of those that are the fields of one."""
-    found: list[tuple[str, type | None]] = []
-    for name, hint in get_type_hints(command).items():
-        group = next((kind for kind in get_args(hint) if dataclasses.is_dataclass(kind)), None)
-        fields = [(field.name, group) for field in dataclasses.fields(group)] if group else [(name, None)]
-        found += [(field, kind if isinstance(kind, type) else None) for field, kind in fields if field != "return"]
-    return found
-
-
-def _plain_settings(words: Sequence[str]) -> list[str]:
-    """Rewrite `--lr=1e-4` and `--lr 1e-4` as `lr=1e-4` if the command takes settings and has no such option."""
-    commands: dict[str, Callable[..., None]] = {"train": train, "data shapes": shapes, "distill cache": cache}
-    command = commands.get(" ".join(words[: 2 if words[:1] in (["data"], ["distill"]) else 1]))
-    if command is None:
-        return list(words)
-    options = {f"--{name.replace('_', '-')}" for name, _ in options_of(command)} | {"--help", "--version"}
-    plain = []
-    rest = iter(words)
-    for word in rest:
-        key, equals, value = word.partition("=")
-        if not key.startswith("--") or key == "--" or key in options:
-            plain.append(word)
-            continue
-        plain.append(f"{key[2:].replace('-', '_')}={value if equals else next(rest, '')}")
-    return plain
 
 
 def _warn(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from regard.cli.groups import Settings, app, distill_app
+from regard.cli.places import check_name, check_new_file
 from regard.cli.typed import as_typed
 from regard.distillation.options import StorageOptions
-from regard.errors import ConfigError, escape, unknown_name
+from regard.errors import ConfigError, escape
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.explanations.options import ExplanationOptions
 from regard.prediction.options import PredictionOptions
@@ -68,6 +69,8 @@ def train(
     if len(names) > 1:
         remedy = f"did you mean --data {names[1]}?" if data is None else None
         raise ConfigError(f"expected key=value, got {names[1]!r}", remedy=remedy, code="C01")
+    if names:
+        check_name(names[0])
     run = train(
         names[0] if names else None, data, epochs=epochs, output=output, quiet=quiet,
         overrides=tuple(word for word in words if "=" in word), **asdict(options or TrainingOptions()),
@@ -106,7 +109,7 @@ def _show(path: Path) -> None:
 def evaluate(
     checkpoint: str,
     *,
-    data: str,
+    data: str | None = None,
     output: Path | None = None,
     device: str = "auto",
     classes: Path | None = None,
@@ -120,7 +123,7 @@ def evaluate(
 
     Args:
         checkpoint: a run, a weights file, or the name of a model with released weights.
-        data: as for train.
+        data: folder of data, as for train; that of the run if not given.
         output: folder for metrics.json and pictures; the run itself if not given.
         device: auto, cpu, cuda, cuda:0 or mps.
         classes: text file with one class name a line, for weights of other projects, which hold no names.
@@ -151,7 +154,7 @@ def evaluate(
 
 @app.command
 def predict(
-    checkpoint: str,
+    checkpoint: Annotated[str, Parameter(allow_leading_hyphen=True)],
     *images: Annotated[str, Parameter(allow_leading_hyphen=True)],
     output: Path | None = None,
     json: Path | None = None,
@@ -172,15 +175,9 @@ def predict(
         device: auto, cpu, cuda, cuda:0 or mps.
         classes: text file with one class name a line, for weights of other projects, which hold no names.
     """
-    from regard.data.sources import STDIN, check_sources
+    from regard.data.sources import check_sources
     from regard.weights.source import check_source
 
-    hyphened = (word for word in images if word.startswith("-") and word != STDIN)
-    mistyped = next((word for word in hyphened if not Path(word).exists()), None)
-    if mistyped is not None:
-        names = ["output", "json", "batch_size", "device", *(field.name for field in fields(PredictionOptions))]
-        known = [f"--{name.replace('_', '-')}" for name in names]
-        raise unknown_name("option", mistyped, known, code="C01", remedy="see: regard predict --help")
     check_sources(images)
     check_source(checkpoint)
     from regard.prediction.files import predict_files
@@ -200,7 +197,7 @@ def predict(
 @app.command
 def explain(
     checkpoint: str,
-    image: Path,
+    image: Path | None = None,
     *,
     what: str | None = None,
     options: Annotated[ExplanationOptions | None, Parameter(name="*")] = None,
@@ -224,13 +221,11 @@ def explain(
     from regard.data.paths import check_images
     from regard.weights.source import check_source
 
+    assert image is not None, "checked with the order of the words"
     check_source(checkpoint)
     check_images([image])
     if output is not None:
-        if output.exists():
-            raise ConfigError("the file exists", where=output, remedy="name another one", code="C11")
-        if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".npz"):
-            raise ConfigError("unsupported output suffix", where=output, remedy="name it .png or .npz", code="C09")
+        check_new_file(output, ".png", ".jpg", ".jpeg", ".webp", ".npz")
     from regard.explanations.explain import explain, explain_queries  # imports torch
 
     options, net = options or ExplanationOptions(), _named(checkpoint, classes, device)
@@ -312,7 +307,7 @@ def cache(
 
     Args:
         model: the student, a name from `regard models`; its recipe decides the augmentation.
-        data: as for train.
+        data: folder of data, as for train.
         teacher: a model name, run or file, regnety_160, timm/NAME, torchvision/NAME.
         output: folder for the logits.
         recipe: recipe of the student, as for train.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from regard.cli.groups import Settings, data_app
-from regard.errors import ConfigError, DataError
+from regard.cli.places import check_new_file
+from regard.errors import DataError
 from regard.safe_files import first_free
 
 
@@ -49,8 +50,8 @@ def show(folder: Path, *, output: Path | None = None) -> None:
     from regard.data.paths import check_data
 
     check_data(str(folder), ())
-    if output is not None and output.exists():
-        raise ConfigError("the file exists", where=output, remedy="name another one", code="C11")
+    if output is not None:
+        check_new_file(output, ".png", ".jpg", ".jpeg", ".webp")
     from regard.reports.data_sheet import draw_data
 
     print(draw_data(folder, output or first_free(Path(f"{folder.absolute().stem}-sheet.png"))))

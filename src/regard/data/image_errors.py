@@ -24,6 +24,7 @@ from regard.errors import IS, ImageError, counted
 SUPPORTED = "JPEG, PNG, WEBP, BMP, TIFF or GIF"
 COPY_AGAIN = "copy or download it again"
 
+_NAME_OR_COPY = f"name an image ({SUPPORTED}); if this should be one, {COPY_AGAIN}"
 _CONVERT = f"convert it to {SUPPORTED}: magick INPUT OUTPUT.png"
 _SIGNATURE = re.compile(
     rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WEBP>RIFF....WEBP)|(?P<BMP>BM)"
@@ -40,7 +41,7 @@ _OTHER_FILES = (
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document instead of an image", _CONVERT, "I03"),
     (rb"\s*(<!doctype html|<html)", "an HTML page instead of an image", "download the image itself", "I03"),
     (rb"(\xef\xbb\xbf)?\s*(<\?xml.*)?<svg", "an SVG drawing instead of an image", _CONVERT, "I03"),
-    (rb"[\t\n\r -~\x80-\xff]+\Z", "text instead of an image", COPY_AGAIN, "I03"),
+    (rb"[\t\n\r -~\x80-\xff]+\Z", "text instead of an image", _NAME_OR_COPY, "I03"),
 )
 _UNSUPPORTED = frozenset((".heic", ".heif", ".avif", ".jxl", ".jp2"))
 # Bytes of width and height in the headers of three formats. Other formats cannot say 0, or say it deeper in the file.

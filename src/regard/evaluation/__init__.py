@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regard.errors import ConfigError
+from regard.errors import ConfigError, DataError
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     source: str | Path | Model,
-    data: str | Path,
+    data: str | Path | None = None,
     *,
     output: str | Path | None = None,
     device: str = "auto",
@@ -42,7 +43,7 @@ def evaluate(
 
     Args:
         source: a model, or what `regard.load` takes.
-        data: as for `regard.train`.
+        data: as for `regard.train`; the data of the run if None and `source` is one.
         output: folder for `metrics.json` and pictures; if None the run when `source` is one, else nothing is written.
             The report of a run is written anew.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is loaded.
@@ -56,10 +57,11 @@ def evaluate(
         quiet: print no progress.
 
     Raises:
-        ConfigError: a number is out of range (C03), the precision is unknown (C02) or not that of the device (C10).
+        ConfigError: a number is out of range (C03), the precision is unknown (C02) or not that of the device (C10), the
+            options belong to the other family of models, or no data are given and `source` is no run (C09).
         CheckpointError, DataError, MachineError: the model or the data set cannot be used.
     """
-    text = _checked(source, data, batch_size, workers)
+    text = _checked(source, data, batch_size, workers, quiet)
     from regard.evaluation.progress import show_progress
     from regard.reports.report import write_report
     from regard.safe_files import make_writable
@@ -94,7 +96,9 @@ def _named(source: str | Path | Model, classes: str | Path | Sequence[str], devi
     return load(source, classes=classes).to(choose_device(device))
 
 
-def _checked(source: str | Path | Model, data: str | Path, batch_size: int | None, workers: int) -> str:
+def _checked(
+    source: str | Path | Model, data: str | Path | None, batch_size: int | None, workers: int, quiet: bool
+) -> str:
     """Check numbers and paths, without torch. Returns the data as text."""
     if (batch_size is not None and batch_size < 1) or workers < 0:
         what = f"batch_size={batch_size} and workers={workers}, expected at least 1 and at least 0"
@@ -104,9 +108,32 @@ def _checked(source: str | Path | Model, data: str | Path, batch_size: int | Non
 
     if isinstance(source, (str, Path)):
         check_source(source)
+    if data is None:
+        return _data_of(source, quiet)
     text = data_text(data)
     check_data(text)
     return text
+
+
+def _data_of(source: str | Path | Model, quiet: bool) -> str:
+    """Return the data that a run was trained on, and tell which they are."""
+    from regard.config import read_yaml
+    from regard.data.paths import check_data
+
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    files = [] if path is None else [path / "config.yaml", path.parent.parent / "config.yaml"]  # of a checkpoint too
+    if path is None or not path.is_dir() or (file := next(filter(Path.is_file, files), None)) is None:
+        raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
+    data = str(read_yaml(file).get("data"))
+    try:
+        check_data(data)
+    except DataError as error:
+        what = f"the data of the run are not there: {error.what}"
+        remedy = "add --data FOLDER, or change to the folder where the training was started"
+        raise DataError(what, where=error.where, remedy=remedy, code=error.code) from error
+    if not quiet:
+        print(f"data of the run: {data}", file=sys.stderr)
+    return data
 
 
 def _check_words(net: Model, data: str) -> None:
