@@ -273,7 +273,7 @@ def test_no_such_data(capsys, shapes, tmp_path):
     (shapes / "train" / "000001.png").unlink()
     finished = run(capsys, "data", "check", shapes)
     finished.refused(3, None, shapes)
-    assert "error A31: 1 of 6 image files are missing: '000001.png'" in finished.out
+    assert "error A31: 1 of 6 image files is missing: '000001.png'" in finished.out
     (shapes / "annotations" / "instances_val.json").unlink()
     assert "error A31" in run(capsys, "data", "check", shapes).out
     many = ["train", "detr_tiny", "--data", shapes, "model.num_queries=1"]
@@ -407,7 +407,7 @@ def test_predictions_have_nowhere_to_go(capsys, trained, images, tmp_path):
     (images / "a.jpg").write_bytes(encode(scene(), "JPEG"))  # would be the picture of a.png
     (tmp_path / "truth.json").write_text('{"images": []}')
     before = digest(tmp_path)
-    run(capsys, "predict", trained, images / "a.png", "--output", images).refused(2, "C11", "replace an image")
+    run(capsys, "predict", trained, images / "a.png", "--output", images).refused(2, "C11", "no earlier result")
     run(capsys, "predict", trained, images / "a.png", "--json", tmp_path / "truth.json").refused(2, "C11", "no earlier")
     run(capsys, "predict", trained, images / "a.png", "--json", images / "a.png").refused(2, "C11", "replace an image")
     assert digest(tmp_path) == before

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from regard.safe_files import atomic_file, first_free, hold_lock, is_used, replace_text
+from refusals import refused
+from regard.errors import ConfigError
+from regard.safe_files import atomic_file, first_free, hold_lock, is_used, make_writable, replace_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -36,6 +38,16 @@ def test_a_file_is_flushed_before_its_name_and_its_name_after(tmp_path, monkeypa
     replace_text(tmp_path / "a", "text")
     first, second = order
     assert first.startswith(f"{tmp_path}/.a.tmp-") and second == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["found.json", "drawn.JPG", "model.pt", "my_data.zip"])
+def test_a_folder_is_not_made_under_the_name_of_a_file(tmp_path, name):
+    with refused(ConfigError, tmp_path / name, tmp_path / Path(name).stem, code="C09"):
+        make_writable(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / name).mkdir()
+    make_writable(tmp_path / name)
+    make_writable(tmp_path / "run.2" / "v1.5")
 
 
 def test_a_lock_has_one_holder_and_leaves_nothing(tmp_path):

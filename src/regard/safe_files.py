@@ -11,8 +11,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from regard.errors import MachineError
+from regard.errors import ConfigError, MachineError
 
+FILE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mp4", ".mov", ".avi", ".json", ".jsonl",
+    ".csv", ".txt", ".md", ".yaml", ".yml", ".html", ".pdf", ".tex", ".npz", ".pt", ".pth", ".bin", ".safetensors",
+    ".zip", ".tar", ".gz",
+))  # fmt: skip
 _held_locks: set[int] = set()  # descriptors of lock files
 
 
@@ -27,12 +32,25 @@ def first_free(path: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Pa
     return next(free for free in itertools.chain([path], later) if not is_taken(free))
 
 
+def check_folder_name(folder: Path) -> None:
+    """Check that a folder to make has no suffix of a file: who names `found.json` means a file.
+
+    Raises:
+        ConfigError: it has (C09).
+    """
+    if folder.suffix.lower() in FILE_SUFFIXES and not folder.exists():
+        remedy = f"name a folder, such as {folder.with_suffix('')}"
+        raise ConfigError("the name of a file, and a folder is written here", where=folder, remedy=remedy, code="C09")
+
+
 def make_writable(folder: Path) -> None:
     """Make `folder` if it is missing, and check that files can be written to it.
 
     Raises:
+        ConfigError: its name is that of a file (C09).
         MachineError: the folder cannot be made or written to (C11).
     """
+    check_folder_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"

@@ -557,6 +557,57 @@ def test_only_an_earlier_result_is_replaced(finder, tmp_path):
     assert len(json.loads(target.read_text())) == 2
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_only_a_drawn_picture_is_replaced(finder, tmp_path, suffix):
+    """A photograph of the user in the output folder may have the name of a picture."""
+    photo, target = write(tmp_path / "photos" / "cat.png", scene()), tmp_path / "out" / f"cat{suffix}"
+    output = target.parent if suffix == ".jpg" else target
+    Path(target.parent).mkdir()
+    for content in (encode(scene(), "JPEG"), encode(scene(), "PNG"), b"text", b""):
+        target.write_bytes(content)
+        with refused(ConfigError, target, code="C11"):
+            list(predict_files(finder, [photo], output=output))
+        assert target.read_bytes() == content
+    target.unlink()
+    pictures = []
+    for threshold in (0.95, 0.2):
+        list(predict_files(finder, [photo], output=output, options=PredictionOptions(threshold=threshold)))
+        pictures.append(target.read_bytes())
+    assert pictures[0] != pictures[1] and [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("name", ["drawn.jpg", "new/drawn.PNG", "drawn.webp"])
+def test_one_image_is_drawn_to_the_file_that_is_named(finder, tmp_path, name):
+    photo, target = write(tmp_path / "photos" / "cat.png", scene()), tmp_path / name
+    list(predict_files(finder, [photo], output=target))
+    expected = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[target.suffix.lower()]
+    with Image.open(target) as picture:
+        assert picture.format == expected
+    (tmp_path / "folder.jpg").mkdir()
+    list(predict_files(finder, [photo], output=tmp_path / "folder.jpg"))
+    assert [path.name for path in (tmp_path / "folder.jpg").iterdir()] == ["cat.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "name", "says"),
+    [
+        (["cat.png", "dog.png"], "drawn.jpg", "--output drawn"),
+        (["."], "drawn.jpg", "--output drawn"),
+        (["cat.png"], "drawn.gif", "drawn.jpg"),
+        (["cat.png"], "drawn.mp4", "drawn.jpg"),
+        (["cat.png"], "found.json", "--json found.json"),
+    ],
+)
+def test_a_file_for_other_than_one_image(finder, tmp_path, monkeypatch, sources, name, says):
+    monkeypatch.chdir(tmp_path)
+    for photo in ("cat.png", "dog.png"):
+        write(tmp_path / photo, scene())
+    before = digest(tmp_path)
+    with refused(ConfigError, name, says, code="C09"):
+        list(predict_files(finder, sources, output=Path(name)))
+    assert digest(tmp_path) == before and not finder.batches
+
+
 def test_an_earlier_result_stays_if_no_image_can_be_read(finder, tmp_path):
     photo, target = write(tmp_path / "cat.png", scene()), tmp_path / "found.json"
     list(predict_files(finder, [photo], json_file=target))

@@ -132,6 +132,36 @@ def test_the_clip_of_the_user_is_not_replaced(net, clip):
     assert clip.read_bytes() == before and [path.name for path in clip.parent.iterdir()] == ["clip.mp4"]
 
 
+def test_only_a_drawn_video_is_replaced(net, clip, tmp_path):
+    """As for pictures: a video of the user stays, whatever it holds."""
+    target = tmp_path / "out" / "clip.mp4"
+    target.parent.mkdir()
+    for content in (clip.read_bytes(), b"text", b""):
+        target.write_bytes(content)
+        for output in (target.parent, target):
+            with refused(ConfigError, target, code="C11"):
+                list(predict_files(net, [clip], output=output))
+        assert target.read_bytes() == content
+    target.unlink()
+    for output in (target.parent, target):
+        assert len(list(predict_files(net, [clip], output=output))) == 50
+        assert len(list(read_frames(target))) == 50
+        target.with_name("x.jpg").write_bytes(target.read_bytes())  # whatever its name says
+    assert sorted(path.name for path in target.parent.iterdir()) == ["clip.mp4", "x.jpg"]
+    with refused(ConfigError, "clip.jpg", "clip.mp4", code="C09"):
+        list(predict_files(net, [clip], output=tmp_path / "clip.jpg"))
+
+
+def test_a_recording_of_a_camera_is_never_replaced(net, clip, tmp_path, monkeypatch):
+    """It cannot be made again."""
+    frames = list(read_frames(clip))[:3]
+    monkeypatch.setattr("regard.prediction.videos.read_frames", lambda source: iter(frames))
+    for number in range(3):
+        list(predict_files(net, ["camera:0"], output=tmp_path / "out"))
+        assert len(list((tmp_path / "out").iterdir())) == number + 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"camera-0.mp4", "camera-0-2.mp4", "camera-0-3.mp4"}
+
+
 def test_the_command(clip, tmp_path, capsys):
     write_run(tmp_path / "run", small_detector(), {1: 0.5})
     out = tmp_path / "out"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CAMERA_RATE = Fraction(30)  # frames a second, where a camera does not tell
+DRAWN_BY = "regard predict"  # kept in drawn pictures and videos, which the next prediction may replace
 QUALITY = "20"  # x264's crf: less is better, 18 looks like the original
 
 
@@ -64,6 +65,15 @@ def frame_rate(source: str | Path) -> Fraction:
         return CAMERA_RATE
     with _opened(source) as (_, stream):
         return Fraction(stream.average_rate or CAMERA_RATE)
+
+
+def comment_of(path: Path) -> str | None:
+    """Return the comment in a video file; None if it has none, or is no video."""
+    try:
+        with _opened(path) as (container, _):
+            return container.metadata.get("comment")
+    except DataError:
+        return None
 
 
 @contextlib.contextmanager
@@ -129,6 +139,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         with self._writing():
             self._container = _import_av().open(str(self._part), "w", format="mp4")
+            self._container.metadata["comment"] = DRAWN_BY
         return self
 
     def add(self, picture: Image.Image, seconds: Fraction) -> None:

@@ -40,6 +40,7 @@ MAX_ENLARGED_SIDE = 1280
 # Part of a box that names may hide, as a mean over boxes: beyond it they get smaller, and are then left out.
 MAX_HIDDEN = 0.2
 MIN_TEXT = 10  # pixels; smaller letters cannot be read
+SOFTWARE = 0x0131  # EXIF's tag for the program that made a picture
 _INK, _PAPER = (17, 17, 17), (255, 255, 255)
 _HALO = (0, 0, 0, 110)
 _BAR = (158, 206, 255)
@@ -172,8 +173,11 @@ def draw_probabilities(
     return sheet
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> None:
+def save_picture(picture: Image.Image, path: str | Path, *, software: str | None = None) -> None:
     """Write a picture file in the format of its suffix. Missing folders are created.
+
+    Args:
+        software: what drew the picture, kept in its EXIF data.
 
     Raises:
         ConfigError: no picture format has this suffix.
@@ -181,11 +185,19 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=90)
+        picture.save(path, quality=90, exif=_exif(software))
     except ValueError as error:
         raise ConfigError("no picture format has this suffix", where=path, remedy="use .png or .jpg") from error
     except OSError as error:
         raise MachineError(f"the picture cannot be written: {error.strerror or error}", where=path) from error
+
+
+def _exif(software: str | None) -> Image.Exif | bytes:
+    if software is None:
+        return b""
+    exif = Image.Exif()
+    exif[SOFTWARE] = software
+    return exif
 
 
 def grid(

@@ -1,4 +1,4 @@
-"""Recognise the files that `regard predict --json` wrote: these may be replaced, no others."""
+"""Recognise the files that `regard predict` wrote: these may be replaced, no others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+
+from regard.data.videos import DRAWN_BY, comment_of
+from regard.drawing.boxes import SOFTWARE
 
 DESCRIPTION = "segments predicted with regard predict"  # under `info` of our panoptic files
 _DETECTION = {"image_id", "category_id", "bbox", "score", "file_name"}
@@ -35,6 +40,19 @@ def is_result(path: Path) -> bool:
     if content == []:
         return text == result_text([])
     return isinstance(content, list) and all(isinstance(row, dict) and _is_row(row) for row in content)
+
+
+def is_drawn(path: Path) -> bool:
+    """Return whether a picture or video was drawn by `regard predict`, which says so in it."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".mp4":
+        return comment_of(path) == DRAWN_BY
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(SOFTWARE) == DRAWN_BY
+    except (OSError, ValueError, SyntaxError):  # Pillow raises all three for files that are no images
+        return False
 
 
 def _is_row(row: dict[str, Any]) -> bool:

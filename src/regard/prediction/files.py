@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import Any
 
 from regard.data.coco.panoptic_writer import PanopticWriter
 from regard.data.coco.tables import ImageRecord
-from regard.data.sources import expand, is_video, source_name
+from regard.data.sources import camera_number, expand, is_video, source_name
+from regard.data.videos import DRAWN_BY
 from regard.drawing.boxes import save_picture
 from regard.errors import ConfigError, DataError, counted, escape
 from regard.models.build import Model
-from regard.prediction.earlier_results import DESCRIPTION, is_result, png_names, result_text
+from regard.prediction.earlier_results import DESCRIPTION, is_drawn, is_result, png_names, result_text
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import Prediction, check_options, draw, makes_segments, predict_each
 from regard.prediction.videos import predict_video
 from regard.results.classification import Classification
 from regard.results.detections import Detections
 from regard.results.segmentation import Segmentation
-from regard.safe_files import is_used, make_writable, replace_text
+from regard.safe_files import FILE_SUFFIXES, first_free, is_used, make_writable, replace_text
 from regard.weights.load import load_on
 
 
@@ -43,7 +45,8 @@ def predict_files(
 
     Args:
         paths: files, folders, patterns, addresses, `-` or `camera:0`, as for `predict`.
-        output: folder for the images with their results drawn, named like the images, `.jpg`, and videos, `.mp4`.
+        output: folder for the images with their results drawn, named like the images, `.jpg`, and videos, `.mp4`; for
+            one image or video also the file. Earlier results are replaced, but no recording of a camera.
         json_file: file for all results. Detections are rows of COCO's result format with `image_id` counting the
             images from 1 and a `file_name`. Classes are rows `{"file_name", "classes": [{"label", "label_id",
             "score"}]}`. Rows of videos also have `frame`, from 0, and `seconds`; each frame counts as an image.
@@ -52,8 +55,8 @@ def predict_files(
         options: which predictions to keep.
 
     Raises:
-        ConfigError: an output would replace an image or a file that is no earlier result (C11), a panoptic model's
-            file has no suffix or videos (C09), a number is out of range (C03), or a word is unknown (C02).
+        ConfigError: an output would replace an image or a file that is no earlier result (C11), is one file for several
+            images, or does not suit them (C09), a number is out of range (C03), or a word is unknown (C02).
         DataError: images cannot be read.
         MachineError: a video needs the package av, which is not installed, or there is no such camera.
     """
@@ -64,18 +67,18 @@ def predict_files(
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
     images, videos = [f for f in files if not is_video(f)], [f for f in files if is_video(f)]
     names = picture_names(files)
-    _check_targets(files, [output / name for name in names.values()] if output else [], json_file)
+    pictures = {} if output is None else _pictures(names, output)
+    _check_targets(files, list(pictures.values()), json_file)
     net, _ = load_on(model, device)
     writer: _Rows | _Segments | None = None
     if json_file is not None:
         if videos and makes_segments(net):
             raise ConfigError("segments of videos have no JSON", where=videos[0], remedy="leave --json out", code="C09")
         writer = _Segments(json_file, net, files, names) if makes_segments(net) else _Rows(json_file, options.top)
-    for folder in (output, json_file.parent if json_file else None):
-        if folder is not None:
-            make_writable(folder)
+    for folder in {target.parent: None for target in (*pictures.values(), *([json_file] if json_file else []))}:
+        make_writable(folder)
     unreadable: list[DataError] = []
-    job = _Job(net, options, batch_size, output, names, writer, unreadable)
+    job = _Job(net, options, batch_size, pictures, writer, unreadable)
     try:
         yield from job.images(images)
         yield from job.videos(videos, first=len(images) + 1)
@@ -95,8 +98,7 @@ class _Job:
     net: Model
     options: PredictionOptions
     batch_size: int
-    output: Path | None
-    names: dict[str | Path, str]
+    pictures: dict[str | Path, Path]
     writer: _Rows | _Segments | None
     unreadable: list[DataError]
 
@@ -105,11 +107,11 @@ class _Job:
         numbers = {str(file): (number, file) for number, file in enumerate(files, start=1)}
         for result in predict_each(
             self.net, files, options=self.options, batch_size=self.batch_size,
-            keep_pixels=self.output is not None, on_error=self.unreadable.append,
+            keep_pixels=bool(self.pictures), on_error=self.unreadable.append,
         ):  # fmt: skip
             number, file = numbers[result.path or ""]
-            if self.output is not None:
-                save_picture(draw(result, self.options), self.output / self.names[file])
+            if file in self.pictures:
+                save_picture(draw(result, self.options), self.pictures[file], software=DRAWN_BY)
             if self.writer is not None:
                 self.writer.add(result, number, file)
             yield escape(f"{result.path}: {self._summary(result)}")
@@ -118,7 +120,7 @@ class _Job:
         """Predict for videos; yield a line for each frame. `first`: number of the first frame among all images."""
         number = first
         for file in files:
-            drawn = None if self.output is None else self.output / self.names[file]
+            drawn = self.pictures.get(file)
             try:
                 for found in predict_video(self.net, file, self.options, batch_size=self.batch_size, drawn=drawn):
                     if isinstance(self.writer, _Rows):
@@ -162,6 +164,33 @@ def picture_names(files: Sequence[str | Path]) -> dict[str | Path, str]:
         taken.add(name.lower())
         names[file] = name
     return names
+
+
+def _pictures(names: Mapping[str | Path, str], output: Path) -> dict[str | Path, Path]:
+    """Return the file for each drawn image and video: in the folder `output`, or `output` itself for a single one.
+
+    Raises:
+        ConfigError: `output` is a file for several images, or of another kind than the single one (C09).
+    """
+    suffix = output.suffix.lower()
+    if suffix not in FILE_SUFFIXES or output.is_dir():
+        files = {file: output / name for file, name in names.items()}
+        return {file: first_free(path) if camera_number(file) is not None else path for file, path in files.items()}
+    if suffix == ".json":
+        what = "a folder for pictures, and this is the name of a file"
+        remedy = f"write results with --json {shlex.quote(str(output))}"
+        raise ConfigError(what, where=output, remedy=remedy, code="C09")
+    if len(names) > 1:
+        what = f"the name of one file for {len(names)} images"
+        remedy = f"name a folder: --output {shlex.quote(str(output.with_suffix('')))}"
+        raise ConfigError(what, where=output, remedy=remedy, code="C09")
+    (file,) = names
+    kind, suffixes = ("video", (".mp4",)) if is_video(file) else ("picture", (".jpg", ".jpeg", ".png", ".webp"))
+    if suffix not in suffixes:
+        what = f"unsupported suffix of the drawn {kind}"
+        remedy = f"name it {output.with_suffix(suffixes[0])}, or name a folder"
+        raise ConfigError(what, where=output, remedy=remedy, code="C09")
+    return {file: output}
 
 
 class _Rows:
@@ -234,14 +263,12 @@ class _Segments:
 
 
 def _check_targets(files: Sequence[str | Path], pictures: Sequence[Path], json_file: Path | None) -> None:
-    """Check that no file of the user is overwritten: no image, no file next to one, no JSON but an earlier result."""
-    local = [file for file in files if isinstance(file, Path)]
-    images = {file.resolve() for file in local}
-    folders = {file.parent for file in images} | {file.parent.resolve() for file in local}
+    """Check that no file of the user is overwritten: nothing but earlier results."""
+    images = {file.resolve() for file in files if isinstance(file, Path)}
     for target in (*pictures, *([json_file] if json_file else [])):
-        place = target.resolve()
-        if place in images or (place.parent in folders and target in pictures and place.exists()):
+        if target.resolve() in images:
             raise ConfigError("this would replace an image", where=target, remedy="write to another folder", code="C11")
-    if json_file is not None and json_file.exists() and not is_result(json_file):
-        what = "this file is no earlier result and would be replaced"
-        raise ConfigError(what, where=json_file, remedy="name another file", code="C11")
+        is_earlier = is_result if target == json_file else is_drawn
+        if target.exists() and not is_earlier(target):
+            what = "this file is no earlier result and would be replaced"
+            raise ConfigError(what, where=target, remedy="name another file or folder", code="C11")

@@ -17,7 +17,7 @@ from regard.data.formats.yolo_writer import Lost, write_yolo
 from regard.data.report import Report
 from regard.data.splits import Split
 from regard.errors import ConfigError, MachineError, counted
-from regard.safe_files import is_used
+from regard.safe_files import check_folder_name, is_used
 
 Target = Literal["coco", "yolo"]
 
@@ -109,6 +109,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _check_output(path: Path, output: Path) -> None:
+    check_folder_name(output)
     if is_used(output):
         raise ConfigError("the output exists already", where=output, remedy="name a new folder", code="C11")
     source = (path.parent if path.is_file() else path).resolve()
