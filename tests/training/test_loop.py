@@ -420,8 +420,8 @@ def test_steps_of_another_size_are_refused(tmp_path):
 
     trainer(tmp_path).fit()
     for task, changes, says in (
-        (Longer(), {"batch_size": 2}, ("units.batches_per_epoch", 6, 12)),
-        (Line(), {"accumulate": 2}, ("units.accumulate", 1, 2)),
+        (Longer(), {"batch_size": 2}, ("batches", 6, 12)),
+        (Line(), {"accumulate": 2}, ("accumulate", 1, 2)),
     ):
         with refused(ConfigError, *says, "processes", code="C13"):
             trainer(tmp_path, task, replace(CONFIG, **changes)).resume()

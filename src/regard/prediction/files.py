@@ -57,8 +57,7 @@ def predict_files(
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), is one file for several
             images, or does not suit them (C09), a number is out of range (C03), or a word is unknown (C02).
-        DataError: images cannot be read.
-        MachineError: a video needs the package av, which is not installed, or there is no such camera.
+        DataError, MachineError: images cannot be read, the package av is not installed, or there is no such camera.
     """
     options = options or PredictionOptions()
     check_options(options, batch_size)

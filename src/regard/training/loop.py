@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from regard.errors import ConfigError, DivergedError, Stopped, counted
+from regard.errors import DivergedError, Stopped, counted
 from regard.structures.precision import autocast
 from regard.structures.transfer import upload
 from regard.training.checkpoint_writer import save_checkpoint
@@ -33,6 +33,7 @@ from regard.training.moving_average import MovingAverage
 from regard.training.optimizer import create_optimizer
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
+from regard.training.resumption import check_same_run
 from regard.training.schedules import learning_rate_factor
 from regard.training.stop_signals import Interrupted, StopSignals
 
@@ -138,10 +139,7 @@ class Trainer:
             self.reporter.rewind(0)
             return False
         checkpoint = read_checkpoint(path)
-        differences = _differences({key: checkpoint.state.get(key) for key in self.state}, self.state)
-        if differences:
-            remedy = "resume with the settings, the data and as many processes as the run began with"
-            raise ConfigError(", ".join(differences)[:300], where=path, remedy=remedy, code="C13")
+        check_same_run(checkpoint.state, self.state, self.config, self.run)
         self.model.load_state_dict(checkpoint.tensors["model"])
         if self.average:
             self.average.model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
@@ -382,13 +380,3 @@ def _in_parallel(model: nn.Module) -> DistributedDataParallel:
     """
     changes = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
     return DistributedDataParallel(model, broadcast_buffers=changes, gradient_as_bucket_view=True)
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Describe each value that differs between two nested dictionaries.
-
-    What the old one lacks is a setting that came later, and whose default is how it was before.
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [found for key in old for found in _differences(old.get(key), new.get(key), f"{path}.{key}")]
-    return [] if old == new else [f"{path.strip('.')} was {old}, is {new}"]
