@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from regard.config import apply_overrides
 from regard.recipes import recipe_for
 from regard.recipes.auto import CPU_MINUTES, DataSummary, fit_to_data
 from regard.training.config import UNTIL_TIME_IS_UP
@@ -86,7 +87,7 @@ def test_steps_are_those_of_the_training_loop():
     ):
         recipe = replace(recipe_for("detr_lite"), data="my", epochs=5, **changes)
         _, lines = fit_to_data(recipe, few, gpu=False, given=["epochs", *changes], processes=processes)
-        assert f"5 epochs, {steps} steps" in lines[1]
+        assert any(f"epochs=5: {steps} steps on 12 images" in line for line in lines)
 
 
 def test_minutes_are_filled():
@@ -98,9 +99,35 @@ def test_minutes_are_filled():
 def test_every_decision_is_told_with_its_value():
     recipe, lines = fit_to_data(recipe_for("detr_lite"), NUCLEI, gpu=False)
     text = " ".join(lines)
-    for value in (f"short_side={recipe.short_side}", f"batch_size={recipe.batch_size}", f"{recipe.epochs} epochs",
+    for value in (f"short_side={recipe.short_side}", f"batch_size={recipe.batch_size}", f"epochs={recipe.epochs}",
                   f"model.num_queries={recipe.model.num_queries}", "model.feature_maps=3"):  # fmt: skip
         assert value in text
+    # Each line but the first is settings that can be pasted, and why.
+    for line in lines[1:]:
+        settings = line.partition(": ")[0].split()
+        assert apply_overrides(recipe, settings) == recipe or "lr" in line or "ema" in line, line
+
+
+@pytest.mark.parametrize(("name", "shown"), [("detr_lite", True), ("detr_resnet50", False), ("detr_tiny", True)])
+def test_anchors_are_for_models_that_have_them(name, shown):
+    recipe, lines = fit_to_data(recipe_for(name, "auto"), PHOTOS, gpu=False)
+    assert recipe.model.anchors == shown == ("anchor_size" in " ".join(lines))
+    assert shown or recipe.model.anchor_size == recipe_for(name, "auto").model.anchor_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "800 steps on 160 images, or as many as fit into 18 minutes"),
+        ({"minutes": 1.0}, "minutes=1: as many steps on 160 images as fit into 1 minute"),
+        ({"minutes": None}, "epochs=40: 800 steps on 160 images"),
+        ({"epochs": 1, "batch_size": 160}, "epochs=1: 1 step on 160 images"),
+    ],
+)
+def test_the_length_is_told(changes, says):
+    recipe = replace(recipe_for("detr_lite"), data="my", **changes)
+    lines = fit_to_data(recipe, PHOTOS, gpu=False, given=changes)[1]
+    assert sum(line.endswith(says) for line in lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,13 +153,15 @@ def test_a_length_that_is_asked_for_is_not_cut_off(changes, stops):
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [
-        ("detr_lite", {}, "start_from=backbone: lr=0.0003 lr_backbone=3e-05 after a warm-up over 5%; batch norm"),
+        ("detr_lite", {}, "start_from=backbone lr=0.0003 lr_backbone=3e-05: starts from ImageNet weights"),
+        ("detr_lite", {}, "the rates rise over the first 5%; batch norm"),
         ("detr_lite", {"lr_backbone": 0.0}, "the backbone is frozen"),
-        ("detr_tiny", {}, "start_from=none: lr=0.001 lr_backbone=0.001 after a warm-up over 5%; nothing is frozen"),
-        ("detr_resnet50", {}, "start_from=detr_resnet50: lr=0.0001 lr_backbone=1e-05"),
+        ("detr_tiny", {}, "start_from=none lr=0.001 lr_backbone=0.001: starts from random weights"),
+        ("detr_tiny", {}, "nothing is frozen"),
+        ("detr_resnet50", {}, "start_from=detr_resnet50 lr=0.0001 lr_backbone=1e-05: starts from the weights of detr_"),
         ("detr_lite_panoptic", {"freeze_detector": True, "start_from": "runs/a"}, "only the mask head learns"),
-        ("detr_lite", {"patience": 3}, "patience=3: stops after 3 without a better score"),
-        ("detr_lite", {"epochs": 9}, "patience=0: no early stop"),
+        ("detr_lite", {"patience": 3}, "stops after 3 without a better score"),
+        ("detr_lite", {"epochs": 9}, "patience=0: evaluates every epoch, does not stop early"),
     ],
 )
 def test_rates_what_is_frozen_and_early_stop_are_told(name, changes, says):

@@ -93,7 +93,7 @@ def test_a_gpu_chooses_batch_and_rates_in_proportion(settings, folder, tried, mo
     found = job.settings
     assert (plain.batch_size, found.batch_size) == (12, 4)
     assert found.lr == pytest.approx(plain.lr / 3) and found.lr_backbone == pytest.approx(plain.lr_backbone / 3)
-    assert any("batch_size=4 fits the GPU, of at most 12" in line for line in job.findings)
+    assert any(line.startswith("batch_size=4: ") and "at most 12" in line for line in job.findings)
     tried[1]["fits"] = 1000
     assert DetectionJob(settings, GIVEN, GPU, find_batch=True).settings == plain  # a quarter of the images
     kept = DetectionJob(settings, [*GIVEN, "lr", "lr_backbone"], GPU, find_batch=True).settings
@@ -102,7 +102,10 @@ def test_a_gpu_chooses_batch_and_rates_in_proportion(settings, folder, tried, mo
 
 def test_a_cpu_takes_the_number_of_the_recipe(settings, tried):
     job = DetectionJob(settings, GIVEN, CPU, find_batch=True)
-    assert not tried[0] and job.settings == DetectionJob(settings, GIVEN, CPU).settings
+    plain = DetectionJob(settings, GIVEN, CPU)
+    assert not tried[0] and job.settings == plain.settings
+    (told,) = set(job.findings) - set(plain.findings)  # and says so
+    assert "batch_size=auto" in told and "cpu" in told and str(plain.settings.batch_size) in told
 
 
 def test_a_real_step_has_the_largest_sizes(settings, folder):

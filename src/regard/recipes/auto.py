@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regard.errors import counted
 from regard.models.configs.detr import DETRConfig
 from regard.recipes.detection import DetectionRecipe
 from regard.training.config import UNTIL_TIME_IS_UP, batches_per_epoch, steps_per_epoch
@@ -26,6 +27,7 @@ MINUTES_FOR = 200
 EVALUATIONS = 10  # in a training of IMAGES_TO_SEE
 PATIENCE = 6  # evaluations without a better score; fewer would cut off the end of the cosine, where scores still rise
 MANY_OBJECTS = 50
+INTRODUCTION = "The recipe auto chose these settings for your data. To change one, add it to the command:"
 FEW_IMAGES, FEW_PER_CLASS = 50, 50
 
 
@@ -85,14 +87,36 @@ def fit_to_data(
         lr_backbone=_unless_given(recipe, given, "lr_backbone", lr_backbone),
         log_every=_unless_given(recipe, given, "log_every", max(1, min(20, steps // 50))),
     )  # fmt: skip
-    length = f"{epochs} epochs, {steps} steps" if epochs < UNTIL_TIME_IS_UP else "as many epochs as fit"
-    limit = f", at most {minutes:.3g} minutes" if minutes is not None else ""
-    images = f"{data.images} images: batch_size={batch_size}, {length}{limit}, ema={fitted.ema}"
-    return fitted, [sizes, images, why_model, _rates(fitted), _evaluations(fitted), *_expectations(data)]
+    decisions = [sizes, _length(fitted, data, steps), _average(fitted), why_model, _rates(fitted), _evaluations(fitted)]
+    return fitted, [INTRODUCTION, *filter(None, decisions), *_expectations(data)]
+
+
+def _length(recipe: DetectionRecipe, data: DataSummary, steps: int) -> str:
+    """Return the batch and the length of the training, in words."""
+    images = counted(data.images, "image")
+    minutes = None if recipe.minutes is None else _minutes(recipe.minutes)
+    if recipe.epochs >= UNTIL_TIME_IS_UP and recipe.minutes is not None:
+        settings = f"batch_size={recipe.batch_size} minutes={recipe.minutes:.3g}"
+        return f"{settings}: as many steps on {images} as fit into {minutes}"
+    limit = "" if recipe.minutes is None else f" minutes={recipe.minutes:.3g}"
+    ends = "" if recipe.minutes is None else f", or as many as fit into {minutes}"
+    settings = f"batch_size={recipe.batch_size} epochs={recipe.epochs}{limit}"
+    return f"{settings}: {counted(steps, 'step')} on {images}{ends}"
+
+
+def _minutes(minutes: float) -> str:
+    """Return minutes as `1 minute`, `2.5 minutes`."""
+    return f"{minutes:.3g} minute{'s' * (minutes != 1)}"
+
+
+def _average(recipe: DetectionRecipe) -> str | None:
+    if not recipe.ema:
+        return None
+    return f"ema={recipe.ema:g}: scored and kept are weights averaged over about {1 / (1 - recipe.ema):.0f} steps"
 
 
 def _rates(recipe: DetectionRecipe) -> str:
-    """Return the learning rates, and what they leave as it is, in words."""
+    """Return the weights to start from, the learning rates, and what they leave as it is, in words."""
     if recipe.freeze_detector:
         frozen = "only the mask head learns"
     elif recipe.lr_backbone == 0:
@@ -101,14 +125,17 @@ def _rates(recipe: DetectionRecipe) -> str:
         frozen = "batch norm of the backbone is frozen"
     else:
         frozen = "nothing is frozen"
-    warmup = f"a warm-up over {recipe.warmup_share:.0%}" if recipe.warmup_share else "no warm-up by share"
-    start = f"start_from={recipe.start_from}"
-    return f"{start}: lr={recipe.lr:g} lr_backbone={recipe.lr_backbone:g} after {warmup}; {frozen}"
+    known = {"none": "random weights", "backbone": "ImageNet weights of the backbone"}
+    start = known.get(recipe.start_from, f"the weights of {recipe.start_from}")
+    warmup = f"; the rates rise over the first {recipe.warmup_share:.0%}" if recipe.warmup_share else ""
+    settings = f"start_from={recipe.start_from} lr={recipe.lr:g} lr_backbone={recipe.lr_backbone:g}"
+    return f"{settings}: starts from {start}{warmup}; {frozen}"
 
 
 def _evaluations(recipe: DetectionRecipe) -> str:
-    stop = f"stops after {recipe.patience} without a better score" if recipe.patience else "no early stop"
-    return f"evaluate_every={recipe.evaluate_every} epochs, patience={recipe.patience}: {stop}"
+    every = "epoch" if recipe.evaluate_every == 1 else f"{recipe.evaluate_every} epochs"
+    stop = f"stops after {recipe.patience} without a better score" if recipe.patience else "does not stop early"
+    return f"evaluate_every={recipe.evaluate_every} patience={recipe.patience}: evaluates every {every}, {stop}"
 
 
 def scale_to_batch(
@@ -157,14 +184,16 @@ def _sizes(recipe: DetectionRecipe, data: DataSummary, gpu: bool, given: Collect
     short_side = _unless_given(recipe, given, "short_side", chosen)
     aspect = min(2.0, max(1.25, data.long_side / data.short_side))
     max_size = _unless_given(recipe, given, "max_size", 32 * math.ceil(short_side * aspect / 32))
-    box = f"small boxes {short_side * data.box_side:.0f} pixels wide"
-    images = f"images of {data.long_side} x {data.short_side} pixels"
-    return short_side, max_size, f"{images}, {box} at short_side={short_side} max_size={max_size}"
+    images = f"images, here of {data.long_side} x {data.short_side} pixels, are resized to this"
+    box = f"small objects are then {short_side * data.box_side:.0f} pixels wide"
+    return short_side, max_size, f"short_side={short_side} max_size={max_size}: {images}; {box}"
 
 
 def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collection[str]) -> tuple[DETRConfig, str]:
     """Return the model with enough queries, and with fine maps for small boxes, and why."""
-    changes: dict[str, Any] = {"anchor_size": round(min(0.9, max(0.02, data.median_box_side)), 2)}
+    changes: dict[str, Any] = {}
+    if model.anchors:
+        changes["anchor_size"] = round(min(0.9, max(0.02, data.median_box_side)), 2)
     if model.anchors and model.sigmoid and model.backbone != "small" and data.box_side * short_side < 2 * CELL:
         # Cells of 8 pixels, each of which proposes a box. Self-attention over so many would take most of the time.
         changes |= {"feature_maps": 3, "encoder_layers": 0, "proposals": True}
@@ -174,7 +203,10 @@ def _model(model: DETRConfig, data: DataSummary, short_side: int, given: Collect
         changes |= {"query_groups": 1, "denoising_groups": min(model.denoising_groups, 1)}
     changes = {name: value for name, value in changes.items() if f"model.{name}" not in given}
     shown = " ".join(f"model.{name}={value}" for name, value in changes.items() if value != getattr(model, name))
-    return replace(model, **changes), f"up to {data.max_objects} objects in an image: {shown or 'the model as it is'}"
+    why = f"for up to {counted(data.max_objects, 'object')} in an image"
+    if "anchor_size" in changes:
+        why += f"; the median one has {data.median_box_side:.2g} of the image's short side"
+    return replace(model, **changes), f"{shown}: {why}" if shown else f"the model stays as it is {why}"
 
 
 def _decay(steps: int) -> float:

@@ -109,7 +109,12 @@ class DetectionJob:
             found = largest_batch(trial, self.train_data, self.val_data, objects, processes, most)
             settings, scaled = scale_to_batch(settings, found, fitted.batch_size, given)
             fitted, lines = fit_to_data(settings, summary, gpu=gpu, given={*given, "batch_size"}, processes=together)
-            lines.insert(1, f"batch_size={found} fits the GPU, of at most {most}: {scaled}")
+            lines.insert(2, f"batch_size={found}: the largest that fits the GPU, of at most {most}; {scaled}")
+        elif find_batch:
+            what = (
+                f"batch_size=auto is for CUDA GPUs: on {processes.device.type} the recipe chooses {fitted.batch_size}"
+            )
+            lines.insert(2, what)
         self._decisions = lines
         return fitted
 
