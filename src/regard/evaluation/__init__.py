@@ -44,8 +44,7 @@ def evaluate(
     Args:
         source: a model, or what `regard.load` takes.
         data: as for `regard.train`; the data of the run if None and `source` is one.
-        output: folder for `metrics.json` and pictures; if None the run when `source` is one, else nothing is written.
-            The report of a run is written anew.
+        output: folder for `metrics.json` and pictures; if None a run that is `source`, whose report is made, or none.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is loaded.
         batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Only images of one size
             share a pass of a detector: scores do not depend on it.
