@@ -22,7 +22,6 @@ from regard.models.build import create
 from regard.structures.categories import Category, ModelCard
 from regard.structures.image_batch import ImageBatch
 
-
 THINGS = tuple(Category(number, f"thing {number}") for number in range(SMALL.num_classes))
 
 
