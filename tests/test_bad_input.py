@@ -90,7 +90,7 @@ def test_good_images(capsys, trained, images, case: Good):
     before = digest(images.parent)
     finished = run(capsys, "predict", trained, path)
     assert finished.worked().startswith(f"{path}: ") and finished.out.count("\n") == 1
-    lines = finished.err.splitlines()
+    lines = finished.complaints
     if case.warns:
         (line,) = lines
         assert line.startswith("warning: image has more than one frame") and str(path) in line

@@ -1,6 +1,7 @@
 """The threshold of segments: searched in training, kept by the run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ def dataset(tmp_path_factory):
     return open_panoptic(folder, "val")
 
 
-def evaluated(dataset, *thresholds):
+def evaluated(dataset, *thresholds, known=None):
     net = Finder(list(dataset), dataset.categories)
+    net.card = replace(net.card, threshold=known)
     criterion, group = (
         SetCriterion(net.config.num_classes, classification="focal"),
         Processes(0, 1, torch.device("cpu")),
@@ -48,3 +50,10 @@ def test_no_threshold_is_best_if_nothing_is_right(dataset, tmp_path):
     found.write(tmp_path, "shapes")
     assert "best_threshold" not in json.loads((tmp_path / "metrics.json").read_text())
     assert evaluated(dataset, 0.4, 0.5).segments.threshold == 0.4  # the nearest that was tried
+
+
+def test_the_only_threshold_is_not_the_best(dataset, tmp_path):
+    """Unless the training of the model found it: an evaluation keeps what the run knows."""
+    for known, kept in ((None, False), (0.15, False), (0.2, True)):
+        evaluated(dataset, 0.2, known=known).write(tmp_path, "shapes")
+        assert ("best_threshold" in json.loads((tmp_path / "metrics.json").read_text())) == kept

@@ -23,6 +23,7 @@ from refusals import refused
 from regard.data import images
 from regard.errors import ConfigError, DataError, MachineError
 from regard.models.build import build
+from regard.models.configs import CONFIGS
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.prediction.files import picture_names, predict_files
@@ -209,6 +210,39 @@ def test_the_threshold_of_a_run(tmp_path):
     assert torch.equal(regard.predict(folder, scene()).scores, every.scores[:2])
     assert len(regard.predict(folder, scene(), threshold=0)) == len(every)
     assert regard.load(folder / "checkpoints" / "step_1").card.threshold is None  # it belongs to the best one
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says", "warns"),
+    [
+        (None, "threshold 0.50, the default", False),
+        ({"best_f1": 0.9}, "threshold 0.50, the default", False),
+        ({"best_threshold": 0.36, "best_f1": 0.6}, "threshold 0.36, the best F1 (0.60) on the run's", False),
+        ({"best_threshold": 0.036, "best_f1": 0.12}, "threshold 0.036, the best F1 (0.12) on the run's", True),
+        ({"best_threshold": 0.036, "best_f1": 0.8}, "threshold 0.036, the best F1 (0.80) on the run's", False),
+        ({"best_threshold": 0.36, "best_f1": 0.12}, "threshold 0.36, the best F1 (0.12) on the run's", False),
+        ({"best_threshold": 0.05, "stats": {"PQ": 0.2}}, "threshold 0.05, the best PQ (0.20) on the run's", True),
+        ({"best_threshold": 0.3, "stats": [], "best_f1": "?"}, "threshold 0.30, the best on the run's", False),
+    ],
+)
+def test_the_threshold_is_told_with_its_reason(photos, tmp_path, capsys, metrics, says, warns):
+    """On stderr: stdout has a line for each image. One that is given needs no word."""
+    folder = tmp_path / "run"
+    write_run(folder, small_detector(), {1: 0.5})
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert len(list(predict_files(folder, [photos / "dog.png"]))) == 1
+    told = capsys.readouterr()
+    lines = told.err.splitlines()
+    assert lines[0].startswith(says) and "--threshold" in lines[0] and told.out == ""
+    assert len(lines) == 1 + warns and all("warning" in line and "few training steps" in line for line in lines[1:])
+    list(predict_files(folder, [photos / "dog.png"], options=PredictionOptions(threshold=0.2)))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_classifier_has_no_threshold(photos, capsys):
+    net = build(replace(CONFIGS["resnet20"], num_classes=3), "resnet20", PETS).eval()
+    assert len(list(predict_files(net, [photos / "dog.png"]))) == 1 and capsys.readouterr().err == ""
 
 
 def test_boxes_are_clipped_to_the_image(finder, monkeypatch):

@@ -20,10 +20,15 @@ class Finished:
     out: str
     err: str
 
+    @property
+    def complaints(self) -> list[str]:
+        """The lines of stderr beside progress and the threshold of `predict`."""
+        return [line for line in self.err.splitlines() if not line.startswith(("evaluation: ", "threshold "))]
+
     def refused(self, exit_code: int, code: str | None, *says: object) -> str:
         """The line of an error: one line on stderr beside progress, with this exit code, code and these texts."""
         assert self.code == exit_code, (self.code, self.err)
-        (line,) = [line for line in self.err.splitlines() if not line.startswith("evaluation: ")]
+        (line,) = self.complaints
         assert line.startswith(f"error {code}: " if code else "error: "), line
         assert "Traceback" not in self.out + self.err and line.isprintable() and len(line) < 2000
         for text in says:

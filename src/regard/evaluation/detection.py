@@ -31,7 +31,7 @@ from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.detection_pictures import MAX_COMPARISONS, MIN_SCORE, draw_comparison, draw_segment_comparison
 from regard.evaluation.options import DetectionEvaluationOptions
-from regard.evaluation.segments import SegmentCollector, SegmentTotals, best_totals, sizes_of
+from regard.evaluation.segments import SegmentCollector, SegmentTotals, sizes_of
 from regard.evaluation.worst_images import write_worst_detections, write_worst_segments
 from regard.losses import AnchorCriterion, SetCriterion
 from regard.metrics.charts.detection import plot_detections
@@ -100,13 +100,13 @@ class DetectorEvaluation:
         """Write `metrics.json`, `worst_images.json` and pictures. `data`: the data set, as the user named it.
 
         `predict` takes its default threshold from `best_threshold`: that of the best F1 of boxes at IoU 0.50, or of the
-        segments' PQ. There is none if nothing was right at any.
+        segments' PQ. There is none if nothing was right at any, or only one was tried.
         """
         curves = detection_curves(self.ground_truth, self.detections)
         best = curves.best
         threshold = {} if best is None else {"best_threshold": best[0], "best_f1": best[1]}
         if self.segments is not None:
-            threshold = {"best_threshold": self.segments.threshold} if self.segments.any_right else {}
+            threshold = {"best_threshold": self.segments.threshold} if self.segments.is_best else {}
         content = {"data": data, "losses": self.losses, **threshold, **self.scores.to_dict()}
         replace_text(folder / "metrics.json", json.dumps(content, indent=2))
         plot_detections(self.ground_truth, self.detections, curves, folder / "pictures")
@@ -302,9 +302,7 @@ class _Collector:
         if self.masked is None:
             return DetectorEvaluation(boxes, losses, detections, truth, self.dataset, self.draw)
         masks = [mask for _, part, _ in everything for mask in part]
-        best = None
-        if self.segments is not None:
-            best = best_totals([totals for _, _, totals in everything], self.segments.default)
+        best = None if self.segments is None else self.segments.best([totals for _, _, totals in everything])
         panoptic = None if best is None else best.counts.scores()
         scores = SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic)
         return DetectorEvaluation(scores, losses, detections, truth, self.dataset, self.draw, masks, best)
@@ -313,8 +311,7 @@ class _Collector:
         """Draw ground truth and predictions of the first images."""
         samples = [_WithLabels(self.dataset, self.label_of)[index] for index in self.order[: len(self.drawn)]]
         if self.segments is not None and self.segments.totals[0].drawn:
-            best = best_totals([self.segments.totals], self.segments.default)
-            return draw_segment_comparison(samples, best.drawn)
+            return draw_segment_comparison(samples, self.segments.best([self.segments.totals]).drawn)
         return draw_comparison(samples, self.drawn, self.categories)
 
 

@@ -38,17 +38,14 @@ class SegmentTotals:
 
     drawn: ground truth and predicted segments of the first images, with labels of the model.
     worst: those of the images of lowest quality.
+    is_best: whether the threshold is known to be the best of several: now, or in the training of the model.
     """
 
     threshold: float
     counts: PanopticCounts
     drawn: list[tuple[PanopticSegments, PanopticSegments]] = field(default_factory=list)
     worst: list[WorstSegments] = field(default_factory=list)
-
-    @property
-    def any_right(self) -> bool:
-        """Whether any segment was right. If none was, no threshold is better than another."""
-        return bool(self.counts.tp.any())
+    is_best: bool = False
 
     def add(self, index: int, truth: PanopticSegments, found: PanopticSegments, image: PanopticCounts) -> None:
         """Add an image, the one at `index` of the data set."""
@@ -87,6 +84,7 @@ class SegmentCollector:
         self.data_label_of = {label: own for own, label in enumerate(label_of)}
         self.writer = writer
         self.totals = [SegmentTotals(threshold, PanopticCounts(dataset.categories)) for threshold in thresholds]
+        self.known = net.card.threshold
         self.default = segment_threshold(softmax=self.softmax)
         self.names = png_names(dataset.annotations.images)
         self.index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
@@ -113,22 +111,23 @@ class SegmentCollector:
                     translated = found.translated(self.dataset.categories, self.data_label_of)
                     self.writer.add(self.dataset.annotations.images[index], translated, self.names[index])
 
+    def best(self, parts: Sequence[Sequence[SegmentTotals]]) -> SegmentTotals:
+        """Return what all processes found at the threshold of the highest PQ; the higher one of equals.
 
-def best_totals(parts: Sequence[Sequence[SegmentTotals]], default: float) -> SegmentTotals:
-    """Return what all processes found at the threshold of the highest PQ; the higher one of equals.
-
-    default: the threshold that is taken if nothing is right at any, 0..1, or the nearest one to it.
-    """
-    merged = []
-    for same in zip(*parts, strict=True):
-        total = SegmentTotals(same[0].threshold, same[0].counts, same[0].drawn)
-        for other in same[1:]:
-            total.counts.merge(other.counts)
-        total.worst = worst_segments([image for part in same for image in part.worst])
-        merged.append(total)
-    if not any(total.any_right for total in merged):
-        return min(merged, key=lambda total: abs(total.threshold - default))
-    return max(merged, key=lambda total: (total.counts.scores().stats["PQ"] or 0.0, total.threshold))
+        If nothing is right at any, none is best: those of the default threshold are returned, or of the nearest to it.
+        """
+        merged = []
+        for same in zip(*parts, strict=True):
+            total = SegmentTotals(same[0].threshold, same[0].counts, same[0].drawn)
+            for other in same[1:]:
+                total.counts.merge(other.counts)
+            total.worst = worst_segments([image for part in same for image in part.worst])
+            merged.append(total)
+        if not any(total.counts.tp.any() for total in merged):
+            return min(merged, key=lambda total: abs(total.threshold - self.default))
+        best = max(merged, key=lambda total: (total.counts.scores().stats["PQ"] or 0.0, total.threshold))
+        best.is_best = len(merged) > 1 or best.threshold == self.known
+        return best
 
 
 def sizes_of(batch: DetectionBatch) -> list[ImageSizes]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,14 @@ from regard.errors import ConfigError, DataError, counted, escape
 from regard.models.build import Model
 from regard.prediction.earlier_results import DESCRIPTION, is_drawn, is_result, png_names, result_text
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import Prediction, check_options, draw, makes_segments, predict_each
+from regard.prediction.predict import (
+    Prediction,
+    check_options,
+    draw,
+    makes_segments,
+    predict_each,
+    threshold_notes,
+)
 from regard.prediction.videos import predict_video
 from regard.results.classification import Classification
 from regard.results.detections import Detections
@@ -41,7 +50,7 @@ def predict_files(
     """Predict for images and videos; yield a line of text for each image and frame.
 
     An unreadable image or video does not stop the others: its error is raised after them. If none can be read,
-    `json_file` is not written.
+    `json_file` is not written. The threshold that a detector takes if it is given none is printed on stderr.
 
     Args:
         paths: files, folders, patterns, addresses, `-` or `camera:0`, as for `predict`.
@@ -69,18 +78,14 @@ def predict_files(
     pictures = {} if output is None else _pictures(names, output)
     _check_targets(files, list(pictures.values()), json_file)
     net, _ = load_on(model, device)
-    writer: _Rows | _Segments | None = None
-    if json_file is not None:
-        if videos and makes_segments(net):
-            raise ConfigError("segments of videos have no JSON", where=videos[0], remedy="leave --json out", code="C09")
-        writer = _Segments(json_file, net, files, names) if makes_segments(net) else _Rows(json_file, options.top)
+    writer = None if json_file is None else _writer(json_file, net, files, names, options.top)
     for folder in {target.parent: None for target in (*pictures.values(), *([json_file] if json_file else []))}:
         make_writable(folder)
     unreadable: list[DataError] = []
     job = _Job(net, options, batch_size, pictures, writer, unreadable)
+    lines = itertools.chain(job.images(images), job.videos(videos, first=len(images) + 1))
     try:
-        yield from job.images(images)
-        yield from job.videos(videos, first=len(images) + 1)
+        yield from _after(threshold_notes(net) if options.threshold is None else [], lines)
     except KeyboardInterrupt:  # the way to end a camera
         if videos and isinstance(writer, _Rows):
             writer.close()
@@ -88,6 +93,25 @@ def predict_files(
     if writer is not None:
         writer.close()
     yield from _report(unreadable, len(files))
+
+
+def _after(notes: Sequence[str], lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines, and print notes on stderr before the first: stdout has one line for each image."""
+    for number, line in enumerate(lines):
+        for note in notes if number == 0 else ():
+            print(note, file=sys.stderr)
+        yield line
+
+
+def _writer(
+    path: Path, net: Model, files: Sequence[str | Path], names: Mapping[str | Path, str], top: int
+) -> _Rows | _Segments:
+    if not makes_segments(net):
+        return _Rows(path, top)
+    video = next((file for file in files if is_video(file)), None)
+    if video is not None:
+        raise ConfigError("segments of videos have no JSON", where=video, remedy="leave --json out", code="C09")
+    return _Segments(path, net, files, names)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
 from regard.errors import ConfigError, DataError, unknown_name
+from regard.metrics.summary import two_digits
 from regard.models.build import Detector, Model
 from regard.models.classifiers import Classifier
 from regard.models.detr import DETR
@@ -52,6 +53,7 @@ from regard.weights.load import load_on
 
 Prediction = Detections | Segmentation | Classification
 MIN_TILE = 16  # pixels
+LOW, POOR = 0.1, 0.5  # threshold and measure, 0..1, below which a run's best results have many wrong ones
 
 
 def predict(
@@ -349,6 +351,24 @@ def default_threshold(net: Model) -> float:
     if makes_segments(net):
         return segment_threshold(softmax=not net.config.sigmoid, of_run=net.card.threshold)
     return 0.5 if net.card.threshold is None else net.card.threshold
+
+
+def threshold_notes(net: Model) -> list[str]:
+    """Return which minimum score `predict` takes if it is given none, and why; and a warning if it is very low.
+
+    Empty for a classifier.
+    """
+    if not isinstance(net, Detector):
+        return []
+    shown, measure = two_digits(default_threshold(net)), net.card.threshold_measure
+    if net.card.threshold is None:
+        return [f"threshold {shown}, the default; --threshold sets another"]
+    best = "the best" if measure is None else f"the best {measure[0]} ({two_digits(measure[1])})"
+    notes = [f"threshold {shown}, {best} on the run's validation images; --threshold sets another"]
+    if net.card.threshold < LOW and (measure is None or measure[1] < POOR):
+        what = f"so low a threshold as {shown} is usual after few training steps"
+        notes.append(f"warning: {what}: many results may be wrong. Train longer, or set --threshold")
+    return notes
 
 
 def check_options(options: PredictionOptions, batch_size: int) -> None:

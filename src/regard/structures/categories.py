@@ -37,8 +37,10 @@ class ModelCard:
     crop_rounding: where the centre crop of a classifier starts if half a pixel is left over: `nearest` rounds to even
         as torchvision and timm do, `down` as transformers does.
     panoptic: whether a detector was trained on panoptic annotations. With masks it then predicts segments.
-    threshold: of a detector from a run, the minimum score with the best F1 on the images it was evaluated on, 0..1;
-        None if it is not known. Checkpoints do not store it: it stands in the run's metrics.json.
+    threshold: of a detector from a run, the minimum score with the best F1 of boxes, or PQ of segments, on the images
+        it was evaluated on, 0..1; None if it is not known. Checkpoints do not store it: it stands in the run's
+        metrics.json.
+    threshold_measure: that measure, `F1` or `PQ`, and its value at the threshold, 0..1; None if it is not known.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ModelCard:
     crop_pct: float | None = None
     panoptic: bool = False
     threshold: float | None = None
+    threshold_measure: tuple[str, float] | None = None
     squash: bool = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     crop_rounding: Literal["nearest", "down"] = "nearest"

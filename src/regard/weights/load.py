@@ -185,20 +185,29 @@ def best_threshold_of(run: Path) -> float | None:
 
     None if there is none, or if that evaluation was on other data than the run's own.
     """
+    return _fraction(_own_metrics(run).get("best_threshold"))
+
+
+def _measure_of(metrics: dict[str, Any]) -> tuple[str, float] | None:
+    """Return what is highest at the best threshold of an evaluation, F1 of boxes or PQ of segments, and its value."""
+    stats = metrics.get("stats")
+    known = {"F1": metrics.get("best_f1"), "PQ": stats.get("PQ") if isinstance(stats, dict) else None}
+    return next(((name, value) for name, found in known.items() if (value := _fraction(found)) is not None), None)
+
+
+def _own_metrics(run: Path) -> dict[str, Any]:
+    """Return what the last evaluation of a run wrote; nothing if it was on other data than the run's own."""
     try:
         content = json.loads((run / "metrics.json").read_text())
-        value, settings = content.get("best_threshold"), run / "config.yaml"
+        settings = run / "config.yaml"
         if settings.is_file() and not _is_same_folder(content["data"], read_yaml(settings)["data"]):
-            return None
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # no evaluation yet, or a file that was changed
-        return None
+            return {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no evaluation yet, or a file that was changed
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _fraction(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and 0 <= value <= 1 else None
 
 
@@ -207,10 +216,11 @@ def _is_same_folder(one: str, other: str) -> bool:
 
 
 def _load_folder(path: Path) -> Model:
-    threshold = None
+    metrics: dict[str, Any] = {}
     if not (path / "manifest.json").exists():
-        threshold = best_threshold_of(path)
+        metrics = _own_metrics(path)
         path = best_checkpoint(path)
+    threshold = _fraction(metrics.get("best_threshold"))
     state = read_checkpoint(path, parts=[]).state
     has_average = (path / "ema.safetensors").exists()
     part = "ema" if has_average else "model"
@@ -225,7 +235,9 @@ def _load_folder(path: Path) -> Model:
     panoptic = kept.get("panoptic", net.card.panoptic)
     crop_pct = kept["crop_pct"] if "crop_pct" in kept else kept["crop_ratio"]
     resize = kept.get("resize", {})
-    net.card = replace(net.card, crop_pct=crop_pct, panoptic=panoptic, threshold=threshold, **resize)
+    net.card = replace(net.card, crop_pct=crop_pct, panoptic=panoptic, **resize)
+    if threshold is not None:
+        net.card = replace(net.card, threshold=threshold, threshold_measure=_measure_of(metrics))
     if isinstance(net, DETR):  # of the training: timm's numbers may have changed since
         net.backbone.normalization = kept.get("normalization")
     load_exactly(net, tensors, where=path)
