@@ -21,7 +21,7 @@ FLOORS = {
     "what joins two parts": {"weights", "recipes", "results", "reports"},
     "a model over images": {"evaluation", "prediction", "distillation"},
     "what a model looks at": {"explanations"},
-    "the verbs": {"runs", "benchmarks"},
+    "the verbs": {"runs", "benchmarks", "exporting"},
     "many verbs as one command": {"studies"},
     "the command line": {"cli"},
     "python -m regard": {"__main__"},
