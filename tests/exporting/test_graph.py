@@ -12,11 +12,11 @@ from regard.exporting.check import outputs_of
 from regard.exporting.graph import graph_of
 from regard.exporting.metadata import metadata_of
 from regard.exporting.readers import reopen
-from regard.exporting.writers import trace, write_openvino, write_torch
+from regard.exporting.writers import LARGEST, trace, write_openvino, write_torch
 from regard.models.build import Model, build, create
-from regard.models.catalog import list_models
 from regard.models.configs.resnet import ResNetConfig
 from regard.models.configs.vit import ViTConfig
+from regard.models.parameter_counts import PARAMETER_COUNTS
 from regard.weights.onnx_file import open_onnx
 from run_files import SMALL
 
@@ -66,15 +66,12 @@ def test_a_panoptic_detector(tmp_path):
     net = randomized(build(config, "panoptic", sizes=(64, 128)))
     exported = open_onnx(write(net, tmp_path / "panoptic.onnx"))
     assert same_outputs(net, exported)
-    inputs = {value: exported.inputs for value in exported.inputs}
-    assert set(inputs) == {"pixels", "padding"}
+    assert set(exported.inputs) == {"pixels", "padding"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [name for name, count in PARAMETER_COUNTS.items() if 4 * count < LARGEST])
 def test_every_named_model(name, tmp_path):
     torch.manual_seed(0)
     net = create(name)
-    if sum(parameter.numel() for parameter in net.parameters()) > 4e8:
-        pytest.skip("more than 2 GB do not fit into one ONNX file")
     assert same_outputs(randomized(net), open_onnx(write(net, tmp_path / "file.onnx")))

@@ -58,5 +58,3 @@ def batches(net: Model) -> Iterator[ImageBatch]:
 def all_close(found: Tensor, expected: Tensor) -> bool:
     """Within 1e-4, of the value where that is above 1."""
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-

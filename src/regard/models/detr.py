@@ -386,5 +386,15 @@ def _padding_of(batch: ImageBatch, features: Tensor) -> tuple[Tensor, Tensor | N
     mask = batch.padding_mask()
     if mask is None:
         return torch.zeros(1, *size, dtype=torch.bool, device=features.device), None
-    padding = F.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
+    rows, columns = (nearest_pixels(n, cells, features.device) for n, cells in zip(mask.shape[1:], size, strict=True))
+    padding = mask[:, rows[:, None], columns]
     return padding, ~padding.flatten(1)[:, None, None]
+
+
+def nearest_pixels(length: int, cells: int, device: torch.device) -> Tensor:
+    """Return which of `length` pixels `F.interpolate` takes for each of `cells` cells: (cells,) int64.
+
+    In an ONNX file `F.interpolate` itself divides where it should multiply, and takes pixel 27 for 28.
+    """
+    scale = torch.scalar_tensor(length, dtype=torch.float32, device=device) / cells
+    return (torch.arange(cells, device=device) * scale).floor().long().clamp(max=length - 1)
