@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from regard.errors import RegardError as RegardError
     from regard.evaluation import evaluate as evaluate
     from regard.explanations.explain import explain as explain
+    from regard.exporting.export import export as export
     from regard.models.augment import augment as augment
     from regard.models.build import create as create
     from regard.models.catalog import list_models as list_models
@@ -30,6 +31,7 @@ _HOMES = {
     "create": "regard.models.build",
     "evaluate": "regard.evaluation",
     "explain": "regard.explanations.explain",
+    "export": "regard.exporting.export",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",
     "predict": "regard.prediction.predict",

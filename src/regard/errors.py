@@ -121,6 +121,7 @@ CODES = {
     "K18": "A checkpoint is incomplete.",
     "K19": "A newer version of Regard wrote the file.",
     "K20": "The classes of model and data differ.",
+    "K21": "An exported file does not compute what its model does, or scores too low.",
     "T05": "The disk is full.",
     "T06": "A file or folder cannot be written.",
     "T07": "The loss or a gradient is no longer finite.",

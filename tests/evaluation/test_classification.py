@@ -21,7 +21,7 @@ from regard.models.configs.vit import ViTConfig
 from regard.structures.categories import Category, ModelCard
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.weights.classifiers import imagenet_categories
-from regard.weights.load import model_state
+from regard.weights.model_state import model_state
 
 NUMBERS = (1, 30, 400)  # ImageNet's classes that stand for the colours
 TISSUE = 999

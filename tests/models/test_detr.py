@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from regard.errors import CheckpointError, ConfigError
 from regard.losses import SetCriterion
 from regard.models.build import create
 from regard.models.configs.detr import DETRConfig, DETRDemoConfig
-from regard.models.detr import DETR
+from regard.models.detr import DETR, nearest_pixels
 from regard.models.detr_demo import DETRDemo
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DetectionOutput
@@ -501,3 +502,13 @@ def test_demo_equals_the_listing() -> None:
     torch.testing.assert_close(mixed.logits[1:], net([reference_image(2, 96, 40)]).logits, atol=1e-5, rtol=1e-5)
     with refused(ConfigError, "32 x 1632", "1600"):
         net([torch.zeros(3, 32, 32 * 51)])
+
+
+def test_cells_see_the_pixels_that_interpolation_takes():
+    """`F.interpolate` is exported to ONNX with another rounding, so the mask's pixels are counted by ourselves."""
+    for length in range(1, 400):
+        for stride in (8, 16, 32):
+            cells = -(-length // stride)
+            numbers = torch.arange(length, dtype=torch.float32)[None, None]
+            expected = F.interpolate(numbers, size=cells)[0, 0].long()
+            assert torch.equal(nearest_pixels(length, cells, torch.device("cpu")), expected), (length, stride)

@@ -12,7 +12,7 @@ from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
 from regard.structures.categories import Category
 from regard.training.checkpoint_writer import save_checkpoint
-from regard.weights.load import model_state
+from regard.weights.model_state import model_state
 
 SMALL = DETRConfig(
     num_classes=3, backbone="small", embed_dim=16, num_heads=2, encoder_layers=1, decoder_layers=2,

@@ -23,7 +23,8 @@ from regard.models.resnet import ResNet
 from regard.structures.categories import Category
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.weights.classifiers import imagenet_categories, transfer_classifier
-from regard.weights.load import load, model_state
+from regard.weights.load import load
+from regard.weights.model_state import model_state
 
 TINY = ResNetConfig(
     block="basic", layers=(1, 1), widths=(8, 16), stem="cifar", image_size=16, num_classes=3, key_ratio=0.5,

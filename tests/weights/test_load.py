@@ -28,7 +28,8 @@ from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.structures.categories import COCO, Category
 from regard.weights.detr import load_file, official_name, transfer
-from regard.weights.load import best_checkpoint, load, model_state
+from regard.weights.load import best_checkpoint, load
+from regard.weights.model_state import model_state
 from run_files import PETS, SMALL, write_run
 
 

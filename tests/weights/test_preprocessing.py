@@ -15,7 +15,8 @@ from refusals import refused
 from regard.data.samples import ClassSample
 from regard.data.transforms.classification import Evaluation
 from regard.errors import CheckpointError
-from regard.weights.load import load, model_state
+from regard.weights.load import load
+from regard.weights.model_state import model_state
 
 ENDS = ([0.2, 0.3, 0.4], [0.5, 0.6, 0.7])
 

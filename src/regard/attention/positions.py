@@ -101,7 +101,7 @@ def resize_positions(
     Bicubic, in float32. `antialias` off: as the authors of DeiT do (main.py, `--finetune`); on: as timm does, whose
     kernel is another one also where the grid grows.
     """
-    if size == new_size:
+    if not torch.compiler.is_exporting() and size == new_size:  # an exported graph serves all sizes
         return table
     grid = table.float().transpose(1, 2).unflatten(2, size)
     resized = F.interpolate(grid, new_size, mode="bicubic", align_corners=False, antialias=antialias)

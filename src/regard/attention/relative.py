@@ -131,7 +131,8 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, position: RelativePosition
         cell_columns = torch.eye(w, dtype=key.dtype, device=key.device).expand(b, heads, h, w, w)
         k = torch.cat((key, cell_rows, cell_columns), dim=-1)
     # Kernels that do not store the map need one width for all three, on CUDA a multiple of 8; zeros change nothing.
-    width = -(-max(q.shape[-1], v.shape[-1]) // 8) * 8
+    # Not -(-n // 8): torch 2.15 exports the division of negative sizes to ONNX with the wrong rounding.
+    width = (max(q.shape[-1], v.shape[-1]) + 7) // 8 * 8
     q, k, v = (F.pad(x.flatten(2, 3), (0, width - x.shape[-1])) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : value.shape[-1]]
 

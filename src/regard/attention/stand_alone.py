@@ -182,7 +182,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, row_table: Tensor, column_
     k, v = (_key_blocks(F.pad(x.flatten(1, 2), fill), kernel_size, heads) for x in (key, value))
     k = torch.cat((k, _residues(kernel_size, k).expand(*k.shape[:-1], -1)), dim=-1)
     # Kernels that do not store the map need one width for all three, on CUDA a multiple of 8; zeros change nothing.
-    width = -(-q.shape[-1] // 8) * 8
+    width = (q.shape[-1] + 7) // 8 * 8
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     seen = _keys_seen(h, w, kernel_size, border == "masked", query.device)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None], scale=1.0)[..., :d]

@@ -1,4 +1,4 @@
-"""Commands that train, evaluate, predict, explain and benchmark."""
+"""Commands that train, evaluate, predict, explain, export and benchmark."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from regard.distillation.options import StorageOptions
 from regard.errors import ConfigError, escape
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.explanations.options import ExplanationOptions
+from regard.exporting.options import MAX_DROP, Format
 from regard.prediction.options import PredictionOptions
 from regard.runs.options import TrainingOptions
 from regard.safe_files import first_free
@@ -241,6 +242,35 @@ def explain(
     output = output or first_free(Path("explanations", f"{image.stem}-{explanation.what}.png"))
     explanation.save(output)
     print(output)
+
+
+@app.command
+def export(
+    checkpoint: str,
+    *,
+    format: Format = "onnx",
+    output: Path | None = None,
+    data: str | None = None,
+    int8: bool = False,
+    max_drop: float = MAX_DROP,
+    classes: Path | None = None,
+) -> None:
+    """Write a model as one file that runs without Regard, and check that the file computes what the model does.
+
+    Args:
+        checkpoint: a run, a weights file, or the name of a model with released weights.
+        format: onnx; torch, for torch.export.load; openvino, an .xml file and a .bin file.
+        output: the file; NAME.onnx, NAME.pt2 or NAME.xml in this folder if not given.
+        data: as for train; the file is checked and scored on its validation images. Without it generated images check.
+        int8: compute the convolutions of an ONNX file in 8 bits, calibrated on training images of --data.
+        max_drop: points of AP, PQ or accuracy that int8 may lose; no file is left if it loses more.
+        classes: text file with one class name a line, for weights of other projects, which hold no names.
+    """
+    from regard.exporting.export import export
+    from regard.weights.source import check_source
+
+    check_source(checkpoint)
+    print(export(_named(checkpoint, classes, "cpu"), format, output=output, data=data, int8=int8, max_drop=max_drop))
 
 
 def _named(checkpoint: str, classes: Path | None, device: str) -> Model | str:

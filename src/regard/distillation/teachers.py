@@ -23,6 +23,7 @@ from regard.weights.classifiers import imagenet_categories
 from regard.weights.download import download, is_offline
 from regard.weights.imagenet_names import imagenet_labels, match_imagenet_names
 from regard.weights.load import load
+from regard.weights.onnx_file import refuse_onnx
 from regard.weights.state_dict import load_exactly, read_weights
 
 # The teacher of DeiT (Touvron et al. 2021, table 2): a RegNetY-16GF of 82.9 % on ImageNet, in timm's layout.
@@ -101,6 +102,7 @@ def load_teacher(name: str, categories: Sequence[Category], image_size: int) -> 
         else:
             _check_count(name, count, len(categories))
         return teacher
+    refuse_onnx(name, "a teacher")
     try:
         net = load(file, model=model) if is_file and model in CONFIGS else load(name)
     except ArchitectureError as error:

@@ -39,9 +39,9 @@ from regard.metrics.curves import detection_curves
 from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_detections, warn_of_surplus
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.segmentation import SegmentationScores
-from regard.models.build import Detector
-from regard.models.detr import DETR
+from regard.models.build import Detector, MaskedDetector, predicts_masks
 from regard.models.evaluation_mode import evaluation_mode
+from regard.models.exported import ExportedDetector
 from regard.models.retinanet import RetinaNet
 from regard.recipes import DetectorRecipe, recipe_from_file
 from regard.recipes.retinanet import RetinaNetRecipe
@@ -136,7 +136,7 @@ def evaluate_on(
         ConfigError: the submission file or the folder of its PNG files exists (C11).
     """
     folder = data_folder(data)
-    with_masks = isinstance(net, DETR) and net.config.masks
+    with_masks = predicts_masks(net)
     panoptic = net.card.panoptic and has_panoptic(folder)
     dataset = open_objects(folder, "val", panoptic=panoptic, masks=with_masks)
     for issue in dataset.annotations.report.issues:
@@ -170,7 +170,7 @@ def evaluate_on(
 def evaluate_detector(
     net: Detector,
     dataset: ObjectDataset,
-    criterion: Criterion,
+    criterion: Criterion | None,
     *,
     batch_size: int,
     workers: int,
@@ -185,6 +185,7 @@ def evaluate_detector(
 
     Args:
         net: on the device of `processes`; its card gives categories and image size.
+        criterion: the losses to report; None for none.
         segment_thresholds: minimum scores of a segment, 0..1. The one of the highest PQ is reported.
         writer: takes the predicted segments if the data are panoptic; needs a single process.
     """
@@ -202,8 +203,9 @@ def evaluate_detector(
             images = batch.images.to(device).normalized()
             output = net(images) if collector.masked is None else collector.masked(images, masks=False)
             masks = None if collector.masked is None else partial(collector.masked.masks, output)
-            found = criterion(output, batch.targets, together=False, masks=masks)
-            losses.append((len(batch.samples), {name: found[name] for name in LOSSES if name in found}))
+            if criterion is not None:
+                found = criterion(output, batch.targets, together=False, masks=masks)
+                losses.append((len(batch.samples), {name: found[name] for name in LOSSES if name in found}))
             collector.add(output, batch)
     collector.order = list(itertools.chain.from_iterable(planned))
     sums = _sum_losses(losses)
@@ -221,11 +223,13 @@ def _sum_losses(batches: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str
     return sums
 
 
-def _mean_losses(criterion: Criterion, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
+def _mean_losses(criterion: Criterion | None, sums: Sequence[Mapping[str, float]], images: int) -> dict[str, float]:
     """Return the mean of each loss and their weighted sum `loss`, from the sums of all processes.
 
     Processes may have different numbers of batches, so means of means would not do.
     """
+    if criterion is None:
+        return {}
     names = dict.fromkeys(name for part in sums for name in part)
     means = {name: sum(part.get(name, 0.0) for part in sums) / images for name in names}
     return {"loss": sum(criterion.weights[name] * value for name, value in means.items()), **means}
@@ -248,9 +252,9 @@ class _Collector:
         segment_thresholds: Sequence[float],
         writer: PanopticWriter | None,
     ) -> None:
-        self.masked: DETR | None = None
+        self.masked: MaskedDetector | None = None
         if dataset.masks:
-            assert isinstance(net, DETR)
+            assert predicts_masks(net)
             self.masked = net
         self.dataset = dataset
         self.softmax = not net.config.sigmoid
@@ -282,7 +286,9 @@ class _Collector:
         if self.segments is not None:
             self.segments.add(output, batch)
 
-    def _add_masks(self, net: DETR, output: DetectionOutput, batch: DetectionBatch, queries: ScoredQueries) -> None:
+    def _add_masks(
+        self, net: MaskedDetector, output: DetectionOutput, batch: DetectionBatch, queries: ScoredQueries
+    ) -> None:
         """Take the masks of the detections that `columns` holds, in their order. `queries` are on the host."""
         evaluated = torch.tensor([label in self.category_of for label in range(len(self.categories))])
         queries = queries.where(evaluated[queries.labels])
@@ -361,8 +367,13 @@ def criterion_of(settings: DetectorRecipe) -> Criterion:
     )
 
 
-def _criterion_for(run: Path | None, net: Detector) -> Criterion:
-    """Build the loss of a run, so that losses compare to those in training; the default loss if there is no run."""
+def _criterion_for(run: Path | None, net: Detector) -> Criterion | None:
+    """Build the loss of a run, so that losses compare to those in training; the default loss if there is no run.
+
+    An ONNX file has none: it lacks the outputs that some losses need.
+    """
+    if isinstance(net, ExportedDetector):
+        return None
     settings = None if run is None else run / "config.yaml"
     recipe = recipe_from_file(settings) if settings is not None and settings.is_file() else None
     if isinstance(recipe, DetectorRecipe):

@@ -13,9 +13,9 @@ from regard.data.coco.panoptic_writer import PanopticWriter, png_names
 from regard.evaluation.detection_pictures import MAX_COMPARISONS
 from regard.evaluation.worst_images import WorstSegments, worst_segments
 from regard.metrics.panoptic import PanopticCounts
+from regard.models.build import MaskedDetector
 from regard.models.configs.detr import DETRConfig
 from regard.models.configs.retinanet import RetinaNetConfig
-from regard.models.detr import DETR
 from regard.results.postprocess import ImageSizes, panoptic_segments, segment_method, segment_queries, segment_threshold
 from regard.structures.outputs import DetectionOutput
 from regard.structures.segments import PanopticSegments
@@ -69,7 +69,7 @@ class SegmentCollector:
 
     def __init__(
         self,
-        net: DETR,
+        net: MaskedDetector,
         dataset: PanopticDataset,
         label_of: Sequence[int],
         thresholds: Sequence[float],

@@ -41,6 +41,7 @@ from regard.results.result import Rejected
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
 from regard.weights.load import load_on
+from regard.weights.onnx_file import refuse_onnx
 
 
 @torch.inference_mode(False)  # relevance needs gradients, wherever it is asked for
@@ -85,6 +86,7 @@ def explain(
         raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
     if image_size < 1:
         raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
+    refuse_onnx(model, "explained")
     net, where = load_on(getattr(model, "_orig_mod", model), device)  # a compiled model hides its layers
     pixels = to_image(image)
     options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)
@@ -163,6 +165,7 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
         ConfigError: the model has no queries (C09), or the folder no images.
         DataError: an image that cannot be read.
     """
+    refuse_onnx(model, "explained")
     net, _ = load_on(model, device)
     if not isinstance(net, QueryDetector):
         remedy = "take a DETR, or name one image"

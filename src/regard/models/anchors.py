@@ -196,7 +196,7 @@ class Proposals(nn.Module):
         count_of_cells = scores.shape[1]
         best = scores.topk(min(count, count_of_cells), dim=1).indices
         if count > count_of_cells:  # A small image has fewer cells than queries: the best ones serve twice.
-            best = best.repeat(1, -(-count // count_of_cells))[:, :count]
+            best = best.repeat(1, (count + count_of_cells - 1) // count_of_cells)[:, :count]
         content = tokens.gather(1, best[..., None].expand(-1, -1, tokens.shape[-1]))
         return QuerySet(content, proposals.boxes.detach().gather(1, best[..., None].expand(-1, -1, 4)))
 
@@ -244,7 +244,7 @@ class AnchorDecoderLayer(DecoderLayer):
         attention = self.multihead_attn
         q, k, v = attention.project(x, memory, memory)  # (B, heads, N, d)
         q = torch.cat((q, attention.split_heads(self.query_place(positions))), dim=-1)
-        placed = attention.split_heads(self.memory_place(memory_positions)).expand(len(k), -1, -1, -1)
+        placed = attention.split_heads(self.memory_place(memory_positions)).expand(k.shape[0], -1, -1, -1)
         k = torch.cat((k, placed), dim=-1)
         if trace is not None:
             trace.decoder_cross.append(attention_weights(q, k, mask=mask))

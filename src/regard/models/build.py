@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import overload
+from typing import TypeGuard, overload
 
 from regard.errors import ConfigError
 from regard.models.catalog import SHORT_SIDES, crop_pct_of, preset
 from regard.models.classifiers import Classifier, build_classifier
 from regard.models.configs import ClassifierConfig, DetectorConfig, ModelConfig
-from regard.models.configs.detr import DETRDemoConfig
+from regard.models.configs.detr import DETRConfig, DETRDemoConfig
 from regard.models.configs.retinanet import RetinaNetConfig
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
+from regard.models.exported import ExportedDetector
 from regard.models.retinanet import RetinaNet
 from regard.structures.categories import COCO, COCO_PANOPTIC, Category, ModelCard, knows_stuff
 
 QueryDetector = DETR | DETRDemo  # its predictions are queries, one for each detection
-Detector = QueryDetector | RetinaNet
+Detector = QueryDetector | RetinaNet | ExportedDetector
+MaskedDetector = DETR | ExportedDetector  # those that may have masks
 Model = Detector | Classifier
 
 
@@ -36,6 +38,12 @@ def create(name: str, *, num_classes: int | None = None) -> Model:
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
     return build(config, name)
+
+
+def predicts_masks(model: Model) -> TypeGuard[MaskedDetector]:
+    """Return whether a model predicts a mask for each detection."""
+    config = model.config if isinstance(model, MaskedDetector) else None
+    return isinstance(config, DETRConfig) and config.masks
 
 
 @overload

@@ -10,13 +10,14 @@ from regard.models.configs.san import SANConfig
 from regard.models.configs.vit import ViTConfig
 from regard.models.configs.wide_resnet import WideResNetConfig
 from regard.models.efficientnet import EfficientNet
+from regard.models.exported import ExportedClassifier
 from regard.models.mnasnet import MnasNet
 from regard.models.resnet import ResNet
 from regard.models.san import SAN
 from regard.models.vit import VisionTransformer
 from regard.models.wide_resnet import WideResNet
 
-Classifier = ResNet | WideResNet | MnasNet | EfficientNet | SAN | VisionTransformer
+Classifier = ResNet | WideResNet | MnasNet | EfficientNet | SAN | VisionTransformer | ExportedClassifier
 
 # Attributes of classifiers, ours and others', that hold their final linear layers, with one row per class.
 HEADS = ("fc", "classifier", "head", "head_dist", "heads")

@@ -190,22 +190,23 @@ class DETR(nn.Module):
         Raises:
             ConfigError: the model has no mask head.
         """
+        if self.training or len(query) <= MASKS_AT_ONCE:
+            return self.masks_at_once(output, image, query)
+        parts = (each.split(MASKS_AT_ONCE) for each in (image, query))
+        return torch.cat([self.masks_at_once(output, *part) for part in zip(*parts, strict=True)])
+
+    def masks_at_once(self, output: DetectionOutput, image: Tensor, query: Tensor) -> Tensor:
+        """Compute the same as `masks`, however many queries there are: for 16 of them it takes 400 MB."""
         inputs = output.mask_inputs
         if inputs is None:
             raise ConfigError("the model has no mask head", remedy="train one with model.masks=true", code="C09")
         boxes = output.boxes[image, query].detach()
-        if self.training or len(query) <= MASKS_AT_ONCE:
-            return self._masks(inputs, image, query, boxes)
-        parts = (each.split(MASKS_AT_ONCE) for each in (image, query, boxes))
-        return torch.cat([self._masks(inputs, *part) for part in zip(*parts, strict=True)])
-
-    def _masks(self, inputs: MaskInputs, image: Tensor, query: Tensor, boxes: Tensor) -> Tensor:
         projected, size = inputs.projected, inputs.projected.shape[-2:]
         maps = self.bbox_attention(inputs.hidden[image, query], inputs.memory, image, inputs.visible).unflatten(2, size)
         if not self.config.mask_dim:
             return self.mask_head(maps, projected, inputs.finer, image)
         if inputs.visible is None:
-            padding = torch.zeros(len(projected), *size, dtype=torch.bool, device=projected.device)
+            padding = torch.zeros(projected.shape[0], *size, dtype=torch.bool, device=projected.device)
         else:
             padding = ~inputs.visible.view(-1, *size)
         places = relative_places(cell_centres(padding)[image], boxes).to(maps.dtype)
@@ -256,7 +257,7 @@ class DETR(nn.Module):
             if self.config.proposals:
                 proposals, proposing = self.proposals(memory, padding)
                 proposed = self.proposals.best(proposals, proposing, self.config.num_queries)
-            queries = self.query_embed(len(batch), targets, proposed)
+            queries = self.query_embed(batch.pixels.shape[0], targets, proposed)
             move = move_by_size if self.config.proposals else move_logits
             hidden, boxes = decoder.decode(
                 queries, self.bbox_embed, memory, positions, move=move, memory_mask=mask, trace=trace
@@ -265,7 +266,7 @@ class DETR(nn.Module):
             if self.training:
                 output = output._replace(proposals=proposals)
             return self._with_mask_inputs(output, hidden, memory, tokens, earlier, features, mask)
-        embed, query_mask = self._learned_queries(len(batch))
+        embed, query_mask = self._learned_queries(batch.pixels.shape[0])
         start = None
         if self.config.positions_at == "input":
             start, embed = embed, torch.zeros_like(embed)
@@ -385,5 +386,15 @@ def _padding_of(batch: ImageBatch, features: Tensor) -> tuple[Tensor, Tensor | N
     mask = batch.padding_mask()
     if mask is None:
         return torch.zeros(1, *size, dtype=torch.bool, device=features.device), None
-    padding = F.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
+    rows, columns = (nearest_pixels(n, cells, features.device) for n, cells in zip(mask.shape[1:], size, strict=True))
+    padding = mask[:, rows[:, None], columns]
     return padding, ~padding.flatten(1)[:, None, None]
+
+
+def nearest_pixels(length: int, cells: int, device: torch.device) -> Tensor:
+    """Return which of `length` pixels `F.interpolate` takes for each of `cells` cells: (cells,) int64.
+
+    In an ONNX file `F.interpolate` itself divides where it should multiply, and takes pixel 27 for 28.
+    """
+    scale = torch.scalar_tensor(length, dtype=torch.float32, device=device) / cells
+    return (torch.arange(cells, device=device) * scale).floor().long().clamp(max=length - 1)

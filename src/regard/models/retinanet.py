@@ -30,7 +30,6 @@ from regard.structures.boxes import cxcywh_to_xyxy, decode_boxes, xyxy_to_cxcywh
 from regard.structures.categories import ModelCard
 from regard.structures.image_batch import ImageBatch
 from regard.structures.outputs import DensePredictions, DetectionOutput
-from regard.structures.transfer import upload
 
 RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
 ANCHORS = 3 * len(RATIOS)  # of a cell: of three sizes
@@ -92,7 +91,7 @@ class RetinaNet(nn.Module):
         anchors = xyxy_to_cxcywh(corners)
         counts = tuple(ANCHORS * level.shape[-2] * level.shape[-1] for level in levels)
         dense = DensePredictions(anchors, offsets, counts, batch.sizes)
-        return DetectionOutput(found["cls_logits"], _boxes(offsets.detach(), anchors, batch.sizes), dense=dense)
+        return DetectionOutput(found["cls_logits"], _boxes(offsets.detach(), anchors, batch.scale()), dense=dense)
 
 
 def _anchor_shapes(config: RetinaNetConfig) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]:
@@ -102,8 +101,7 @@ def _anchor_shapes(config: RetinaNetConfig) -> tuple[tuple[tuple[int, ...], ...]
     return sizes, (RATIOS,) * len(sizes)
 
 
-def _boxes(offsets: Tensor, anchors: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+def _boxes(offsets: Tensor, anchors: Tensor, scale: Tensor) -> Tensor:
     """Return the boxes (B, Q, 4) cxcywh 0..1 of the unpadded image, clipped to it."""
-    scale = upload(torch.tensor([(w, h, w, h) for h, w in sizes], dtype=offsets.dtype), offsets.device)[:, None]
-    corners = cxcywh_to_xyxy(decode_boxes(offsets, anchors)) / scale
+    corners = cxcywh_to_xyxy(decode_boxes(offsets, anchors)) / scale[:, None].to(offsets.dtype)
     return xyxy_to_cxcywh(corners.clamp(0, 1))

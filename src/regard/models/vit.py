@@ -134,7 +134,7 @@ class VisionTransformer(nn.Module):
         """Position embeddings for a grid of patches; those of the tokens in front stay as they are."""
         count = self.num_tokens if self.config.class_position else 0
         side = self.config.image_size // self.config.patch_size
-        if grid == (side, side):
+        if not torch.compiler.is_exporting() and grid == (side, side):
             return self.pos_embed
         front, places = self.pos_embed[:, :count], self.pos_embed[:, count:]
         places = resize_positions(places, (side, side), grid, antialias=self.config.resize == "antialiased")

@@ -24,9 +24,8 @@ from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
 from regard.errors import ConfigError, DataError, unknown_name
 from regard.metrics.summary import two_digits
-from regard.models.build import Detector, Model
+from regard.models.build import Detector, MaskedDetector, Model, predicts_masks
 from regard.models.classifiers import Classifier
-from regard.models.detr import DETR
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.options import PredictionOptions
 from regard.prediction.tiles import ViewedBoxes, merge, views_of
@@ -235,7 +234,7 @@ def _resized(net: Model, pixels: Tensor) -> Tensor:
 def _detect(
     net: Detector, images: Sequence[_Input], batch: ImageBatch, threshold: float, *, multi_label: bool
 ) -> Iterator[Detections]:
-    with_masks = net if isinstance(net, DETR) and net.config.masks else None
+    with_masks = net if predicts_masks(net) else None
     output = net(batch) if with_masks is None else with_masks(batch, masks=False)
     everything = score_queries(output, softmax=not net.config.sigmoid, multi_label=multi_label)
     everything, boxes = everything.on_host(boxes_in_pixels(output, everything, [image.size for image in images]))
@@ -295,7 +294,11 @@ def _detect_views(
 
 
 def _segment(
-    net: DETR, images: Sequence[_Input], batch: ImageBatch, threshold: float, method: SegmentMethod | Literal["auto"]
+    net: MaskedDetector,
+    images: Sequence[_Input],
+    batch: ImageBatch,
+    threshold: float,
+    method: SegmentMethod | Literal["auto"],
 ) -> Iterator[Segmentation]:
     output = net(batch, masks=False)
     softmax = not net.config.sigmoid
@@ -341,9 +344,9 @@ def draw(result: Prediction, options: PredictionOptions) -> Image.Image:
     return result.plot(labels=options.labels) if isinstance(result, Detections) else result.plot()
 
 
-def makes_segments(net: Model) -> TypeGuard[DETR]:
+def makes_segments(net: Model) -> TypeGuard[MaskedDetector]:
     """Return whether predictions of a model are segments: a detector with masks, trained on panoptic annotations."""
-    return isinstance(net, DETR) and net.config.masks and net.card.panoptic
+    return predicts_masks(net) and net.card.panoptic
 
 
 def default_threshold(net: Model) -> float:
@@ -417,6 +420,6 @@ def _check_model(net: Model, options: PredictionOptions) -> None:
     if options.multi_label and not net.config.sigmoid:
         what = "multi_label is for sigmoid scores: classes of this model exclude each other"
         raise ConfigError(what, where=name, remedy="leave it out", code="C09")
-    if isinstance(net, DETR) and net.config.masks and asked != ["multi_label"]:
+    if predicts_masks(net) and asked != ["multi_label"]:
         what = "tile_size and flip merge boxes, and this model predicts masks too"
         raise ConfigError(what, where=name, remedy="leave them out", code="C09")

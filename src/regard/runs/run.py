@@ -41,7 +41,8 @@ from regard.training.distributed import Processes, processes
 from regard.training.loop import Trainer
 from regard.training.reports import EVALUATION_METRICS, Reporter
 from regard.training.run_lock import lock_run
-from regard.weights.load import best_checkpoint, load, model_state
+from regard.weights.load import best_checkpoint, load
+from regard.weights.model_state import model_state
 
 Job = DetectionJob | RetinaNetJob | ClassificationJob
 

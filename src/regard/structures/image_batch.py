@@ -58,6 +58,11 @@ class ImageBatch:
         columns = torch.arange(width, device=self.pixels.device)
         return (rows[None, :, None] >= sizes[:, 0, None, None]) | (columns[None, None, :] >= sizes[:, 1, None, None])
 
+    def scale(self) -> Tensor:
+        """Return (B, 4) float32: width, height, width, height of each image without padding, in pixels."""
+        sides = torch.tensor([(w, h, w, h) for h, w in self.sizes], dtype=torch.float32)
+        return upload(sides, self.pixels.device)
+
     def normalized(self) -> ImageBatch:
         """Convert uint8 pixels 0..255 to floats with ImageNet's mean and deviation. Float pixels are left as they are.
 

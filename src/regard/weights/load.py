@@ -12,11 +12,11 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from regard.config import apply_mapping, read_yaml, to_mapping
-from regard.errors import ArchitectureError, CheckpointError, NewerVersionError
+from regard.config import read_yaml
+from regard.errors import ArchitectureError, CheckpointError, MachineError
 from regard.models.build import Model, build
 from regard.models.catalog import WEIGHTS
-from regard.models.configs import CONFIGS, FAMILIES, ClassifierConfig
+from regard.models.configs import CONFIGS, ClassifierConfig
 from regard.models.configs.retinanet import RetinaNetConfig
 from regard.models.detr import DETR
 from regard.models.vit import VisionTransformer
@@ -27,6 +27,8 @@ from regard.weights.class_names import name_classes
 from regard.weights.classifiers import load_classifier
 from regard.weights.detr import load_file
 from regard.weights.hub_folder import HubFolder, find_weights, fold_normalisation, read_hub_folder, update_card
+from regard.weights.model_state import config_of
+from regard.weights.onnx_file import is_onnx, open_onnx, refuse_onnx
 from regard.weights.packages import released_file
 from regard.weights.retinanet import is_retinanet, load_retinanet
 from regard.weights.source import check_source
@@ -38,12 +40,12 @@ def load(source: str | Path, *, model: str | None = None, classes: str | Path | 
     """Return a model with weights, in evaluation mode.
 
     Args:
-        source: a run folder (its best checkpoint is loaded), a checkpoint folder, a weights file, a model folder of the
-            Hugging Face hub, or a name of `list_models()`, whose released weights are downloaded once. A weights file
-            is `.pth` or `.safetensors` with the tensor names of the DETR authors, of torchvision (convolutional
-            classifiers, RetinaNet), or of the DeiT authors, timm or Hugging Face (vision transformers). The
-            `config.json` and `preprocessor_config.json` of a hub folder give the classes, the normalisation and the
-            crop of a vision transformer.
+        source: a run folder (its best checkpoint is loaded), a checkpoint folder, an `.onnx` file of `regard export`,
+            which ONNX Runtime computes, a weights file, a model folder of the Hugging Face hub, or a name of
+            `list_models()`, whose released weights are downloaded once. A weights file is `.pth` or `.safetensors` with
+            the tensor names of the DETR authors, of torchvision (convolutional classifiers, RetinaNet), or of the DeiT
+            authors, timm or Hugging Face (vision transformers). The `config.json` and `preprocessor_config.json` of a
+            hub folder give the classes, the normalisation and the crop of a vision transformer.
         model: the name of the model in a weights file, where neither the file name nor the tensors determine it
             (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
             another image size than the file: the position embeddings are resized, with a warning.
@@ -104,6 +106,11 @@ def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Mod
     Raises:
         ConfigError, MachineError: no such device (C10); see also `load`.
     """
+    if is_onnx(model):
+        if choose_device("cpu" if device == "auto" else device).type != "cpu":
+            remedy = "leave the device out, or take the run that the file was exported from"
+            raise MachineError("ONNX files run on the CPU", where=f"device={device}", remedy=remedy, code="C10")
+        return load(model) if isinstance(model, (str, Path)) else model, torch.device("cpu")
     if isinstance(model, (str, Path)):
         place = choose_device(device)
         return load(model).to(place), place
@@ -113,6 +120,10 @@ def load_on(model: nn.Module | str | Path, device: str = "auto") -> tuple[nn.Mod
 
 
 def _load_weights(path: Path, model: str | None, to_train: bool) -> Model:
+    if is_onnx(path):
+        if to_train:
+            refuse_onnx(path, "trained")
+        return open_onnx(path)
     name = model or next((name for name, weights in WEIGHTS.items() if weights.file_name == path.name), None)
     known = None if name is None else CONFIGS.get(name)
     if name is None or isinstance(known, ClassifierConfig | RetinaNetConfig):
@@ -144,23 +155,6 @@ def _apply_folder(net: VisionTransformer, folder: HubFolder, path: Path, model: 
         )
     net.card = update_card(net.card, folder)
     return net
-
-
-def model_state(net: Model) -> dict[str, Any]:
-    """Return the JSON values from which `load` rebuilds the model; checkpoints store them with the weights."""
-    card = net.card
-    pixels = net.backbone.normalization if isinstance(net, DETR) else None
-    return {
-        "model": card.name,
-        "family": type(net.config).__name__,
-        "config": to_mapping(net.config),
-        "categories": [[c.id, c.name, c.is_thing] for c in card.categories],
-        "sizes": [card.short_side, card.max_size],
-        "crop_pct": card.crop_pct,
-        "resize": {"squash": card.squash, "interpolation": card.interpolation, "crop_rounding": card.crop_rounding},
-        "panoptic": card.panoptic,
-        "normalization": None if pixels is None else [[*values] for values in pixels],
-    }
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -226,10 +220,7 @@ def _load_folder(path: Path) -> Model:
     part = "ema" if has_average else "model"
     tensors = read_checkpoint(path, parts=[part]).tensors[part]
     kept = state["model_state"]
-    if kept.get("family") not in FAMILIES:
-        what = f"a model of the family {kept.get('family')!r:.60}, which this version does not know"
-        raise NewerVersionError(what, where=path, remedy="upgrade Regard: git pull in its clone", code="K19")
-    config = apply_mapping(FAMILIES[kept["family"]], kept["config"], where=str(path))
+    config = config_of(kept, path)
     categories = [Category(*values) for values in kept["categories"]]
     net = build(config, kept["model"], categories, tuple(kept["sizes"]))
     panoptic = kept.get("panoptic", net.card.panoptic)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from regard.config import near_path
 from regard.errors import ArchitectureError, CheckpointError, cause
+from regard.weights.onnx_file import refuse_onnx
 
 MAX_TENSORS = 10_000
 _MAX_HEADER = 16 << 20  # bytes; ten thousand tensors need 2 MB
@@ -72,6 +73,7 @@ def read_weights(path: str | Path) -> WeightsFile:
             compressed archive or tensors far larger than the file (K14), more than 10,000 tensors (K15).
     """
     path = Path(path)
+    refuse_onnx(path, "read as weights")
     size, start = _inspect(path)
     form = _format(path, start)
     if form == "safetensors":

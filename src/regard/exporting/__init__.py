@@ -1,0 +1,1 @@
+"""A trained model as one file that runs without Regard: ONNX, torch.export, OpenVINO."""
