@@ -36,6 +36,11 @@ OPTIONS: dict[str, dict[str, str]] = {
         **_BATCH,
         "--source": "name the images after the model: regard predict RUN IMAGES",
     },
+    "export": {
+        **_CHECKPOINT,
+        **dict.fromkeys((*_SIZE, "--dynamic"), "leave it out: the file takes any size"),
+        **dict.fromkeys(("--quantize", "--quantise"), "use --int8 --data DIR"),
+    },
     "explain": {**_THRESHOLD, **{name: f"{answer} IMAGE" for name, answer in _CHECKPOINT.items()}, **_OUTPUT},
 }
 
