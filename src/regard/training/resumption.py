@@ -36,13 +36,15 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], config: An
         changed = _changed_settings(read_yaml(run / "config.yaml"), to_mapping(config))
     if changed:
         raise _refusal(changed, run)
-    what = "; ".join(f"{_in_words(path)} {_text(old)}, now {_text(new)}" for path, old, new in differences)[:300]
+    found = "; ".join(f"{_in_words(path)} {_text(old)}, now {_text(new)}" for path, old, new in differences)[:300]
+    what = f"another run than before: {found}"
     remedy = "resume with the same data and as many processes as before"
     raise ConfigError(what, where=run, remedy=remedy, code="C13")
 
 
 def _refusal(changed: Sequence[tuple[str, Any, Any]], run: Path) -> ConfigError:
-    what = "; ".join(f"{name} was {_text(old)}, is {_text(new)}" for name, old, new in changed)
+    found = "; ".join(f"{name} was {_text(old)}, is {_text(new)}" for name, old, new in changed)
+    what = f"other settings than those of the run: {found}"
     words = [f"{name}={_text(new)}" for name, _, new in changed]
     if not any(name.startswith("model.") for name, _, _ in changed):  # else its weights may not fit
         words.append(f"start_from={run}")
