@@ -16,7 +16,7 @@ from regard.errors import ConfigError
 from regard.models.catalog import list_models
 from regard.weights.source import check_source
 
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx")
 EXAMPLE = "detr_resnet50"  # a model that needs no training
 
 
