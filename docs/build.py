@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from error_page import errors_page
-from links import broken_links
+from links import broken_links, to_reference
 from reference_pages import api_page, commands_page, models_page, settings_page
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,9 @@ def main() -> int:
 
 
 def write_pages(folder: Path) -> None:
-    """Write the pages that are made from the source, below `folder`."""
+    """Write the pages that are made from the source, below `folder`, and the links of the others to these."""
+    for page in folder.rglob("*.md"):
+        page.write_text(to_reference(page.read_text(encoding="utf-8")), encoding="utf-8")
     (folder / "reference").mkdir(exist_ok=True)
     pages = {
         "reference/settings.md": settings_page(),

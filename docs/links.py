@@ -1,11 +1,41 @@
-"""Links of a built site: each must lead to a file of the site, and to an anchor that the page has."""
+"""Links of the pages: to the source where the repository is read, to the pages of reference in the built site.
+
+In the site each link must lead to a file of the site, and to an anchor that the page has.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+# Links of the pages to the source, and the page of reference that is made from it.
+REFERENCE = {
+    "src/regard/training/config.py": "reference/settings.md",
+    "src/regard/recipes": "reference/settings.md#recipes",
+    "src/regard/data/generated/shapes.py": "reference/settings.md#generated-images",
+    "src/regard/cli/commands.py": "reference/commands.md",
+    "src/regard/__init__.py": "reference/api.md",
+    "src/regard/attention": "reference/api.md#attention-layers",
+    "src/regard/results": "reference/api.md#results",
+    "src/regard/models/catalog.py": "reference/models.md",
+    "src/regard/errors.py": "reference/errors.md",
+}
+
+
+def to_reference(text: str) -> str:
+    """Return a page with its links to the source as links to the pages of reference, which only the site has.
+
+    The pages stand one folder deeper in the repository than in the site.
+    """
+
+    def replaced(link: re.Match[str]) -> str:
+        page = REFERENCE.get(link["file"])
+        return link[0] if page is None else f"]({link['up']}{page})"
+
+    return re.sub(r"\]\((?P<up>(\.\./)*)\.\./(?P<file>src/[\w/.]+)\)", replaced, text)
 
 
 class Page(HTMLParser):

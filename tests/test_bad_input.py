@@ -280,6 +280,115 @@ def test_no_such_data(capsys, shapes, tmp_path):
     run(capsys, *many).refused(3, "A31")
 
 
+# Words of a newcomer
+
+
+@pytest.fixture
+def desk(tmp_path, trained, shapes_source, monkeypatch) -> Path:
+    """A folder with a run, photographs, YOLO data without names of classes, and a text."""
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(encode(scene(number), "JPEG"))
+    for kind in ("images", "labels"):
+        (tmp_path / "yolo" / kind / "train").mkdir(parents=True)
+    (tmp_path / "yolo" / "images" / "train" / "0.jpg").write_bytes(encode(scene(), "JPEG"))
+    (tmp_path / "yolo" / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "yolo" / "data.yaml").write_text("train: images/train\n")
+    (tmp_path / "README.md").write_text("# My pets\n\nSome notes.\nMore.\nMore.\n")
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "0.jpg").write_bytes(encode(scene(7), "JPEG"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("train --data photos --ouput X", "error C01: unknown option '--ouput'", "did you mean '--output'?"),
+        ("train detr_tiny output=X", "error C01: unknown option 'output'", "did you mean '--output'?"),
+        ("predict run photos --outptu=X", "error C01: unknown option '--outptu'", "did you mean '--output'?"),
+        (
+            "data check yolo",
+            "error A62: no names of the classes in the settings of the data",
+            "yolo/data.yaml",
+            "add a line such as names: [cat, dog]",
+        ),
+        ("evaluate run", "error C09: which data?", "add --data FOLDER, or --data shapes"),
+        (
+            "evaluate photos",
+            "error K02: no model: the folder is no run and holds no weights",
+            "photos",
+            "name the model first: regard evaluate RUN --data photos",
+        ),
+        ("explain run", "error C09: which image?", "name it after the model: regard explain run IMAGE"),
+        (
+            "data convert yolo --to coco",
+            "error: regard data convert needs --output: folder to create",
+            "see: regard data convert --help",
+        ),
+        (
+            "predict photos/0.jpg run --top 3",
+            "error C09: swapped: the model comes first, then the images",
+            "regard predict run photos/0.jpg --top 3",
+        ),
+        (
+            "predict photos/0.jpg",
+            "error C09: an image where the model is expected",
+            "photos/0.jpg",
+            "name the model first: regard predict detr_resnet50 photos/0.jpg",
+        ),
+        (
+            "predict README.md",
+            "error C09: neither a model (a run or a weights file) nor an image",
+            "README.md",
+            "name the model first, then images: regard predict detr_resnet50 IMAGE",
+        ),
+        (
+            "predict run README.md",
+            "error I03: text instead of an image",
+            "README.md",
+            "name an image (JPEG, PNG, WEBP, BMP, TIFF or GIF); if this should be one, copy or download it again",
+        ),
+        (
+            "predict run photos --output drawn.jpg",
+            "error C09: the name of one file for 2 images",
+            "drawn.jpg",
+            "name a folder: --output drawn",
+        ),
+        (
+            "predict run photos/0.jpg --output drawn",
+            "error C11: this file is no earlier result and would be replaced",
+            "drawn/0.jpg",
+            "name another file or folder",
+        ),
+        ("predict run photo/", "error I29: no such file or folder", "photo", "did you mean photos?"),
+        ("predict run photo/0.jpg", "error I29: no such file", "photo/0.jpg", "did you mean photos/0.jpg?"),
+        (
+            "predict run photos --classes README.md",
+            "error K08: 5 class names, expected 3 (or 2 if label 0 is unused) for mine: one a line, in the order of the "
+            "labels",
+            "README.md",
+            "leave them out: the model knows cat, dog, owl",
+        ),
+        (
+            "train run --data photos",
+            "error C01: a path where the name of a model is expected",
+            "run",
+            "set start_from=run, or resume it: --output run --resume",
+        ),
+    ],
+    ids=lambda case: case[0],
+)
+def test_one_line_says_what_to_do(capsys, desk, case):
+    """The words, then what, where and the remedy."""
+    words, *parts = case
+    before = digest(desk)
+    finished = run(capsys, *words.split())
+    assert (finished.out, finished.err) == ("", f"{' — '.join(parts)}\n")
+    assert digest(desk) == before
+
+
 # Settings
 
 

@@ -10,7 +10,7 @@ import pytest
 import regard
 from documents import blocks, console_lines, regard_commands
 from error_page import SOURCE, Reader, errors_page
-from links import broken_links
+from links import REFERENCE, broken_links, to_reference
 from reference_pages import FAMILY_TITLES, commands_page, field_meanings, models_page, settings_page
 from regard.cli import app
 from regard.config import apply_overrides
@@ -146,9 +146,21 @@ def test_python_names_exist(page):
 
 @pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_exist(page):
-    made = {"settings.md", "commands.md", "api.md", "models.md", "errors.md"}  # the build checks these
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert Path(target).name in made or (page.parent / target).exists(), f"{page}: {target}"
+        assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_links_to_the_source_lead_to_pages_of_reference_in_the_site():
+    made = re.findall(r'"(reference/\w+\.md)"', (ROOT / "docs" / "build.py").read_text())
+    for file, page in REFERENCE.items():
+        assert (ROOT / file).exists() and page.partition("#")[0] in made
+        assert to_reference(f"[x](../../{file}) [y](../{file})") == f"[x](../{page}) [y]({page})"
+    assert set(made) == {page.partition("#")[0] for page in REFERENCE.values()}
+    used = {file for page in PAGES for file in re.findall(r"\]\((?:\.\./)+(src/[^)]+)\)", page.read_text())}
+    assert used == set(REFERENCE)
+    assert (
+        to_reference("[a](../guide/a.md) [b](../../src/nothing.py)") == "[a](../guide/a.md) [b](../../src/nothing.py)"
+    )
 
 
 def test_broken_links_of_a_built_site_are_found(tmp_path):

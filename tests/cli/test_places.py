@@ -28,7 +28,7 @@ def place(tmp_path, monkeypatch) -> Path:
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "photos/b.jpg"):
         (tmp_path / name).write_bytes(encode(scene(), "PNG"))
-    for name in ("w.pth", "clip.mp4", "README.md"):
+    for name in ("w.pth", "w.onnx", "clip.mp4", "README.md"):
         (tmp_path / name).touch()
     return tmp_path
 
@@ -38,6 +38,7 @@ SWAPPED = [
     ["predict", "photos", "my run", "--threshold", "0.3"],
     ["predict", "--output", "out here", "photos/*.jpg", "my run"],
     ["predict", "clip.mp4", "w.pth"],
+    ["predict", "a.png", "w.onnx"],
     ["predict", "a.png", EXAMPLE, "photos"],
     ["predict", "https://example.org/a.jpg", "my run/checkpoints/step_1"],
     ["predict", "-", "my run"],

@@ -151,7 +151,7 @@ def test_folders_of_imagenet_subsets(ours, tmp_path):
     assert [score.name for score in scores.per_class] == [categories[number].name for number in NUMBERS]
     assert scores.notes == ("the best of the data's 3 classes counts, of 1,000 known",)
     fifth = evaluated(Model(categories), tmp_path)
-    assert fifth.images == 3 and "20% of each class" in fifth.notes[0]
+    assert fifth.images == 3 and "20% of the images of each class" in fifth.notes[0]
 
 
 def test_folders_by_number(tmp_path):

@@ -506,7 +506,7 @@ def test_panoptic_data_without_validation_train_and_evaluate(data, tmp_path, cap
     for file in (whole / "annotations").glob("*_val*"):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     run = regard.train("detr_lite_panoptic", whole, epochs=1, output=tmp_path / "run", overrides=LITE_WORDS)
-    assert "chosen by their content" in capsys.readouterr().err and "PQ" in run.scores
+    assert "chosen by content" in capsys.readouterr().err and "PQ" in run.scores
     train_names, val_names = (set(open_panoptic(whole, split).names) for split in ("train", "val"))
     counts = json.loads((run.folder / "environment.json").read_text())["counts"]
     assert not train_names & val_names

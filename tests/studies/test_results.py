@@ -41,14 +41,15 @@ def result():
 
 def test_verdict_counts_what_is_beyond_noise():
     said = result().verdict
-    assert "3 differences" in said and "1 seen here (more & better_)" in said
-    assert "1 the other way round here (worse)" in said and "1 within the noise of 3 seeds" in said
+    assert "3 differences" in said and "1 is seen here (more & better_)" in said
+    assert "1 is the other way round here (worse)" in said and "1 cannot be told from chance with 3 seeds" in said
 
 
 def test_one_seed_shows_nothing():
     scores = {name: {0: values[0]} for name, values in SCORES.items()}
     said = make_result("which", STUDY, scores, {}, "").verdict
-    assert "0 seen here" in said and "0 the other way" in said and "3 within the noise of 1 seed." in said
+    assert "2 have the same sign here (more & better_, unsure | open), 1 does not (worse)" in said
+    assert "--seeds" in said and "seen" not in said
 
 
 def test_the_order_of_one_seed_is_told_without_a_claim():
@@ -71,7 +72,7 @@ def test_a_published_difference_counts_as_its_numbers_do():
     assert "| -10 |" in line and "with a sign" in markdown(found) and "with a sign" not in markdown(result())
     rows["plain"] = replace(rows["plain"], published=None)
     alone = make_result("which", replace(STUDY, rows=tuple(rows.values())), SCORES, {}, "").verdict
-    assert alone.startswith("Of the 2 differences") and "1 seen here (more & better_)" in alone
+    assert alone.startswith("Of the paper's 2 differences") and "1 is seen here (more & better_)" in alone
     with pytest.raises(ValueError, match="worse"):
         replace(STUDY, rows=(*STUDY.rows[:2], replace(rows["worse"], published=60.0)))
 

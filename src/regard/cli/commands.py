@@ -170,7 +170,7 @@ def predict(
         checkpoint: a run, a weights file, or the name of a model with released weights.
         images: image files, folders, patterns in quotes ("photos/**/*.jpg"), http addresses, - for the standard input,
             video files, camera:0.
-        output: folder for the images and videos with their predictions drawn.
+        output: folder for the images and videos with their predictions drawn, or the file for a single one.
         json: file for the results: COCO's format of detections or segments, or the classes of each image.
         batch_size: images per batch.
         device: auto, cpu, cuda, cuda:0 or mps.

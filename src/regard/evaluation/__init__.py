@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         source: a model, or what `regard.load` takes.
-        data: as for `regard.train`; the data of the run if None and `source` is one.
+        data: as for `regard.train`; that of the run if None, else ConfigError (C09).
         output: folder for `metrics.json` and pictures; if None a run that is `source`, whose report is made, or none.
         device: `cpu`, `cuda`, ...; `auto` leaves a model where it is and takes the best device for one that is loaded.
         batch_size: images per forward pass; if None 1 for detectors and 64 for classifiers. Only images of one size
@@ -56,8 +56,7 @@ def evaluate(
         quiet: print no progress.
 
     Raises:
-        ConfigError: a number is out of range (C03), the precision is unknown (C02) or not that of the device (C10), the
-            options belong to the other family of models, or no data are given and `source` is no run (C09).
+        ConfigError: a number is out of range (C03), the precision is unknown (C02) or not that of the device (C10).
         CheckpointError, DataError, MachineError: the model or the data set cannot be used.
     """
     text = _checked(source, data, batch_size, workers, quiet)

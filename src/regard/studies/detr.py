@@ -7,6 +7,7 @@ epochs.
 
 from __future__ import annotations
 
+from regard.errors import counted
 from regard.studies.detector_measures import COPIES, attention, copies, decoder_layers, query_slots
 from regard.studies.study import RUN, Row, Scale, Study, generated_objects
 
@@ -58,10 +59,8 @@ def _layer(layer: int, suppressed: bool) -> Row:
 
 def _encoder(layers: int, like: int, published: float) -> Row:
     full = (*FULL, f"model.encoder_layers={like}")
-    return Row(
-        name=f"{layers} layers (the paper: {like})", words=(*TINY, f"model.encoder_layers={layers}"), full=full,
-        published=published,
-    )  # fmt: skip
+    name = f"{counted(layers, 'layer')} (the paper: {like})"
+    return Row(name=name, words=(*TINY, f"model.encoder_layers={layers}"), full=full, published=published)
 
 
 def _feedforward(channels: int, like: int, published: float | None = None, difference: float | None = None) -> Row:

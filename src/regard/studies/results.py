@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from regard.errors import counted
 from regard.studies.paired_tests import ALPHA, Comparison, compare, holm
 from regard.studies.study import Study
 
@@ -133,23 +134,27 @@ def _told(baseline: str, rows: Sequence[RowResult]) -> dict[str, float]:
 
 
 def verdict_of(baseline: str, rows: Sequence[RowResult]) -> str:
-    """Return one sentence: which differences of the paper to the baseline are seen here, see `order_of`."""
+    """Return which differences of the paper to the baseline are seen here, in words, see `order_of`."""
     order, told = order_of(baseline, rows), _told(baseline, rows)
     if not told:
         return "The paper gives no numbers for these rows from which an order follows."
-    parts = [
-        f"{text} ({', '.join(names)})" if names else text
-        for text, names in (
-            (f"{len(order.seen)} seen here", order.seen),
-            (f"{len(order.turned)} the other way round here", order.turned),
-        )
-    ]
-    noise = f"{len(order.noise)} within the noise of {_pairs([row for row in rows if row.name in told])}"
-    count = "the 1 difference" if len(told) == 1 else f"the {len(told)} differences"
-    return f"Of {count} to {baseline!r} that the paper has, {parts[0]}, {parts[1]}, {noise}."
+    start = f"Of the paper's {counted(len(told), 'difference')} to {baseline!r}"
+    seeds = sorted({row.against.pairs for row in rows if row.name in told and row.against is not None})
+    if seeds == [1]:
+        others = tuple(name for name in told if name not in order.alike)
+        same, other = _named("has the same sign here", order.alike), _named("does not", others)
+        chance = "One seed cannot tell a difference from chance: for tests add --seeds 3 to the command."
+        return f"{start}, {same}, {other}. {chance}"
+    count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    seen, turned = _named("is seen here", order.seen), _named("is the other way round here", order.turned)
+    return f"{start}, {seen}, {turned}, {_named(f'cannot be told from chance with {count} seeds', order.noise, False)}."
 
 
-def _pairs(rows: list[RowResult]) -> str:
-    counts = sorted({row.against.pairs for row in rows if row.against is not None})
-    text = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{text} seed{'' if text == '1' else 's'}"
+_PLURALS = (("has ", "have "), ("does ", "do "), ("is ", "are "))
+
+
+def _named(verb: str, names: Sequence[str], shown: bool = True) -> str:
+    """Return how many names do something, and which: `2 are seen here (a, b)`."""
+    one, many = next((pair for pair in _PLURALS if verb.startswith(pair[0])), ("", ""))
+    text = f"{len(names)} {verb if len(names) == 1 else many + verb.removeprefix(one)}"
+    return f"{text} ({', '.join(names)})" if names and shown else text

@@ -37,20 +37,18 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], config: An
     if changed:
         raise _refusal(changed, run)
     found = "; ".join(f"{_in_words(path)} {_text(old)}, now {_text(new)}" for path, old, new in differences)[:300]
-    what = f"another run than before: {found}"
     remedy = "resume with the same data and as many processes as before"
-    raise ConfigError(what, where=run, remedy=remedy, code="C13")
+    raise ConfigError(f"another training than before: {found}", where=run, remedy=remedy, code="C13")
 
 
 def _refusal(changed: Sequence[tuple[str, Any, Any]], run: Path) -> ConfigError:
-    found = "; ".join(f"{name} was {_text(old)}, is {_text(new)}" for name, old, new in changed)
-    what = f"other settings than those of the run: {found}"
+    settings = "; ".join(f"{name} was {_text(old)}, is {_text(new)}" for name, old, new in changed)
     words = [f"{name}={_text(new)}" for name, _, new in changed]
     if not any(name.startswith("model.") for name, _, _ in changed):  # else its weights may not fit
         words.append(f"start_from={run}")
     command = shlex.join(["regard", "train", "--config", str(run / "config.yaml"), *words])
     names = ", ".join(name for name, _, _ in changed)
-    return ConfigError(what, where=run, remedy=f"leave out {names}, or start a new run: {command}", code="C13")
+    return ConfigError(f"{settings}", where=run, remedy=f"leave out {names}, or start a new run: {command}", code="C13")
 
 
 def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -81,8 +79,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any
 
 
 def _in_words(path: str) -> str:
-    known = {"units.batches_per_epoch": "batches of an epoch before:", "model_state.categories": "classes before:"}
-    return known.get(path, f"{path.replace('model_state.config.', 'model.').removeprefix('units.')} before:")
+    known = {"units.batches_per_epoch": "batches of an epoch:", "model_state.categories": "classes:"}
+    return known.get(path, f"{path.replace('model_state.config.', 'model.').removeprefix('units.')}:")
 
 
 def _text(value: Any) -> str:
