@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.engine import optimize as optimize
     from regard.errors import RegardError as RegardError
     from regard.evaluation import evaluate as evaluate
     from regard.explanations.explain import explain as explain
@@ -34,6 +35,7 @@ _HOMES = {
     "export": "regard.exporting.export",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",
+    "optimize": "regard.engine",
     "predict": "regard.prediction.predict",
     "train": "regard.runs",
 }

@@ -15,6 +15,7 @@ from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
 from regard.data.class_images.imagenet import CLASSES, read_real_labels, real_labels_of
 from regard.data.transforms.classification import Evaluation
+from regard.engine import engine_of
 from regard.errors import ConfigError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.classification_pictures import MAX_IMAGES, draw_class_predictions
@@ -94,7 +95,7 @@ def evaluate_on(
             notes.append(f"features: 20 nearest neighbours, linear probe with l2=1, of {len(train):,} images")
     if options.throughput:
         side = net.card.short_side
-        stats["images_per_second"] = images_per_second(net, side, device=device, batch_size=batch_size)
+        stats["images_per_second"] = images_per_second(engine_of(net), side, device=device, batch_size=batch_size)
         notes.append(f"speed: the model alone, {batch_size} images of {side} x {side} at once, on {_name_of(device)}")
     if real is not None:
         stats["real_top1"] = real_accuracy(logits, real)
@@ -144,6 +145,7 @@ def predict_logits(
     planned, device = consecutive(mine, batch_size), processes.device
     batches = evaluation_batches(dataset, transform, collate, planned, workers=workers, device=device)
     num_classes = len(net.card.categories)
+    net = engine_of(net)
     with evaluation_mode(net):
         parts = [net(batch.images.to(device).normalized().pixels).float().cpu() for batch in batches]
     own = torch.cat(parts) if parts else torch.zeros(0, num_classes)

@@ -27,6 +27,7 @@ from regard.data.generated.shapes import data_folder
 from regard.data.samples import Sample
 from regard.data.splits import Split
 from regard.data.transforms.detection import EvaluationResize
+from regard.engine import engine_of
 from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.detection_pictures import MAX_COMPARISONS, MIN_SCORE, draw_comparison, draw_segment_comparison
@@ -190,6 +191,7 @@ def evaluate_detector(
         writer: takes the predicted segments if the data are panoptic; needs a single process.
     """
     label_of = labels_by_name(net.card.categories, dataset.categories, str(dataset.annotations.path))
+    net = engine_of(net)
     collector = _Collector(net, dataset, label_of, segment_thresholds, writer)
     mine = range(processes.rank, len(dataset), processes.world_size)
     resize = EvaluationResize(net.card.short_side, net.card.max_size)

@@ -19,6 +19,7 @@ from regard.data.images import to_image
 from regard.data.samples import ClassSample, Sample
 from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
+from regard.engine import Optimized
 from regard.errors import ConfigError
 from regard.explanations.augmented import explain_augmented
 from regard.explanations.detr import explain_detr
@@ -87,6 +88,9 @@ def explain(
     if image_size < 1:
         raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
     refuse_onnx(model, "explained")
+    if isinstance(model, Optimized):
+        remedy = "explain the model that it was made of"
+        raise ConfigError("an optimised model keeps no attention weights", where="explain", remedy=remedy, code="C09")
     net, where = load_on(getattr(model, "_orig_mod", model), device)  # a compiled model hides its layers
     pixels = to_image(image)
     options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)

@@ -22,6 +22,7 @@ from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
+from regard.engine import engine_of
 from regard.errors import ConfigError, DataError, unknown_name
 from regard.metrics.summary import two_digits
 from regard.models.build import Detector, MaskedDetector, Model, predicts_masks
@@ -140,6 +141,7 @@ def predict_each(
     check_options(options, batch_size)
     net, place = load_on(model, device)
     _check_model(net, options)
+    net = engine_of(net)
     minimum = default_threshold(net) if options.threshold is None else options.threshold
     read = _Reader(net, keep_pixels, options.tile_size is not None or options.flip, allow_urls, on_error)
     waiting = iter(sources)
