@@ -6,12 +6,13 @@ a CPU (docs/results/speed.md), and what gained nothing was left out:
 
 * batch norms, which are constants in evaluation, are folded into the convolutions before them (`convolutions.py`);
 * activations and residual sums are done by the kernel of the convolution, with channels last in memory;
-* weights of linear layers are stored in the order in which their kernel reads them (`linear.py`);
-* of a DETR, only the last decoder layer gets classes.
+* of a DETR, only the last decoder layer gets classes and, unless the next layer needs them, boxes.
+
+Vision transformers have nothing of this and run at the speed of their matrix products: their engine is a copy.
 """
 
 from __future__ import annotations
 
-from regard.engine.optimize import Optimized as Optimized
-from regard.engine.optimize import engine_of as engine_of
-from regard.engine.optimize import optimize as optimize
+from regard.engine.engines import Optimized as Optimized
+from regard.engine.engines import engine_of as engine_of
+from regard.engine.engines import optimize as optimize

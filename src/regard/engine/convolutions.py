@@ -17,7 +17,11 @@ from regard.models.resnet import BasicBlock, Bottleneck, ResNet
 from regard.models.wide_resnet import PreActivationBlock
 
 Activation = Literal["none", "relu", "relu6"]
-_ONEDNN: dict[str, tuple[str, list[float]]] = {"none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0, 6])}
+_ONEDNN: dict[str, tuple[str, list[float]]] = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0, 6]),
+}
 # The norm after a convolution, where both are attributes of one module.
 _PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     ResNet: (("conv1", "bn1"),),
@@ -43,16 +47,15 @@ class FusedConv2d(nn.Conv2d):
         vars(self).update(vars(conv))
         self.activation: Activation = activation
         self.same = isinstance(conv, SameConv2d) and conv.stride[0] > 1
-        weight = self.weight
-        self.one_kernel = is_fusable(weight) and not isinstance(conv.padding, str) and conv.padding_mode == "zeros"
-        if weight.device.type == "cpu":
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self.pads_with_zeros = not isinstance(conv.padding, str) and conv.padding_mode == "zeros"
+        if self.weight.device.type == "cpu":
+            self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, F, H', W'); `added` (B, F, H', W') is added before the activation."""
         if self.same:
             x = F.pad(x, same_padding(x, self.kernel_size[0]))
-        if not self.one_kernel:
+        if not self.pads_with_zeros or not is_fusable(self.weight):
             x = self._conv_forward(x, self.weight, self.bias)
             return _activated(x if added is None else x + added, self.activation)
         settings = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
@@ -159,12 +162,14 @@ def folded(conv: nn.Module, norm: nn.Module) -> nn.Module:
 
 def _constants(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return scale and shift of a batch norm, float64."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator, union-attr]
-    scale = (variance + norm.eps).rsqrt()  # type: ignore[operator]
+    if not isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+        raise TypeError(type(norm).__name__)
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight.double()  # type: ignore[operator]
-    shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()  # type: ignore[operator]
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
 def _scaled(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -12,58 +11,41 @@ import torch
 from torch import Tensor, nn
 
 from regard.engine.convolutions import fuse_convolutions
-from regard.engine.linear import pack_linear_layers
 from regard.errors import ConfigError
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.models.retinanet import RetinaNet
-from regard.models.token_merging import MergingTransformer
 from regard.models.vit import VisionTransformer
-from regard.structures.image_batch import ImageBatch
-from regard.structures.outputs import DetectionOutput
 
 Net = TypeVar("Net", bound=nn.Module)
 DTYPES = (torch.float32, torch.bfloat16)
-ROWS = 800  # of inputs of linear layers: the tokens of an image of 800 x 1066 pixels, or of four of 224 x 224
 
 
 class Optimized(nn.Module):
-    """What an engine has besides the class of its model: it cannot be trained, moved or saved.
-
-    precision: that of its large layers. Inputs may be float32; outputs always are, except for a model of float64.
-    """
-
-    precision: torch.dtype
+    """What an engine has besides the class of its model: it cannot be trained or saved."""
 
     def __call__(self, images: Any, *args: Any, **options: Any) -> Any:
-        """As the model's `forward`, without gradients and autocast."""
-        device = next(self.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        """As the model's `forward`, without gradients and autocast. Outputs have at least float32."""
+        weight = next(self.parameters())
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             if isinstance(self, Detector):
                 return super().__call__(images, *args, **options)
             # A classifier has one precision throughout.
-            logits = super().__call__(images.to(self.precision), *args, **options)
-            return logits.float() if self.precision == torch.bfloat16 else logits
+            logits = super().__call__(images.to(weight.dtype), *args, **options)
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def train(self, mode: bool = True) -> Optimized:
         """Raises ConfigError if `mode` (C09): what was folded cannot be trained."""
         if mode:
-            raise ConfigError("an optimised model cannot be trained", remedy="train the model it was made of", code="C09")
+            remedy = "train the model it was made of"
+            raise ConfigError("an optimised model cannot be trained", remedy=remedy, code="C09")
         return super().train(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Optimized:
-        """Raises ConfigError if tensors would move or change their type (C09); packed weights cannot."""
-        tensor = next(self.parameters())
-        changed = fn(tensor)
-        if changed.device == tensor.device and changed.dtype == tensor.dtype:
-            return self
-        remedy = "move the model, then optimise it: regard.optimize(model.to(device))"
-        raise ConfigError("an optimised model cannot be moved or converted", remedy=remedy, code="C09")
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Raises ConfigError (C09): files hold the weights of models."""
-        raise ConfigError("an optimised model cannot be saved", remedy="save the model it was made of", code="C09")
+        remedy = "save the model it was made of"
+        raise ConfigError("an optimised model cannot be saved", remedy=remedy, code="C09")
 
 
 def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = False) -> Net:
@@ -74,9 +56,9 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     (logits, and boxes as fractions of the image), without those of the earlier decoder layers (`auxiliary`).
 
     Args:
-        model: any model of `regard.create` or `regard.load`, or a network that `regard.augment` changed, on its device.
-        dtype: `torch.bfloat16` computes backbone and encoder of detectors, and classifiers, in half the bits: twice as
-            fast on CPUs that have it. Not exact: docs/results/speed.md states the error.
+        model: any model of `regard.create` or `regard.load`, or a network that `regard.augment` changed.
+        dtype: `torch.bfloat16` computes backbone and encoder of detectors, and classifiers, in half the bits. Faster on
+            processors with units for it (AMX, GPUs), slower on others. Not exact: see docs/results/speed.md.
         compile: with `torch.compile`; the first image of each size then takes up to minutes. Exact to 1e-4 in float32.
 
     Raises:
@@ -90,7 +72,6 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
         raise ConfigError("the model is compiled already", where="optimize", remedy=remedy, code="C09")
     if isinstance(model, Optimized):
         return model
-    given = next(model.parameters()).dtype
     engine: Any = copy.deepcopy(model).eval().requires_grad_(False)
     if dtype == torch.bfloat16 and not isinstance(engine, Detector):
         engine = engine.to(dtype)
@@ -98,8 +79,6 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     for part in parts:
         engine.get_submodule(part).to(dtype)
     fuse_convolutions(engine)
-    if not compile:  # compiled code packs nothing of ours
-        pack_linear_layers(engine, ROWS)
     for part in parts:
         engine.set_submodule(part, _InPrecision(engine.get_submodule(part), dtype))
     if isinstance(engine, DETR):
@@ -107,7 +86,6 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     if compile:
         _compile(engine)
     engine.__class__ = type(type(model).__name__, (Optimized, type(model)), {"__module__": type(model).__module__})
-    engine.precision = dtype if dtype != torch.float32 else given
     return engine
 
 
@@ -117,12 +95,12 @@ _engines: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionar
 def engine_of(model: Net) -> Net:
     """Return the engine of a model that is only used here: made once, and anew when the model's weights change.
 
-    The model itself is returned where its own code has to run: under autocast, with hooks, and where it is no plain
-    module of ours.
+    The model itself is returned where its own code has to run, under autocast and with hooks, and where an engine is no
+    faster: without convolutions to fuse, as in vision transformers.
     """
     if isinstance(model, Optimized) or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return model
-    if isinstance(model, MergingTransformer) or hasattr(model, "_orig_mod") or _is_hooked(model):
+    if isinstance(model, VisionTransformer) or hasattr(model, "_orig_mod") or _is_hooked(model):
         return model
     state = _fingerprint(model)
     known = _engines.get(model)
