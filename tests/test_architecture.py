@@ -18,7 +18,7 @@ FLOORS = {
     "errors, which every room raises": {"errors"},
     "tools that know neither data nor models": {"config", "safe_files", "structures", "attention", "drawing"},
     "the parts of a training, none of which knows another": {"data", "models", "losses", "metrics", "training"},
-    "what joins two parts": {"weights", "recipes", "results", "reports", "engine"},
+    "what joins two parts": {"weights", "recipes", "results", "reports"},
     "a model over images": {"evaluation", "prediction", "distillation"},
     "what a model looks at": {"explanations"},
     "the verbs": {"runs", "benchmarks", "exporting"},

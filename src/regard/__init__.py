@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regard.engine import optimize as optimize
     from regard.errors import RegardError as RegardError
     from regard.evaluation import evaluate as evaluate
     from regard.explanations.explain import explain as explain
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from regard.models.augment import augment as augment
     from regard.models.build import create as create
     from regard.models.catalog import list_models as list_models
+    from regard.models.engine import optimize as optimize
     from regard.prediction.predict import predict as predict
     from regard.results.classification import Classification as Classification
     from regard.results.detections import Detections as Detections
@@ -35,7 +35,7 @@ _HOMES = {
     "export": "regard.exporting.export",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",
-    "optimize": "regard.engine",
+    "optimize": "regard.models.engine",
     "predict": "regard.prediction.predict",
     "train": "regard.runs",
 }

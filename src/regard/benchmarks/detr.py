@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.benchmarks.timing import medians
-from regard.engine import optimize
 from regard.errors import MachineError, install_command
 from regard.models.build import create
 from regard.models.detr import DETR
+from regard.models.engine import optimize
 from regard.structures.outputs import DetectionOutput
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from regard.benchmarks.timing import medians
-from regard.engine import optimize
 from regard.errors import MachineError, install_command
 from regard.models import VisionTransformer, merge_tokens
 from regard.models.build import create
+from regard.models.engine import optimize
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,7 +15,6 @@ from regard.data.check import advise
 from regard.data.class_images.dataset import ClassificationDataset, open_classification
 from regard.data.class_images.imagenet import CLASSES, read_real_labels, real_labels_of
 from regard.data.transforms.classification import Evaluation
-from regard.engine import engine_of
 from regard.errors import ConfigError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.classification_pictures import MAX_IMAGES, draw_class_predictions
@@ -26,6 +25,7 @@ from regard.metrics.charts.classification import plot_classification
 from regard.metrics.classification import ClassificationScores, evaluate_classification
 from regard.metrics.imagenet_subsets import real_accuracy, restrict
 from regard.models.classifiers import Classifier
+from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
 from regard.safe_files import replace_text
 from regard.structures.categories import Category, labels_by_name

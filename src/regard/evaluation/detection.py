@@ -27,7 +27,6 @@ from regard.data.generated.shapes import data_folder
 from regard.data.samples import Sample
 from regard.data.splits import Split
 from regard.data.transforms.detection import EvaluationResize
-from regard.engine import engine_of
 from regard.errors import ConfigError, DataError
 from regard.evaluation.batches import evaluation_batches
 from regard.evaluation.detection_pictures import MAX_COMPARISONS, MIN_SCORE, draw_comparison, draw_segment_comparison
@@ -41,6 +40,7 @@ from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_d
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.segmentation import SegmentationScores
 from regard.models.build import Detector, MaskedDetector, predicts_masks
+from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.exported import ExportedDetector
 from regard.models.retinanet import RetinaNet

@@ -22,11 +22,11 @@ from regard.data.transforms.classification import Evaluation
 from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
-from regard.engine import engine_of
 from regard.errors import ConfigError, DataError, unknown_name
 from regard.metrics.summary import two_digits
 from regard.models.build import Detector, MaskedDetector, Model, predicts_masks
 from regard.models.classifiers import Classifier
+from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.options import PredictionOptions
 from regard.prediction.tiles import ViewedBoxes, merge, views_of

@@ -13,6 +13,6 @@ Vision transformers have nothing of this and run at the speed of their matrix pr
 
 from __future__ import annotations
 
-from regard.engine.engines import Optimized as Optimized
-from regard.engine.engines import engine_of as engine_of
-from regard.engine.engines import optimize as optimize
+from regard.models.engine.engines import Optimized as Optimized
+from regard.models.engine.engines import engine_of as engine_of
+from regard.models.engine.engines import optimize as optimize

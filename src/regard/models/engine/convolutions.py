@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -48,14 +48,21 @@ class FusedConv2d(nn.Conv2d):
         self.activation: Activation = activation
         self.same = isinstance(conv, SameConv2d) and conv.stride[0] > 1
         self.pads_with_zeros = not isinstance(conv.padding, str) and conv.padding_mode == "zeros"
+        self.one_kernel = self.pads_with_zeros and is_fusable(self.weight)
         if self.weight.device.type == "cpu":
             self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedConv2d:
+        """Decide anew on a device, or in a precision, to which the weights were moved."""
+        super()._apply(fn, recurse)
+        self.one_kernel = self.pads_with_zeros and is_fusable(self.weight)
+        return self
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, F, H', W'); `added` (B, F, H', W') is added before the activation."""
         if self.same:
             x = F.pad(x, same_padding(x, self.kernel_size[0]))
-        if not self.pads_with_zeros or not is_fusable(self.weight):
+        if not self.one_kernel:
             x = self._conv_forward(x, self.weight, self.bias)
             return _activated(x if added is None else x + added, self.activation)
         settings = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)

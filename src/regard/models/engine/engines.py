@@ -10,11 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from regard.engine.convolutions import fuse_convolutions
 from regard.errors import ConfigError
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
+from regard.models.engine.convolutions import fuse_convolutions
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
 
