@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from regard.attention import AugmentedConv2d
+from regard.models.backbone import FrozenBatchNorm
 from regard.models.efficientnet import DepthwiseSeparable, EfficientNet, InvertedResidual, SameConv2d
 from regard.models.resnet import BasicBlock, Bottleneck, ResNet
 from regard.models.wide_resnet import PreActivationBlock
@@ -146,7 +147,7 @@ def is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
     """Return whether `folded` can join both: constants of a norm that follows a convolution, plain or augmented."""
     if type(norm) is nn.BatchNorm2d:
         return type(conv) in (nn.Conv2d, SameConv2d, AugmentedConv2d) and norm.running_mean is not None
-    return type(norm) is FrozenBatchNorm2d and type(conv) in (nn.Conv2d, SameConv2d, AugmentedConv2d)
+    return type(norm) in (FrozenBatchNorm2d, FrozenBatchNorm) and type(conv) in (nn.Conv2d, SameConv2d, AugmentedConv2d)
 
 
 def folded(conv: nn.Module, norm: nn.Module) -> nn.Module:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from regard.errors import ConfigError
-from regard.models.build import Detector
+from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.models.engine.convolutions import fuse_convolutions
@@ -89,18 +89,19 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     return engine
 
 
+_FASTER = set(get_args(Model)) - {VisionTransformer}
 _engines: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
 
 
 def engine_of(model: Net) -> Net:
     """Return the engine of a model that is only used here: made once, and anew when the model's weights change.
 
-    The model itself is returned where its own code has to run, under autocast and with hooks, and where an engine is no
-    faster: without convolutions to fuse, as in vision transformers.
+    The model itself is returned where its own code has to run, under autocast, with hooks and if its class is not ours;
+    and where an engine is no faster: without convolutions to fuse, as in vision transformers.
     """
     if isinstance(model, Optimized) or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return model
-    if isinstance(model, VisionTransformer) or hasattr(model, "_orig_mod") or _is_hooked(model):
+    if type(model) not in _FASTER or _is_hooked(model):
         return model
     state = _fingerprint(model)
     known = _engines.get(model)
@@ -111,7 +112,9 @@ def engine_of(model: Net) -> Net:
 
 
 def _is_hooked(model: nn.Module) -> bool:
-    return any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    """Return whether code of a user's runs in a model: a hook, or another `forward` of one module."""
+    parts = list(model.modules())
+    return any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
 
 
 def _fingerprint(model: nn.Module) -> Any:
