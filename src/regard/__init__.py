@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regard.models.augment import augment as augment
     from regard.models.build import create as create
     from regard.models.catalog import list_models as list_models
+    from regard.models.engine import optimize as optimize
     from regard.prediction.predict import predict as predict
     from regard.results.classification import Classification as Classification
     from regard.results.detections import Detections as Detections
@@ -34,6 +35,7 @@ _HOMES = {
     "export": "regard.exporting.export",
     "list_models": "regard.models.catalog",
     "load": "regard.weights.load",
+    "optimize": "regard.models.engine",
     "predict": "regard.prediction.predict",
     "train": "regard.runs",
 }

@@ -10,7 +10,7 @@ from rich.console import Console
 from command_line import run as command
 from refusals import refused
 from regard.benchmarks import vit
-from regard.benchmarks.vit import _backward, merging, run, table
+from regard.benchmarks.vit import _backward, engines, merging, run, table
 from regard.errors import MachineError
 from regard.models.build import create
 from regard.models.configs.vit import VIT_PRESETS
@@ -35,6 +35,12 @@ def test_run_and_table(timm: None) -> None:
     text = io.StringIO()
     Console(file=text, width=120).print(table(rows, "timm"))
     assert f"{rows[1].ratio:.2f}x" in text.getvalue() and " timm " in text.getvalue()
+
+
+def test_engines(timm: None) -> None:
+    rows = engines(NANO, 1, batches=(2,), compiled=False)
+    assert [row.what.partition(",")[0] for row in rows] == ["exact", "bfloat16"]
+    assert all(row.ratio > 0 for row in rows) and 0 < float(rows[1].what.split()[2]) < 0.2
 
 
 def test_both_heads_get_a_gradient(timm: None) -> None:

@@ -26,6 +26,7 @@ from detr_cases import (
 )
 from loss_cases import golden_targets, random_targets
 from refusals import refused
+from regard.benchmarks.detr import from_transformers
 from regard.errors import CheckpointError, ConfigError
 from regard.losses import SetCriterion
 from regard.models.build import create
@@ -157,42 +158,6 @@ class TestFiles:
 
 
 # --- transformers ---
-
-OURS_OF_THEIRS = (
-    (r"^model\.backbone\.model\.embedder\.embedder\.convolution", "backbone.body.conv1"),
-    (r"^model\.backbone\.model\.embedder\.embedder\.normalization", "backbone.body.bn1"),
-    (r"^model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.", lambda m: f"backbone.body.layer{int(m[1]) + 1}."),
-    (r"shortcut\.convolution", "downsample.0"),
-    (r"shortcut\.normalization", "downsample.1"),
-    (r"\.layer\.(\d)\.convolution", lambda m: f".conv{int(m[1]) + 1}"),
-    (r"\.layer\.(\d)\.normalization", lambda m: f".bn{int(m[1]) + 1}"),
-    (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
-    (r"encoder\.(layers\.\d)\.final_layer_norm", r"encoder.\1.norm2"),
-    (r"decoder\.(layers\.\d)\.final_layer_norm", r"decoder.\1.norm3"),
-    (r"encoder_attn_layer_norm", "norm2"),
-    (r"self_attn_layer_norm", "norm1"),
-    (r"decoder\.layernorm", "decoder.norm"),
-    (r"encoder_attn\.", "multihead_attn."),
-    (r"o_proj", "out_proj"),
-    (r"mlp\.fc(\d)", r"linear\1"),
-    (r"^model\.query_position_embeddings", "query_embed"),
-    (r"^model\.input_projection", "input_proj"),
-    (r"^class_labels_classifier", "class_embed"),
-    (r"^bbox_predictor", "bbox_embed"),
-)
-
-
-def from_transformers(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of `DetrForObjectDetection` by our names; queries, keys and values are packed."""
-    ours = {}
-    for name, value in theirs.items():
-        for pattern, replacement in OURS_OF_THEIRS:
-            name = re.sub(pattern, replacement, name)
-        ours[name] = value
-    for name in [n for n in ours if ".q_proj." in n]:
-        packed = torch.cat([ours.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")])
-        ours[name.replace("q_proj.", "in_proj_")] = packed
-    return ours
 
 
 @torch.no_grad()

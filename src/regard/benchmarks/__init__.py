@@ -8,6 +8,7 @@ from regard.errors import ConfigError, unknown_name
 
 BENCHMARKS = {
     "attention": "all attention mechanisms on maps of four sizes",
+    "detr": "inference of DETR-R50: model, engines, transformers",
     "distillation": "training with stored answers of a teacher next to a live one",
     "loading": "decoding and augmentation of images",
     "losses": "matching and losses of DETR",
@@ -26,6 +27,10 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
         from regard.benchmarks.attention import main as compare_attention
 
         compare_attention(rounds, Path("runs/benchmark-attention/attention.png"))
+    elif name == "detr":
+        from regard.benchmarks.detr import main as compare_detr
+
+        compare_detr(rounds)
     elif name == "distillation":
         from regard.benchmarks.distillation import main as compare_distillation
 

@@ -16,6 +16,7 @@ from regard.benchmarks.timing import medians
 from regard.errors import MachineError, install_command
 from regard.models import VisionTransformer, merge_tokens
 from regard.models.build import create
+from regard.models.engine import optimize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +53,7 @@ def main(rounds: int) -> None:
 
     console = Console()
     console.print(table(run(rounds), "timm"))
+    console.print(table([row for name in MERGED_MODELS for row in engines(name, rounds)], "timm"))
     console.print(table([row for name in MERGED_MODELS for row in merging(name, rounds)], "not merged"))
 
 
@@ -74,6 +76,35 @@ def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[in
         for size in batches:
             rows.append(_inference(name, ours, theirs, _images(ours, size), rounds))
         rows.append(_training(name, ours, theirs, _images(ours, max(batches)), rounds))
+    return rows
+
+
+def engines(model: str, rounds: int = 7, *, batches: Sequence[int] = BATCHES, compiled: bool = True) -> list[VitRow]:
+    """Measure the engines of a model (`regard.optimize`) next to timm: exact, bfloat16, and with `torch.compile`.
+
+    The error of bfloat16 is part of its row; the others have to agree.
+
+    Raises:
+        MachineError: timm is missing.
+    """
+    plain, theirs = create(model).eval(), _timm(model).eval()
+    assert isinstance(plain, VisionTransformer)
+    plain.load_state_dict(theirs.state_dict())
+    nets = {"exact": optimize(plain), "bfloat16": optimize(plain, dtype=torch.bfloat16)}
+    rows = []
+    for size in batches:
+        images = _images(plain, size)
+        if compiled:
+            nets["compiled"] = optimize(plain, compile=True)
+        with torch.inference_mode():
+            expected, named = theirs(images), []
+            for name, net in nets.items():
+                error = ((net(images) - expected).abs().max() / expected.std()).item()
+                assert name == "bfloat16" or error < 1e-4, f"the logits of {model}, {name}, differ by {error}"
+                named.append(f"bfloat16, error {error:.3f} deviations" if name == "bfloat16" else name)
+            ways = [_forward(net, images) for net in (theirs, *nets.values())]
+            peer, *ours = (1000 * seconds / _times(images) for seconds in medians(ways, rounds))
+        rows += [VitRow(model, name, size, peer, ms) for name, ms in zip(named, ours, strict=True)]
     return rows
 
 

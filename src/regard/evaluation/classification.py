@@ -25,6 +25,7 @@ from regard.metrics.charts.classification import plot_classification
 from regard.metrics.classification import ClassificationScores, evaluate_classification
 from regard.metrics.imagenet_subsets import real_accuracy, restrict
 from regard.models.classifiers import Classifier
+from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
 from regard.safe_files import replace_text
 from regard.structures.categories import Category, labels_by_name
@@ -94,7 +95,7 @@ def evaluate_on(
             notes.append(f"features: 20 nearest neighbours, linear probe with l2=1, of {len(train):,} images")
     if options.throughput:
         side = net.card.short_side
-        stats["images_per_second"] = images_per_second(net, side, device=device, batch_size=batch_size)
+        stats["images_per_second"] = images_per_second(engine_of(net), side, device=device, batch_size=batch_size)
         notes.append(f"speed: the model alone, {batch_size} images of {side} x {side} at once, on {_name_of(device)}")
     if real is not None:
         stats["real_top1"] = real_accuracy(logits, real)
@@ -144,6 +145,7 @@ def predict_logits(
     planned, device = consecutive(mine, batch_size), processes.device
     batches = evaluation_batches(dataset, transform, collate, planned, workers=workers, device=device)
     num_classes = len(net.card.categories)
+    net = engine_of(net)
     with evaluation_mode(net):
         parts = [net(batch.images.to(device).normalized().pixels).float().cpu() for batch in batches]
     own = torch.cat(parts) if parts else torch.zeros(0, num_classes)

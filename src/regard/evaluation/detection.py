@@ -40,6 +40,7 @@ from regard.metrics.detection import CocoDetections, DetectionScores, evaluate_d
 from regard.metrics.masks import encode_masks, evaluate_masks
 from regard.metrics.segmentation import SegmentationScores
 from regard.models.build import Detector, MaskedDetector, predicts_masks
+from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.exported import ExportedDetector
 from regard.models.retinanet import RetinaNet
@@ -190,6 +191,7 @@ def evaluate_detector(
         writer: takes the predicted segments if the data are panoptic; needs a single process.
     """
     label_of = labels_by_name(net.card.categories, dataset.categories, str(dataset.annotations.path))
+    net = engine_of(net)
     collector = _Collector(net, dataset, label_of, segment_thresholds, writer)
     mine = range(processes.rank, len(dataset), processes.world_size)
     resize = EvaluationResize(net.card.short_side, net.card.max_size)

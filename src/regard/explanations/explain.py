@@ -31,6 +31,7 @@ from regard.explanations.vit import explain_vit
 from regard.models.build import Model, QueryDetector
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
+from regard.models.engine import Optimized
 from regard.models.evaluation_mode import evaluation_mode
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
@@ -81,11 +82,7 @@ def explain(
             attention (C01, C03, C09).
         DataError: the image cannot be read.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
-    if image_size < 1:
-        raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
-    refuse_onnx(model, "explained")
+    _check(model, threshold, image_size)
     net, where = load_on(getattr(model, "_orig_mod", model), device)  # a compiled model hides its layers
     pixels = to_image(image)
     options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)
@@ -106,6 +103,16 @@ def explain(
             card = getattr(net, "card", None) or ModelCard("the network", (), short_side=image_size, crop_pct=0.875)
             kind, maps, columns = _explain_classifier(net, card, pixels, where, what, options)
     return Explanation(kind, tuple(maps), columns, _picture(pixels), path, rejected)
+
+
+def _check(model: Any, threshold: float | None, image_size: int) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
+    if image_size < 1:
+        raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
+    if isinstance(model, Optimized):
+        remedy = "explain the model that it was made of"
+        raise ConfigError("an optimised model keeps no attention weights", where="explain", remedy=remedy, code="C09")
 
 
 def _explain_detector(

@@ -76,6 +76,7 @@ class DETR(nn.Module):
         super().__init__()
         self.config = config
         self.detector_is_frozen = False
+        self.auxiliary_outputs = True  # whether outputs hold those of the earlier decoder layers
         c = config.embed_dim
         self.backbone = create_backbone(config.backbone, dilation=config.dilation, norm=config.backbone_norm)
         self.position_encoding = _position_encoding(config)
@@ -262,6 +263,8 @@ class DETR(nn.Module):
             hidden, boxes = decoder.decode(
                 queries, self.bbox_embed, memory, positions, move=move, memory_mask=mask, trace=trace
             )
+            if not self.auxiliary_outputs:
+                hidden, boxes = hidden[-1:], boxes[-1:]
             output = self._output(self.class_embed(hidden), boxes, queries)
             if self.training:
                 output = output._replace(proposals=proposals)
@@ -273,6 +276,8 @@ class DETR(nn.Module):
         hidden = decoder(
             embed, memory, positions, start=start, query_mask=query_mask, memory_mask=mask, trace=trace
         )  # (L, B, Q, C)
+        if not self.auxiliary_outputs:
+            hidden = hidden[-1:]
         # At least in float32, under autocast too: bfloat16 moves a corner by up to 3 pixels of 1333.
         boxes = self.bbox_embed(hidden)
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()

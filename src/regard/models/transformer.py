@@ -186,7 +186,7 @@ class EncoderLayer(nn.Module):
         return self.self_attn(placed, placed, x, mask=mask)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.linear1(x).relu()))
+        return self.linear2(self.dropout(_relu(self.linear1(x))))
 
 
 class DecoderLayer(nn.Module):
@@ -235,7 +235,7 @@ class DecoderLayer(nn.Module):
             return self.dropout(self.cross_attend(x, place, memory, memory_positions, memory_mask, trace))
 
         def feed_forward(x: Tensor) -> Tensor:
-            return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+            return self.dropout(self.linear2(self.dropout(_relu(self.linear1(x)))))
 
         if self.norm_first:
             x = x + look_at_queries(self.norm1(x))
@@ -259,3 +259,8 @@ class DecoderLayer(nn.Module):
         if trace is not None:
             trace.decoder_cross.append(self.multihead_attn.weights(query, key, mask=mask))
         return self.multihead_attn(query, key, memory, mask=mask)
+
+
+def _relu(x: Tensor) -> Tensor:
+    """ReLU of an intermediate result: in place if no gradient needs it, as new memory costs more than the function."""
+    return x.relu() if torch.is_grad_enabled() else x.relu_()

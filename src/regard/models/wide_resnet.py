@@ -44,7 +44,7 @@ class WideResNet(nn.Module):
                         False,
                         side,
                     )
-                blocks.append(_Block(channels, width, stride, attention))
+                blocks.append(PreActivationBlock(channels, width, stride, attention))
                 channels = width
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
@@ -64,7 +64,7 @@ class WideResNet(nn.Module):
         return [first, second, self.bn(self.layer3(second)).relu()]
 
 
-class _Block(nn.Module):
+class PreActivationBlock(nn.Module):
     """Norm, ReLU, convolution, twice, and a shortcut; attention augments the first convolution."""
 
     def __init__(self, in_channels: int, width: int, stride: int, attention: BlockAttention | None) -> None:

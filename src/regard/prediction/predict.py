@@ -26,6 +26,7 @@ from regard.errors import ConfigError, DataError, unknown_name
 from regard.metrics.summary import two_digits
 from regard.models.build import Detector, MaskedDetector, Model, predicts_masks
 from regard.models.classifiers import Classifier
+from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.options import PredictionOptions
 from regard.prediction.tiles import ViewedBoxes, merge, views_of
@@ -140,6 +141,7 @@ def predict_each(
     check_options(options, batch_size)
     net, place = load_on(model, device)
     _check_model(net, options)
+    net = engine_of(net)
     minimum = default_threshold(net) if options.threshold is None else options.threshold
     read = _Reader(net, keep_pixels, options.tile_size is not None or options.flip, allow_urls, on_error)
     waiting = iter(sources)
