@@ -366,8 +366,8 @@ def desk(tmp_path, trained, shapes_source, monkeypatch) -> Path:
         ("predict run photo/0.jpg", "error I29: no such file", "photo/0.jpg", "did you mean photos/0.jpg?"),
         (
             "predict run photos --classes README.md",
-            "error K08: 5 class names, expected 3 (or 2 if label 0 is unused) for mine: one a line, in the order of the "
-            "labels",
+            "error K08: 5 class names, expected 3 (or 2 if label 0 is unused) for mine: one a line, in the order of "
+            "the labels",
             "README.md",
             "leave them out: the model knows cat, dog, owl",
         ),

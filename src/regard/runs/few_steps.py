@@ -1,9 +1,9 @@
 """A training of few steps: how many a model needs, and a warning that says how to have them.
 
-The numbers are those from which on a model has learned something, not those of a good one. Detectors were measured for
-the recipe `auto` (docs/results); classifiers on 240 images of four classes of CIFAR-10: efficientnet_lite0 with ImageNet
-weights was right in 50 % after 8 steps and 72 after 32, resnet20 with attention from random weights in 42 % after 12
-steps, 57 after 24 and 65 after 48.
+The numbers are those from which on a model has learned something, not those of a good one. Detectors were measured
+for the recipe `auto` (docs/results); classifiers on 240 images of four classes of CIFAR-10: efficientnet_lite0 with
+ImageNet weights was right in 50 % after 8 steps and 72 after 32, resnet20 with attention from random weights in 42 %
+after 12 steps, 57 after 24 and 65 after 48.
 """
 
 from __future__ import annotations
