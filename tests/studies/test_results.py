@@ -69,7 +69,7 @@ def test_a_published_difference_counts_as_its_numbers_do():
     found = make_result("which", replace(STUDY, rows=tuple(rows.values())), SCORES, {}, "3 epochs")
     assert found.verdict == result().verdict
     line = next(line for line in markdown(found).splitlines() if line.startswith("| worse"))
-    assert "| -10 |" in line and "with a sign" in markdown(found) and "with a sign" not in markdown(result())
+    assert "| -10.0 |" in line and "with a sign" in markdown(found) and "with a sign" not in markdown(result())
     rows["plain"] = replace(rows["plain"], published=None)
     alone = make_result("which", replace(STUDY, rows=tuple(rows.values())), SCORES, {}, "").verdict
     assert alone.startswith("Of the paper's 2 differences") and "1 is seen here (more & better_)" in alone

@@ -129,10 +129,11 @@ def _score(study: Study) -> str:
 
 
 def _published(row: RowResult) -> str:
-    """Return the paper's number; with a sign if it is a difference to the baseline."""
-    if row.published_difference is not None:
-        return f"{row.published_difference:+g}"
-    return "" if row.published is None else f"{row.published:g}"
+    """Return the paper's number, with at least one decimal; with a sign if it is a difference to the baseline."""
+    if row.published is None and row.published_difference is None:
+        return ""
+    text = f"{row.published:g}" if row.published is not None else f"{row.published_difference:+g}"
+    return text if "." in text else f"{text}.0"
 
 
 def _needed(row: RowResult) -> str:
