@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,16 +75,29 @@ def read_study(folder: Path) -> Finished:
     name, study = plan["study"], STUDIES[plan["study"]]
     if plan["full"] or {"teacher", "size"} & set(plan):
         raise ValueError(f"{folder}: not the study's own small scale")
-    scores = {row["row"]: {int(seed): value for seed, value in row["scores"].items()} for row in found["rows"]}
-    runs = {row["row"]: tuple(row["runs"]) for row in found["rows"]}
-    rows = {row.name for row in study.rows if row.words}
-    if {row for row in scores if scores[row]} != rows:
-        raise ValueError(f"{folder}: rows {sorted(scores)}, expected {sorted(rows)}: run the study again")
+    rows = {row["row"]: row for row in found["rows"] if row["runs"]}
+    names = names_of_today(list(rows), [row.name for row in study.rows if row.words], folder)
+    scores = {names[name]: {int(seed): value for seed, value in row["scores"].items()} for name, row in rows.items()}
+    runs = {names[name]: tuple(row["runs"]) for name, row in rows.items()}
     data = data_word(plan["data"])
     how = found["how"].replace(plan["data"], data)
     result = make_result(name, study, scores, runs, how)
     folders = [Path(run) for paths in runs.values() for run in paths]
     return Finished(result, command_of(plan, study, data, result), date_of(folders), versions_of(folders))
+
+
+def names_of_today(found: Sequence[str], rows: Sequence[str], folder: Path) -> dict[str, str]:
+    """Return the name that each row has today. Rows that were renamed stand in the same order; they are told.
+
+    Raises:
+        ValueError: there are more or fewer rows today.
+    """
+    old, new = [name for name in found if name not in rows], [name for name in rows if name not in found]
+    if len(old) != len(new):
+        raise ValueError(f"{folder}: rows {list(found)}, expected {list(rows)}: run the study again")
+    for one, other in zip(old, new, strict=True):
+        print(f"{folder}: {one!r} is now {other!r}", file=sys.stderr)
+    return {**{name: name for name in found}, **dict(zip(old, new, strict=True))}
 
 
 def data_word(data: str) -> str:

@@ -76,6 +76,16 @@ def test_published_numbers_are_those_of_today(tmp_path):
     assert "99.9" not in text and tables(text)["attention_ratios"]["ResNet"][4] == "76.4"
 
 
+def test_renamed_rows_keep_their_place(tmp_path, capsys):
+    folder = write(tmp_path, "positions")
+    found = json.loads((folder / "results.json").read_text())
+    found["rows"][0]["row"], found["rows"][3]["row"] = "plain", "coordinates"
+    (folder / "results.json").write_text(json.dumps(found))
+    rows = tables(page([read_study(folder)], "one core"))["positions"]
+    assert rows["ResNet"][1] == "50.10" and rows["augmented, coordinates"][1] == "59.40"
+    assert "'coordinates' is now 'augmented, coordinates'" in capsys.readouterr().err
+
+
 def test_folders_that_are_no_part_of_the_page(tmp_path):
     folder = write(tmp_path / "a", "positions", full=True)
     with pytest.raises(ValueError, match="small scale"):
@@ -85,9 +95,9 @@ def test_folders_that_are_no_part_of_the_page(tmp_path):
     with pytest.raises(ValueError, match="two folders"):
         page([one, one], "one core")
     found = json.loads((folder / "results.json").read_text())
-    found["rows"][0]["row"] = "another"
+    del found["rows"][2]
     (folder / "results.json").write_text(json.dumps(found))
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ValueError, match="'augmented, coordinates'"):
         read_study(folder)
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match=r"results\.json"):
