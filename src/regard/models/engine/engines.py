@@ -15,6 +15,7 @@ from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.models.engine.convolutions import fuse_convolutions
+from regard.models.exported import ExportedNetwork
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
 
@@ -62,11 +63,14 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
         compile: with `torch.compile`; the first image of each size then takes up to minutes. Exact to 1e-4 in float32.
 
     Raises:
-        ConfigError: another `dtype` (C02), or `model` is compiled already (C09).
+        ConfigError: another `dtype` (C02), or `model` is compiled or exported already (C09).
     """
     if dtype not in DTYPES:
         what = f"dtype={dtype}, expected torch.float32 or torch.bfloat16"
         raise ConfigError(what, where="optimize", remedy="leave it out", code="C02")
+    if isinstance(model, ExportedNetwork):
+        remedy = "optimise the model that it was exported from"
+        raise ConfigError("an exported model has no layers", where="optimize", remedy=remedy, code="C09")
     if hasattr(model, "_orig_mod"):
         remedy = "give it the model before torch.compile, and compile=True"
         raise ConfigError("the model is compiled already", where="optimize", remedy=remedy, code="C09")
@@ -89,7 +93,7 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     return engine
 
 
-_FASTER = set(get_args(Model)) - {VisionTransformer}
+_FASTER = {kind for kind in get_args(Model) if not issubclass(kind, (VisionTransformer, ExportedNetwork))}
 _engines: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
 
 
