@@ -110,6 +110,7 @@ def _check(model: Any, threshold: float | None, image_size: int) -> None:
         raise ConfigError(f"threshold={threshold}, expected 0 to 1", code="C03")
     if image_size < 1:
         raise ConfigError(f"image_size={image_size}, expected at least 1", code="C03")
+    refuse_onnx(model, "explained")
     if isinstance(model, Optimized):
         remedy = "explain the model that it was made of"
         raise ConfigError("an optimised model keeps no attention weights", where="explain", remedy=remedy, code="C09")

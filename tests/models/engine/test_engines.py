@@ -17,6 +17,7 @@ from regard.models.configs.detr import DETRConfig
 from regard.models.configs.resnet import ResNetConfig
 from regard.models.engine import Optimized, engine_of
 from regard.models.engine.convolutions import FusedConv2d
+from regard.models.exported import ExportedClassifier
 from regard.models.token_merging import merge_tokens
 from regard.structures.image_batch import ImageBatch
 
@@ -169,6 +170,10 @@ def test_engines_are_for_inference() -> None:
         regard.optimize(model, dtype=torch.float16)
     with refused(ConfigError, "compiled already"):
         regard.optimize(torch.compile(model))
+    exported = ExportedClassifier(dict, (), model.config, model.card)
+    assert engine_of(exported) is exported
+    with refused(ConfigError, "an exported model"):
+        regard.optimize(exported)
 
 
 @torch.no_grad()

@@ -173,19 +173,26 @@ def _constants(norm: nn.Module) -> tuple[Tensor, Tensor]:
     if not isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
         raise TypeError(type(norm).__name__)
     assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = (_double(norm.running_var) + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
+        scale = scale * _double(norm.weight)
+    shift = -_double(norm.running_mean) * scale
+    return scale, shift if norm.bias is None else shift + _double(norm.bias)
 
 
 def _scaled(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    dtype = conv.weight.dtype
-    bias = shift if conv.bias is None else shift + conv.bias.double() * scale
-    conv.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    weight, bias = _double(conv.weight) * scale[:, None, None, None], shift
+    if conv.bias is not None:
+        bias = bias + _double(conv.bias) * scale
+    place = conv.weight.detach()
+    conv.weight = nn.Parameter(weight.to(place), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(place), requires_grad=False)
     return conv
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU: not every device has it."""
+    return tensor.detach().cpu().double()
 
 
 def _layer(conv: nn.Module, norm: nn.Module, activation: Activation) -> nn.Module:

@@ -15,6 +15,7 @@ from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.models.engine.convolutions import fuse_convolutions
+from regard.models.exported import ExportedNetwork
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
 
@@ -62,25 +63,23 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
         compile: with `torch.compile`; the first image of each size then takes up to minutes. Exact to 1e-4 in float32.
 
     Raises:
-        ConfigError: another `dtype` (C02), or `model` is compiled already (C09).
+        ConfigError: another `dtype` (C02), or `model` is compiled or exported already (C09).
     """
     if dtype not in DTYPES:
         what = f"dtype={dtype}, expected torch.float32 or torch.bfloat16"
         raise ConfigError(what, where="optimize", remedy="leave it out", code="C02")
+    if isinstance(model, ExportedNetwork):
+        remedy = "optimise the model that it was exported from"
+        raise ConfigError("an exported model has no layers", where="optimize", remedy=remedy, code="C09")
     if hasattr(model, "_orig_mod"):
         remedy = "give it the model before torch.compile, and compile=True"
         raise ConfigError("the model is compiled already", where="optimize", remedy=remedy, code="C09")
     if isinstance(model, Optimized):
         return model
     engine: Any = copy.deepcopy(model).eval().requires_grad_(False)
-    if dtype == torch.bfloat16 and not isinstance(engine, Detector):
-        engine = engine.to(dtype)
-    parts = _large_parts(engine) if dtype == torch.bfloat16 and isinstance(engine, Detector) else []
-    for part in parts:
-        engine.get_submodule(part).to(dtype)
     fuse_convolutions(engine)
-    for part in parts:
-        engine.set_submodule(part, _InPrecision(engine.get_submodule(part), dtype))
+    if dtype == torch.bfloat16:
+        engine = _in_half(engine)
     if isinstance(engine, DETR):
         engine.auxiliary_outputs = False
     if compile:
@@ -89,7 +88,7 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     return engine
 
 
-_FASTER = set(get_args(Model)) - {VisionTransformer}
+_FASTER = {kind for kind in get_args(Model) if not issubclass(kind, (VisionTransformer, ExportedNetwork))}
 _engines: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
 
 
@@ -97,11 +96,12 @@ def engine_of(model: Net) -> Net:
     """Return the engine of a model that is only used here: made once, and anew when the model's weights change.
 
     The model itself is returned where its own code has to run, under autocast, with hooks and if its class is not ours;
-    and where an engine is no faster: without convolutions to fuse, as in vision transformers.
+    and where an engine is no faster, without convolutions to fuse as in vision transformers, or was not measured, on
+    other devices than CPUs.
     """
     if isinstance(model, Optimized) or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return model
-    if type(model) not in _FASTER or _is_hooked(model):
+    if type(model) not in _FASTER or next(model.parameters()).device.type != "cpu" or _is_hooked(model):
         return model
     state = _fingerprint(model)
     known = _engines.get(model)
@@ -138,6 +138,16 @@ def _large_parts(net: nn.Module) -> Sequence[str]:
         return ("backbone", "fpn")
     assert isinstance(net, DETRDemo)
     return ("backbone.layer1", "backbone.layer2", "backbone.layer3", "backbone.layer4", "transformer.encoder")
+
+
+def _in_half(engine: nn.Module) -> nn.Module:
+    """Convert a classifier, or the large parts of a detector, to bfloat16: after folding, which is exact in float32."""
+    if not isinstance(engine, Detector):
+        return engine.to(torch.bfloat16)
+    for name in _large_parts(engine):
+        part = engine.get_submodule(name).to(torch.bfloat16)
+        engine.set_submodule(name, _InPrecision(part, torch.bfloat16))
+    return engine
 
 
 class _InPrecision(nn.Module):
