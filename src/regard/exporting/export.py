@@ -142,7 +142,7 @@ class _Job:
         self.tell("calibrating int8")
         small = file.with_name("int8.onnx")
         quantize(file, small, self.net, read_images(self.net, self.data, "train", IMAGES), self.data)
-        name, after = self.score("int8", reopen(small, self.form, self.net, self.graph))
+        name, after = self.score("int8 file", reopen(small, self.form, self.net, self.graph))
         require_score(name, before[1], after, max_drop)
         return small
 
