@@ -25,6 +25,7 @@ from regard.exporting.options import MAX_DROP, SUFFIXES, Format
 from regard.exporting.readers import reopen
 from regard.exporting.writers import check_packages, check_size, trace, write_onnx, write_openvino, write_torch
 from regard.models.build import Model
+from regard.models.engine.engines import Optimized
 from regard.safe_files import first_free, make_writable
 from regard.weights.load import load_on
 from regard.weights.onnx_file import refuse_onnx
@@ -175,6 +176,9 @@ def _checked(
         what = "int8 is calibrated and scored on images, and there are none"
         raise ConfigError(what, remedy="name their folder: --data DIR", code="C09")
     refuse_onnx(source, "exported again")
+    if isinstance(source, Optimized):
+        remedy = "export the model it was made of"
+        raise ConfigError("an optimised model cannot be exported", where="source", remedy=remedy, code="C09")
     if isinstance(source, (str, Path)):
         check_source(source)
     if data is not None:

@@ -15,6 +15,7 @@ from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.models.engine.convolutions import fuse_convolutions
+from regard.models.exported import ExportedClassifier, ExportedDetector, ExportedNetwork
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
 
@@ -70,7 +71,7 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     if hasattr(model, "_orig_mod"):
         remedy = "give it the model before torch.compile, and compile=True"
         raise ConfigError("the model is compiled already", where="optimize", remedy=remedy, code="C09")
-    if isinstance(model, Optimized):
+    if isinstance(model, (Optimized, ExportedNetwork)):  # the latter has its own
         return model
     engine: Any = copy.deepcopy(model).eval().requires_grad_(False)
     if dtype == torch.bfloat16 and not isinstance(engine, Detector):
@@ -89,7 +90,7 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     return engine
 
 
-_FASTER = set(get_args(Model)) - {VisionTransformer}
+_FASTER = set(get_args(Model)) - {VisionTransformer, ExportedDetector, ExportedClassifier}
 _engines: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
 
 
