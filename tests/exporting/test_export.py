@@ -30,6 +30,7 @@ from regard.exporting.check import TOLERANCE, compare, outputs_of
 from regard.exporting.int8 import require_score
 from regard.models.build import build, create
 from regard.models.configs.resnet import ResNetConfig
+from regard.models.engine import engine_of
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch
 from run_files import SMALL, small_detector, write_run
@@ -71,6 +72,9 @@ def test_the_file_knows_its_model(detector, file):
 
 
 def test_predictions_are_those_of_the_model(detector, file):
+    """Of the file itself: `predict` and `evaluate` make no engine of it."""
+    loaded = regard.load(file)
+    assert regard.optimize(loaded) is engine_of(loaded) is loaded
     images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((40, 60), (80, 50), (40, 60))]
     for options in ({"batch_size": 2}, {"tile_size": 32}, {"flip": True}):
         expected = regard.predict(detector, images, threshold=0.0, **options)
@@ -163,6 +167,8 @@ def test_what_cannot_be_exported_is_told_before_the_work(detector, tmp_path, sha
         regard.export(detector, "tflite")
     with refused(ConfigError, "deit_nano", code="C09"):
         regard.export(create("deit_nano_patch4_32"), data=shapes, int8=True, quiet=True)
+    with refused(ConfigError, "optimised", code="C09"):
+        regard.export(regard.optimize(detector))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with refused(MachineError, "onnxscript", "pip install onnxscript"):

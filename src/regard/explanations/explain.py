@@ -86,8 +86,7 @@ def explain(
     net, where = load_on(getattr(model, "_orig_mod", model), device)  # a compiled model hides its layers
     pixels = to_image(image)
     options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)
-    path = str(image) if isinstance(image, (str, Path)) else None
-    rejected = None
+    path, rejected = str(image) if isinstance(image, (str, Path)) else None, None
     # Under the caller's autocast, rows of attention would sum to 1 only within 1e-3.
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
         if isinstance(net, DETR):

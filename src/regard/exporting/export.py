@@ -25,6 +25,7 @@ from regard.exporting.options import MAX_DROP, SUFFIXES, Format
 from regard.exporting.readers import reopen
 from regard.exporting.writers import check_packages, check_size, trace, write_onnx, write_openvino, write_torch
 from regard.models.build import Model
+from regard.models.engine.engines import Optimized
 from regard.safe_files import first_free, make_writable
 from regard.weights.load import load_on
 from regard.weights.onnx_file import refuse_onnx
@@ -142,7 +143,7 @@ class _Job:
         self.tell("calibrating int8")
         small = file.with_name("int8.onnx")
         quantize(file, small, self.net, read_images(self.net, self.data, "train", IMAGES), self.data)
-        name, after = self.score("int8", reopen(small, self.form, self.net, self.graph))
+        name, after = self.score("int8 file", reopen(small, self.form, self.net, self.graph))
         require_score(name, before[1], after, max_drop)
         return small
 
@@ -175,6 +176,9 @@ def _checked(
         what = "int8 is calibrated and scored on images, and there are none"
         raise ConfigError(what, remedy="name their folder: --data DIR", code="C09")
     refuse_onnx(source, "exported again")
+    if isinstance(source, Optimized):
+        remedy = "export the model it was made of"
+        raise ConfigError("an optimised model cannot be exported", where="source", remedy=remedy, code="C09")
     if isinstance(source, (str, Path)):
         check_source(source)
     if data is not None:

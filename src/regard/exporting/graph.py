@@ -97,7 +97,7 @@ class _WithMasks(_Padded):
     def forward(self, pixels: Tensor, padding: Tensor) -> tuple[Tensor, ...]:
         output = self.net(_TracedBatch(pixels, (), padding), masks=False)
         queries = output.logits.shape[1]
-        image = torch.arange(pixels.shape[0]).repeat_interleave(queries)
+        image = torch.arange(pixels.shape[0])[:, None].expand(-1, queries).flatten()
         query = torch.arange(queries).repeat(pixels.shape[0])
         masks = self.net.masks_at_once(output, image, query)
         return output.logits, output.boxes, masks.unflatten(0, (-1, queries))
