@@ -36,8 +36,22 @@ def test_numbers_of_one_step_are_no_curve(tmp_path: Path, monkeypatch: pytest.Mo
     for more, scores in ((first, []), (second, ["score"])):
         rows.append(more)
         plot_curves(rows, tmp_path / "curves.png")
-        assert [axes.get_title() for axes in figures[-1].axes if axes.get_title()] == ["loss", *scores, "learning rate"]
-        assert [line.get_label() for line in figures[-1].axes[0].lines] == ["training", "validation"]
+        shown = {axes.get_title(): axes for axes in figures[-1].axes if axes.get_title()}
+        assert set(shown) == {"loss", *scores, "learning rate"}
+        assert [line.get_label() for line in shown["loss"].lines] == ["training", "validation"]
+
+
+@pytest.mark.parametrize("more", [{}, {"train/loss_ce": 1.0}, {"train/loss_ce": 1.0, "train/lr": 1.0}])
+def test_losses_and_scores_are_in_the_first_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, float]
+) -> None:
+    """A phone shows the left of a wide chart: it should have what matters most."""
+    figures = []
+    monkeypatch.setattr("regard.metrics.charts.style.save", lambda figure, path: figures.append(figure) or path)
+    plot_curves([{"step": s, "train/loss": 1.0, "val/AP": 0.1 * s, **more} for s in (1, 2)], tmp_path / "curves.png")
+    left = {axes.get_title(): axes.get_subplotspec().colspan.start for axes in figures[0].axes if axes.get_title()}
+    assert left["loss"] == left["score"] == 0 and len(left) == 2 + len(more)
+    assert all(column == 1 for name, column in left.items() if name not in ("loss", "score"))
 
 
 def test_training_and_validation_loss_are_the_same_sum() -> None:

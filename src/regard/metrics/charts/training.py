@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # The same number of training and of validation images; the first pair that a run has is drawn. The loss that is
 # minimised also has all earlier decoder layers, or soft labels, so it is no match for that of validation.
 LOSS_PAIRS = (("train/loss_last_layer", "val/loss"), ("train/nll", "val/nll"), ("train/loss", "val/loss"))
-_PANELS_PER_ROW = 2
+# A phone shows the left column of a chart first.
+_COLUMNS = (("loss", "score"), ("terms of the loss", "learning rate"))
 
 
 def loss_pair(names: Sequence[str]) -> tuple[str, str]:
@@ -53,15 +54,16 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     if not panels:
         what = "no loss, score or learning rate is known at two steps"
         raise DataError(what, where=path, remedy="train for more steps")
-    columns = min(_PANELS_PER_ROW, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = style.figure(5.6 * columns, 4.6 * lines)
-    places = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, (name, keys) in zip(places, panels.items(), strict=False):
-        _draw_series(axes, name, {key: _series(rows, key) for key in keys})
-        _mark_epochs(axes, rows)
-    for axes in places[len(panels) :]:
-        axes.remove()
+    columns = [column for names in _COLUMNS if (column := [name for name in names if name in panels])]
+    lines = max(map(len, columns))
+    figure = style.figure(5.6 * len(columns), 4.6 * lines)
+    places = figure.subplots(lines, len(columns), squeeze=False)
+    for number, names in enumerate(columns):
+        for axes, name in zip(places[:, number], names, strict=False):
+            _draw_series(axes, name, {key: _series(rows, key) for key in panels[name]})
+            _mark_epochs(axes, rows)
+        for axes in places[len(names) :, number]:
+            axes.remove()
     return style.save(figure, Path(path))
 
 
