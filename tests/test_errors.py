@@ -17,6 +17,7 @@ WORD_CASES = [
     (counted(1, "image"), "1 image"), (counted(0, "image"), "0 images"), (counted(2, "image"), "2 images"),
     (counted(1, "class", "classes"), "1 class"), (counted(12345, "class", "classes"), "12,345 classes"),
     (counted(1, "image", of=3, verb=IS), "1 of 3 images is"), (counted(2, "image", of=3, verb=IS), "2 of 3 images are"),
+    (counted(1.0, "minute"), "1 minute"), (counted(2.5, "minute"), "2.5 minutes"),
     (counted(1, "box", "boxes", of=1, verb=HAS), "1 of 1 box has"), (counted(2, "image", verb=WAS), "2 images were"),
 ]  # fmt: skip
 ROOT = Path(regard.__file__).parent

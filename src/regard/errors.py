@@ -252,9 +252,11 @@ def cause(error: object) -> str:
 
 
 def counted(
-    number: int, one: str, many: str | None = None, *, of: int | None = None, verb: tuple[str, str] | None = None
+    number: float, one: str, many: str | None = None, *, of: int | None = None, verb: tuple[str, str] | None = None
 ) -> str:
     """Return a number with its noun, and with a verb that agrees: `1 class`, `2 classes are`, `1 of 3 classes is`.
+
+    Numbers that are not whole have three digits: `2.5 minutes`.
 
     Args:
         one: the noun.
@@ -263,7 +265,8 @@ def counted(
         verb: for one and for many, such as `IS`.
     """
     noun = one if (number if of is None else of) == 1 else many or f"{one}s"
-    text = f"{number:,} {noun}" if of is None else f"{number:,} of {of:,} {noun}"
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    text = f"{shown} {noun}" if of is None else f"{shown} of {of:,} {noun}"
     return text if verb is None else f"{text} {verb[number != 1]}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from line_task import CONFIG, Line, trainer
+from regard.errors import counted
 from regard.runs.few_steps import Enough, few_ahead, few_done
 from regard.runs.notes import keep_notes
 
@@ -46,7 +47,7 @@ def test_the_clock_ended_it(tmp_path, step):
     assert len(told) == (step < 30) and not few_ahead(MODEL, job)
     if told:
         minutes = int(re.search(r"minutes=(\d+) or more", told[0])[1])
-        assert f"{step} steps in 2 minutes are few" in told[0]
+        assert f"{counted(step, 'step')} in 2 minutes" in told[0]
         assert minutes * step / 2 >= 30 > (minutes - 1) * step / 2
 
 

@@ -94,7 +94,7 @@ def fit_to_data(
 def _length(recipe: DetectionRecipe, data: DataSummary, steps: int) -> str:
     """Return the batch and the length of the training, in words."""
     images = counted(data.images, "image")
-    minutes = None if recipe.minutes is None else _minutes(recipe.minutes)
+    minutes = None if recipe.minutes is None else counted(recipe.minutes, "minute")
     if recipe.epochs >= UNTIL_TIME_IS_UP and recipe.minutes is not None:
         settings = f"batch_size={recipe.batch_size} minutes={recipe.minutes:.3g}"
         return f"{settings}: as many steps on {images} as fit into {minutes}"
@@ -102,11 +102,6 @@ def _length(recipe: DetectionRecipe, data: DataSummary, steps: int) -> str:
     ends = "" if recipe.minutes is None else f", or as many as fit into {minutes}"
     settings = f"batch_size={recipe.batch_size} epochs={recipe.epochs}{limit}"
     return f"{settings}: {counted(steps, 'step')} on {images}{ends}"
-
-
-def _minutes(minutes: float) -> str:
-    """Return minutes as `1 minute`, `2.5 minutes`."""
-    return f"{minutes:.3g} minute{'s' * (minutes != 1)}"
 
 
 def _average(recipe: DetectionRecipe) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regard.errors import DataError
+from regard.errors import DataError, counted
 from regard.metrics.charts.training import plot_curves
 from regard.reports.html import Html, element, section, table
 from regard.reports.page import page
@@ -59,7 +59,7 @@ def _summary(files: RunFiles) -> Html:
     best, rows = files.best, files.rows
     if not rows:
         return element("p", "No step has been done yet.", css="note")
-    text = f"{rows[-1]['step']:,} steps, {rows[-1].get('epoch', 0):g} epochs."
+    text = f"{counted(rows[-1]['step'], 'step')}, {counted(float(rows[-1].get('epoch', 0)), 'epoch')}."
     if best:
         text += f" The best checkpoint is that of step {best['step']:,} (epoch {best.get('epoch', 0):g})."
     return element("p", text, " Folder: ", element("code", str(files.folder)), css="note")

@@ -16,7 +16,7 @@ from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.layout import has_panoptic
 from regard.data.coco.panoptic import PanopticDataset
 from regard.data.generated.shapes import data_folder
-from regard.errors import ArchitectureError, ConfigError, MachineError
+from regard.errors import ArchitectureError, ConfigError, MachineError, counted
 from regard.evaluation.detection import open_objects
 from regard.metrics.charts.detection import plot_dataset
 from regard.metrics.masks import check_outlines
@@ -124,7 +124,7 @@ class DetectionJob:
         given = settings.model.num_queries
         if num_objects <= given:
             return given, []
-        what = f"image {name} has {num_objects} objects but the model has {given} queries"
+        what = f"image {name} has {num_objects} objects but the model has {counted(given, 'query', 'queries')}"
         if not settings.fit_queries:
             remedy = f"set model.num_queries={num_objects} or more"
             raise ConfigError(what, where=settings.data, remedy=remedy, code="A43")

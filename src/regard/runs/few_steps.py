@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from regard.errors import IS, counted
 from regard.training.loop import Trainer
 
 
@@ -31,7 +32,7 @@ def few_ahead(enough: Enough, trainer: Trainer) -> list[str]:
     if trainer.total_steps >= enough.steps:
         return []
     epochs = math.ceil(enough.steps / trainer.steps_per_epoch)
-    what = f"{trainer.total_steps} steps are few for a {enough.model}"
+    what = f"{counted(trainer.total_steps, 'step', verb=IS)} few for a {enough.model}"
     return [f"warning: {what}: set epochs={epochs} or more"]
 
 
@@ -41,10 +42,11 @@ def few_done(enough: Enough, trainer: Trainer) -> list[str]:
     if steps >= min(enough.steps, trainer.total_steps):
         return []
     if trainer.ended_by == "patience":
-        what = f"{steps} steps are few for a {enough.model}"
-        return [f"warning: {what}, and no score was better for {config.patience} evaluations: train again, patience=0"]
+        what = f"{counted(steps, 'step', verb=IS)} few for a {enough.model}"
+        stale = f"no score was better for {counted(config.patience, 'evaluation')}"
+        return [f"warning: {what}, and {stale}: train again, patience=0"]
     minutes = config.minutes or 0.0
     needed = math.ceil(minutes * enough.steps / max(1, steps))
-    what = f"{steps} steps in {minutes:.3g} minutes are few for a {enough.model}"
+    what = f"{counted(steps, 'step')} in {counted(minutes, 'minute')} {IS[steps != 1]} few for a {enough.model}"
     faster = ", or on a GPU" if trainer.processes.device.type == "cpu" else ""
     return [f"warning: {what}: train again with minutes={needed} or more{faster}"]

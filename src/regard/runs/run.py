@@ -143,7 +143,7 @@ def _too_short(job: Job, trainer: Trainer) -> list[str]:
     """Return what is known before the first step to be too short, one warning each."""
     notes, warmup, steps = few_ahead(job.enough, trainer), job.settings.warmup_steps, trainer.total_steps
     if warmup > steps:
-        what = f"warmup_steps={warmup} and there are {steps} steps"
+        what = f"warmup_steps={warmup} of {counted(steps, 'step')}"
         notes.append(f"warning: {what}: it will hardly learn. Set warmup_steps={steps // 20}")
     return notes
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from regard.data.generated.shapes import data_folder
-from regard.errors import ConfigError
+from regard.errors import ConfigError, counted
 from regard.safe_files import is_used
 from regard.training.launch import run_processes
 from regard.training.rows import read_rows
@@ -56,7 +56,7 @@ def convergence(minutes: float, output: Path) -> None:
         run_processes(arguments, 2)
         curves[name] = _curve(run, minutes)
     _draw(curves, minutes, output / "convergence.png")
-    table = Table("model", "AP", "AP50", title=f"{minutes:g} minutes of training each")
+    table = Table("model", "AP", "AP50", title=f"{counted(minutes, 'minute')} of training each")
     for name, points in curves.items():
         table.add_row(name, f"{points[-1][1]:.3f}", f"{points[-1][2]:.3f}")
     Console().print(table)

@@ -44,7 +44,7 @@ def quickstart(minutes: float, output: Path | None = None, device: str = "auto")
     where = choose_device(device)
     console.print("1. Generating images of coloured shapes (kept for the next time) ...")
     folder = data_folder(DATA)
-    console.print(f"2. Training {MODEL}, a small DETR, for {minutes:g} minutes on {where} ...")
+    console.print(f"2. Training {MODEL}, a small DETR, for {counted(minutes, 'minute')} on {where} ...")
     # Small matrix products gain nothing from a second thread, but a second process has half of the images.
     count = min(2, os.cpu_count() or 1) if where.type == "cpu" else 1
     arguments = ["train", MODEL, "--data", DATA, "--output", str(output), f"minutes={minutes}", f"epochs={EPOCHS}"]

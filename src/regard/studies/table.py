@@ -158,7 +158,8 @@ def _granted(study: Study, options: StudyOptions, jobs: int, found: Granted | No
         return None
     if found is not None:
         seeds = found["seeds"] if options.seeds == found["asked"] else options.seeds
-        _tell(f"budget: {found['minutes']:g} minutes for each run, as at the first time, {counted(seeds, 'seed')}")
+        each = counted(found["minutes"], "minute")
+        _tell(f"budget: {each} for each run, as at the first time, {counted(seeds, 'seed')}")
         return found if seeds == found["seeds"] else {**found, "seeds": seeds, "asked": options.seeds}
     rows = [row for row in study.rows if row.words]
     shares = {
@@ -167,7 +168,7 @@ def _granted(study: Study, options: StudyOptions, jobs: int, found: Granted | No
     }
     minutes, seeds = share_budget(options.budget, shares, jobs)
     fewer = "" if seeds == options.seeds else f" instead of {options.seeds}, so that no run has less than half a minute"
-    _tell(f"budget: {minutes:g} minutes for each run, {counted(seeds, 'seed')}{fewer}")
+    _tell(f"budget: {counted(minutes, 'minute')} for each run, {counted(seeds, 'seed')}{fewer}")
     return {"minutes": minutes, "seeds": seeds, "asked": options.seeds}
 
 
@@ -179,7 +180,8 @@ def _different(rows: list[Row]) -> list[Row]:
 def _how(scale: Scale, minutes: float | None) -> str:
     images = "" if scale.train_images is None else f", {counted(scale.train_images, 'training image')}"
     time = counted(scale.epochs, "epoch") if scale.epochs else "epochs of the recipes"
-    return f"data {scale.data}{images}, {time if minutes is None else f'{minutes:g} minutes each'}"
+    time = time if minutes is None else f"{counted(minutes, 'minute')} each"
+    return f"data {scale.data}{images}, {time}"
 
 
 def _check(study: Study, options: StudyOptions) -> None:
