@@ -26,6 +26,17 @@ def commands(group=app, chain=()):
             yield from commands(group[name], (*chain, name))
 
 
+def test_values_of_options_are_no_mistyped_options():
+    for words in ("predict RUN photos --output threshold=0.3", "evaluate RUN --data output=runs"):
+        check_options(words.split())
+
+
+def test_a_setting_without_a_value_leaves_the_next_option_alone():
+    words = ["train", "detr_tiny", "--masks", "--output", "r"]
+    assert plain_settings(words) == ["train", "detr_tiny", "masks=", "--output", "r"]
+    assert plain_settings(["train", "detr_tiny", "--lr", "1e-4", "--seed", "-1"])[-2:] == ["lr=1e-4", "seed=-1"]
+
+
 COMMANDS = [(words, command) for words, command in commands() if command.__module__.startswith("regard.")]
 
 

@@ -689,6 +689,8 @@ def test_picture_names():
 def test_half_precision_is_that_of_the_model_alone(many):
     """Not of what runs between the results, which come one by one; scores and boxes are float32."""
     net, images = small_detector(), [torch.randint(0, 255, (3, 40, 56), dtype=torch.uint8) for _ in range(3)]
+    half, whole = (regard.predict(net, images[0], threshold=0.0, precision=name) for name in ("bf16", "fp32"))
+    assert not torch.equal(half.scores, whole.scores)  # without hooks, which have an effect on what runs
     seen = []
     net.class_embed.register_forward_hook(lambda *arguments: seen.append(arguments[-1].dtype))
     options = PredictionOptions(threshold=0.0, precision="bf16", flip=many)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -160,6 +161,12 @@ def test_a_recording_of_a_camera_is_never_replaced(net, clip, tmp_path, monkeypa
         list(predict_files(net, ["camera:0"], output=tmp_path / "out"))
         assert len(list((tmp_path / "out").iterdir())) == number + 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"camera-0.mp4", "camera-0-2.mp4", "camera-0-3.mp4"}
+    for source in ("camera:0", shutil.copy(clip, tmp_path / "camera-0.mp4")):
+        recording = tmp_path / "out" / "camera-0.mp4"
+        before = recording.read_bytes()
+        with refused(ConfigError, "camera-0.mp4", code="C11"):
+            list(predict_files(net, [source], output=recording))
+        assert recording.read_bytes() == before
 
 
 def test_the_command(clip, tmp_path, capsys):

@@ -53,7 +53,11 @@ def check_options(words: Sequence[str]) -> None:
         return
     settings = set(_settings_of(name))
     options = [f"--{option.replace('_', '-')}" for option in _named(command)]
+    before = ""
     for word in rest[: rest.index("--") if "--" in rest else None]:
+        before, previous = word, before
+        if previous in options and not word.startswith("-"):
+            continue  # the value of an option
         key = word.partition("=")[0]
         option = f"--{key.lstrip('-').replace('_', '-')}"
         plain = key.lstrip("-").replace("-", "_")
@@ -74,13 +78,16 @@ def plain_settings(words: Sequence[str]) -> list[str]:
         return list(words)
     options = {f"--{option.replace('_', '-')}" for option in _named(command)} | {*OF_ALL}
     plain = []
-    rest = iter(words)
-    for word in rest:
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         key, equals, value = word.partition("=")
         if not key.startswith("--") or key == "--" or key in options:
             plain.append(word)
             continue
-        plain.append(f"{key[2:].replace('-', '_')}={value if equals else next(rest, '')}")
+        if not equals:  # a negative number is a value, another option is not
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else ""
+        plain.append(f"{key[2:].replace('-', '_')}={value}")
     return plain
 
 

@@ -122,6 +122,7 @@ class VideoWriter:
     Args:
         path: the file to write.
         rate: frames a second.
+        comment: kept in the file; none if empty.
 
     Raises:
         MachineError: av is not installed, or the file cannot be written.
@@ -129,6 +130,7 @@ class VideoWriter:
 
     path: Path
     rate: Fraction
+    comment: str = ""
     _container: Any = field(default=None, init=False)
     _stream: Any = field(default=None, init=False)
 
@@ -139,7 +141,8 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         with self._writing():
             self._container = _import_av().open(str(self._part), "w", format="mp4")
-            self._container.metadata["comment"] = DRAWN_BY
+            if self.comment:
+                self._container.metadata["comment"] = self.comment
         return self
 
     def add(self, picture: Image.Image, seconds: Fraction) -> None:

@@ -188,8 +188,10 @@ def _checked(
     target = first_free(Path(name)) if output is None else Path(output)
     if target.suffix.lower() != suffix:
         raise ConfigError(f"a file of the format {form} ends with {suffix}", where=target, code="C09")
-    if target.exists():
-        raise ConfigError("the file exists", where=target, remedy="name another one", code="C11")
+    beside = target.with_suffix(".bin")  # OpenVINO's weights
+    for file in (target, beside) if form == "openvino" else (target,):
+        if file.exists():
+            raise ConfigError("the file exists", where=file, remedy="name another one", code="C11")
     check_packages(form)
     return target
 

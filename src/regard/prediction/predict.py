@@ -141,7 +141,8 @@ def predict_each(
     check_options(options, batch_size)
     net, place = load_on(model, device)
     _check_model(net, options)
-    net = engine_of(net)
+    # Half precision is that of the model, by autocast around each batch: an engine has one precision throughout.
+    net = net if options.precision in ("bf16", "fp16") else engine_of(net)
     minimum = default_threshold(net) if options.threshold is None else options.threshold
     read = _Reader(net, keep_pixels, options.tile_size is not None or options.flip, allow_urls, on_error)
     waiting = iter(sources)

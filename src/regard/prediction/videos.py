@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regard.data.videos import VideoWriter, frame_rate, read_frames
+from regard.data.sources import camera_number
+from regard.data.videos import DRAWN_BY, VideoWriter, frame_rate, read_frames
 from regard.models.build import Model
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import Prediction, draw, predict_each
@@ -45,7 +46,9 @@ def predict_video(
             yield frame.image
 
     with contextlib.ExitStack() as stack:
-        writer = None if drawn is None else stack.enter_context(VideoWriter(drawn, frame_rate(source)))
+        # A later prediction may replace what says that it was drawn here. What a camera saw comes only once.
+        comment = "" if camera_number(source) is not None else DRAWN_BY
+        writer = None if drawn is None else stack.enter_context(VideoWriter(drawn, frame_rate(source), comment))
         results = predict_each(net, images(), options=options, batch_size=batch_size)
         for number, result in enumerate(results):
             seconds = times.popleft()

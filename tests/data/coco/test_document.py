@@ -111,6 +111,8 @@ def test_rows_are_those_of_the_file(tmp_path: Path) -> None:
         ('"info": ', '"info": 1, "info": '),
         ('"counts": ', '"counts": 1, "counts": '),
         ('"flickr_url": ', '"flickr_url":"x" , "flickr_url" :'),
+        ('"id": 1, "image_id": ', '"id": 1, "id"  :1, "image_id"\t:'),
+        ('"attributes": ', '"attributes": {"a"\n:1, "a"\n:2}, "others": '),
     ],
 )
 def test_a_key_that_is_there_twice_is_reported(old: str, new: str, tmp_path: Path) -> None:

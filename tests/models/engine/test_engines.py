@@ -247,3 +247,17 @@ def test_predict_uses_the_engine_and_explain_the_model() -> None:
     regard.explain(model, image)
     with refused(ConfigError, "explain the model that it was made of"):
         regard.explain(regard.optimize(model), image)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("resnet18", "layer3.0.conv2"), ("resnet50", "layer3.1.conv3"), ("resnet50", "layer3.0.conv2")]
+)
+def test_attention_at_the_end_of_a_block(name, layers):
+    """Its sum with the shortcut cannot be one kernel: the block stays, with its norm."""
+    torch.manual_seed(0)
+    net = getattr(torchvision.models, name)()
+    regard.augment(net, layers=[layers], image_size=64)
+    net = randomized(net)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(regard.optimize(net)(images), net(images), atol=1e-4, rtol=1e-4)

@@ -117,6 +117,8 @@ def _tables(data: bytes) -> dict[str, Any] | None:
             keys += count
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+    if any(odd in data for odd in (b"  :", b"\t:", b"\n:", b"\r:")):  # keys that the count below does not see
+        return None
     # A key is a text before a colon. Fewer keys than such texts: one of them is there twice.
     return tables if keys == data.count(b'":') + data.count(b'" :') else None
 

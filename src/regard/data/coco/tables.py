@@ -212,9 +212,9 @@ def group_names(document: Any, *, with_objects: bool) -> set[str]:
     if not groups:
         return set()
     rows = document.get("annotations")
-    if isinstance(rows, list):
-        rows = [row for row in rows if isinstance(row, dict)]
-    used = {value for value in column(rows or [], "category_id") if type(value) is int}
+    if not isinstance(rows, Table):
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    used = {value for value in column(rows, "category_id") if type(value) is int}
     return {row["name"] for row in groups if (type(row.get("id")) is int and row["id"] in used) == with_objects}
 
 

@@ -210,10 +210,11 @@ def _residual(block: nn.Module) -> nn.Module:
     numbers = [number for number in (1, 2, 3) if hasattr(block, f"conv{number}")]
     *pairs, last = [(block.get_submodule(f"conv{n}"), block.get_submodule(f"bn{n}")) for n in numbers]
     excitation = getattr(block, "excitation", None)
-    end = _layer(*last, "none" if excitation is not None else "relu")
-    downsample = block.downsample
-    if not isinstance(end, FusedConv2d):  # a norm that cannot be folded: the block stays
+    if not _ends_fused(*last):  # before anything is folded: the block stays
         return block
+    end = _layer(*last, "none" if excitation is not None else "relu")
+    assert isinstance(end, FusedConv2d)
+    downsample = block.downsample
     shortcut = None if downsample is None else fuse_convolutions(downsample)  # type: ignore[arg-type]
     return ResidualBlock([_layer(conv, norm, "relu") for conv, norm in pairs], end, shortcut, excitation)
 
@@ -222,11 +223,19 @@ def _mobile(block: DepthwiseSeparable | InvertedResidual) -> nn.Module:
     """A block of an EfficientNet-Lite: the activation comes before the last convolution only."""
     if isinstance(block, DepthwiseSeparable):
         return nn.Sequential(_layer(block.conv_dw, block.bn1, "relu6"), _layer(block.conv_pw, block.bn2, "none"))
+    if block.has_bypass and not _ends_fused(block.conv_pwl, block.bn3):
+        return block
     layers = [_layer(block.conv_pw, block.bn1, "relu6"), _layer(block.conv_dw, block.bn2, "relu6")]
     last = _layer(block.conv_pwl, block.bn3, "none")
-    if not block.has_bypass or not isinstance(last, FusedConv2d):
-        return nn.Sequential(*layers, last) if not block.has_bypass else block
+    if not block.has_bypass:
+        return nn.Sequential(*layers, last)
+    assert isinstance(last, FusedConv2d)
     return ResidualBlock(layers, last, None, None)
+
+
+def _ends_fused(conv: nn.Module, norm: nn.Module) -> bool:
+    """Return whether both become one convolution, to whose result a shortcut can be added."""
+    return isinstance(conv, nn.Conv2d) and is_foldable(conv, norm)
 
 
 def _fuse_sequence(sequence: nn.Sequential) -> None:

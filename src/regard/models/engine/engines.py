@@ -106,6 +106,7 @@ def engine_of(model: Net) -> Net:
     state = _fingerprint(model)
     known = _engines.get(model)
     if known is None or known[0] != state:
+        _engines.pop(model, None)  # of older weights: two of them would take twice the memory
         known = state, optimize(model)
         _engines[model] = known
     return known[1]  # type: ignore[return-value]
