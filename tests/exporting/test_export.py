@@ -74,7 +74,7 @@ def test_the_file_knows_its_model(detector, file):
 def test_predictions_are_those_of_the_model(detector, file):
     """Of the file itself: `predict` and `evaluate` make no engine of it."""
     loaded = regard.load(file)
-    assert regard.optimize(loaded) is engine_of(loaded) is loaded
+    assert engine_of(loaded) is loaded
     images = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in ((40, 60), (80, 50), (40, 60))]
     for options in ({"batch_size": 2}, {"tile_size": 32}, {"flip": True}):
         expected = regard.predict(detector, images, threshold=0.0, **options)

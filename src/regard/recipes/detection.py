@@ -119,8 +119,8 @@ def fast(name: str) -> DetectionRecipe:
         denoising_groups=5,
     )  # fmt: skip
     return replace(
-        paper(name), amp="auto", model=model, epochs=50, milestones=(0.8,), warmup_steps=1000, class_weight=2.0, ema=0.9998,
-        fit_queries=True,
+        paper(name), amp="auto", model=model, epochs=50, milestones=(0.8,), warmup_steps=1000, class_weight=2.0,
+        ema=0.9998, fit_queries=True,
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     if hasattr(model, "_orig_mod"):
         remedy = "give it the model before torch.compile, and compile=True"
         raise ConfigError("the model is compiled already", where="optimize", remedy=remedy, code="C09")
-    if isinstance(model, (Optimized, ExportedNetwork)):  # the latter has its own
+    if isinstance(model, Optimized):
         return model
     engine: Any = copy.deepcopy(model).eval().requires_grad_(False)
     fuse_convolutions(engine)
