@@ -117,7 +117,7 @@ def test_a_warm_up_longer_than_the_run_is_told(data, tmp_path, capsys):
     words = (*SMALL, "warmup_steps=10000", "batch_size=4096", "workers=0")
     regard.train("resnet20", data, epochs=2, output=tmp_path / "run", overrides=words)
     text = capsys.readouterr()
-    assert "warmup_steps=10000 and there are 2 steps" in " ".join((text.out + text.err).split())
+    assert "warmup_steps=10000 of 2 steps" in " ".join((text.out + text.err).split())
 
 
 @pytest.mark.parametrize(

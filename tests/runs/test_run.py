@@ -113,7 +113,7 @@ def test_a_folder_with_files_is_left_alone(data, tmp_path):
 
 
 def test_more_objects_than_queries(data, tmp_path):
-    with refused(ConfigError, "000001.png", "1 queries", "model.num_queries=", code="A43"):
+    with refused(ConfigError, "000001.png", "1 query", "model.num_queries=", code="A43"):
         regard.train(
             "detr_tiny",
             data,
@@ -127,7 +127,7 @@ def test_more_objects_than_queries(data, tmp_path):
 def test_more_objects_than_queries_of_a_model_that_fits_them(data, tmp_path, capsys):
     settings = (*SMALL, "model.num_queries=1", "fit_queries=true")
     run = regard.train("detr_tiny", data, recipe="small", epochs=1, output=tmp_path / "e", overrides=settings)
-    assert "objects but the model has 1 queries: it gets 10 (model.num_queries)" in capsys.readouterr().err
+    assert "objects but the model has 1 query: it gets 10 (model.num_queries)" in capsys.readouterr().err
     assert run.load().config.num_queries == 10
     more = regard.train(output=run.folder, resume=True, overrides=("epochs=2",), quiet=True)
     assert more.load().config.num_queries == 10
