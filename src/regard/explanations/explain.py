@@ -75,7 +75,8 @@ def explain(
         layer: number from 0; negative ones count from the end. The last layer if None.
         head: number from 0; negative ones count from the end. The mean of all heads if None.
         threshold: minimum score of a detection, 0..1; if None as for `regard.predict`.
-        image_size, device: side of the square input of your own network, as for `regard.augment`; as for `predict`.
+        image_size: side of the square input of your own network, as given to `regard.augment`.
+        device: as for `regard.predict`.
 
     Raises:
         ConfigError: there is no such kind, layer, head or point, the kind does not use an option, or the model has no
