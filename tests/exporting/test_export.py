@@ -177,6 +177,11 @@ def test_what_cannot_be_exported_is_told_before_the_work(detector, tmp_path, sha
     (tmp_path / "mine.pt2").touch()
     with refused(ConfigError, "mine.pt2", code="C11"):
         regard.export(detector, "torch", output="mine.pt2")
+    weights = tmp_path / "model.bin"  # of the user's: OpenVINO's weights would take its place
+    weights.write_bytes(b"mine")
+    with refused(ConfigError, "model.bin", code="C11"):
+        regard.export(detector, "openvino", output=tmp_path / "model.xml")
+    assert weights.read_bytes() == b"mine"
 
 
 def test_the_program_of_the_guide_needs_neither_regard_nor_torch(detector, file, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionOptions:
@@ -31,4 +33,4 @@ class PredictionOptions:
     flip: bool = False
     top: int = 5
     labels: Literal["auto", "on", "off"] = "auto"
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"

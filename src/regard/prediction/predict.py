@@ -28,7 +28,7 @@ from regard.models.build import Detector, MaskedDetector, Model, predicts_masks
 from regard.models.classifiers import Classifier
 from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
-from regard.prediction.options import PredictionOptions
+from regard.prediction.options import Precision, PredictionOptions
 from regard.prediction.tiles import ViewedBoxes, merge, views_of
 from regard.results.classification import Classification, class_probabilities
 from regard.results.detections import Detections
@@ -66,7 +66,7 @@ def predict(
     tile_size: int | None = None,
     tile_overlap: float = 0.2,
     flip: bool = False,
-    precision: str = "auto",
+    precision: Precision = "auto",
     batch_size: int = 1,
     device: str = "auto",
     allow_urls: bool = True,
@@ -104,7 +104,7 @@ def predict(
     """
     options = PredictionOptions(
         threshold=threshold, segments=segments, multi_label=multi_label, tile_size=tile_size,
-        tile_overlap=tile_overlap, flip=flip, precision=precision,  # type: ignore[arg-type]
+        tile_overlap=tile_overlap, flip=flip, precision=precision,
     )  # fmt: skip
     check_options(options, batch_size)
     each = partial(predict_each, model, options=options, batch_size=batch_size, device=device, allow_urls=allow_urls)

@@ -1,6 +1,8 @@
 """The engine answers as the model does, for every family, and keeps up with changes of the model."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from regard.models.build import Detector, build
 from regard.models.configs import CONFIGS
 from regard.models.configs.detr import DETRConfig
 from regard.models.configs.resnet import ResNetConfig
-from regard.models.engine import Optimized, engine_of
+from regard.models.engine import Optimized, engine_of, engines
 from regard.models.engine.convolutions import FusedConv2d
 from regard.models.exported import ExportedClassifier
 from regard.models.token_merging import merge_tokens
@@ -261,3 +263,21 @@ def test_attention_at_the_end_of_a_block(name, layers):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(regard.optimize(net)(images), net(images), atol=1e-4, rtol=1e-4)
+
+
+def test_the_engine_of_older_weights_is_gone_before_the_next_one_is_made(monkeypatch):
+    """Two of them and the model would not fit where the model just does."""
+    net = random_model("resnet18")
+    older, gone = weakref.ref(engine_of(net)), []
+    assert older() is not None
+    with torch.no_grad():
+        next(net.parameters()).add_(1)
+    make = engines.optimize
+
+    def watched(model):
+        gc.collect()
+        gone.append(older() is None)
+        return make(model)
+
+    monkeypatch.setattr(engines, "optimize", watched)
+    assert isinstance(engine_of(net), Optimized) and gone == [True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def _inference(
             for who, call in calls.items():
                 with inference_precision(precision, session.device), torch.inference_mode():
                     try:
-                        taken = session.time(lambda call=call, images=images: call(images))  # type: ignore[misc]
+                        taken = session.time(partial(call, images))
                     except torch.OutOfMemoryError:
                         session.row(part, who=who, precision=precision, images=size, failed="out of memory")
                         continue

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from regard.benchmarks.gpu.session import Session
 from regard.data.batches.detection import DetectionBatch
 from regard.losses import SetCriterion
-from regard.models.build import build
-from regard.models.classifiers import build_classifier
+from regard.models.build import build, create
 from regard.models.configs import CONFIGS
 from regard.models.configs.detr import DETRConfig
 from regard.models.detr import DETR
@@ -33,17 +32,17 @@ Order = Literal["auto", "on", "off"]
 
 
 class _Detection:
-    """A task of one batch."""
+    """A task that learns from one batch, over and over."""
 
     batches_per_epoch = 100
     score = "AP"
 
-    def __init__(self, config: DETRConfig, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, config: DETRConfig, batch: DetectionBatch, device: torch.device) -> None:
+        self.batch, self.device = batch, device
         self.criterion = SetCriterion(config.num_classes, classification="focal" if config.sigmoid else "softmax")
 
     def batches(self, start: int) -> Iterator[DetectionBatch]:
-        raise NotImplementedError
+        return itertools.repeat(self.batch)
 
     def loss(self, model: nn.Module, batch: DetectionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         output = model(batch.images.to(self.device).normalized(), batch.targets)
@@ -82,9 +81,10 @@ def detection_step(session: Session, name: str, amp: Literal["off", "bf16"], ord
     net = move_to_device(build(config, name), order, session.device)
     settings = TrainingConfig(amp=amp, batch_size=size, ema=0.999)
     reporter = Reporter(None, log_every=20, images_per_step=size, quiet=True)
-    task, alone = _Detection(config, session.device), Processes(0, 1, session.device)
+    task = _Detection(config, _batch(session, config, size), session.device)
+    alone = Processes(0, 1, session.device)
     trainer = Trainer(net, task, settings, session.output, alone, {}, reporter)
-    batches = itertools.repeat(_batch(session, config, size))
+    batches = task.batches(0)
     taken = session.time(lambda: trainer._step(batches, 0.0), least=5)
     waits = _waits(session, lambda: trainer._step(batches, 0.0))
     found = {"model": name, "amp": amp, "channels_last": order, "images": size, **taken}
@@ -127,7 +127,7 @@ def memory_orders(session: Session) -> None:
     for name, size in sizes.items():
         side = 32 if session.is_small else 224
         for order in orders:
-            net = move_to_device(build_classifier(CONFIGS[name]), order, session.device).train()  # type: ignore[arg-type]
+            net = move_to_device(create(name), order, session.device).train()
             images = torch.randn(size, 3, side, side, device=session.device)
             images = images.contiguous(memory_format=torch.channels_last)  # as batches come
 

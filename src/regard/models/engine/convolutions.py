@@ -215,7 +215,7 @@ def _residual(block: nn.Module) -> nn.Module:
     end = _layer(*last, "none" if excitation is not None else "relu")
     assert isinstance(end, FusedConv2d)
     downsample = block.downsample
-    shortcut = None if downsample is None else fuse_convolutions(downsample)  # type: ignore[arg-type]
+    shortcut = fuse_convolutions(downsample) if isinstance(downsample, nn.Module) else None
     return ResidualBlock([_layer(conv, norm, "relu") for conv, norm in pairs], end, shortcut, excitation)
 
 

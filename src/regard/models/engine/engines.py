@@ -89,7 +89,7 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
 
 
 _FASTER = {kind for kind in get_args(Model) if not issubclass(kind, (VisionTransformer, ExportedNetwork))}
-_engines: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
+_engines: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
 
 
 def engine_of(model: Net) -> Net:
@@ -106,10 +106,11 @@ def engine_of(model: Net) -> Net:
     state = _fingerprint(model)
     known = _engines.get(model)
     if known is None or known[0] != state:
+        known = None
         _engines.pop(model, None)  # of older weights: two of them would take twice the memory
         known = state, optimize(model)
         _engines[model] = known
-    return known[1]  # type: ignore[return-value]
+    return known[1]
 
 
 def _is_hooked(model: nn.Module) -> bool:
