@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -140,7 +140,7 @@ def predict_each(
     options = options or PredictionOptions()
     check_options(options, batch_size)
     net, place = load_on(model, device)
-    _check_model(net, options)
+    check_model(net, options)
     # Half precision is that of the model, by autocast around each batch: an engine has one precision throughout.
     net = net if options.precision in ("bf16", "fp16") else engine_of(net)
     minimum = default_threshold(net) if options.threshold is None else options.threshold
@@ -158,8 +158,28 @@ def predict_each(
             yield from _in_order(images, partial(_predict_batch, net, options=options, threshold=minimum, device=place))
 
 
+def prepare(net: Model, pixels: Tensor) -> PreparedImage:
+    """Return an image (3, H, W) uint8, RGB, at the size that a model sees, without its own pixels."""
+    return PreparedImage(None, (pixels.shape[-2], pixels.shape[-1]), _resized(net, pixels), kept=None, pixels=None)
+
+
+@torch.no_grad()
+def predict_prepared(net: Model, images: Sequence[PreparedImage], options: PredictionOptions) -> Sequence[Prediction]:
+    """Return the results of prepared images of one size, in one forward pass; those of `predict_each` for the same.
+
+    Args:
+        net: a model on its device, or its engine (`regard.models.engine.engine_of`).
+        images: of one size as the model sees them.
+        options: without tiles and mirror images, which need the pixels of an image (`check_model` tells the others).
+    """
+    threshold = default_threshold(net) if options.threshold is None else options.threshold
+    place = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    with evaluation_mode(net):
+        return _predict_batch(net, images, options, threshold, place)
+
+
 def _in_order(
-    images: Sequence[_Input], predict_some: Callable[[Sequence[_Input]], Sequence[Prediction]]
+    images: Sequence[PreparedImage], predict_some: Callable[[Sequence[PreparedImage]], Sequence[Prediction]]
 ) -> Iterator[Prediction]:
     """Yield a result for each image in order, from batches of images of one size: padding would change results."""
     results: dict[int, Prediction] = {}
@@ -170,7 +190,7 @@ def _in_order(
 
 
 def _predict_batch(
-    net: Model, images: Sequence[_Input], options: PredictionOptions, threshold: float, device: torch.device
+    net: Model, images: Sequence[PreparedImage], options: PredictionOptions, threshold: float, device: torch.device
 ) -> Sequence[Prediction]:
     """Return the results of images that have one size as the model sees them."""
     batch = ImageBatch.from_images([image.resized for image in images]).to(device).normalized()
@@ -182,8 +202,8 @@ def _predict_batch(
         return list(_detect(net, images, batch, threshold, multi_label=options.multi_label))
 
 
-class _Input(NamedTuple):
-    """An image to predict for.
+class PreparedImage(NamedTuple):
+    """An image to predict for, as `prepare` makes it.
 
     path: its file, or None. size: (height, width) as decoded. resized: (3, h, w) uint8, as the model sees it.
     kept: (3, H, W) uint8 for the result to draw on, or None if that reads the file again.
@@ -207,7 +227,7 @@ class _Reader:
     allow_urls: bool
     on_error: Callable[[DataError], None] | None
 
-    def all(self, sources: Sequence[Any]) -> Iterator[_Input]:
+    def all(self, sources: Sequence[Any]) -> Iterator[PreparedImage]:
         for source in sources:
             try:
                 pixels = read_source(source, allow_urls=self.allow_urls)
@@ -218,7 +238,7 @@ class _Reader:
                 continue
             path = str(source) if isinstance(source, (str, Path)) else None
             again = isinstance(source, (str, Path)) and not is_streamed(source)
-            yield _Input(
+            yield PreparedImage(
                 path=path,
                 size=(pixels.shape[-2], pixels.shape[-1]),
                 resized=_resized(self.net, pixels),
@@ -235,7 +255,7 @@ def _resized(net: Model, pixels: Tensor) -> Tensor:
 
 
 def _detect(
-    net: Detector, images: Sequence[_Input], batch: ImageBatch, threshold: float, *, multi_label: bool
+    net: Detector, images: Sequence[PreparedImage], batch: ImageBatch, threshold: float, *, multi_label: bool
 ) -> Iterator[Detections]:
     with_masks = net if predicts_masks(net) else None
     output = net(batch) if with_masks is None else with_masks(batch, masks=False)
@@ -254,6 +274,7 @@ def _detect(
             categories=net.card.categories,
             size=image.size,
             masks=None if logits is None else instance_masks(logits[upload(rows, device)], sizes),
+            queries=queries.query[rows],
             rejected=_rejected(net, everything, number, threshold),
             path=image.path,
             image=image.kept,
@@ -261,7 +282,7 @@ def _detect(
 
 
 def _detect_views(
-    net: Detector, image: _Input, options: PredictionOptions, threshold: float, batch_size: int, device: torch.device
+    net: Detector, image: PreparedImage, options: PredictionOptions, threshold: float, batch_size: int, device: torch.device
 ) -> Detections:
     """Detect objects in an image and its tiles, and in their mirror images."""
     assert image.pixels is not None
@@ -298,7 +319,7 @@ def _detect_views(
 
 def _segment(
     net: MaskedDetector,
-    images: Sequence[_Input],
+    images: Sequence[PreparedImage],
     batch: ImageBatch,
     threshold: float,
     method: SegmentMethod | Literal["auto"],
@@ -314,6 +335,7 @@ def _segment(
         rows = queries.rows(number)
         scores, labels = queries.scores[rows], queries.labels[rows]
         found = panoptic_segments(scores, labels, logits[rows], sizes, net.card.categories, method)
+        found = replace(found, queries=queries.query[rows].cpu()[found.queries])  # positions among the rows so far
         rejected = _rejected(net, everything, number, threshold)
         yield Segmentation(found, rejected, path=image.path, image=image.kept)
 
@@ -329,13 +351,13 @@ def _rejected(net: Detector, queries: ScoredQueries, image: int, threshold: floa
     return Rejected(score, name, threshold) if score <= threshold else None
 
 
-def _classify(net: Classifier, images: Sequence[_Input], batch: ImageBatch) -> Iterator[Classification]:
+def _classify(net: Classifier, images: Sequence[PreparedImage], batch: ImageBatch) -> Iterator[Classification]:
     (everything,) = download(class_probabilities(net(batch.pixels)))
     for image, probabilities in zip(images, everything, strict=True):
         yield Classification(probabilities, net.card.categories, image.size, path=image.path, image=image.kept)
 
 
-def _sizes(images: Sequence[_Input], batch: ImageBatch) -> list[ImageSizes]:
+def _sizes(images: Sequence[PreparedImage], batch: ImageBatch) -> list[ImageSizes]:
     padded = batch.pixels.shape[-2], batch.pixels.shape[-1]
     return [ImageSizes(padded, size, image.size) for image, size in zip(images, batch.sizes, strict=True)]
 
@@ -407,7 +429,7 @@ def check_options(options: PredictionOptions, batch_size: int) -> None:
             raise ConfigError(f"{name}={number}, expected {expected}", code="C03")
 
 
-def _check_model(net: Model, options: PredictionOptions) -> None:
+def check_model(net: Model, options: PredictionOptions) -> None:
     """Check that the model can take the options.
 
     Raises:
