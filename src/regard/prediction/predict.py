@@ -158,13 +158,13 @@ def predict_each(
             yield from _in_order(images, partial(_predict_batch, net, options=options, threshold=minimum, device=place))
 
 
-def prepare(net: Model, pixels: Tensor) -> PreparedImage:
+def prepare(net: Model, pixels: Tensor) -> Prepared:
     """Return an image (3, H, W) uint8, RGB, at the size that a model sees, without its own pixels."""
-    return PreparedImage(None, (pixels.shape[-2], pixels.shape[-1]), _resized(net, pixels), kept=None, pixels=None)
+    return Prepared(None, (pixels.shape[-2], pixels.shape[-1]), _resized(net, pixels), kept=None, pixels=None)
 
 
 @torch.no_grad()
-def predict_prepared(net: Model, images: Sequence[PreparedImage], options: PredictionOptions) -> Sequence[Prediction]:
+def predict_prepared(net: Model, images: Sequence[Prepared], options: PredictionOptions) -> Sequence[Prediction]:
     """Return the results of prepared images of one size, in one forward pass; those of `predict_each` for the same.
 
     Args:
@@ -179,7 +179,7 @@ def predict_prepared(net: Model, images: Sequence[PreparedImage], options: Predi
 
 
 def _in_order(
-    images: Sequence[PreparedImage], predict_some: Callable[[Sequence[PreparedImage]], Sequence[Prediction]]
+    images: Sequence[Prepared], predict_some: Callable[[Sequence[Prepared]], Sequence[Prediction]]
 ) -> Iterator[Prediction]:
     """Yield a result for each image in order, from batches of images of one size: padding would change results."""
     results: dict[int, Prediction] = {}
@@ -190,7 +190,7 @@ def _in_order(
 
 
 def _predict_batch(
-    net: Model, images: Sequence[PreparedImage], options: PredictionOptions, threshold: float, device: torch.device
+    net: Model, images: Sequence[Prepared], options: PredictionOptions, threshold: float, device: torch.device
 ) -> Sequence[Prediction]:
     """Return the results of images that have one size as the model sees them."""
     batch = ImageBatch.from_images([image.resized for image in images]).to(device).normalized()
@@ -202,7 +202,7 @@ def _predict_batch(
         return list(_detect(net, images, batch, threshold, multi_label=options.multi_label))
 
 
-class PreparedImage(NamedTuple):
+class Prepared(NamedTuple):
     """An image to predict for, as `prepare` makes it.
 
     path: its file, or None. size: (height, width) as decoded. resized: (3, h, w) uint8, as the model sees it.
@@ -227,7 +227,7 @@ class _Reader:
     allow_urls: bool
     on_error: Callable[[DataError], None] | None
 
-    def all(self, sources: Sequence[Any]) -> Iterator[PreparedImage]:
+    def all(self, sources: Sequence[Any]) -> Iterator[Prepared]:
         for source in sources:
             try:
                 pixels = read_source(source, allow_urls=self.allow_urls)
@@ -238,7 +238,7 @@ class _Reader:
                 continue
             path = str(source) if isinstance(source, (str, Path)) else None
             again = isinstance(source, (str, Path)) and not is_streamed(source)
-            yield PreparedImage(
+            yield Prepared(
                 path=path,
                 size=(pixels.shape[-2], pixels.shape[-1]),
                 resized=_resized(self.net, pixels),
@@ -255,7 +255,7 @@ def _resized(net: Model, pixels: Tensor) -> Tensor:
 
 
 def _detect(
-    net: Detector, images: Sequence[PreparedImage], batch: ImageBatch, threshold: float, *, multi_label: bool
+    net: Detector, images: Sequence[Prepared], batch: ImageBatch, threshold: float, *, multi_label: bool
 ) -> Iterator[Detections]:
     with_masks = net if predicts_masks(net) else None
     output = net(batch) if with_masks is None else with_masks(batch, masks=False)
@@ -282,7 +282,7 @@ def _detect(
 
 
 def _detect_views(
-    net: Detector, image: PreparedImage, options: PredictionOptions, threshold: float, batch_size: int, device: torch.device
+    net: Detector, image: Prepared, options: PredictionOptions, threshold: float, batch_size: int, device: torch.device
 ) -> Detections:
     """Detect objects in an image and its tiles, and in their mirror images."""
     assert image.pixels is not None
@@ -319,7 +319,7 @@ def _detect_views(
 
 def _segment(
     net: MaskedDetector,
-    images: Sequence[PreparedImage],
+    images: Sequence[Prepared],
     batch: ImageBatch,
     threshold: float,
     method: SegmentMethod | Literal["auto"],
@@ -351,13 +351,13 @@ def _rejected(net: Detector, queries: ScoredQueries, image: int, threshold: floa
     return Rejected(score, name, threshold) if score <= threshold else None
 
 
-def _classify(net: Classifier, images: Sequence[PreparedImage], batch: ImageBatch) -> Iterator[Classification]:
+def _classify(net: Classifier, images: Sequence[Prepared], batch: ImageBatch) -> Iterator[Classification]:
     (everything,) = download(class_probabilities(net(batch.pixels)))
     for image, probabilities in zip(images, everything, strict=True):
         yield Classification(probabilities, net.card.categories, image.size, path=image.path, image=image.kept)
 
 
-def _sizes(images: Sequence[PreparedImage], batch: ImageBatch) -> list[ImageSizes]:
+def _sizes(images: Sequence[Prepared], batch: ImageBatch) -> list[ImageSizes]:
     padded = batch.pixels.shape[-2], batch.pixels.shape[-1]
     return [ImageSizes(padded, size, image.size) for image, size in zip(images, batch.sizes, strict=True)]
 

@@ -113,9 +113,7 @@ class Detections(Result):
         masks = None if self.masks is None else self.masks[chosen]
         queries = None if self.queries is None else self.queries[chosen]
         rows = self.scores[chosen], self.labels[chosen], self.boxes[chosen]
-        return replace(
-            self, scores=rows[0], labels=rows[1], boxes=rows[2], masks=masks, rejected=None, queries=queries
-        )
+        return replace(self, scores=rows[0], labels=rows[1], boxes=rows[2], masks=masks, rejected=None, queries=queries)
 
     def above(self, threshold: float) -> Detections:
         """Return the detections with a score above `threshold`, 0..1."""
