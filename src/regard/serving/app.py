@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response
 
 from regard import __version__
 from regard.errors import unknown_name
-from regard.serving.guard import Guard
+from regard.serving.guard import LEFT, Guard
 from regard.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from regard.serving.options import ServingOptions
 from regard.serving.page_files import POLICY, page_files
-from regard.serving.problems import Problem, of_error
+from regard.serving.problems import ClientLeft, Problem, of_error
 from regard.serving.schema import IMAGES, AttentionOptions, ExplainOptions, PredictOptions, answers_of
 from regard.serving.service import Answer, Service
 
@@ -46,8 +46,10 @@ def make_app(service: Service, options: ServingOptions, metrics: Metrics) -> Gua
         description="Predictions and attention of vision models. Errors are one line in `error.message`.",
     )  # fmt: skip
     app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(ClientLeft, _nobody)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _wrong_option)
+    app.add_exception_handler(Exception, _failed)
     _add_models(app, service)
     _add_state(app, service, metrics)
     _add_page(app)
@@ -140,11 +142,21 @@ async def _problem(request: Request, error: Exception) -> Response:
     return error.response(request.scope.get("regard_id"))
 
 
+async def _nobody(request: Request, error: Exception) -> Response:
+    """Answer a client that has left: uvicorn drops this."""
+    return Response(status_code=LEFT)
+
+
 async def _http_problem(request: Request, error: Exception) -> Response:
     """Answer what the router refuses: unknown addresses and methods."""
     assert isinstance(error, HTTPException)
     message = "no such address" if error.status_code == 404 else str(error.detail).lower()
     return await _problem(request, Problem(error.status_code, message, headers=error.headers))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer an error that nobody expected; `Guard` writes it to the log."""
+    return await _problem(request, Problem(500, "the server failed: its log says more under this request_id"))
 
 
 async def _wrong_option(request: Request, error: Exception) -> Response:

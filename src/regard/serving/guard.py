@@ -21,7 +21,7 @@ from regard.errors import ConfigError, escape
 from regard.serving.bodies import too_large
 from regard.serving.metrics import Metrics
 from regard.serving.options import ServingOptions
-from regard.serving.problems import ClientLeft, Problem
+from regard.serving.problems import Problem
 
 OPEN = ("/healthz", "/readyz")  # without a token: for what watches over the server
 HEADER_BYTES = 32 * 1024  # of all headers together: h11 has a limit for those that come in several pieces alone
@@ -75,13 +75,8 @@ class Guard:
             await self.app(scope, exchange.receive, exchange.send)
         except Problem as problem:
             await problem.response(exchange.number)(scope, exchange.receive, exchange.send)
-        except ClientLeft:
-            exchange.status = LEFT
-        except Exception as error:
+        except Exception as error:  # the application has answered with 500
             log.error("request %s failed", exchange.number, exc_info=error)
-            if exchange.status == 0:
-                failed = Problem(500, "the server failed: its log says more under this request_id")
-                await failed.response(exchange.number)(scope, exchange.receive, exchange.send)
         finally:
             self._record(scope, exchange, time.monotonic() - started)
 
