@@ -160,7 +160,7 @@ def predict(
     output: Path | None = None,
     json: Path | None = None,
     options: Annotated[PredictionOptions | None, Parameter(name="*")] = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: str = "auto",
     classes: Path | None = None,
 ) -> None:
@@ -172,7 +172,7 @@ def predict(
             video files, camera:0.
         output: folder for the images and videos with their predictions drawn, or the file for a single one.
         json: file for the results: COCO's format of detections or segments, or the classes of each image.
-        batch_size: images per batch.
+        batch_size: most images of one shape per batch; if not given, small images share one.
         device: auto, cpu, cuda, cuda:0 or mps.
         classes: text file with one class name a line, for weights of other projects, which hold no names.
     """
