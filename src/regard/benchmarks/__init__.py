@@ -13,6 +13,7 @@ BENCHMARKS = {
     "loading": "decoding and augmentation of images",
     "losses": "matching and losses of DETR",
     "masks": "the mask head of DETR",
+    "predict": "regard predict over photographs, next to its model alone",
     "vit": "vision transformers, and with merged tokens",
 }
 
@@ -21,7 +22,7 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
     """Run a benchmark by name and print its table."""
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
-    if data is not None and name in BENCHMARKS and name != "loading":
+    if data is not None and name in BENCHMARKS and name not in ("loading", "predict"):
         raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
     if name == "attention":
         from regard.benchmarks.attention import main as compare_attention
@@ -47,6 +48,10 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
         from regard.benchmarks.masks import main as compare_masks
 
         compare_masks(rounds)
+    elif name == "predict":
+        from regard.benchmarks.predict import main as measure_predict
+
+        measure_predict(data, rounds, Path("runs/benchmark-predict/predict.json"))
     elif name == "vit":
         from regard.benchmarks.vit import main as compare_vit
 

@@ -308,8 +308,8 @@ def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int 
     """Measure speed against other libraries, in alternating rounds of one process.
 
     Args:
-        name: attention, distillation, loading, losses, masks or vit; lists what they measure if not given.
-        data: folder of images for `loading`; generated photographs if not given.
+        name: what `regard benchmark` lists if it is not given, such as detr or predict.
+        data: folder of images for `loading` and `predict`; generated photographs if not given.
         rounds: number of measurements of each.
     """
     from regard.benchmarks import BENCHMARKS, run_benchmark
