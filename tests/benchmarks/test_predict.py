@@ -1,13 +1,11 @@
 """The benchmark of `regard predict` compares results first and prints shares."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from regard.benchmarks import predict
 from regard.benchmarks.photographs import generate_photographs
 from regard.benchmarks.predict import Measured, run, table
 from regard.errors import DataError
@@ -20,7 +18,7 @@ SMALL = (
 )
 
 
-def test_run_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_and_table(tmp_path: Path) -> None:
     generate_photographs(tmp_path, [(48, 64), (64, 48), (48, 64)])
     rows = run(tmp_path, 1, models=SMALL)
     assert [row.images for row in rows] == [3, 3, 3]
@@ -31,11 +29,6 @@ def test_run_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     text = io.StringIO()
     Console(file=text, width=160).print(table(rows))
     assert f"{rows[0].json.median:.0%}" in text.getvalue()
-
-    monkeypatch.setattr(predict, "MODELS", SMALL[:1])
-    monkeypatch.setattr(predict, "run", lambda data, rounds: rows)
-    predict.main(tmp_path, 1, tmp_path / "new" / "predict.json")
-    assert len(json.loads((tmp_path / "new" / "predict.json").read_text())["rows"]) == 3
 
 
 def test_other_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

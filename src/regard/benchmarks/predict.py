@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,9 +81,10 @@ class Share:
 
 @dataclass(frozen=True)
 class PredictRow:
-    """alone: images a second of the model on ready tensors, median. found: results of an image."""
+    """alone: images a second of the model on ready tensors, median. found: results of an image. threads: of torch."""
 
     model: str
+    threads: int
     images: int
     found: float
     alone: float
@@ -91,15 +92,13 @@ class PredictRow:
     pictures: Share
 
 
-def main(data: Path | None, rounds: int, output: Path) -> None:
-    """Measure all models, print the table and write the rows as JSON; `data`: folder with images, None generates."""
+def main(data: Path | None, rounds: int) -> list[PredictRow]:
+    """Measure all models and print the table; `data`: a folder with images, None generates some."""
     from rich.console import Console
 
     rows = run(data, rounds)
     Console().print(table(rows))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": [asdict(row) for row in rows]}, indent=1))
-    print(output)
+    return rows
 
 
 def run(data: Path | None, rounds: int = 5, *, models: Sequence[Measured] = MODELS) -> list[PredictRow]:
@@ -152,7 +151,7 @@ def _measure(measured: Measured, files: Sequence[Path], rounds: int) -> PredictR
     seconds = statistics.median(spent.wall for spent in alone)
     shares = [_share(alone, spent) for spent in (with_json, with_pictures)]
     name = f"{measured.name}, {measured.sizes[0]} pixels"
-    return PredictRow(name, len(files), found, len(files) / seconds, *shares)
+    return PredictRow(name, torch.get_num_threads(), len(files), found, len(files) / seconds, *shares)
 
 
 def _network(measured: Measured) -> Model:
