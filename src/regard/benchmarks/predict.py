@@ -31,7 +31,6 @@ from regard.prediction.files import predict_files
 from regard.prediction.lanes import Planned, in_batches, planned
 from regard.prediction.options import PredictionOptions
 from regard.prediction.predict import Prediction, ReadyModel, make_ready, predict_each
-from regard.results.classification import Classification
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch
 
@@ -167,17 +166,17 @@ def _few_results(net: Model, files: Sequence[Path]) -> PredictionOptions:
     """Return options with the threshold in the widest gap of the scores around `FOUND` results an image."""
     if not isinstance(net, Detector):
         return PredictionOptions()
-    everything = PredictionOptions(threshold=0.0)
-    every = predict_each(net, files, options=everything)
-    scores = sorted((score for result in every for score in _scores(result, everything)), reverse=True)
+    every = predict_each(net, files, options=PredictionOptions(threshold=0.0))
+    scores = sorted((score for result in every for score in _scores(net, result)), reverse=True)
     first, last = (int(len(files) * FOUND * part) for part in (0.8, 1.2))
     gaps = [(a - b, (a + b) / 2) for a, b in zip(scores[first:last], scores[first + 1 :], strict=False)]
     return PredictionOptions(threshold=max(gaps)[1] if gaps else 0.0)
 
 
-def _scores(result: Prediction, options: PredictionOptions) -> list[float]:
-    rows = result.to_dicts(options.top) if isinstance(result, Classification) else result.to_dicts()
-    return [row["score"] for row in rows]
+def _scores(net: Model, result: Prediction) -> list[float]:
+    """Return the scores of the detections or segments, or of the classes that the command lists."""
+    most = None if isinstance(net, Detector) else PredictionOptions().top
+    return [row["score"] for row in result.to_dicts()[:most]]
 
 
 def _compare(net: Model, files: Sequence[Path], options: PredictionOptions) -> float:
@@ -192,10 +191,10 @@ def _compare(net: Model, files: Sequence[Path], options: PredictionOptions) -> f
         assert lines == expected, f"the results of {net.card.name} differ: {lines} and {expected}"
     if isinstance(content, list):  # segments are compared by class alone
         rows = [row for part in content for row in part.get("classes", [part])]
-        wanted = [score for result in plain for score in _scores(result, options)]
+        wanted = [score for result in plain for score in _scores(net, result)]
         difference = max((abs(row["score"] - score) for row, score in zip(rows, wanted, strict=True)), default=0.0)
         assert difference < 1e-4, f"the scores of {net.card.name} differ by {difference}"
-    return sum(len(_scores(result, options)) for result in plain) / len(files)
+    return sum(len(_scores(net, result)) for result in plain) / len(files)
 
 
 class _Spent(NamedTuple):
