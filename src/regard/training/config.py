@@ -37,7 +37,8 @@ class TrainingConfig:
     ema: float = 0.0  # decay per step of the moving average of weights, which is evaluated and kept; 0 for none
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # mixed precision; auto: bf16 on GPUs that have it, else off
     tf32: bool = True  # on GPUs, float32 products round their factors to 10 bits and are several times faster
-    # memory order of convolutions; auto: channels last on CUDA, except in networks without convolutions
+    # memory order of convolutions; auto: channels last on CUDA, except in networks without convolutions, and on CPUs for
+    # detectors with a ResNet
     channels_last: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"  # auto, cpu, cuda, cuda:0 or mps
     workers: int = 2  # processes that load images; 0 loads in the main process
