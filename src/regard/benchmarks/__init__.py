@@ -13,16 +13,21 @@ BENCHMARKS = {
     "loading": "decoding and augmentation of images",
     "losses": "matching and losses of DETR",
     "masks": "the mask head of DETR",
+    "training": "training steps of DETR-R50 and DeiT-S: seconds and memory",
     "vit": "vision transformers, and with merged tokens",
 }
 
 
-def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
-    """Run a benchmark by name and print its table."""
+def run_benchmark(name: str, data: Path | None, rounds: int, threads: int = 1) -> None:
+    """Run a benchmark by name and print its table. `threads`: of torch, for `training`."""
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
     if data is not None and name in BENCHMARKS and name != "loading":
         raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
+    if threads < 1:
+        raise ConfigError(f"threads={threads}, expected at least 1", code="C03")
+    if threads != 1 and name in BENCHMARKS and name != "training":
+        raise ConfigError(f"{name} is measured with one thread", remedy="leave --threads out", code="C09")
     if name == "attention":
         from regard.benchmarks.attention import main as compare_attention
 
@@ -47,6 +52,10 @@ def run_benchmark(name: str, data: Path | None, rounds: int) -> None:
         from regard.benchmarks.masks import main as compare_masks
 
         compare_masks(rounds)
+    elif name == "training":
+        from regard.benchmarks.training import main as compare_training
+
+        compare_training(rounds, threads)
     elif name == "vit":
         from regard.benchmarks.vit import main as compare_vit
 

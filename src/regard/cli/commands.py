@@ -304,13 +304,14 @@ def models(pattern: str = "*") -> None:
 
 
 @app.command
-def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int = 10) -> None:
+def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int = 10, threads: int = 1) -> None:
     """Measure speed against other libraries, in alternating rounds of one process.
 
     Args:
-        name: attention, distillation, loading, losses, masks or vit; lists what they measure if not given.
+        name: attention, detr, distillation, loading, losses, masks, training or vit; lists what they measure if not given.
         data: folder of images for `loading`; generated photographs if not given.
         rounds: number of measurements of each.
+        threads: of torch, for `training`.
     """
     from regard.benchmarks import BENCHMARKS, run_benchmark
 
@@ -318,7 +319,7 @@ def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int 
         for known, what in BENCHMARKS.items():
             print(f"{as_typed(f'regard benchmark {known}'):<37}{what}")
         return
-    run_benchmark(name, data, rounds)
+    run_benchmark(name, data, rounds, threads)
 
 
 @distill_app.command
