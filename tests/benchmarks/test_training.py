@@ -42,7 +42,9 @@ def test_both_sides_train_the_same_weights_with_the_same_dropout() -> None:
     layer = theirs.model.encoder.layers[0]
     found = {layer.dropout, layer.activation_dropout, ours.transformer.encoder.layers[0].dropout.p}
     found |= {ours.transformer.encoder.layers[0].self_attn.dropout}
-    found |= {getattr(layer.self_attn, name) for name in ("dropout", "attention_dropout") if hasattr(layer.self_attn, name)}
+    found |= {
+        getattr(layer.self_attn, name) for name in ("dropout", "attention_dropout") if hasattr(layer.self_attn, name)
+    }
     assert found == {0.1}
 
 

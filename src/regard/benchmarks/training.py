@@ -207,7 +207,7 @@ def _step(net: nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 
 def _memory(make: _DetrSteps | _DeitSteps, side: Side, threads: int) -> float | None:
-    """Return the MiB that two steps add at their peak to a process of their own; None where the system tells nothing."""
+    """Return the MiB that two steps add to a process of their own at their peak; None where nothing tells."""
     if not STATUS.exists():
         return None
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

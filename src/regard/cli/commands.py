@@ -308,7 +308,7 @@ def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int 
     """Measure speed against other libraries, in alternating rounds of one process.
 
     Args:
-        name: attention, detr, distillation, loading, losses, masks, training or vit; lists what they measure if not given.
+        name: attention, detr, distillation, loading, losses, masks, training or vit; lists them if not given.
         data: folder of images for `loading`; generated photographs if not given.
         rounds: number of measurements of each.
         threads: of torch, for `training`.

@@ -1,8 +1,8 @@
 """Batch norm of fixed statistics, and ResNets that train with it at the cost of the convolutions alone.
 
-Where scale and shift are constants, a norm behind a convolution is part of it: s (w * x) + t = (s w) * x + t. A training
-step then passes over every map two times less forward and once less backward, and the convolution's weights get the
-same gradients through s w.
+Where scale and shift are constants, a norm behind a convolution is part of it: s (w * x) + t = (s w) * x + t. A step
+then passes over every map two times less forward and once less backward, and the convolution's weights get the same
+gradients through s w.
 """
 
 from __future__ import annotations
