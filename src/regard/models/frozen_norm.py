@@ -7,8 +7,6 @@ gradients through s w.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -75,5 +73,8 @@ class JoinedBottleneck(Bottleneck):
 _JOINED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: JoinedBasicBlock, Bottleneck: JoinedBottleneck}
 
 
-def _shortcut(downsample: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor:
-    return convolve(*downsample, x) if isinstance(downsample, nn.Sequential) else x
+def _shortcut(downsample: nn.Module | None, x: Tensor) -> Tensor:
+    if not isinstance(downsample, nn.Sequential):
+        return x
+    conv, norm = downsample
+    return convolve(conv, norm, x)
