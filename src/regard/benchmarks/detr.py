@@ -83,11 +83,13 @@ class EngineRow:
     classes: float | None = None
 
 
-def main(rounds: int) -> None:
+def main(rounds: int) -> list[EngineRow]:
     """Measure and print the table."""
     from rich.console import Console
 
-    Console().print(table(run(rounds)))
+    rows = run(rounds)
+    Console().print(table(rows))
+    return rows
 
 
 def run(rounds: int = 5, *, size: tuple[int, int] = (800, 1066), compiled: bool = True) -> list[EngineRow]:

@@ -47,11 +47,13 @@ class LoadingRow:
         return self.regard / self.pillow
 
 
-def main(data: Path | None, rounds: int) -> None:
+def main(data: Path | None, rounds: int) -> list[LoadingRow]:
     """Measure and print the table; `data` is a folder with images, None for generated ones."""
     from rich.console import Console
 
-    Console().print(table(run(data, rounds=rounds)))
+    rows = run(data, rounds=rounds)
+    Console().print(table(rows))
+    return rows
 
 
 def run(data: Path | None = None, *, num_images: int = 24, rounds: int = 7) -> list[LoadingRow]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TransformersRow:
@@ -25,30 +27,32 @@ class TransformersRow:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds of one way over all rounds."""
+class Spread:
+    """Seconds of one way over the rounds: median and quartiles."""
 
     median: float
-    least: float
-    most: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.least:.3g} to {self.most:.3g})"
+    low: float
+    high: float
 
 
 def medians(ways: Sequence[Callable[[int], object]], rounds: int) -> list[float]:
-    """Return the median seconds of `timed` on one thread."""
-    return [timing.median for timing in timed(ways, rounds)]
+    """Return the median seconds of CPU time of each way; see `spreads`."""
+    return [spread.median for spread in spreads(ways, rounds)]
 
 
-def timed(ways: Sequence[Callable[[int], object]], rounds: int, threads: int = 1) -> list[Timing]:
+def spreads(
+    ways: Sequence[Callable[[int], object]], rounds: int, device: torch.device = CPU, threads: int = 1
+) -> list[Spread]:
     """Return the seconds of each way, a function of the number of the round.
 
-    Every round runs all ways, in reversed order every other time. Round 0 warms caches and is not counted. With one
-    thread CPU time is measured, so that other programs matter little; with several the clock is read.
+    Every round runs all ways, in reversed order every other time. Round 0 warms caches and is not counted. On the CPU
+    it is CPU time, so that other programs matter little, if torch has one thread, and by the clock if it has more. On a
+    GPU it is the time until the device has done all.
     """
-    seconds: list[list[float]] = [[] for _ in ways]
     clock = time.process_time if threads == 1 else time.perf_counter
+    if device.type != "cpu":
+        clock = _device_clock(device)
+    seconds: list[list[float]] = [[] for _ in ways]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -57,8 +61,26 @@ def timed(ways: Sequence[Callable[[int], object]], rounds: int, threads: int = 1
             for way, taken in turn if number % 2 else reversed(turn):
                 start = clock()
                 way(number)
+                seconds_taken = clock() - start
                 if number:
-                    taken.append(clock() - start)
+                    taken.append(seconds_taken)
     finally:
         torch.set_num_threads(before)
-    return [Timing(statistics.median(taken), min(taken), max(taken)) for taken in seconds]
+    return [_spread(taken) for taken in seconds]
+
+
+def _device_clock(device: torch.device) -> Callable[[], float]:
+    """Return a clock that waits until the device has done what it was given."""
+
+    def clock() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+def _spread(taken: Sequence[float]) -> Spread:
+    if len(taken) == 1:
+        return Spread(taken[0], taken[0], taken[0])
+    low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
+    return Spread(median, low, high)

@@ -5,18 +5,15 @@ and the same dropout: 0.1 of the paper, of attention too. transformers has its o
 Before anything is timed, the losses are compared without dropout. Of DETR those of the last layer: for losses of the
 earlier layers, transformers 5.24 passes normalised queries on from layer to layer, which the authors do not.
 
-The memory of a step is measured in a process of its own for each side, by Linux: the peak of two steps, of which the
-second has the optimizer's state, above what stood before the first.
+The memory is the peak of two steps above what stood before, in a process for each side. The second step has the
+optimizer's state; weights that a step writes count too, as they are shared with this process until then.
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.benchmarks.detr import from_transformers, transformers_detr
-from regard.benchmarks.timing import Timing, timed
+from regard.benchmarks.memory import peak_memory
+from regard.benchmarks.timing import Spread, spreads
 from regard.benchmarks.vit import timm_model
 from regard.losses import SetCriterion
 from regard.models.build import create
@@ -39,20 +37,19 @@ Step = Callable[[int], object]
 DROPOUT = 0.1
 OBJECTS = 10  # of an image
 DEIT = "deit_small_patch16_224"
-STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One model. theirs, ours: seconds of a step. their_memory, our_memory: MiB of a step, None where unknown."""
+    """One model. theirs, ours: seconds of a step. their_memory, our_memory: bytes of two steps."""
 
     model: str
     peer: str
     threads: int
-    theirs: Timing
-    ours: Timing
-    their_memory: float | None
-    our_memory: float | None
+    theirs: Spread
+    ours: Spread
+    their_memory: int
+    our_memory: int
 
     @property
     def ratio(self) -> float:
@@ -60,11 +57,13 @@ class TrainingRow:
         return self.theirs.median / self.ours.median
 
 
-def main(rounds: int, threads: int) -> None:
+def main(rounds: int, threads: int) -> list[TrainingRow]:
     """Measure and print the table."""
     from rich.console import Console
 
-    Console().print(table(run(rounds, threads)))
+    rows = run(rounds, threads)
+    Console().print(table(rows))
+    return rows
 
 
 def run(
@@ -89,8 +88,9 @@ def run(
     ):
         ours, theirs = make.loss("ours"), make.loss("theirs")
         assert math.isclose(ours, theirs, rel_tol=1e-4), f"the losses of {what} differ: {ours} and {theirs}"
-        memory = [_memory(make, side, threads) for side in ("theirs", "ours")]  # before the models stand in memory here
-        times = timed([make.step("theirs"), make.step("ours")], rounds, threads)
+        steps = [make.step("theirs"), make.step("ours")]
+        memory = [peak_memory(_twice(step)) for step in steps]  # first, as gradients make threads in this process
+        times = spreads(steps, rounds, threads=threads)
         found.append(TrainingRow(what, peer, threads, *times, *memory))
     return found
 
@@ -99,21 +99,21 @@ def table(rows: Sequence[TrainingRow]) -> Table:
     """Return a table of the rows."""
     from rich.table import Table
 
-    result = Table(title="Seconds of a training step: median (least to most)", title_justify="left")
+    result = Table(title="Seconds of a training step: median (quartiles)", title_justify="left")
     result.add_column("")
     for header in ("threads", "peer", "regard", "ratio", "MiB, peer", "MiB, regard", "ratio"):
         result.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        theirs, ours = row.their_memory, row.our_memory
-        memory = ("", "", "") if not theirs or not ours else (f"{theirs:.0f}", f"{ours:.0f}", f"{ours / theirs:.2f}x")
-        name = f"{row.model}, {row.peer}"
-        result.add_row(name, str(row.threads), str(row.theirs), str(row.ours), f"{row.ratio:.2f}x", *memory)
+        seconds = [f"{time.median:.3g} ({time.low:.3g} to {time.high:.3g})" for time in (row.theirs, row.ours)]
+        memory = [f"{count / 2**20:.0f}" for count in (row.their_memory, row.our_memory)]
+        share = f"{row.our_memory / row.their_memory:.2f}x"
+        result.add_row(f"{row.model}, {row.peer}", str(row.threads), *seconds, f"{row.ratio:.2f}x", *memory, share)
     return result
 
 
 @dataclass(frozen=True)
 class _DetrSteps:
-    """Losses and steps of DETR-R50. Instances go to other processes, so that they hold no networks."""
+    """Losses and steps of DETR-R50."""
 
     images: int
     size: tuple[int, int]
@@ -206,24 +206,5 @@ def _step(net: nn.Module, loss: Callable[[], Tensor]) -> Step:
     return step
 
 
-def _memory(make: _DetrSteps | _DeitSteps, side: Side, threads: int) -> float | None:
-    """Return the MiB that two steps add to a process of their own at their peak; None where nothing tells."""
-    if not STATUS.exists():
-        return None
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, make, side, threads).result()
-
-
-def _peak(make: _DetrSteps | _DeitSteps, side: Side, threads: int) -> float:
-    torch.set_num_threads(threads)
-    step = make.step(side)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
-    step(0)
-    step(1)
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1])
+def _twice(step: Step) -> Step:
+    return lambda number: (step(number), step(number))

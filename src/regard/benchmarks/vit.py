@@ -47,14 +47,19 @@ class VitRow:
         return self.other / self.regard
 
 
-def main(rounds: int) -> None:
+def main(rounds: int) -> list[VitRow]:
     """Measure and print the tables."""
     from rich.console import Console
 
-    console = Console()
-    console.print(table(run(rounds), "timm"))
-    console.print(table([row for name in MERGED_MODELS for row in engines(name, rounds)], "timm"))
-    console.print(table([row for name in MERGED_MODELS for row in merging(name, rounds)], "not merged"))
+    found = []
+    for other, rows in (
+        ("timm", run(rounds)),
+        ("timm", [row for name in MERGED_MODELS for row in engines(name, rounds)]),
+        ("not merged", [row for name in MERGED_MODELS for row in merging(name, rounds)]),
+    ):
+        Console().print(table(rows, other))
+        found += rows
+    return found
 
 
 def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[int] = BATCHES) -> list[VitRow]:
