@@ -47,6 +47,7 @@ class TypedRows:
         known: type of the value of each key that becomes a column: int, str, `float | None`, a tuple of four floats, or
             `OUTLINES` for outlines.
         others: keys that are only counted. A row with any further key cannot be parsed.
+        max_numbers: of all outlines together. Their memory is set aside, and used as far as there are numbers.
 
     Attributes:
         decoder: parses a JSON text of rows for `add`. Its errors are of msgspec.
@@ -54,7 +55,7 @@ class TypedRows:
 
     OUTLINES: Any = list[list[float]] | _RunLengths | None
 
-    def __init__(self, known: dict[str, Any], others: Sequence[str]) -> None:
+    def __init__(self, known: dict[str, Any], others: Sequence[str], max_numbers: int) -> None:
         self._known = known
         self._others = {f"_{number}": key for number, key in enumerate(others)}
         fields = [*known.items(), *((name, Raw) for name in self._others)]
@@ -65,6 +66,7 @@ class TypedRows:
         self.decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
         self._parts: dict[str, list[Any]] = {key: [] for key in known}
         self._count = 0
+        self._numbers, self._used = np.empty(max_numbers), 0
         self._run_lengths: dict[int, dict[str, Any]] = {}
 
     def add(self, rows: Sequence[Any]) -> tuple[int, list[Raw]]:
@@ -90,27 +92,33 @@ class TypedRows:
         for key, of in self._known.items():
             parts = self._parts.pop(key)
             if of is self.OUTLINES:
-                columns[key] = OutlineColumns(*map(np.concatenate, zip(*parts, strict=True)), self._run_lengths)
+                lengths, per_row = map(np.concatenate, zip(*parts, strict=True))
+                columns[key] = OutlineColumns(self._numbers[: self._used], lengths, per_row, self._run_lengths)
             elif all(part is not None for part in parts):
                 columns[key] = list(chain.from_iterable(parts)) if of is str else np.concatenate(parts)
         return columns
 
     def _outlines(self, values: list[Any]) -> tuple[tuple[NDArray[Any], ...], int]:
-        """Return numbers, lengths and counts of polygons, see `OutlineColumns`, and how many keys run lengths have."""
-        before = len(self._run_lengths)
+        """Return lengths and counts of polygons, see `OutlineColumns`, and how many keys run lengths have."""
+        found: dict[int, dict[str, Any]] = {}
         polygons: list[list[float]] = []
-        counts = []
-        for row, value in enumerate(values, start=self._count):
-            counts.append(len(value) if type(value) is list else 0)
-            if type(value) is list:
-                polygons += value
-            elif type(value) is _RunLengths:
-                self._run_lengths[row] = {"size": value.size, "counts": value.counts}
+        counts = np.zeros(len(values), np.int64)
+        kinds = set(map(type, values))
+        if list in kinds:
+            outlines = [value if type(value) is list else () for value in values]
+            counts = np.fromiter(map(len, outlines), np.int64, len(values))
+            polygons = list(chain.from_iterable(outlines))
+        if _RunLengths in kinds:
+            rows = enumerate(values, start=self._count)
+            found = {k: {"size": v.size, "counts": v.counts} for k, v in rows if type(v) is _RunLengths}
+            self._run_lengths |= found
         numbers: list[float] = []
         for polygon in polygons:
             numbers += polygon
+        self._numbers[self._used : self._used + len(numbers)] = _floats(numbers)
+        self._used += len(numbers)
         lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
-        return (_floats(numbers), lengths, np.array(counts, np.int64)), 2 * (len(self._run_lengths) - before)
+        return (lengths, counts), 2 * len(found)
 
 
 def _packed(values: list[Any], of: Any) -> Any:
