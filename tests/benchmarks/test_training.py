@@ -34,7 +34,7 @@ def test_both_sides_train_the_same_weights_with_the_same_dropout() -> None:
     counts = [sum(p.numel() for p in net.parameters() if p.requires_grad) for net in (theirs, ours)]
     assert counts[0] == counts[1]
     layer = theirs.model.encoder.layers[0]
-    found = {layer.dropout, layer.activation_dropout, ours.transformer.encoder.layers[0].dropout.p}
+    found = {layer.dropout, layer.mlp.activation_dropout, ours.transformer.encoder.layers[0].dropout.p}
     found |= {ours.transformer.encoder.layers[0].self_attn.dropout}
     found |= {
         getattr(layer.self_attn, name) for name in ("dropout", "attention_dropout") if hasattr(layer.self_attn, name)

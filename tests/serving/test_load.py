@@ -32,9 +32,9 @@ PATH = "/v1/predict?threshold=0"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run with random weights, for images of 128 pixels: a computation of some milliseconds."""
+    """A run with random weights, for images of 64 pixels: a computation of some milliseconds."""
     torch.manual_seed(0)
-    net = build(SMALL, "mine", PETS, (128, 256))
+    net = build(SMALL, "mine", PETS, (64, 128))
     assert isinstance(net, DETR)
     folder = tmp_path_factory.mktemp("served") / "run"
     write_run(folder, net, {1: 0.5})

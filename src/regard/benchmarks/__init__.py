@@ -40,19 +40,9 @@ def run_benchmark(
         ConfigError: no such benchmark or model (C01), fewer rounds or threads than 1 (C03), or data, a device or
             threads that it does not take (C09).
     """
-    if rounds < 1:
-        raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
-    if threads < 1:
-        raise ConfigError(f"threads={threads}, expected at least 1", code="C03")
-    if threads != 1 and name != "training":
-        raise ConfigError(f"{name} is measured with one thread", remedy="leave --threads out", code="C09")
+    _check(name, data, rounds, device, threads)
     if name not in BENCHMARKS:
         return _own(name, data, rounds, device)
-    if device != "cpu":
-        remedy = "compare on a GPU by: python -m regard.benchmarks.gpu"
-        raise ConfigError(f"{name} is measured on the CPU", where=f"--device {device}", remedy=remedy, code="C09")
-    if data is not None and name not in ("loading", "predict"):
-        raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
     if name == "attention":
         from regard.benchmarks.attention import main as compare_attention
 
@@ -109,3 +99,18 @@ def _own(name: str, data: Path | None, rounds: int, device: str) -> Sequence[Any
     from regard.benchmarks.networks import main
 
     return main(name, rounds, device)
+
+
+def _check(name: str, data: Path | None, rounds: int, device: str, threads: int) -> None:
+    """Check the options of a benchmark, with the errors of `run_benchmark`."""
+    if rounds < 1:
+        raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
+    if threads < 1:
+        raise ConfigError(f"threads={threads}, expected at least 1", code="C03")
+    if threads != 1 and name != "training":
+        raise ConfigError(f"{name} is measured with one thread", remedy="leave --threads out", code="C09")
+    if device != "cpu" and name in BENCHMARKS:
+        remedy = "compare on a GPU by: python -m regard.benchmarks.gpu"
+        raise ConfigError(f"{name} is measured on the CPU", where=f"--device {device}", remedy=remedy, code="C09")
+    if data is not None and name in BENCHMARKS and name not in ("loading", "predict"):
+        raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")

@@ -26,6 +26,8 @@ from regard.benchmarks.timing import Spread, spreads
 from regard.benchmarks.vit import timm_model
 from regard.losses import SetCriterion
 from regard.models.build import create
+from regard.models.catalog import preset
+from regard.models.configs.vit import ViTConfig
 from regard.models.memory_order import move_to_device
 from regard.structures.image_batch import ImageBatch
 
@@ -90,8 +92,8 @@ def run(
         assert math.isclose(ours, theirs, rel_tol=1e-4), f"the losses of {what} differ: {ours} and {theirs}"
         steps = [make.step("theirs"), make.step("ours")]
         memory = [peak_memory(_twice(step)) for step in steps]  # first, as gradients make threads in this process
-        times = spreads(steps, rounds, threads=threads)
-        found.append(TrainingRow(what, peer, threads, *times, *memory))
+        theirs_spread, ours_spread = spreads(steps, rounds, threads=threads)
+        found.append(TrainingRow(what, peer, threads, theirs_spread, ours_spread, *memory))
     return found
 
 
@@ -187,7 +189,9 @@ class _DeitSteps:
         return net.train()
 
     def _loss(self, net: Any) -> Callable[[], Tensor]:
-        g, side = torch.Generator().manual_seed(0), create(self.name).config.image_size
+        config = preset(self.name)
+        assert isinstance(config, ViTConfig)
+        g, side = torch.Generator().manual_seed(0), config.image_size
         pixels = torch.randn(self.images, 3, side, side, generator=g)
         labels = torch.randint(0, 10, (self.images,), generator=g)
         return lambda: F.cross_entropy(net(pixels), labels)
