@@ -129,6 +129,7 @@ def test_S04_chunked_body(server):
     answer = server.raw(request)
     assert status(answer) == 200 and answer.count(b"HTTP/1.1") == 1
     assert status(server.raw(CHUNKED.format(path="/v1/predict").encode() + b"zz\r\n")) == 400
+    assert status(server.raw(CHUNKED.format(path="/v1/nothing").encode() + b"5\r\nhello\r\nzz\r\n")) in (400, 404)
 
 
 def test_S05_length_and_chunks_together(server):

@@ -154,13 +154,14 @@ async def send_raw(port: int, requests: list[bytes], clients: int) -> Counter[in
     return statuses
 
 
-def test_mutated_requests_never_fail_in_the_server():
+def test_mutated_requests_never_fail_in_the_server(caplog):
     images = unique_images(4)
     with running({"mine": small_detector()}) as server:
         statuses = asyncio.run(send_raw(server.port, [mutated(seed, images) for seed in range(150)], 50))
         wait_until(lambda: not server.server.server_state.connections)
         assert server.post(PATH, images[0]).status == 200
     assert not set(statuses) & {500, 502} and statuses[200] > 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 # The counts of the guide, against a process of its own.

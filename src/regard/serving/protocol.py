@@ -78,4 +78,7 @@ class Protocol(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
         except h11.LocalProtocolError:  # an answer has begun
             pass
+        if self.cycle is not None and not self.cycle.response_complete:  # a part of its body is malformed
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
