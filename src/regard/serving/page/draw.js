@@ -46,7 +46,7 @@ function drawMap(context, map, scale, width, height) {
   context.fillStyle = "hsl(0, 0%, 50%)";
   context.fillRect(0, 0, width, height);
   context.globalCompositeOperation = "source-over";
-  context.fillStyle = "rgb(14 14 22 / 35%)";
+  context.fillStyle = "rgb(14 14 22 / 25%)";
   context.fillRect(0, 0, width, height);
   context.drawImage(paintMap(map), x0, y0, x1 - x0, y1 - y0);
   context.restore();

@@ -4,6 +4,7 @@ import { attention, explain } from "./api.js";
 import { paintMap, readAttention, readExplanation } from "./maps.js";
 
 const KEPT = 40; // answers for one picture, so that a box or pixel that is pointed at again is shown at once
+const PATIENCE = 250; // milliseconds that a map stays while another is computed, so that fast answers do not flicker
 const HOVER_BYTES = 2_000_000; // a larger picture is not sent again with each movement of the mouse
 const HOVER_SECONDS = 0.6; // a slower answer is asked for with a click alone
 
@@ -58,6 +59,7 @@ export class Look {
     const group = this.root.querySelector(".views");
     group.replaceChildren(...this.views.map((view, i) => this.viewButton(view, i === number)));
     this.view = this.views[number] ?? null;
+    this.thumbs.replaceChildren();
     this.setFile(this.file);
   }
 
@@ -75,8 +77,9 @@ export class Look {
     this.view = view;
     if (view.source !== before?.source) this.pinned = null;
     this.wanted = { layer: null, head: null };
-    this.hovered = null;
+    this.hovered = this.layers = this.place = null;
     this.hooks.viewed();
+    this.showControls();
     this.update();
   }
 
@@ -147,6 +150,7 @@ export class Look {
     this.stop = new AbortController();
     this.asking = key;
     const isHovered = this.hovered !== null;
+    setTimeout(() => this.asking === key && this.show(null, null), PATIENCE); // the map of another place says nothing
     try {
       const layers = await this.ask(place, this.stop.signal);
       if (this.asking !== key) return;
@@ -202,37 +206,52 @@ export class Look {
     this.hooks.changed();
   }
 
-  showControls() {
-    const layers = this.layers;
-    this.layer.hidden = layers === null || layers.length < 2;
-    this.head.hidden = layers === null || this.view.isExplained || layers[this.layerNumber].maps.length < 2;
-    this.thumbs.hidden = layers === null || layers[this.layerNumber].maps.length < 2;
-    if (layers === null) return;
-    const { name, maps } = layers[this.layerNumber];
-    setSlider(this.layer, layers.length, this.layerNumber, capital(name));
-    setSlider(this.head, maps.length, this.mapNumber, maps[this.mapNumber].label);
-    if (!this.thumbs.hidden) this.showThumbs(maps);
+  /** The layers with names and labels of maps: those of the answer, or what the model is known to have. */
+  get outline() {
+    if (this.layers !== null) return this.layers;
+    if (!this.view || this.view.isExplained) return null;
+    return this.model.attention[this.view.source].map(({ name, heads }) => ({
+      name, maps: Array.from({ length: heads > 1 ? heads + 1 : 1 }, (_, i) => ({ label: i === 0 ? "All heads" : `Head ${i - 1}` })),
+    }));
   }
 
-  showThumbs(maps) {
+  /** Show the sliders and small maps; before there is an answer too, so that nothing moves when it comes. */
+  showControls() {
+    const layers = this.outline, isOne = layers === null || layers.length < 2;
+    const number = layers === null ? 0 : Math.min(this.wanted.layer ?? layers.length - 1, layers.length - 1);
+    const { name, maps } = layers === null ? { name: "", maps: [] } : layers[number];
+    this.layer.hidden = isOne;
+    this.head.hidden = maps.length < 2 || this.view.isExplained;
+    this.thumbs.hidden = maps.length < 2;
+    if (layers === null) return;
+    const chosen = Math.min(this.wanted.head ?? 0, maps.length - 1);
+    setSlider(this.layer, layers.length, number, capital(name));
+    setSlider(this.head, maps.length, chosen, maps[chosen].label);
+    if (!this.thumbs.hidden) this.showThumbs(maps, chosen);
+  }
+
+  showThumbs(maps, chosen) {
     if (this.thumbs.children.length !== maps.length) {
       this.thumbs.replaceChildren(...maps.map((_, i) => this.thumb(i)));
     }
     maps.forEach((map, i) => {
-      const button = this.thumbs.children[i], canvas = button.querySelector("canvas"), painted = paintMap(map);
-      Object.assign(canvas, { width: painted.width, height: painted.height });
+      const button = this.thumbs.children[i], canvas = button.querySelector("canvas");
+      const painted = map.values ? paintMap(map) : null, { width, height } = painted ?? canvas;
+      Object.assign(canvas, { width, height });
       const context = canvas.getContext("2d");
-      context.fillRect(0, 0, canvas.width, canvas.height);
-      context.drawImage(painted, 0, 0);
+      context.fillStyle = "rgb(12 10 30)";
+      context.fillRect(0, 0, width, height);
+      if (painted) context.drawImage(painted, 0, 0);
       button.querySelector("span").textContent = map.label;
-      button.setAttribute("aria-pressed", String(i === this.mapNumber));
+      button.setAttribute("aria-pressed", String(i === chosen));
     });
   }
 
   thumb(number) {
     const button = document.createElement("button");
     button.type = "button";
-    button.append(document.createElement("canvas"), document.createElement("span"));
+    const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });
+    button.append(canvas, document.createElement("span"));
     button.addEventListener("click", () => {
       this.head.querySelector("input").value = number;
       this.wanted.head = number;

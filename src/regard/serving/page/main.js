@@ -3,6 +3,7 @@
 import { models as listModels, predict } from "./api.js";
 import { hasCamera, takePicture } from "./dialogs.js";
 import { EXAMPLES } from "./examples.js";
+import { viewsOf } from "./look.js";
 import { Pane } from "./pane.js";
 
 const byId = (id) => document.getElementById(id);
@@ -82,9 +83,10 @@ function toggleSecond() {
     byId("panes").classList.remove("two");
     byId("compare").focus();
   } else {
-    const [first] = panes, other = models.find((model) => model !== first.model);
-    const view = first.look.views.indexOf(first.look.view) + 1;
-    const pane = addPane(other ?? first.model, other || view >= first.look.views.length ? 0 : view);
+    const [{ model, look }] = panes, other = models.find((one) => one !== model);
+    const same = viewsOf(other ?? model).findIndex(({ label }) => label === look.view?.label);
+    const next = other ? Math.max(0, same) : (same + 1) % Math.max(1, look.views.length);
+    const pane = addPane(other ?? model, next);
     pane.part(".close").hidden = false;
     if (picture) pane.setPicture(picture);
   }

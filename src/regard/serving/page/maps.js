@@ -54,7 +54,7 @@ function paint(map) {
   for (let i = 0; i < values.length; i++) {
     const share = Math.min(1, Math.max(0, values[i] / most)), colour = 3 * Math.round(255 * share);
     image.data.set(warmth.subarray(colour, colour + 3), 4 * i);
-    image.data[4 * i + 3] = 255 * (0.45 + 0.35 * share); // the picture shows through where there is least
+    image.data[4 * i + 3] = 255 * (0.3 + 0.5 * share); // the picture shows through where there is least
   }
   context.putImageData(image, 0, 0);
   return canvas;

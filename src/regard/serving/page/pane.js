@@ -62,7 +62,7 @@ export class Pane {
     this.part(".threshold").hidden = model.threshold === null;
     this.slider.value = model.threshold ?? 0;
     this.showThreshold();
-    this.look.setModel(model, Math.min(view, 1e3));
+    this.look.setModel(model, view);
     if (this.picture !== null) this.setPicture(this.picture);
   }
 
@@ -169,12 +169,15 @@ export class Pane {
     const isButton = row.query !== null && this.look.views.some(({ source }) => source === "query");
     const item = document.createElement("li"), inner = document.createElement(isButton ? "button" : "div");
     inner.className = "row";
-    const swatch = span("swatch", ""), score = row.share === null ? row.score : null;
-    if (this.model.task !== "classification") swatch.style.background = css(classColour(row.colour));
-    const number = this.model.task === "classification" ? percent(row.score) : score?.toFixed(2) ?? `${percent(row.share)} of the picture`;
-    inner.append(swatch, span("name", row.label), span("score", number));
     if (this.model.task === "classification") {
+      inner.classList.add("share");
+      inner.append(span("name", row.label), span("score", percent(row.score)));
       inner.append(Object.assign(document.createElement("progress"), { max: 1, value: row.score, ariaHidden: "true" }));
+    } else {
+      const swatch = span("swatch", "");
+      swatch.style.background = css(classColour(row.colour));
+      const number = row.share === null ? row.score.toFixed(2) : `${percent(row.share)} of the picture`;
+      inner.append(swatch, span("name", row.label), span("score", number));
     }
     row.item = inner;
     if (isButton) {
