@@ -24,6 +24,9 @@ from regard.serving.service import Service
 from regard.serving.sources import named_sources
 
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
+# Seconds after which Python lets another thread run. A model needs Python between its operations, each of which would
+# wait for Python's 5 ms while the event loop is busy with requests.
+SWITCH = 0.0005
 SETTLE = 0.2  # seconds in which requests that have reached the machine at SIGTERM are still read
 
 
@@ -51,6 +54,7 @@ def serve(sources: Sequence[str], options: ServingOptions, device: str = "auto")
         if not tokens and not _is_local(listening):
             print("warning: anyone who reaches this address can use it: set --token-file FILE", file=sys.stderr)
         _log_to_stderr()
+        sys.setswitchinterval(SWITCH)
         asyncio.run(server.serve(sockets=[listening]))
     finally:
         listening.close()
