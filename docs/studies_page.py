@@ -3,7 +3,8 @@
     uv run python docs/studies_page.py runs/studies/positions --machine "one core of a shared x86 server (AVX-512)"
 
 Scores of the folders go into docs/results/studies.json, where those of a study replace what it had; without folders the
-page is made again. Questions, published numbers and what is said of the order are those of the source. The page is
+page is made again. A `remark` there, such as why an order is not the paper's, is written by hand and goes with its
+scores. Questions, published numbers and what is said of the order are those of the source. The page is
 docs/results/studies.md.
 """
 
@@ -14,7 +15,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Finished:
     """A study that has run, as docs/results/studies.json keeps it.
 
     command: words after `uv run`. how: data, epochs and seeds in words. date: of its last run. machine, versions: what
-    trained it. scores: row -> seed -> score in the unit of the study.
+    trained it. scores: row -> seed -> score in the unit of the study. remark: sentences on the result.
     """
 
     study: str
@@ -70,6 +71,7 @@ class Finished:
     machine: str
     versions: str
     scores: Mapping[str, Mapping[str, float]]
+    remark: str = ""
 
     @property
     def result(self) -> StudyResult:
@@ -201,7 +203,7 @@ def section(one: Finished) -> str:
     lines = [
         f"### {result.name}", "", result.study.question, "", "```console", f"uv run {one.command}", "```", "",
         *markdown_table(result), "", f"{ours} {published} Differences are to {result.study.baseline!r}.", "", verdict,
-        "", f"{one.date}, {one.machine}, {one.versions}.", "",
+        *(["", one.remark] if one.remark else []), "", f"{one.date}, {one.machine}, {one.versions}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -212,8 +214,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="of finished studies")
     parser.add_argument("--machine", default="one core of a CPU", help="on which those ran, in words")
     given = parser.parse_args()
-    new = [read_study(folder, given.machine) for folder in given.folders]
-    studies = list({**read_scores(), **{one.study: one for one in new}}.values())
+    kept = read_scores()
+    for one in (read_study(folder, given.machine) for folder in given.folders):
+        old = kept.get(one.study)
+        kept[one.study] = one if old is None or old.scores != one.scores else replace(one, remark=old.remark)
+    studies = list(kept.values())
     write_scores(studies)
     PAGE.write_text(page(studies), encoding="utf-8")
     print(PAGE)

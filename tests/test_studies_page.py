@@ -1,5 +1,6 @@
 """The page of all studies: its numbers are those of the folders, its published numbers those of the source."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -113,6 +114,17 @@ def test_scores_are_kept(tmp_path, monkeypatch):
     studies_page.main()
     assert read_scores() == {"positions": first[1], "tokens": read_study(again, "two cores")}
     assert studies_page.PAGE.read_text() == page(list(read_scores().values()))
+
+
+def test_a_remark_goes_with_its_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies_page, "SCORES", tmp_path / "studies.json")
+    monkeypatch.setattr(studies_page, "PAGE", tmp_path / "studies.md")
+    folder = write(tmp_path / "a", "tokens")
+    write_scores([dataclasses.replace(read_study(folder, "one core"), remark="Too short a training.")])
+    for given, remarks in ((folder, 1), (write(tmp_path / "b", "tokens", seeds=1), 0)):
+        monkeypatch.setattr("sys.argv", ["studies_page.py", str(given)])
+        studies_page.main()
+        assert studies_page.PAGE.read_text().count("\n\nToo short a training.\n\n") == remarks
 
 
 def test_the_page_agrees_with_the_source():

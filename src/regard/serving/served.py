@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,9 +18,10 @@ from regard.explanations.kinds import kinds_of, layers_of, tokens_of
 from regard.models.build import Detector, Model, predicts_masks
 from regard.models.configs.detr import DETRConfig, DETRDemoConfig
 from regard.models.detr import DETR
-from regard.models.engine import engine_of
+from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import Prediction, Prepared, default_threshold, makes_segments, predict_prepared, prepare
+from regard.prediction.predict import Prediction, Prepared, make_ready
+from regard.prediction.thresholds import default_threshold, makes_segments
 from regard.serving.metrics import Metrics
 from regard.serving.options import ServingOptions
 from regard.serving.worker import Worker
@@ -43,7 +45,7 @@ class ServedModel:
     def __init__(self, name: str, net: Model, options: ServingOptions, metrics: Metrics) -> None:
         self.name = name
         self.net = net
-        self.engine = engine_of(net)
+        self.ready = make_ready(net, PredictionOptions(), device="auto", keep_pixels=False)
         self.max_pixels = options.max_pixels
         batch_size = options.batch_size
         queries = _queries(net)
@@ -51,7 +53,7 @@ class ServedModel:
             self.max_pixels = min(self.max_pixels, MASK_BYTES // queries)
             batch_size = 1
         # Explanations put hooks into the network. Where predictions use the same network they take turns.
-        self.turn = threading.Lock() if self.engine is net else contextlib.nullcontext()
+        self.turn = threading.Lock() if self.ready.net is net else contextlib.nullcontext()
         self.stride = feature_stride(net) if isinstance(net, DETR) else 0
 
         def observe(images: int, seconds: float) -> None:
@@ -74,8 +76,7 @@ class ServedModel:
         """
         net, _ = load_on(source, device)
         served = cls(name, net.eval(), options, metrics)
-        blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
-        served._compute([(prepare(net, blank), PredictionOptions())])
+        served._compute([(served.ready.read(torch.zeros(3, 64, 64, dtype=torch.uint8)), PredictionOptions())])
         return served
 
     def prepare(self, data: bytes, place: str) -> Prepared:
@@ -88,7 +89,7 @@ class ServedModel:
         Raises:
             ImageError: it cannot be decoded, or is too large.
         """
-        return prepare(self.net, self.decode(data, place))
+        return self.ready.read(self.decode(data, place))._replace(kept=None)  # nothing is drawn
 
     def decode(self, data: bytes, place: str) -> Tensor:
         """Decode an image to (3, H, W) uint8; see `prepare`."""
@@ -96,8 +97,11 @@ class ServedModel:
 
     def _compute(self, items: Sequence[tuple[Prepared, PredictionOptions]]) -> Sequence[Prediction]:
         """Predict for images of one size and one set of options."""
-        with self.turn:
-            return predict_prepared(self.engine, [image for image, _ in items], items[0][1])
+        images, options = [image for image, _ in items], items[0][1]
+        threshold = self.ready.threshold if options.threshold is None else options.threshold
+        ready = replace(self.ready, options=options, threshold=threshold)
+        with self.turn, torch.no_grad(), evaluation_mode(ready.net):
+            return list(ready.results(images, 1))
 
     @property
     def task(self) -> str:

@@ -17,7 +17,7 @@ from regard.errors import ConfigError, ImageError, RegardError, unknown_name
 from regard.explanations.explain import explain, explain_stack
 from regard.models.build import Detector
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import check_model, check_options, default_threshold
+from regard.prediction.predict import check_model, check_options
 from regard.serving.answers import as_json, explanation_of, result_of, stack_of
 from regard.serving.bodies import BODIES, Budget, boundary_of, count_images, images_in, read_body
 from regard.serving.metrics import Metrics
@@ -193,7 +193,7 @@ class Service:
             raise problems[0]
         threshold = options.threshold
         if threshold is None and isinstance(model.net, Detector):
-            threshold = default_threshold(model.net)
+            threshold = model.ready.threshold
         content = {"model": model.name, "task": model.task, "threshold": threshold}
         rows = [one.body() if isinstance(one, Problem) else one for one in results]
         return "application/json", await self._aside(as_json, {**content, "results": rows})
