@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from regard.cli.groups import app
-from regard.errors import ConfigError, MachineError, install_command
+from regard.errors import MachineError, install_command
 from regard.serving.options import ServingOptions
 
 PACKAGES = {  # of the extra `serve`: module -> name of its distribution
@@ -28,7 +28,7 @@ def serve(
 
     Args:
         checkpoints: runs, weights files, .onnx files or names of models with released weights, each also as NAME=PATH;
-            the run of `regard quickstart` if none is given.
+            the newest run of `regard quickstart` if none is given, else the example in this package.
         device: auto, cpu, cuda, cuda:0 or mps.
     """
     missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
@@ -47,13 +47,6 @@ def serve(
 
 
 def _quickstart() -> str:
-    """Return the newest run of `regard quickstart` in this folder.
-
-    Raises:
-        ConfigError: there is none (K01).
-    """
+    """Return the newest run of `regard quickstart` in this folder, or the example if there is none."""
     runs = [path for path in Path("runs").glob("quickstart*") if (path / "checkpoints").is_dir()]
-    if not runs:
-        remedy = "name a run: regard serve RUN, or make one: regard quickstart"
-        raise ConfigError("which model?", remedy=remedy, code="K01")
-    return str(max(runs, key=lambda path: path.stat().st_mtime))
+    return str(max(runs, key=lambda path: path.stat().st_mtime)) if runs else "example"
