@@ -213,11 +213,11 @@ def test_5000_mutated_requests_200_slow_clients_500_disconnects(run, tmp_path):
         quiet, slow = asyncio.run(beside_slow_clients(served.port, 200, images[0]))
         print(f"beside 200 slow clients: p99 {1000 * slow:.0f} ms, alone {1000 * quiet:.0f} ms")
         asyncio.run(disconnect(served.port, 500, 20))
-        sent = asyncio.run(send_all(served.port, images, 2, PATH))
         end = time.monotonic() + 60
         while served.threads_and_files() != before and time.monotonic() < end:
             time.sleep(0.5)
         after = served.threads_and_files()
+        sent = asyncio.run(send_all(served.port, images, 2, PATH))
         print(
             f"500 disconnects; threads and files {before} -> {after}; memory {memory:.0f} -> {served.memory():.0f} MB"
         )
