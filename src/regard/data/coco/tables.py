@@ -247,13 +247,12 @@ def read_images(rows: Rows, folders: Sequence[Path], report: Report) -> tuple[tu
     return tuple(sorted(images, key=attrgetter("id"))), folder
 
 
-def _sizes(
-    rows: Rows, names: list[str], folder: Path | None, report: Report
-) -> tuple[list[int], list[int], list[int]]:
+def _sizes(rows: Rows, names: list[str], folder: Path | None, report: Report) -> tuple[list[int], list[int], list[int]]:
     """Return the heights and widths of all images, and the rows for which they were read from the files (A33)."""
     heights, widths = array_of(rows, "height"), array_of(rows, "width")
-    if heights is not None and widths is not None and min(heights.min(), widths.min()) > 0:
-        if (heights <= MAX_PIXELS // widths).all():
+    if heights is not None and widths is not None:
+        is_right = (heights > 0) & (widths > 0) & (heights <= MAX_PIXELS // np.maximum(widths, 1))
+        if is_right.all():
             return heights.tolist(), widths.tolist(), []
     measured = []
     sizes = []
