@@ -1,5 +1,6 @@
 """The page of all studies: its numbers are those of the folders, its published numbers those of the source."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import studies_page
 from documents import regard_commands
 from regard.studies.catalog import STUDIES
 from regard.studies.results import make_result
-from studies_page import INTRODUCTION, PAGE, page, read_study
+from studies_page import INTRODUCTION, PAGE, page, read_scores, read_study, write_scores
 
 
 def write(folder, name, seeds=3, data="digits", **plan):
@@ -52,8 +53,8 @@ def test_a_page_of_two_studies(tmp_path):
         write(tmp_path, "positions", data="/somewhere/cifar10", train_images=5000),
         write(tmp_path, "tokens", seeds=1),
     )
-    text = page([read_study(folder) for folder in folders], "one core")
-    assert "/somewhere" not in text and "data cifar10/, 7 epochs" in text and "one core, torch 2.9.1 on cpu" in text
+    text = page([read_study(folder, "one core") for folder in folders])
+    assert "/somewhere" not in text and "data cifar10/, 7 epochs" in text and ", one core, torch 2.9.1 on cpu." in text
     assert regard_commands(text)[:2] == [
         ["study", "positions", "--data", "cifar10/", "--epochs", "7", "--train-images", "5000"],
         ["study", "tokens", "--epochs", "7", "--seeds", "1"],
@@ -72,7 +73,7 @@ def test_published_numbers_are_those_of_today(tmp_path):
     for row in found["rows"]:
         row["published"] = 99.9
     (folder / "results.json").write_text(json.dumps(found))
-    text = page([read_study(folder)], "one core")
+    text = page([read_study(folder, "one core")])
     assert "99.9" not in text and tables(text)["attention_ratios"]["ResNet"][4] == "76.4"
 
 
@@ -81,7 +82,7 @@ def test_renamed_rows_keep_their_place(tmp_path, capsys):
     found = json.loads((folder / "results.json").read_text())
     found["rows"][0]["row"], found["rows"][3]["row"] = "plain", "coordinates"
     (folder / "results.json").write_text(json.dumps(found))
-    rows = tables(page([read_study(folder)], "one core"))["positions"]
+    rows = tables(page([read_study(folder, "one core")]))["positions"]
     assert rows["ResNet"][1] == "50.10" and rows["augmented, coordinates"][1] == "59.40"
     assert "'coordinates' is now 'augmented, coordinates'" in capsys.readouterr().err
 
@@ -89,25 +90,47 @@ def test_renamed_rows_keep_their_place(tmp_path, capsys):
 def test_folders_that_are_no_part_of_the_page(tmp_path):
     folder = write(tmp_path / "a", "positions", full=True)
     with pytest.raises(ValueError, match="small scale"):
-        read_study(folder)
+        read_study(folder, "one core")
     folder = write(tmp_path / "b", "positions")
-    one = read_study(folder)
-    with pytest.raises(ValueError, match="two folders"):
-        page([one, one], "one core")
     found = json.loads((folder / "results.json").read_text())
     del found["rows"][2]
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match="'augmented, coordinates'"):
-        read_study(folder)
+        page([read_study(folder, "one core")])
     (folder / "results.json").unlink()
     with pytest.raises(ValueError, match=r"results\.json"):
-        read_study(folder)
+        read_study(folder, "one core")
+
+
+def test_scores_are_kept(tmp_path, monkeypatch):
+    """A study that ran before stays, one that ran again is replaced, and the page comes from what is kept."""
+    monkeypatch.setattr(studies_page, "SCORES", tmp_path / "studies.json")
+    monkeypatch.setattr(studies_page, "PAGE", tmp_path / "studies.md")
+    first = [read_study(write(tmp_path / "a", name), "one core") for name in ("tokens", "positions")]
+    write_scores(first)
+    assert read_scores() == {"positions": first[1], "tokens": first[0]}
+    again = write(tmp_path / "b", "tokens", seeds=1)
+    monkeypatch.setattr("sys.argv", ["studies_page.py", str(again), "--machine", "two cores"])
+    studies_page.main()
+    assert read_scores() == {"positions": first[1], "tokens": read_study(again, "two cores")}
+    assert studies_page.PAGE.read_text() == page(list(read_scores().values()))
+
+
+def test_a_remark_goes_with_its_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies_page, "SCORES", tmp_path / "studies.json")
+    monkeypatch.setattr(studies_page, "PAGE", tmp_path / "studies.md")
+    folder = write(tmp_path / "a", "tokens")
+    write_scores([dataclasses.replace(read_study(folder, "one core"), remark="Too short a training.")])
+    for given, remarks in ((folder, 1), (write(tmp_path / "b", "tokens", seeds=1), 0)):
+        monkeypatch.setattr("sys.argv", ["studies_page.py", str(given)])
+        studies_page.main()
+        assert studies_page.PAGE.read_text().count("\n\nToo short a training.\n\n") == remarks
 
 
 def test_the_page_agrees_with_the_source():
     """Published numbers that have changed since it was made, and studies that are no more."""
     text = PAGE.read_text()
-    assert text.startswith(INTRODUCTION)
+    assert text.startswith(INTRODUCTION) and text == page(list(read_scores().values()))
     for name, rows in tables(text).items():
         published = {row.name: (row.published, row.published_difference) for row in STUDIES[name].rows}
         told = {}

@@ -10,7 +10,8 @@ from rich.console import Console
 from command_line import run as command
 from refusals import refused
 from regard.benchmarks import attention
-from regard.benchmarks.attention import Listing, draw, mechanisms, peak_memory, run, tables
+from regard.benchmarks.attention import Listing, draw, mechanisms, run, tables
+from regard.benchmarks.memory import peak_memory
 from regard.errors import MachineError
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from regard.benchmarks.loading import _generate, _pillow_evaluation, _pillow_train, run, table
+from regard.benchmarks.loading import _pillow_evaluation, _pillow_train, run, table
+from regard.benchmarks.photographs import generate_photographs
 from regard.data.images import read_image
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize, paper_augmentation
@@ -16,7 +17,7 @@ from regard.structures.image_batch import ImageBatch
 
 
 def test_both_sides_give_the_same_images(tmp_path: Path) -> None:
-    (path,) = _generate(tmp_path, 1)
+    (path,) = generate_photographs(tmp_path, [(480, 640)])
     sides = ((_pillow_train, paper_augmentation()), (_pillow_evaluation, EvaluationResize()))
     for pillow, transform in sides:
         for seed in range(6):
@@ -28,7 +29,7 @@ def test_both_sides_give_the_same_images(tmp_path: Path) -> None:
 
 
 def test_run_and_table(tmp_path: Path) -> None:
-    _generate(tmp_path, 3)
+    generate_photographs(tmp_path, [(480, 640)] * 3)
     rows = run(tmp_path, num_images=2, rounds=1)
     assert [row.pipeline for row in rows] == ["train", "eval"]
     assert all(row.ratio == row.regard / row.pillow > 0 for row in rows)

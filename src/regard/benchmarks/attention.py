@@ -6,9 +6,6 @@ columns to all pairs of cells. Its results are checked to equal ours before timi
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +24,7 @@ from regard.attention import (
     PatchwiseVectorAttention2d,
     StandAloneAttention2d,
 )
+from regard.benchmarks.memory import peak_memory
 from regard.benchmarks.timing import medians
 from regard.errors import MachineError
 
@@ -144,12 +142,13 @@ def run(rounds: int, sides: tuple[int, ...] = SIDES) -> list[AttentionRow]:
     Raises:
         MachineError: the listing and ours disagree.
     """
-    # Memory first: freed memory of this process would be used again and not counted.
+    for side in sides:
+        _compare(mechanisms(side), _maps(side))
+    # Memory first: torch refuses gradients in forks of a process that has threads for them.
     memory = {side: [peak_memory(_both(layer, _maps(side))) for layer in mechanisms(side).values()] for side in sides}
     rows = []
     for side in sides:
         layers, x = mechanisms(side), _maps(side)
-        _compare(layers, x)
         forward = medians([_forward(layer, x) for layer in layers.values()], rounds)
         both = medians([_both(layer, x) for layer in layers.values()], rounds)
         for name, a, b, peak in zip(layers, forward, both, memory[side], strict=True):
@@ -185,38 +184,7 @@ def _both(layer: nn.Module, x: Tensor) -> Callable[[int], object]:
     return call
 
 
-def peak_memory(action: Callable[[int], object]) -> int:
-    """Return the peak growth of memory in bytes by an action, measured in a fork of this process (not on Windows).
-
-    Raises:
-        MachineError: the action failed, or was killed.
-    """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            scale = 1 if sys.platform == "darwin" else 1024
-            # What the first gradient of a process takes, threads and buffers, is not the layer's.
-            (torch.ones(64, 64, requires_grad=True) @ torch.ones(64, 64)).sum().backward()
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            action(0)
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * scale
-            os.write(writer, str(grown).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        grown_by = stream.read()
-    _, status = os.waitpid(child, 0)
-    if status or not grown_by:
-        raise MachineError("a layer could not be measured", remedy="look whether memory was short")
-    return int(grown_by)
-
-
-def main(rounds: int, output: Path) -> None:
+def main(rounds: int, output: Path) -> list[AttentionRow]:
     """Measure, print the tables and draw the picture."""
     from rich.console import Console
 
@@ -224,6 +192,7 @@ def main(rounds: int, output: Path) -> None:
     Console().print(*tables(rows), sep="\n")
     draw(rows, output)
     print(output)
+    return rows
 
 
 def tables(rows: list[AttentionRow]) -> list[Table]:

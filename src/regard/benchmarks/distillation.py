@@ -53,11 +53,13 @@ class DistillationRow:
         return self.stored / self.live
 
 
-def main(rounds: int) -> None:
+def main(rounds: int) -> list[DistillationRow]:
     """Measure and print the table."""
     from rich.console import Console
 
-    Console().print(table(run(rounds)))
+    row = run(rounds)
+    Console().print(table(row))
+    return [row]
 
 
 def run(

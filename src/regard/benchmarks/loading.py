@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from regard.benchmarks.photographs import generate_photographs
 from regard.benchmarks.timing import medians
 from regard.data.image_folders import list_images
 from regard.data.images import read_image
@@ -47,11 +47,13 @@ class LoadingRow:
         return self.regard / self.pillow
 
 
-def main(data: Path | None, rounds: int) -> None:
+def main(data: Path | None, rounds: int) -> list[LoadingRow]:
     """Measure and print the table; `data` is a folder with images, None for generated ones."""
     from rich.console import Console
 
-    Console().print(table(run(data, rounds=rounds)))
+    rows = run(data, rounds=rounds)
+    Console().print(table(rows))
+    return rows
 
 
 def run(data: Path | None = None, *, num_images: int = 24, rounds: int = 7) -> list[LoadingRow]:
@@ -62,7 +64,7 @@ def run(data: Path | None = None, *, num_images: int = 24, rounds: int = 7) -> l
     """
     with tempfile.TemporaryDirectory() as folder:
         if data is None:
-            paths = _generate(Path(folder), num_images)
+            paths = generate_photographs(Path(folder), [(480, 640)] * num_images)
         else:
             every = list_images(data)
             paths = every[:: max(1, len(every) // num_images)][:num_images]
@@ -137,17 +139,3 @@ def _heads(generator: torch.Generator) -> bool:
 
 def _one_of(values: Sequence[int], generator: torch.Generator) -> int:
     return values[int(torch.randint(0, len(values), (), generator=generator))]
-
-
-def _generate(folder: Path, num_images: int) -> list[Path]:
-    """JPEG files of 640 x 480 pixels with the detail, and so the size in bytes, of common photographs."""
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{index}.jpg" for index in range(num_images)]
-    for path in paths:
-        pixels = np.zeros((480, 640, 3))
-        for cells, strength in ((6, 90), (24, 40), (96, 25), (320, 15)):
-            noise = rng.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
-            smooth = Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)
-            pixels += strength * (np.asarray(smooth) / 127.5 - 1)
-        Image.fromarray((127.5 + pixels).clip(0, 255).astype(np.uint8)).save(path, quality=95)
-    return paths

@@ -26,11 +26,13 @@ Targets = list[dict[str, Tensor]]
 Layers = list[tuple[Tensor, Tensor]]  # logits and boxes of every decoder layer
 
 
-def main(rounds: int) -> None:
+def main(rounds: int) -> list[TransformersRow]:
     """Measure and print the table."""
     from rich.console import Console
 
-    Console().print(table(run(rounds)))
+    rows = run(rounds)
+    Console().print(table(rows))
+    return rows
 
 
 def run(

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 CHANNELS, HEADS, FINER = 256, 8, (1024, 512, 256)
 
 
-def main(rounds: int) -> None:
+def main(rounds: int) -> list[TransformersRow]:
     """Measure and print the table."""
     from rich.console import Console
 
-    Console().print(table(run(rounds)))
+    rows = run(rounds)
+    Console().print(table(rows))
+    return rows
 
 
 def run(

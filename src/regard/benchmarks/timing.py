@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TransformersRow:
@@ -24,23 +26,61 @@ class TransformersRow:
         return self.transformers / self.regard
 
 
-def medians(ways: Sequence[Callable[[int], object]], rounds: int) -> list[float]:
-    """Return the median seconds of CPU time of each way, a function of the number of the round.
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of one way over the rounds: median and quartiles."""
 
-    Every round runs all ways, in reversed order every other time. Round 0 warms caches and is not counted. CPU time is
-    measured, so that other programs matter little.
+    median: float
+    low: float
+    high: float
+
+
+def medians(ways: Sequence[Callable[[int], object]], rounds: int) -> list[float]:
+    """Return the median seconds of CPU time of each way; see `spreads`."""
+    return [spread.median for spread in spreads(ways, rounds)]
+
+
+def spreads(
+    ways: Sequence[Callable[[int], object]], rounds: int, device: torch.device = CPU, threads: int = 1
+) -> list[Spread]:
+    """Return the seconds of each way, a function of the number of the round.
+
+    Every round runs all ways, in reversed order every other time. Round 0 warms caches and is not counted. On the CPU
+    it is CPU time, so that other programs matter little, if torch has one thread, and by the clock if it has more. On a
+    GPU it is the time until the device has done all.
     """
+    clock = time.process_time if threads == 1 else time.perf_counter
+    if device.type != "cpu":
+        clock = _device_clock(device)
     seconds: list[list[float]] = [[] for _ in ways]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         for number in range(rounds + 1):
             turn = list(zip(ways, seconds, strict=True))
             for way, taken in turn if number % 2 else reversed(turn):
-                start = time.process_time()
+                start = clock()
                 way(number)
+                seconds_taken = clock() - start
                 if number:
-                    taken.append(time.process_time() - start)
+                    taken.append(seconds_taken)
     finally:
-        torch.set_num_threads(threads)
-    return [statistics.median(taken) for taken in seconds]
+        torch.set_num_threads(before)
+    return [_spread(taken) for taken in seconds]
+
+
+def _device_clock(device: torch.device) -> Callable[[], float]:
+    """Return a clock that waits until the device has done what it was given."""
+
+    def clock() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+def _spread(taken: Sequence[float]) -> Spread:
+    if len(taken) == 1:
+        return Spread(taken[0], taken[0], taken[0])
+    low, median, high = statistics.quantiles(taken, n=4, method="inclusive")
+    return Spread(median, low, high)

@@ -160,7 +160,7 @@ def predict(
     output: Path | None = None,
     json: Path | None = None,
     options: Annotated[PredictionOptions | None, Parameter(name="*")] = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: str = "auto",
     classes: Path | None = None,
 ) -> None:
@@ -172,7 +172,7 @@ def predict(
             video files, camera:0.
         output: folder for the images and videos with their predictions drawn, or the file for a single one.
         json: file for the results: COCO's format of detections or segments, or the classes of each image.
-        batch_size: images per batch.
+        batch_size: most images of one shape per batch; if not given, small images share one.
         device: auto, cpu, cuda, cuda:0 or mps.
         classes: text file with one class name a line, for weights of other projects, which hold no names.
     """
@@ -304,21 +304,39 @@ def models(pattern: str = "*") -> None:
 
 
 @app.command
-def benchmark(name: str | None = None, *, data: Path | None = None, rounds: int = 10) -> None:
-    """Measure speed against other libraries, in alternating rounds of one process.
+def benchmark(
+    name: str | None = None,
+    *,
+    data: Path | None = None,
+    rounds: int = 10,
+    device: str = "cpu",
+    threads: int = 1,
+    output: Path | None = None,
+) -> None:
+    """Measure speed against other libraries, or the speed of a model of yours, in alternating rounds of one process.
 
     Args:
-        name: attention, distillation, loading, losses, masks or vit; lists what they measure if not given.
-        data: folder of images for `loading`; generated photographs if not given.
+        name: a benchmark; lists what they measure if not given. Or a run, a file of weights, an ONNX file or the name
+            of a model with released weights: its time and memory on this machine.
+        data: folder of images for `loading` and `predict`; generated photographs if not given.
         rounds: number of measurements of each.
+        device: for a model of yours: cpu or cuda. On a GPU, `python -m regard.benchmarks.gpu` compares with others.
+        threads: of torch, for `training`.
+        output: folder for NAME.json, with the machine and every number, and NAME.png; it may exist.
     """
-    from regard.benchmarks import BENCHMARKS, run_benchmark
+    from regard.benchmarks import BENCHMARKS, OWN, run_benchmark
 
     if name is None:
         for known, what in BENCHMARKS.items():
             print(f"{as_typed(f'regard benchmark {known}'):<37}{what}")
+        print(f"{as_typed(OWN):<37}a model of yours, or an ONNX file")
         return
-    run_benchmark(name, data, rounds)
+    folder = Path("runs/benchmark") if output is None else output
+    rows = run_benchmark(name, data, rounds, device, folder, threads)
+    if output is not None:
+        from regard.benchmarks.result_files import write_results
+
+        write_results(Path(name).stem, rows, " ".join(["regard", *sys.argv[1:]]), output)
 
 
 @distill_app.command

@@ -5,7 +5,9 @@ Boxes are xyxy in pixels of the given image. Inputs are not changed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -183,13 +185,42 @@ def save_picture(picture: Image.Image, path: str | Path, *, software: str | None
         ConfigError: no picture format has this suffix.
         MachineError: the file cannot be written.
     """
+    write_picture(encode_picture(picture, path, software=software), path)
+
+
+def encode_picture(picture: Image.Image, path: str | Path, *, software: str | None = None) -> bytes:
+    """Return the content of a picture file; arguments and errors as for `save_picture`, which writes it to `path`."""
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    content = io.BytesIO()
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=90, exif=_exif(software))
+        if kind is None:
+            raise ValueError
+        picture.save(content, kind, quality=90, exif=_exif(software))
     except ValueError as error:
         raise ConfigError("no picture format has this suffix", where=path, remedy="use .png or .jpg") from error
     except OSError as error:
         raise MachineError(f"the picture cannot be written: {error.strerror or error}", where=path) from error
+    return content.getvalue()
+
+
+def write_picture(content: bytes, path: str | Path) -> None:
+    """Write what `encode_picture` returned. A new file that cannot be written to its end is removed.
+
+    Raises:
+        MachineError: the file cannot be written.
+    """
+    target = Path(path)
+    is_new = not target.exists()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    except BaseException as error:
+        if is_new:
+            with contextlib.suppress(OSError):
+                target.unlink()
+        if isinstance(error, OSError):
+            raise MachineError(f"the picture cannot be written: {error.strerror or error}", where=path) from error
+        raise
 
 
 def _exif(software: str | None) -> Image.Exif | bytes:
@@ -264,7 +295,7 @@ def rgb_copy(image: Tensor | Image.Image) -> Image.Image:
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             found = f"{tuple(image.shape)} {image.dtype}"
             raise DataError(f"a picture is drawn on a (3, H, W) uint8 tensor, not on {found}", code="I31")
-        return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).copy()
+        return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())  # RGB is copied
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 

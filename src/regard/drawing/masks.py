@@ -40,14 +40,15 @@ def draw_segments(
         scores: S numbers 0..1, written after the names.
     """
     picture, factor = canvas(image)
-    whole = np.repeat(np.repeat(ids.cpu().numpy(), factor, axis=0), factor, axis=1)
+    whole = ids.cpu().numpy().astype(np.min_scalar_type(len(labels)))  # passes over 8 times fewer bytes than of int64
+    if factor > 1:
+        whole = np.repeat(np.repeat(whole, factor, axis=0), factor, axis=1)
     shaded = _shaded(colors)
-    paint = np.array([(0, 0, 0), *shaded], dtype=np.float32)[whole]
-    share = np.where(whole > 0, SHARE, 0.0)[..., None]
-    pixels = np.asarray(picture, dtype=np.float32) * (1 - share) + paint * share
-    line = max(1, round(min(picture.size) / 400))
-    pixels[_borders(whole, line)] = 255
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    paint = Image.fromarray(np.array([(0, 0, 0), *shaded], dtype=np.uint8)[whole])
+    painted = Image.blend(picture, paint, SHARE)
+    painted.paste(picture, mask=_as_mask(whole == 0))
+    painted.paste((255, 255, 255), mask=_as_mask(_borders(whole, max(1, round(min(picture.size) / 400)))))
+    picture = painted
     endings = [""] * len(labels) if scores is None else [f" {score:.2f}" for score in scores]
     _name(picture, whole, [(name, ending) for name, ending in zip(labels, endings, strict=True)], shaded)
     return picture
@@ -56,13 +57,26 @@ def draw_segments(
 def draw_masks(image: Tensor | Image.Image, masks: Tensor, colors: Sequence[Color]) -> Image.Image:
     """Draw masks (N, H, W) bool on a copy of `image`, of the same size; the first is on top."""
     picture = rgb_copy(image)
-    pixels = np.asarray(picture, dtype=np.float32).copy()
     whole = masks.cpu().numpy()
     line = max(1, round(min(picture.size) / 400))
     for mask, color in reversed(list(zip(whole, colors, strict=True))):
-        pixels[mask] = pixels[mask] * (1 - SHARE) + np.array(color, dtype=np.float32) * SHARE
-        pixels[_borders(mask.astype(np.int8), line)] = color
-    return Image.fromarray(pixels.round().astype(np.uint8))
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        if not len(rows):
+            continue
+        # The part with the mask and its border: most masks are much smaller than their picture.
+        top, left = max(0, rows[0] - line), max(0, columns[0] - line)
+        part = mask[top : rows[-1] + 1 + line, left : columns[-1] + 1 + line]
+        place = (int(left), int(top), int(left) + part.shape[1], int(top) + part.shape[0])
+        below = picture.crop(place)
+        painted = Image.blend(below, Image.new("RGB", below.size, color), SHARE)
+        picture.paste(painted, place, _as_mask(part))
+        picture.paste(color, place, _as_mask(_borders(part, line)))
+    return picture
+
+
+def _as_mask(inside: np.ndarray) -> Image.Image:
+    """Return a bool array (H, W) as a mask for Pillow."""
+    return Image.fromarray(inside.astype(np.uint8) * np.uint8(255))
 
 
 def _shaded(colors: Sequence[Color]) -> list[Color]:
@@ -90,7 +104,7 @@ def _borders(ids: np.ndarray, line: int) -> np.ndarray:
 def _name(picture: Image.Image, ids: np.ndarray, texts: Sequence[tuple[str, str]], colors: Sequence[Color]) -> None:
     size = min(max(12, round(min(picture.size) / 36)), max(12, picture.width // 12))
     areas = np.bincount(ids.ravel(), minlength=len(texts) + 1)[1:]
-    found = ((number, _middle(ids == number + 1)) for number in np.argsort(-areas, kind="stable").tolist())
+    found = ((number, _middle(ids, number + 1)) for number in np.argsort(-areas, kind="stable").tolist())
     middles = {number: middle for number, middle in found if middle is not None}
     tags = _tags(middles, areas, texts, colors, size, picture.size)
     while size > MIN_TEXT and _hides_much(tags.values(), ids, areas):
@@ -138,7 +152,7 @@ def _hides_much(tags: Collection[Tag], ids: np.ndarray, areas: np.ndarray) -> bo
     return len(shares) >= CROWD and float(shares.mean()) > MAX_HIDDEN
 
 
-def _middle(mask: np.ndarray) -> tuple[int, int] | None:
+def _middle(ids: np.ndarray, segment: int) -> tuple[int, int] | None:
     """Return (x, y) of the pixel farthest from the border of a segment; None for a segment without pixels."""
     try:
         from scipy.ndimage import distance_transform_edt
@@ -146,10 +160,10 @@ def _middle(mask: np.ndarray) -> tuple[int, int] | None:
         remedy = install_command("scipy")
         raise MachineError("drawing segments needs scipy", remedy=remedy) from error
 
-    step = max(1, max(mask.shape) // COARSE)
-    coarse = mask[::step, ::step]
+    step = max(1, max(ids.shape) // COARSE)
+    coarse = ids[::step, ::step] == segment
     if not coarse.any():
-        rows, columns = np.nonzero(mask)
+        rows, columns = np.nonzero(ids == segment)
         return (int(columns[0]), int(rows[0])) if len(rows) else None
     depth = distance_transform_edt(np.pad(coarse, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)

@@ -36,7 +36,8 @@ from regard.models.evaluation_mode import evaluation_mode
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import default_threshold, predict_each
+from regard.prediction.predict import predict_each
+from regard.prediction.thresholds import default_threshold
 from regard.results.classification import Classification
 from regard.results.result import Rejected
 from regard.structures.categories import ModelCard

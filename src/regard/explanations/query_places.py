@@ -19,7 +19,7 @@ from regard.errors import ConfigError
 from regard.metrics.summary import two_digits
 from regard.models.build import QueryDetector
 from regard.models.evaluation_mode import evaluation_mode
-from regard.prediction.predict import default_threshold
+from regard.prediction.thresholds import default_threshold
 from regard.results.postprocess import score_queries
 from regard.structures.image_batch import ImageBatch
 from regard.weights.load import load_on

@@ -68,6 +68,12 @@ def check_batches(model: Model, images: Sequence[Tensor]) -> list[ImageBatch]:
     return batches
 
 
+def example_batch(model: Model, count: int) -> ImageBatch:
+    """Return a normalised batch of drawn images, all of the size that the model is made for; of detectors 4 : 3."""
+    size = _sizes(model)[0]
+    return ImageBatch.from_images([resize_image(image, size) for image in generated_images(count)]).normalized()
+
+
 def _sizes(model: Model) -> list[tuple[int, int]]:
     """Return heights and widths to check: the model's own first."""
     side = model.card.short_side

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from regard.data.coco.panoptic_writer import PanopticWriter
-from regard.data.coco.tables import ImageRecord
+import torch
+
 from regard.data.sources import camera_number, expand, is_video, source_name
 from regard.data.videos import DRAWN_BY
-from regard.drawing.boxes import save_picture
+from regard.drawing.boxes import encode_picture, write_picture
 from regard.errors import ConfigError, DataError, counted, escape
 from regard.models.build import Model
-from regard.prediction.earlier_results import DESCRIPTION, is_drawn, is_result, png_names, result_text
+from regard.models.evaluation_mode import evaluation_mode
+from regard.prediction.earlier_results import is_drawn, is_result
+from regard.prediction.lanes import Planned, in_batches, in_lanes, lane_count, planned
 from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import (
-    Prediction,
-    check_options,
-    draw,
-    makes_segments,
-    predict_each,
-    threshold_notes,
-)
+from regard.prediction.predict import Prediction, ReadyModel, check_options, draw, make_ready
+from regard.prediction.progress import progress_bar
+from regard.prediction.thresholds import makes_segments, threshold_notes
 from regard.prediction.videos import predict_video
+from regard.prediction.writers import Rows, Segments
 from regard.results.classification import Classification
-from regard.results.detections import Detections
-from regard.results.segmentation import Segmentation
-from regard.safe_files import FILE_SUFFIXES, first_free, is_used, make_writable, replace_text
-from regard.weights.load import load_on
+from regard.safe_files import FILE_SUFFIXES, first_free, make_writable
 
 
 def predict_files(
@@ -44,7 +39,7 @@ def predict_files(
     output: Path | None = None,
     json_file: Path | None = None,
     options: PredictionOptions | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     device: str = "auto",
 ) -> Iterator[str]:
     """Predict for images and videos; yield a line of text for each image and frame.
@@ -62,6 +57,7 @@ def predict_files(
             Segments are in COCO's panoptic format with a folder of PNG files next to the file; their `file_name` is
             relative to the folder that holds all images.
         options: which predictions to keep.
+        batch_size: most images of a batch, which have one shape as the model sees them; None for as many as are fast.
 
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), is one file for several
@@ -77,17 +73,18 @@ def predict_files(
     names = picture_names(files)
     pictures = {} if output is None else _pictures(names, output)
     _check_targets(files, list(pictures.values()), json_file)
-    net, _ = load_on(model, device)
-    writer = None if json_file is None else _writer(json_file, net, files, names, options.top)
+    ready = make_ready(model, options, device=device, keep_pixels=bool(pictures))
+    writer = None if json_file is None else _writer(json_file, ready.net, files, names, options.top)
     for folder in {target.parent: None for target in (*pictures.values(), *([json_file] if json_file else []))}:
         make_writable(folder)
     unreadable: list[DataError] = []
-    job = _Job(net, options, batch_size, pictures, writer, unreadable)
+    alone: AbstractContextManager[Any] = nullcontext() if ready.device.type == "cpu" else Lock()
+    job = _Job(ready, batch_size, pictures, writer, unreadable, alone)
     lines = itertools.chain(job.images(images), job.videos(videos, first=len(images) + 1))
     try:
-        yield from _after(threshold_notes(net) if options.threshold is None else [], lines)
+        yield from _after(threshold_notes(ready.net) if options.threshold is None else [], lines)
     except KeyboardInterrupt:  # the way to end a camera
-        if videos and isinstance(writer, _Rows):
+        if videos and isinstance(writer, Rows):
             writer.close()
         raise
     if writer is not None:
@@ -105,57 +102,94 @@ def _after(notes: Sequence[str], lines: Iterator[str]) -> Iterator[str]:
 
 def _writer(
     path: Path, net: Model, files: Sequence[str | Path], names: Mapping[str | Path, str], top: int
-) -> _Rows | _Segments:
+) -> Rows | Segments:
     if not makes_segments(net):
-        return _Rows(path, top)
+        return Rows(path, top)
     video = next((file for file in files if is_video(file)), None)
     if video is not None:
         raise ConfigError("segments of videos have no JSON", where=video, remedy="leave --json out", code="C09")
-    return _Segments(path, net, files, names)
+    return Segments(path, net, files, names)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What comes of an image: a line, a picture file and what its writer takes; or the error why it cannot be read."""
+
+    line: str = ""
+    picture: bytes | None = None
+    encoded: Any = None
+    error: DataError | None = None
 
 
 @dataclass(frozen=True)
 class _Job:
     """The steps of `predict_files` after its checks."""
 
-    net: Model
-    options: PredictionOptions
-    batch_size: int
+    ready: ReadyModel
+    batch_size: int | None
     pictures: dict[str | Path, Path]
-    writer: _Rows | _Segments | None
+    writer: Rows | Segments | None
     unreadable: list[DataError]
+    at_the_device: AbstractContextManager[Any]  # lanes wait for each other here, unless they compute on cores
 
     def images(self, files: Sequence[str | Path]) -> Iterator[str]:
         """Predict for images; yield a line for each."""
-        numbers = {str(file): (number, file) for number, file in enumerate(files, start=1)}
-        for result in predict_each(
-            self.net, files, options=self.options, batch_size=self.batch_size,
-            keep_pixels=bool(self.pictures), on_error=self.unreadable.append,
-        ):  # fmt: skip
-            number, file = numbers[result.path or ""]
-            if file in self.pictures:
-                save_picture(draw(result, self.options), self.pictures[file], software=DRAWN_BY)
-            if self.writer is not None:
-                self.writer.add(result, number, file)
-            yield escape(f"{result.path}: {self._summary(result)}")
+        batch_size = 1 if self.ready.takes_views else self.batch_size
+        batches = in_batches(planned(files, self.ready.input_size), batch_size)
+        with evaluation_mode(self.ready.net), progress_bar(len(files)) as advance:
+            results = in_lanes(batches, self._work, lane_count(len(files)))
+            for file, done in zip(files, results, strict=True):
+                advance()
+                if done.error is not None:
+                    self.unreadable.append(done.error)
+                    continue
+                if done.picture is not None:
+                    write_picture(done.picture, self.pictures[file])
+                if self.writer is not None:
+                    self.writer.add(done.encoded)
+                yield done.line
+
+    @torch.no_grad()
+    def _work(self, batch: Sequence[Planned]) -> list[_Done]:
+        """Take a batch from its files to what is written; lanes do so at once."""
+        done: dict[int, _Done] = {}
+        images = {}
+        for image in batch:
+            try:
+                images[image.number] = self.ready.read(image.source)
+            except DataError as error:
+                done[image.number] = _Done(error=error)
+        with self.at_the_device:
+            results = list(self.ready.results(list(images.values()), self.batch_size or 1))
+        sources = {image.number: image.source for image in batch}
+        for number, result in zip(images, results, strict=True):
+            done[number] = self._finish(result, number + 1, sources[number])
+        return [done[image.number] for image in batch]
+
+    def _finish(self, result: Prediction, number: int, file: str | Path) -> _Done:
+        target, options = self.pictures.get(file), self.ready.options
+        drawn = None if target is None else encode_picture(draw(result, options), target, software=DRAWN_BY)
+        encoded = None if self.writer is None else self.writer.encode(result, number, file)
+        return _Done(escape(f"{result.path}: {self._summary(result)}"), drawn, encoded)
 
     def videos(self, files: Sequence[str | Path], first: int) -> Iterator[str]:
         """Predict for videos; yield a line for each frame. `first`: number of the first frame among all images."""
-        number = first
+        number, options = first, self.ready.options
         for file in files:
             drawn = self.pictures.get(file)
             try:
-                for found in predict_video(self.net, file, self.options, batch_size=self.batch_size, drawn=drawn):
-                    if isinstance(self.writer, _Rows):
+                for found in predict_video(self.ready.net, file, options, batch_size=self.batch_size or 1, drawn=drawn):
+                    if isinstance(self.writer, Rows):
                         frame = {"frame": found.number, "seconds": float(found.seconds)}
-                        self.writer.add(replace(found.result, path=str(file)), number, file, frame)
+                        result = replace(found.result, path=str(file))
+                        self.writer.add(self.writer.encode(result, number, file, frame))
                     number += 1
                     yield escape(f"{file} {float(found.seconds):.2f} s: {self._summary(found.result)}")
             except DataError as error:
                 self.unreadable.append(error)
 
     def _summary(self, result: Prediction) -> str:
-        return result.summary(self.options.top) if isinstance(result, Classification) else result.summary()
+        return result.summary(self.ready.options.top) if isinstance(result, Classification) else result.summary()
 
 
 def _report(unreadable: Sequence[DataError], total: int) -> Iterator[str]:
@@ -214,75 +248,6 @@ def _pictures(names: Mapping[str | Path, str], output: Path) -> dict[str | Path,
         remedy = f"name it {output.with_suffix(suffixes[0])}, or name a folder"
         raise ConfigError(what, where=output, remedy=remedy, code="C09")
     return {file: output}
-
-
-class _Rows:
-    """Writes a JSON list: detections in COCO's result format, or the classes of each image.
-
-    If no image could be read, an earlier result stays as it is.
-    """
-
-    def __init__(self, path: Path, top: int) -> None:
-        self.path = path
-        self.top = top
-        self.images = 0
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, result: Prediction, number: int, file: str | Path, frame: dict[str, Any] | None = None) -> None:
-        self.images += 1
-        place = {"file_name": str(file), **(frame or {})}
-        if isinstance(result, Detections):
-            self.rows += [{**row, **place} for row in result.to_coco(number)]
-        elif isinstance(result, Classification):
-            self.rows.append({**place, "classes": result.to_dicts(self.top)})
-
-    def close(self) -> None:
-        if self.images:
-            replace_text(self.path, result_text(self.rows))
-
-
-class _Segments:
-    """Writes a file and a folder of PNG files in COCO's panoptic format.
-
-    The file is written before the first PNG file and lists all PNG files to come, so an interrupted run can be
-    repeated. In the end PNG files of an earlier result that this one lacks are deleted. Other files are not touched,
-    and an earlier result stays as it is until the first new image is ready.
-    """
-
-    def __init__(self, path: Path, net: Model, files: Sequence[str | Path], names: Mapping[str | Path, str]) -> None:
-        self.writer = PanopticWriter(path, DESCRIPTION, categories=net.card.categories)
-        local = [file.parent.resolve() for file in files if isinstance(file, Path)]
-        self.root = Path(os.path.commonpath(local)) if local else None
-        self.earlier = png_names(path)
-        self.png_of = {file: f"{Path(name).stem}.png" for file, name in names.items()}
-        self.planned = set(self.png_of.values())
-        folder = self.writer.folder
-        new = self.planned - self.earlier
-        if is_used(folder) and (not path.exists() or any((folder / name).exists() for name in new)):
-            what = "the folder for the PNG files holds other files"
-            remedy = "name another file, or move them away"
-            raise ConfigError(what, where=folder, remedy=remedy, code="C11")
-
-    def add(self, result: Prediction, number: int, file: str | Path) -> None:
-        assert isinstance(result, Segmentation)
-        if not self.writer.rows:
-            self._announce()
-        file_name = str(file)
-        if isinstance(file, Path) and self.root is not None:
-            file_name = (file.parent.resolve() / file.name).relative_to(self.root).as_posix()
-        self.writer.add(ImageRecord(number, file_name, *result.size), result.segments, self.png_of[file])
-
-    def close(self) -> None:
-        if not self.writer.rows:  # no image could be read
-            return
-        for name in self.earlier - {row["file_name"] for row in self.writer.rows}:
-            (self.writer.folder / name).unlink(missing_ok=True)
-        self.writer.close()  # last: until then the file lists every PNG file that may exist
-
-    def _announce(self) -> None:
-        rows = [{"file_name": name} for name in sorted(self.planned | self.earlier)]
-        content = {**self.writer.info, "images": [], "annotations": rows, "categories": []}
-        replace_text(self.writer.path, json.dumps(content))
 
 
 def _check_targets(files: Sequence[str | Path], pictures: Sequence[Path], json_file: Path | None) -> None:

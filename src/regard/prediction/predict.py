@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeGuard, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from PIL import Image
@@ -23,12 +23,12 @@ from regard.data.transforms.detection import EvaluationResize
 from regard.data.videos import read_frames
 from regard.drawing.boxes import ShowLabels
 from regard.errors import ConfigError, DataError, unknown_name
-from regard.metrics.summary import two_digits
 from regard.models.build import Detector, MaskedDetector, Model, predicts_masks
 from regard.models.classifiers import Classifier
 from regard.models.engine import engine_of
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.options import Precision, PredictionOptions
+from regard.prediction.thresholds import default_threshold, makes_segments
 from regard.prediction.tiles import ViewedBoxes, merge, views_of
 from regard.results.classification import Classification, class_probabilities
 from regard.results.detections import Detections
@@ -42,7 +42,6 @@ from regard.results.postprocess import (
     score_queries,
     segment_method,
     segment_queries,
-    segment_threshold,
 )
 from regard.results.result import Rejected
 from regard.results.segmentation import Segmentation
@@ -53,7 +52,6 @@ from regard.weights.load import load_on
 
 Prediction = Detections | Segmentation | Classification
 MIN_TILE = 16  # pixels
-LOW, POOR = 0.1, 0.5  # threshold and measure, 0..1, below which a run's best results have many wrong ones
 
 
 def predict(
@@ -139,23 +137,80 @@ def predict_each(
     """
     options = options or PredictionOptions()
     check_options(options, batch_size)
+    ready = make_ready(model, options, device=device, keep_pixels=keep_pixels, allow_urls=allow_urls)
+    waiting = iter(sources)
+    with evaluation_mode(ready.net):
+        while batch_of := list(itertools.islice(waiting, batch_size)):
+            images = []
+            for source in batch_of:
+                try:
+                    images.append(ready.read(source))
+                except DataError as error:
+                    if on_error is None:
+                        raise
+                    on_error(error)
+            yield from ready.results(images, batch_size)
+
+
+def make_ready(
+    model: Model | str | Path, options: PredictionOptions, *, device: str, keep_pixels: bool, allow_urls: bool = True
+) -> ReadyModel:
+    """Return a model on its device, with its engine and its threshold; arguments and errors as for `predict_each`."""
     net, place = load_on(model, device)
     _check_model(net, options)
     # Half precision is that of the model, by autocast around each batch: an engine has one precision throughout.
     net = net if options.precision in ("bf16", "fp16") else engine_of(net)
     minimum = default_threshold(net) if options.threshold is None else options.threshold
-    read = _Reader(net, keep_pixels, options.tile_size is not None or options.flip, allow_urls, on_error)
-    waiting = iter(sources)
-    with evaluation_mode(net):
-        while batch_of := list(itertools.islice(waiting, batch_size)):
-            images = list(read.all(batch_of))
-            if not images:
-                continue
-            if read.needs_pixels:
-                assert isinstance(net, Detector)
-                yield from (_detect_views(net, image, options, minimum, batch_size, place) for image in images)
-                continue
-            yield from _in_order(images, partial(_predict_batch, net, options=options, threshold=minimum, device=place))
+    return ReadyModel(net, place, options, minimum, keep_pixels, allow_urls)
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model that is ready to predict. Threads may share it, inside one `evaluation_mode` of `net`.
+
+    keep_pixels: results hold the pixels of image files too. threshold: minimum score, 0..1.
+    """
+
+    net: Model
+    device: torch.device
+    options: PredictionOptions
+    threshold: float
+    keep_pixels: bool
+    allow_urls: bool
+
+    @property
+    def takes_views(self) -> bool:
+        """Whether the model looks at several parts of an image, such as tiles."""
+        return self.options.tile_size is not None or self.options.flip
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) at which the model sees an image of `size`, in pixels."""
+        if isinstance(self.net, Detector):
+            return EvaluationResize(self.net.card.short_side, self.net.card.max_size).size_of(*size)
+        return self.net.card.short_side, self.net.card.short_side
+
+    def read(self, source: Any) -> _Input:
+        """Decode and resize an image. Raises DataError if it cannot be read."""
+        pixels = read_source(source, allow_urls=self.allow_urls)
+        again = isinstance(source, (str, Path)) and not is_streamed(source)
+        return _Input(
+            path=str(source) if isinstance(source, (str, Path)) else None,
+            size=(pixels.shape[-2], pixels.shape[-1]),
+            resized=_resized(self.net, pixels),
+            kept=pixels if self.keep_pixels or not again else None,
+            pixels=pixels if self.takes_views else None,
+        )
+
+    def results(self, images: Sequence[_Input], batch_size: int) -> Iterator[Prediction]:
+        """Yield a result for each image, in order. batch_size: views of an image per forward pass."""
+        if self.takes_views:
+            net = self.net
+            assert isinstance(net, Detector)
+            for image in images:
+                yield _detect_views(net, image, self.options, self.threshold, batch_size, self.device)
+            return
+        some = partial(_predict_batch, self.net, options=self.options, threshold=self.threshold, device=self.device)
+        yield from _in_order(images, some)
 
 
 def _in_order(
@@ -195,36 +250,6 @@ class _Input(NamedTuple):
     resized: Tensor
     kept: Tensor | None
     pixels: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Decodes and resizes images, each once; skips those that cannot be read if `on_error` takes their error."""
-
-    net: Model
-    keep_pixels: bool
-    needs_pixels: bool
-    allow_urls: bool
-    on_error: Callable[[DataError], None] | None
-
-    def all(self, sources: Sequence[Any]) -> Iterator[_Input]:
-        for source in sources:
-            try:
-                pixels = read_source(source, allow_urls=self.allow_urls)
-            except DataError as error:
-                if self.on_error is None:
-                    raise
-                self.on_error(error)
-                continue
-            path = str(source) if isinstance(source, (str, Path)) else None
-            again = isinstance(source, (str, Path)) and not is_streamed(source)
-            yield _Input(
-                path=path,
-                size=(pixels.shape[-2], pixels.shape[-1]),
-                resized=_resized(self.net, pixels),
-                kept=pixels if self.keep_pixels or not again else None,
-                pixels=pixels if self.needs_pixels else None,
-            )
 
 
 def _resized(net: Model, pixels: Tensor) -> Tensor:
@@ -347,37 +372,7 @@ def draw(result: Prediction, options: PredictionOptions) -> Image.Image:
     return result.plot(labels=options.labels) if isinstance(result, Detections) else result.plot()
 
 
-def makes_segments(net: Model) -> TypeGuard[MaskedDetector]:
-    """Return whether predictions of a model are segments: a detector with masks, trained on panoptic annotations."""
-    return predicts_masks(net) and net.card.panoptic
-
-
-def default_threshold(net: Model) -> float:
-    """Return the minimum score, 0..1, of what `predict` reports if it is given no threshold."""
-    if makes_segments(net):
-        return segment_threshold(softmax=not net.config.sigmoid, of_run=net.card.threshold)
-    return 0.5 if net.card.threshold is None else net.card.threshold
-
-
-def threshold_notes(net: Model) -> list[str]:
-    """Return which minimum score `predict` takes if it is given none, and why; and a warning if it is very low.
-
-    Empty for a classifier.
-    """
-    if not isinstance(net, Detector):
-        return []
-    shown, measure = two_digits(default_threshold(net)), net.card.threshold_measure
-    if net.card.threshold is None:
-        return [f"threshold {shown}, the default; --threshold sets another"]
-    best = "the best" if measure is None else f"the best {measure[0]} ({two_digits(measure[1])})"
-    notes = [f"threshold {shown}, {best} on the run's validation images; --threshold sets another"]
-    if net.card.threshold < LOW and (measure is None or measure[1] < POOR):
-        what = f"so low a threshold as {shown} is usual after few training steps"
-        notes.append(f"warning: {what}: many results may be wrong. Train longer, or set --threshold")
-    return notes
-
-
-def check_options(options: PredictionOptions, batch_size: int) -> None:
+def check_options(options: PredictionOptions, batch_size: int | None) -> None:
     """Check the options of `predict`.
 
     Raises:

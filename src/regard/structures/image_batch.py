@@ -71,7 +71,7 @@ class ImageBatch:
         if self.pixels.is_floating_point():
             return self
         shift, scale = upload(torch.tensor((IMAGENET_MEAN, IMAGENET_STD)) * 255, self.pixels.device)[..., None, None]
-        pixels = (self.pixels - shift) / scale
+        pixels = (self.pixels - shift).div_(scale)  # in place: new memory costs more than the division
         mask = self.padding_mask()
         if mask is not None:
             pixels.masked_fill_(mask[:, None], 0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.categories import note_unused
 from regard.data.coco.columns import OutlineColumns
 from regard.data.coco.document import Rows, array_of, column, outline_columns, outlines, read_document
 from regard.data.coco.objects import MAX_COORDINATE, ObjectTable, check_objects
@@ -27,7 +28,6 @@ from regard.data.coco.tables import (
     image_rows,
     in_table,
     index_of,
-    note_unused,
     read_categories,
     read_images,
     read_tables,

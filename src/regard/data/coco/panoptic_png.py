@@ -93,7 +93,7 @@ def boxes_of(ids: NDArray[Any], count: int) -> NDArray[np.float32]:
 
 def rgb_of(ids: NDArray[Any]) -> NDArray[np.uint8]:
     """Convert ids (H, W) 0..2**24 - 1 to pixels (H, W, 3)."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+    return ids.astype("<u4").view(np.uint8).reshape(*ids.shape, 4)[..., :3]  # the bytes of the numbers
 
 
 def ids_of(rgb: NDArray[np.uint8]) -> NDArray[np.int32]:

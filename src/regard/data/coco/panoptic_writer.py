@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -46,21 +47,16 @@ class PanopticWriter:
         self.categories = () if categories is None else tuple(categories)
 
     def add(self, image: ImageRecord, segments: PanopticSegments, name: str) -> None:
-        """Write the PNG file `name` of an image.
+        """Write the PNG file `name` of an image. Raises ConfigError as `encode_segments` does."""
+        self.write(encode_segments(image, segments, name))
 
-        Raises:
-            ConfigError: another size than the image's, or a segment without pixels, which the format does not have.
-        """
-        if segments.size != (image.height, image.width):
-            height, width = segments.size
-            what = f"segments of {width}x{height} for an image of {image.width}x{image.height} pixels"
-            raise ConfigError(what, where=image.file_name)
-        info = segment_rows(segments, image.file_name)
+    def write(self, encoded: EncodedSegments) -> None:
+        """Write the PNG file of an image whose segments are encoded already."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rgb_of(segments.ids.numpy())).save(self.folder / name)
-        self.images.append(image)
-        self.rows.append({"image_id": image.id, "file_name": name, "segments_info": info})
-        self.categories = segments.categories
+        (self.folder / encoded.row["file_name"]).write_bytes(encoded.png)
+        self.images.append(encoded.image)
+        self.rows.append(encoded.row)
+        self.categories = encoded.categories
 
     def close(self) -> None:
         """Write the JSON file."""
@@ -68,6 +64,31 @@ class PanopticWriter:
         content = {**self.info, **rows, "categories": category_rows(self.categories)}
         self.folder.mkdir(parents=True, exist_ok=True)  # Without any image it is empty.
         replace_text(self.path, json.dumps(content, separators=(",", ":")))
+
+
+class EncodedSegments(NamedTuple):
+    """The segments of an image in COCO's format. row: of the JSON file. png: of the PNG file that it names."""
+
+    image: ImageRecord
+    row: dict[str, Any]
+    png: bytes
+    categories: tuple[Category, ...]
+
+
+def encode_segments(image: ImageRecord, segments: PanopticSegments, name: str) -> EncodedSegments:
+    """Encode the segments of an image for a PNG file `name`.
+
+    Raises:
+        ConfigError: another size than the image's, or a segment without pixels, which the format does not have.
+    """
+    if segments.size != (image.height, image.width):
+        height, width = segments.size
+        what = f"segments of {width}x{height} for an image of {image.width}x{image.height} pixels"
+        raise ConfigError(what, where=image.file_name)
+    row = {"image_id": image.id, "file_name": name, "segments_info": segment_rows(segments, image.file_name)}
+    png = io.BytesIO()
+    Image.fromarray(rgb_of(segments.ids.numpy())).save(png, "PNG")
+    return EncodedSegments(image, row, png.getvalue(), tuple(segments.categories))
 
 
 def png_names(images: Sequence[ImageRecord]) -> list[str]:
