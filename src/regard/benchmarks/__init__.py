@@ -13,6 +13,7 @@ from regard.weights.source import check_source
 BENCHMARKS = {
     "attention": "all attention mechanisms on maps of four sizes",
     "cost": "time and memory as images, batches and queries grow",
+    "data": "opening large data: COCO files, class folders",
     "detr": "inference of DETR-R50: model, engines, transformers",
     "distillation": "training with stored answers of a teacher next to a live one",
     "export": "models, their engines and their exported files",
@@ -51,6 +52,10 @@ def run_benchmark(
         from regard.benchmarks.cost import main as measure_cost
 
         return measure_cost(rounds, output / "cost.png")
+    if name == "data":
+        from regard.benchmarks.data import main as compare_opening
+
+        return compare_opening(rounds)
     if name == "detr":
         from regard.benchmarks.detr import main as compare_detr
 
