@@ -2,7 +2,7 @@
 
 import { classColour, css, inkOn } from "./colours.js";
 import { paintMap } from "./maps.js";
-import { paintMask } from "./masks.js";
+import { middleOf, paintMask } from "./masks.js";
 
 const FONT = "system-ui, sans-serif";
 
@@ -28,6 +28,9 @@ export function draw(context, scene, width, height) {
     }
   }
   if (scene.map && scene.chosen?.mask) outline(context, scene.chosen, width, height);
+  for (const row of scene.rows) {
+    if (row.mask && !row.box) drawSegmentName(context, row, width, height, scene.chosen && scene.chosen !== row);
+  }
   // The chosen box last: no other may cover it.
   const boxes = scene.rows.filter((row) => row.box && row !== scene.chosen);
   if (scene.chosen?.box) boxes.push(scene.chosen);
@@ -82,14 +85,27 @@ function drawBox(context, row, scale, width, someChosen, isChosen) {
     context.strokeStyle = css(colour);
     context.strokeRect(x0 - 2, y0 - 2, x1 - x0 + 4, y1 - y0 + 4);
   }
+  drawName(context, row, x0 - 1, y0 > 18 ? y0 - 18 : Math.max(0, y0), width);
+  context.globalAlpha = 1;
+}
+
+/** Write the name of a row on its colour, from a place on, moved so that it ends within the width. */
+function drawName(context, row, x, y, width) {
+  const colour = classColour(row.colour);
   context.font = `600 12px ${FONT}`;
-  const wide = context.measureText(row.text).width + 10, left = Math.min(Math.max(0, x0 - 1), Math.max(0, width - wide));
-  const top = y0 > 18 ? y0 - 18 : Math.max(0, y0);
+  const wide = context.measureText(row.text).width + 10, left = Math.min(Math.max(0, x), Math.max(0, width - wide));
   context.fillStyle = css(colour);
-  context.fillRect(left, top, wide, 18);
+  context.fillRect(left, y, wide, 18);
   context.fillStyle = inkOn(colour);
   context.textBaseline = "middle";
-  context.fillText(row.text, left + 5, top + 9.5);
+  context.fillText(row.text, left + 5, y + 9.5);
+}
+
+/** Write the name of a segment on it. */
+function drawSegmentName(context, row, width, height, isQuiet) {
+  const [x, y] = row.middle ??= middleOf(row.mask);
+  context.globalAlpha = isQuiet ? 0.35 : 1;
+  drawName(context, row, x * width - 20, Math.min(Math.max(0, y * height - 9), height - 18), width);
   context.globalAlpha = 1;
 }
 

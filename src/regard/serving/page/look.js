@@ -231,6 +231,7 @@ export class Look {
   }
 
   showThumbs(maps, chosen) {
+    this.thumbs.classList.toggle("named", this.view.isExplained === true);
     if (this.thumbs.children.length !== maps.length) {
       this.thumbs.replaceChildren(...maps.map((_, i) => this.thumb(i)));
     }

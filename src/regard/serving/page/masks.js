@@ -52,6 +52,22 @@ export function isInside(mask, x, y) {
   return column >= 0 && row >= 0 && column < mask.width && row < mask.height && mask.inside[row * mask.width + column] === 1;
 }
 
+/** Return the place inside of a mask that is nearest to its middle, as fractions of the image. */
+export function middleOf({ width, height, inside }) {
+  let count = 0, sumX = 0, sumY = 0;
+  inside.forEach((value, i) => {
+    count += value;
+    sumX += value * (i % width);
+    sumY += value * Math.floor(i / width);
+  });
+  let best = 0, least = Infinity;
+  inside.forEach((value, i) => {
+    const far = (i % width - sumX / count) ** 2 + (Math.floor(i / width) - sumY / count) ** 2;
+    if (value && far < least) [best, least] = [i, far];
+  });
+  return [(best % width + 0.5) / width, (Math.floor(best / width) + 0.5) / height];
+}
+
 /** Return a canvas with a mask in a colour [red, green, blue], its edge opaque. */
 export function paintMask({ width, height, inside }, [red, green, blue]) {
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
