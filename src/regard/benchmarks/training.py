@@ -24,6 +24,7 @@ from regard.benchmarks.detr import from_transformers, transformers_detr
 from regard.benchmarks.memory import peak_memory
 from regard.benchmarks.timing import Spread, spreads
 from regard.benchmarks.vit import timm_model
+from regard.errors import counted
 from regard.losses import SetCriterion
 from regard.models.build import create
 from regard.models.catalog import preset
@@ -98,18 +99,19 @@ def run(
 
 
 def table(rows: Sequence[TrainingRow]) -> Table:
-    """Return a table of the rows."""
+    """Return a table of the rows, with the quartiles of the seconds in a second line."""
     from rich.table import Table
 
-    result = Table(title="Seconds of a training step: median (quartiles)", title_justify="left")
-    result.add_column("")
-    for header in ("threads", "peer", "regard", "ratio", "MiB, peer", "MiB, regard", "ratio"):
+    threads = ", ".join(dict.fromkeys(counted(row.threads, "thread") for row in rows))
+    result = Table(title=f"A training step, {threads}: seconds and MiB", title_justify="left")
+    result.add_column("", overflow="fold")
+    for header in ("peer", "regard", "ratio", "MiB, peer", "regard", "ratio"):
         result.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        seconds = [f"{time.median:.3g} ({time.low:.3g} to {time.high:.3g})" for time in (row.theirs, row.ours)]
+        seconds = [f"{time.median:.3g}\n{time.low:.3g}-{time.high:.3g}" for time in (row.theirs, row.ours)]
         memory = [f"{count / 2**20:.0f}" for count in (row.their_memory, row.our_memory)]
         share = f"{row.our_memory / row.their_memory:.2f}x"
-        result.add_row(f"{row.model}, {row.peer}", str(row.threads), *seconds, f"{row.ratio:.2f}x", *memory, share)
+        result.add_row(f"{row.model}, {row.peer}", *seconds, f"{row.ratio:.2f}x", *memory, share)
     return result
 
 
