@@ -26,7 +26,7 @@ import image_corpus as corpus
 import image_files as files
 from refusals import refused
 from regard.data import images
-from regard.data.image_folders import list_images
+from regard.data.image_folders import are_safe, is_unsafe, list_images
 from regard.data.images import decode_image, image_size, read_image, to_image
 from regard.errors import DataError, ImageError
 
@@ -378,12 +378,22 @@ def test_max_pixels_holds_for_every_source() -> None:
             decode()
 
 
+@pytest.mark.parametrize(
+    "name", ["", "/a.png", "..", "a/../b.png", "..\\a.png", "C:\\a.png", "http://a/b.png", "a\0.png", "\\a.png", "a/.."]
+)
+def test_no_unsafe_name_is_among_safe_ones(name: str) -> None:
+    assert is_unsafe(name)
+    assert not are_safe([name, "a.png"]) and not are_safe(["a.png", name])
+    assert are_safe(["a.png", "b/c d.jpg", "ä"])
+
+
 def test_list_images(tmp_path: Path, deadline: None) -> None:
     for name in (
         "b.JPG",
         "a.png",
         "sub/c.tif",
         "sub/deep/d.webp",
+        "sub deep/e.png",
         "x.jpg/inside.gif",
         "Case.png",
         "case.png",

@@ -24,6 +24,7 @@ from torchvision.datasets import ImageFolder
 from regard.benchmarks.memory import measured
 from regard.data.class_images.dataset import open_classification
 from regard.data.coco.dataset import open_detection
+from regard.errors import MachineError, install_command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +68,16 @@ def run(
     num_classes: int = NUM_CLASSES,
     num_files: int = NUM_FILES,
 ) -> list[DataRow]:
-    """Measure COCO files with boxes alone and with outlines, and class folders, on generated files without pixels."""
+    """Measure COCO files with boxes alone and with outlines, and class folders, on generated files without pixels.
+
+    Raises:
+        MachineError: pycocotools is missing.
+    """
+    try:
+        import pycocotools.coco  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError as error:
+        what, remedy = "this comparison needs pycocotools", install_command("pycocotools")
+        raise MachineError(what, remedy=remedy) from error
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "coco")
@@ -110,7 +120,7 @@ def _row(data: str, peer: str, theirs: Callable[[], object], ours: Callable[[], 
 
 
 def _open_theirs(file: Path) -> object:
-    from pycocotools.coco import COCO  # type: ignore[import-untyped]
+    from pycocotools.coco import COCO
 
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(str(file))

@@ -64,7 +64,7 @@ def image_names(folder: Path) -> list[str]:
                 seen.add((status.st_dev, status.st_ino))
                 for entry in entries:
                     name = entry.name
-                    if name.startswith("."):
+                    if name[0] == ".":
                         continue
                     is_file = entry.is_file(follow_symlinks=False)
                     if not is_file and is_folder(entry):

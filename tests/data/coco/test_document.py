@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from regard.data.coco import document
-from regard.data.coco.annotations import CocoAnnotations, read_annotations
+from regard.data.coco.annotations import CocoAnnotations, check_tables, read_annotations
 from regard.data.coco.document import Table, column, outlines, read_document
 from regard.data.report import Report
 from regard.errors import DataError
@@ -90,6 +90,62 @@ def test_equals_the_plain_parser(content: dict, style: dict, tmp_path: Path, mon
     monkeypatch.setattr(document, "_tables", lambda data: None)
     assert isinstance(read_document(path, Report(path))["annotations"], list)
     same(fast, read_annotations(path))
+
+
+@pytest.mark.parametrize("style", [{}, {"indent": 1}])
+def test_pieces_end_where_rows_do(style: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "_PIECE", 300)
+    content = sample(200)
+    content["images"][3]["flickr_url"] = 'a "}, {"id": 1'  # ends no row, and neither do objects inside rows
+    table = read_document(written(tmp_path, content, **style), Report(tmp_path))
+    assert list(table["annotations"]) == content["annotations"]
+    assert list(table["images"]) == content["images"]
+
+
+def test_rows_with_many_objects_inside_are_read(tmp_path: Path) -> None:
+    content = sample(3)
+    content["annotations"][0] = {"id": 1, **content["annotations"][0], "marks": [{"id": k} for k in range(99)]}
+    path = written(tmp_path, content)
+    assert list(read_document(path, Report(path))["annotations"]) == content["annotations"]
+
+
+def faulty(outlines: dict[int, object]) -> dict:
+    content = sample(300)
+    for row, outline in outlines.items():
+        content["annotations"][row]["segmentation"] = outline
+    return content
+
+
+WHOLE = [[1, 1, 9, 1, 9, 9, 1, 9]]
+
+
+@pytest.mark.parametrize(
+    "outlines",
+    [
+        {4: [[1, 2, 3, 4], *WHOLE, [], [1, 2, 3, 4, 5, 6, 7]], 7: [[]], 8: [], 9: None},
+        {4: [*WHOLE, [1, 2, 3, 4, 9999, 6]], 7: [[1e300, 1, 1e300, 2, 3, 4]]},
+        {4: {"size": [40, 60], "counts": [2400, 1]}, 8: {"size": [60, 40], "counts": [2400]}},
+        {4: {"size": [40, 60], "counts": [-1, 2401]}, 8: {"size": [40, 60], "counts": []}},
+        {4: {"size": [40, 60], "counts": "0PP2"}, 8: {"size": [40, 60], "counts": "\x01"}},
+        {4: {"size": [40, 60]}, 8: {}, 9: 3},
+        {4: [["1", 2, 3, 4, 5, 6]], 8: [[True, 2, 3, 4, 5, 6]], 9: [3]},
+    ],
+)
+def test_wrong_outlines_are_told_as_with_the_plain_parser(
+    outlines: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, faulty(outlines))
+    told = []
+    for _ in range(2):
+        gathered = Report(path, gathers=True)
+        found = check_tables(read_document(path, gathered), [], gathered)
+        try:
+            raised = str(read_annotations(path).report)
+        except DataError as error:
+            raised = str(error)
+        told.append((str(gathered), raised, found.objects.areas.tolist(), found.objects.has_outline.tolist()))
+        monkeypatch.setattr(document, "_tables", lambda data: None)
+    assert told[0] == told[1]
 
 
 def test_rows_are_those_of_the_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class SplitFolders:
     @classmethod
     def find(cls, root: Path) -> SplitFolders | None:
         """Return the layout of a folder, None if it has no split with class folders."""
-        splits = find_splits(lambda name: name if (root / name).is_dir() and class_folders(root / name) else None)
+        splits = find_splits(lambda name: name if (root / name).is_dir() and any(_folders_in(root / name)) else None)
         return cls(root, splits) if splits else None
 
     def class_names(self, split: Split, faults: list[DataError] | None = None) -> tuple[str, ...]:
@@ -99,9 +99,14 @@ class ClassFolders:
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Return the names of the subfolders in natural order, without hidden ones and `__MACOSX`."""
+    return in_natural_order(_folders_in(folder))
+
+
+def _folders_in(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
-        return in_natural_order(entry.name for entry in shown if is_folder(entry))
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.name != "__MACOSX" and is_folder(entry):
+                yield entry.name
 
 
 def split_by_hash(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -82,8 +82,13 @@ def check_segmentations(
             boxes[row], areas[row] = _box_of_runs(counts, height), counts[1::2].sum()
 
     if isinstance(values, OutlineColumns):
-        for row, value in values.run_lengths.items():
-            add_run_lengths(row, value)
+        measured = _measured_runs(values.run_lengths, heights, widths)
+        if measured is None:
+            for row, value in values.run_lengths.items():
+                add_run_lengths(row, value)
+        else:
+            run_lengths = values.run_lengths
+            rows, boxes[rows], areas[rows] = measured
         polygons, empty = _polygons_of(values)
     else:
         polygons, empty = _checked_polygons(values, add_run_lengths, report)
@@ -281,6 +286,44 @@ def _checked_run_lengths(
         report.fail("A39", fault, *place, "counts", remedy="encode the mask again")
         return None
     return {"size": [height, width], "counts": counts}, runs
+
+
+def _measured_runs(
+    run_lengths: dict[int, dict[str, Any]], heights: NDArray[np.int64], widths: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return the rows, boxes (R, 4) and areas (R,) of uncompressed run lengths, all at once.
+
+    Returns None if one is compressed or wrong: then each has to be looked at.
+    """
+    counts = [value["counts"] for value in run_lengths.values()]
+    if not counts or set(map(type, counts)) != {list} or not all(counts):
+        return None
+    rows, lengths = np.array([*run_lengths]), np.array([*map(len, counts)])
+    height, width = heights[rows], widths[rows]
+    stated = [[h, w] for h, w in zip(height.tolist(), width.tolist(), strict=True)]
+    try:
+        runs = np.fromiter(chain.from_iterable(counts), np.int64, int(lengths.sum()))
+    except OverflowError:
+        return None
+    first, owner = np.cumsum(lengths) - lengths, np.repeat(np.arange(len(rows)), lengths)
+    pixels = height * width
+    if [value["size"] for value in run_lengths.values()] != stated or runs.min() < 0 or (runs > pixels[owner]).any():
+        return None
+    if (np.add.reduceat(runs, first) != pixels).any():
+        return None
+    stops = np.cumsum(runs) - (np.cumsum(pixels) - pixels)[owner]
+    is_filled = ((np.arange(len(runs)) - first[owner]) % 2 == 1) & (runs > 0)
+    areas = np.add.reduceat(np.where(is_filled, runs, 0), first).astype(np.float64)
+    boxes = np.zeros((len(rows), 4))
+    present, at = np.unique(owner[is_filled], return_index=True)
+    if present.size:
+        tall, starts, last = height[owner][is_filled], (stops - runs)[is_filled], stops[is_filled] - 1
+        wraps = np.logical_or.reduceat(starts // tall != last // tall, at)  # a run that goes on in the next column
+        boxes[present, 0] = np.minimum.reduceat(starts // tall, at)
+        boxes[present, 1] = np.where(wraps, 0, np.minimum.reduceat(starts % tall, at))
+        boxes[present, 2] = np.maximum.reduceat(last // tall, at) + 1
+        boxes[present, 3] = np.where(wraps, height[present], np.maximum.reduceat(last % tall, at) + 1)
+    return rows, boxes, areas
 
 
 def _box_of_runs(counts: NDArray[np.int64], height: int) -> tuple[float, float, float, float]:
