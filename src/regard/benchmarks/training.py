@@ -24,6 +24,7 @@ from regard.benchmarks.detr import from_transformers, transformers_detr
 from regard.benchmarks.memory import peak_memory
 from regard.benchmarks.timing import Spread, spreads
 from regard.benchmarks.vit import timm_model
+from regard.errors import counted
 from regard.losses import SetCriterion
 from regard.models.build import create
 from regard.models.catalog import preset
@@ -98,18 +99,23 @@ def run(
 
 
 def table(rows: Sequence[TrainingRow]) -> Table:
-    """Return a table of the rows."""
+    """Return a table of the rows, two lines for each."""
     from rich.table import Table
 
-    result = Table(title="Seconds of a training step: median (quartiles)", title_justify="left")
+    threads = " and ".join(sorted({counted(row.threads, "thread") for row in rows}))
+    result = Table(title=f"A training step on {threads}: median (quartiles)", title_justify="left")
     result.add_column("")
-    for header in ("threads", "peer", "regard", "ratio", "MiB, peer", "MiB, regard", "ratio"):
+    for header in ("seconds", "ratio", "MiB", "ratio"):
         result.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        seconds = [f"{time.median:.3g} ({time.low:.3g} to {time.high:.3g})" for time in (row.theirs, row.ours)]
-        memory = [f"{count / 2**20:.0f}" for count in (row.their_memory, row.our_memory)]
-        share = f"{row.our_memory / row.their_memory:.2f}x"
-        result.add_row(f"{row.model}, {row.peer}", str(row.threads), *seconds, f"{row.ratio:.2f}x", *memory, share)
+        result.add_section()
+        memory = f"{row.our_memory / row.their_memory:.2f}x"
+        for name, time, count, ratios in (
+            (f"{row.model}, {row.peer}", row.theirs, row.their_memory, ("", "")),
+            ("regard", row.ours, row.our_memory, (f"{row.ratio:.2f}x", memory)),
+        ):
+            seconds = f"{time.median:.2f} ({time.low:.2f} to {time.high:.2f})"
+            result.add_row(name, seconds, ratios[0], f"{count / 2**20:.0f}", ratios[1])
     return result
 
 
