@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from regard.weights.source import check_source
 BENCHMARKS = {
     "attention": "all attention mechanisms on maps of four sizes",
     "cost": "time and memory as images, batches and queries grow",
+    "data": "opening large data: COCO files, class folders",
     "detr": "inference of DETR-R50: model, engines, transformers",
     "distillation": "training with stored answers of a teacher next to a live one",
     "export": "models, their engines and their exported files",
@@ -43,6 +45,8 @@ def run_benchmark(
     _check(name, data, rounds, device, threads)
     if name not in BENCHMARKS:
         return _own(name, data, rounds, device)
+    if name in ("detr", "losses", "masks"):
+        return list(import_module(f"regard.benchmarks.{name}").main(rounds))
     if name == "attention":
         from regard.benchmarks.attention import main as compare_attention
 
@@ -51,10 +55,10 @@ def run_benchmark(
         from regard.benchmarks.cost import main as measure_cost
 
         return measure_cost(rounds, output / "cost.png")
-    if name == "detr":
-        from regard.benchmarks.detr import main as compare_detr
+    if name == "data":
+        from regard.benchmarks.data import main as compare_opening
 
-        return compare_detr(rounds)
+        return compare_opening(rounds)
     if name == "distillation":
         from regard.benchmarks.distillation import main as compare_distillation
 
@@ -67,14 +71,6 @@ def run_benchmark(
         from regard.benchmarks.loading import main
 
         return main(data, rounds)
-    if name == "losses":
-        from regard.benchmarks.losses import main as compare_losses
-
-        return compare_losses(rounds)
-    if name == "masks":
-        from regard.benchmarks.masks import main as compare_masks
-
-        return compare_masks(rounds)
     if name == "predict":
         from regard.benchmarks.predict import main as measure_predict
 

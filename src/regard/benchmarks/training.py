@@ -99,23 +99,19 @@ def run(
 
 
 def table(rows: Sequence[TrainingRow]) -> Table:
-    """Return a table of the rows, two lines for each."""
+    """Return a table of the rows, with the quartiles of the seconds in a second line."""
     from rich.table import Table
 
-    threads = " and ".join(sorted({counted(row.threads, "thread") for row in rows}))
-    result = Table(title=f"A training step on {threads}: median (quartiles)", title_justify="left")
-    result.add_column("")
-    for header in ("seconds", "ratio", "MiB", "ratio"):
+    threads = ", ".join(dict.fromkeys(counted(row.threads, "thread") for row in rows))
+    result = Table(title=f"A training step, {threads}: seconds and MiB", title_justify="left")
+    result.add_column("", overflow="fold")
+    for header in ("peer", "regard", "ratio", "MiB, peer", "regard", "ratio"):
         result.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        result.add_section()
-        memory = f"{row.our_memory / row.their_memory:.2f}x"
-        for name, time, count, ratios in (
-            (f"{row.model}, {row.peer}", row.theirs, row.their_memory, ("", "")),
-            ("regard", row.ours, row.our_memory, (f"{row.ratio:.2f}x", memory)),
-        ):
-            seconds = f"{time.median:.2f} ({time.low:.2f} to {time.high:.2f})"
-            result.add_row(name, seconds, ratios[0], f"{count / 2**20:.0f}", ratios[1])
+        seconds = [f"{time.median:.3g}\n{time.low:.3g}-{time.high:.3g}" for time in (row.theirs, row.ours)]
+        memory = [f"{count / 2**20:.0f}" for count in (row.their_memory, row.our_memory)]
+        share = f"{row.our_memory / row.their_memory:.2f}x"
+        result.add_row(f"{row.model}, {row.peer}", *seconds, f"{row.ratio:.2f}x", *memory, share)
     return result
 
 

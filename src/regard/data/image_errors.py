@@ -108,13 +108,13 @@ def too_large(size: str, limit: int, code: str, where: str | Path) -> ImageError
     return ImageError(what, where=where, remedy="make the image smaller", code=code)
 
 
-def warn_of_unsupported(files: Iterable[Path], where: Path) -> None:
-    """Warn once about the files of a folder whose suffix names an unsupported image format."""
-    names = [file.name for file in sorted(files) if file.suffix.lower() in _UNSUPPORTED]
-    if names:
-        what = f"{counted(len(names), 'image', verb=IS)} of an unsupported format and skipped, first: {names[0]}"
-        issue = Issue("I32", "warn", what, str(where), len(names), remedy=_CONVERT)
-        warnings.warn(IssueWarning(issue), stacklevel=3)
+def warn_of_unsupported(names: Iterable[str], where: Path) -> None:
+    """Warn once about the files of a folder whose suffix names an unsupported image format. names: with `/`."""
+    files = sorted(Path(name) for name in names if name[name.rfind(".") :].lower() in _UNSUPPORTED)
+    if files:
+        what = f"{counted(len(files), 'image', verb=IS)} of an unsupported format and skipped, first: {files[0].name}"
+        issue = Issue("I32", "warn", what, str(where), len(files), remedy=_CONVERT)
+        warnings.warn(IssueWarning(issue), stacklevel=4)
 
 
 def unreadable(error: Exception, where: str | Path) -> ImageError:

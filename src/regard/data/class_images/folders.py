@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from regard.data.class_images.listing import ImageFiles, LabelledImages, in_natural_order
-from regard.data.image_folders import LOOKED_FOR, SUFFIXES, find_images
+from regard.data.image_folders import LOOKED_FOR, SUFFIXES, image_names, is_folder, suffix_of
 from regard.data.report import listed
 from regard.data.splits import SPLIT_NAMES, Split, find_splits
 from regard.errors import DataError
@@ -87,7 +88,7 @@ class ClassFolders:
         names: list[str] = []
         labels: list[str] = []
         for label in class_folders(self.root):
-            images = list(_images_of(self.root, label, "val" if self.whole else "train", faults))
+            images = _images_of(self.root, label, "val" if self.whole else "train", faults)
             if not self.whole:
                 train, val = split_by_hash(images)
                 images = train if split == "train" else val
@@ -98,8 +99,9 @@ class ClassFolders:
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Return the names of the subfolders in natural order, without hidden ones and `__MACOSX`."""
-    entries = (entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX")
-    return in_natural_order(entry.name for entry in entries if entry.is_dir())
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+        return in_natural_order(entry.name for entry in shown if is_folder(entry))
 
 
 def split_by_hash(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -111,9 +113,9 @@ def split_by_hash(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [name for name in names if name not in val], [name for name in names if name in val]
 
 
-def _images_of(folder: Path, label: str, split: Split, faults: list[DataError] | None) -> Iterator[str]:
-    paths = find_images(folder / label)
-    if not paths and split == "train":  # for validation, a class without images is only reported
+def _images_of(folder: Path, label: str, split: Split, faults: list[DataError] | None) -> list[str]:
+    names = image_names(folder / label)
+    if not names and split == "train":  # for validation, a class without images is only reported
         others = sorted({file.suffix.lower() for file in (folder / label).iterdir() if file.suffix})
         what = "class folder without an image" + (f" (but with {listed(others)} files)" if others else "")
         remedy = f"add images of the class ({LOOKED_FOR})"
@@ -123,10 +125,10 @@ def _images_of(folder: Path, label: str, split: Split, faults: list[DataError] |
         if faults is None:
             raise error
         faults.append(error)
-    for path in paths:
-        yield path.relative_to(folder).as_posix()
+    return [f"{label}/{name}" for name in names]
 
 
 def _has_image(folder: Path) -> bool:
     """Return whether the folder itself has an image; subfolders do not count."""
-    return any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir())
+    with os.scandir(folder) as entries:
+        return any(suffix_of(entry.name) in SUFFIXES for entry in entries)
