@@ -21,8 +21,8 @@ FLOORS = {
     "what joins two parts": {"weights", "recipes", "results", "reports"},
     "a model over images": {"evaluation", "prediction", "distillation"},
     "what a model looks at": {"explanations"},
-    "the verbs": {"runs", "benchmarks", "exporting"},
-    "many verbs as one command": {"studies"},
+    "the verbs": {"runs", "exporting", "serving"},
+    "comparisons of many runs, models and files": {"studies", "benchmarks"},
     "the command line": {"cli"},
     "python -m regard": {"__main__"},
 }
@@ -70,7 +70,7 @@ def test_imports_point_down():
     print(f"\nbefore: {BEFORE}\nnow:    {len(FLOOR_OF)} rooms, {len(found)} arrows, {len(FLOORS)} floors, none up")
     for (floor, rooms), number in zip(FLOORS.items(), range(len(FLOORS)), strict=True):
         print(f"{number}  {floor}: {', '.join(sorted(rooms))}")
-    assert len(FLOOR_OF) <= 25 and len(found) <= 150 and len(FLOORS) <= 10
+    assert len(FLOOR_OF) <= 26 and len(found) <= 161 and len(FLOORS) <= 10
 
 
 def test_every_room_has_a_floor():

@@ -129,6 +129,7 @@ CODES = {
     "T10": "A process that loads images was killed.",
     "T14": "Another process is training in the same folder.",
     "T15": "A tracker of `log_to` is not installed or cannot start.",
+    "T16": "`compile=true` needs a C++ compiler on a CPU.",
 }
 
 

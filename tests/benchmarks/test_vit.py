@@ -25,7 +25,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = pytest.importorskip("timm.models.deit").VisionTransformerDistilled
     c = VIT_PRESETS[NANO]
     sizes = {"embed_dim": c.embed_dim, "depth": c.depth, "num_heads": c.num_heads, "num_classes": c.num_classes}
-    monkeypatch.setattr(vit, "_timm", lambda name: kind(img_size=32, patch_size=4, **sizes))
+    monkeypatch.setattr(vit, "timm_model", lambda name: kind(img_size=32, patch_size=4, **sizes))
 
 
 def test_run_and_table(timm: None) -> None:
@@ -44,7 +44,7 @@ def test_engines(timm: None) -> None:
 
 
 def test_both_heads_get_a_gradient(timm: None) -> None:
-    ours, theirs = create(NANO).train(), vit._timm(NANO).train()
+    ours, theirs = create(NANO).train(), vit.timm_model(NANO).train()
     ours.load_state_dict(theirs.state_dict())
     theirs.set_distilled_training(True)
     images = torch.randn(2, 3, 32, 32)

@@ -14,10 +14,11 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from detr_cases import SMALL, reference_image
 from refusals import refused
 from regard.errors import ConfigError, MachineError
-from regard.models.backbone import FrozenBatchNorm, create_backbone
+from regard.models.backbone import create_backbone
 from regard.models.build import create
 from regard.models.catalog import preset
 from regard.models.detr import DETR
+from regard.models.frozen_norm import FrozenBatchNorm
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD
 from regard.weights.detr import imagenet_weights, load_backbone
 

@@ -40,6 +40,11 @@ def test_automatic_on_cuda(monkeypatch):
     assert orders(move_to_device(create("deit_tiny_patch16_224"), "auto", device)) == {False}
 
 
+def test_automatic_on_a_cpu():
+    assert orders(move_to_device(create("detr_resnet18"), "auto", CPU)) == {True}
+    assert orders(move_to_device(create("detr_resnet18"), "off", CPU)) == {False}
+
+
 def stay(to):
     def moved(module, *places, **options):
         return module if places and isinstance(places[0], torch.device) else to(module, *places, **options)

@@ -165,3 +165,29 @@ def test_the_last_line_of_a_training(tmp_path):
     report = run.folder / "report.html"
     assert run.summary == f"{run.folder}: best checkpoint AP 0.412, AP50 0.600; report: {report}"
     assert "top1 0.900, top5 0.990;" in Run(tmp_path, {"top5": 0.99, "top1": 0.9, "nll": 0.1}).summary
+
+
+def test_profile(data, tmp_path):
+    """A picture and a table of the parts of a step; shares add up to one."""
+    run = regard.train(
+        "detr_tiny", data, recipe="small", epochs=7, output=tmp_path / "run", overrides=(*SMALL, "evaluate_every=7"),
+        quiet=True, profile=True,
+    )  # fmt: skip
+    text = (run.folder / "profile.txt").read_text()
+    for part in ("data", "forward", "matching", "loss", "backward", "optimizer", "the rest"):
+        assert f" {part} " in text
+    shares = [float(line.split("│")[3].strip("% ")) for line in text.splitlines() if line.count("│") == 4]
+    assert len(shares) == 7 and sum(shares) == pytest.approx(100, abs=0.5)
+    assert "aten::" in text and "Operators of one step" in text
+    assert (run.folder / "pictures" / "profile.png").stat().st_size > 0
+
+
+def test_activations_computed_again(data, run, tmp_path):
+    """The same run, as gradients and dropout are the same."""
+    again = regard.train(
+        "detr_tiny", data, recipe="small", epochs=2, output=tmp_path / "run",
+        overrides=(*SMALL, "checkpoint_activations=true"), quiet=True,
+    )  # fmt: skip
+    states = [read_checkpoint(newest_checkpoint(r.folder / "checkpoints")).tensors["model"] for r in (run, again)]
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-6)

@@ -55,7 +55,7 @@ def test_words_are_those_of_published_recipes(name, capsys, tmp_path, monkeypatc
     monkeypatch.setattr("regard.runs.run.run_training", lambda *given: seen.append(given) or Run(Path("run"), {}))
     for words in commands(name):
         run(capsys, "train", *words).worked()
-        settings, _, _, _, given, _ = seen[-1]
+        settings, _, _, _, given, *_ = seen[-1]
         assert given is None, f"the data choose the settings of {words}"
         assert settings.epochs >= 20 and settings.minutes is None
         assert isinstance(settings, DetectorRecipe) == (Path(settings.data).name == "coco")

@@ -20,31 +20,29 @@ BENCHMARKS = {
     "losses": "matching and losses of DETR",
     "masks": "the mask head of DETR",
     "predict": "regard predict over photographs, next to its model alone",
+    "training": "training steps of DETR-R50 and DeiT-S: seconds and memory",
     "vit": "vision transformers, and with merged tokens",
 }
 OWN = "regard benchmark RUN"  # or a file of weights, or an ONNX file
 
 
-def run_benchmark(name: str, data: Path | None, rounds: int, device: str, output: Path) -> Sequence[Any]:
+def run_benchmark(
+    name: str, data: Path | None, rounds: int, device: str, output: Path, threads: int = 1
+) -> Sequence[Any]:
     """Run a benchmark, or measure a model of the user's, print its tables and return its rows.
 
     Args:
         name: a benchmark, or what `regard.load` takes.
         output: folder for pictures that a benchmark draws itself.
+        threads: of torch, for `training`.
 
     Raises:
-        ConfigError: no such benchmark or model (C01), fewer rounds than 1 (C03), or data or a device that it does not
-            take (C09).
+        ConfigError: no such benchmark or model (C01), fewer rounds or threads than 1 (C03), or data, a device or
+            threads that it does not take (C09).
     """
-    if rounds < 1:
-        raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
+    _check(name, data, rounds, device, threads)
     if name not in BENCHMARKS:
         return _own(name, data, rounds, device)
-    if device != "cpu":
-        remedy = "compare on a GPU by: python -m regard.benchmarks.gpu"
-        raise ConfigError(f"{name} is measured on the CPU", where=f"--device {device}", remedy=remedy, code="C09")
-    if data is not None and name not in ("loading", "predict"):
-        raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")
     if name == "attention":
         from regard.benchmarks.attention import main as compare_attention
 
@@ -81,6 +79,10 @@ def run_benchmark(name: str, data: Path | None, rounds: int, device: str, output
         from regard.benchmarks.predict import main as measure_predict
 
         return measure_predict(data, rounds)
+    if name == "training":
+        from regard.benchmarks.training import main as compare_steps
+
+        return compare_steps(rounds, threads)
     from regard.benchmarks.vit import main as compare_vit
 
     return compare_vit(rounds)
@@ -97,3 +99,18 @@ def _own(name: str, data: Path | None, rounds: int, device: str) -> Sequence[Any
     from regard.benchmarks.networks import main
 
     return main(name, rounds, device)
+
+
+def _check(name: str, data: Path | None, rounds: int, device: str, threads: int) -> None:
+    """Check the options of a benchmark, with the errors of `run_benchmark`."""
+    if rounds < 1:
+        raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
+    if threads < 1:
+        raise ConfigError(f"threads={threads}, expected at least 1", code="C03")
+    if threads != 1 and name != "training":
+        raise ConfigError(f"{name} is measured with one thread", remedy="leave --threads out", code="C09")
+    if device != "cpu" and name in BENCHMARKS:
+        remedy = "compare on a GPU by: python -m regard.benchmarks.gpu"
+        raise ConfigError(f"{name} is measured on the CPU", where=f"--device {device}", remedy=remedy, code="C09")
+    if data is not None and name in BENCHMARKS and name not in ("loading", "predict"):
+        raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")

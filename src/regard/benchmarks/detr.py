@@ -103,7 +103,7 @@ def run(rounds: int = 5, *, size: tuple[int, int] = (800, 1066), compiled: bool 
     Raises:
         MachineError: transformers is missing.
     """
-    theirs = _transformers()
+    theirs = transformers_detr()
     plain = create("detr_resnet50").eval().requires_grad_(False)
     assert isinstance(plain, DETR)
     plain.load_state_dict(from_transformers(theirs.state_dict()))
@@ -157,7 +157,12 @@ def _compare(name: str, output: DetectionOutput, expected: Any) -> tuple[float, 
     return error, (output.logits.argmax(-1) == expected.logits.argmax(-1)).float().mean().item()
 
 
-def _transformers() -> Any:
+def transformers_detr() -> Any:
+    """DETR-R50 of transformers in evaluation mode, with random weights of which all boxes and classes depend.
+
+    Raises:
+        MachineError: transformers is missing.
+    """
     try:
         from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
     except ImportError as error:

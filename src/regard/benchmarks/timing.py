@@ -40,17 +40,21 @@ def medians(ways: Sequence[Callable[[int], object]], rounds: int) -> list[float]
     return [spread.median for spread in spreads(ways, rounds)]
 
 
-def spreads(ways: Sequence[Callable[[int], object]], rounds: int, device: torch.device = CPU) -> list[Spread]:
+def spreads(
+    ways: Sequence[Callable[[int], object]], rounds: int, device: torch.device = CPU, threads: int = 1
+) -> list[Spread]:
     """Return the seconds of each way, a function of the number of the round.
 
     Every round runs all ways, in reversed order every other time. Round 0 warms caches and is not counted. On the CPU
-    it is CPU time, so that other programs matter little, and torch has one thread. On a GPU it is the time until the
-    device has done all.
+    it is CPU time, so that other programs matter little, if torch has one thread, and by the clock if it has more. On a
+    GPU it is the time until the device has done all.
     """
-    clock = time.process_time if device.type == "cpu" else _device_clock(device)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    if device.type != "cpu":
+        clock = _device_clock(device)
     seconds: list[list[float]] = [[] for _ in ways]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         for number in range(rounds + 1):
             turn = list(zip(ways, seconds, strict=True))
@@ -61,7 +65,7 @@ def spreads(ways: Sequence[Callable[[int], object]], rounds: int, device: torch.
                 if number:
                     taken.append(seconds_taken)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return [_spread(taken) for taken in seconds]
 
 

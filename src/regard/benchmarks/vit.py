@@ -75,7 +75,7 @@ def run(rounds: int = 7, *, models: Sequence[str] = MODELS, batches: Sequence[in
     """
     rows = []
     for name in models:
-        ours, theirs = create(name), _timm(name)
+        ours, theirs = create(name), timm_model(name)
         assert isinstance(ours, VisionTransformer)
         ours.load_state_dict(theirs.state_dict())
         for size in batches:
@@ -92,7 +92,7 @@ def engines(model: str, rounds: int = 7, *, batches: Sequence[int] = BATCHES, co
     Raises:
         MachineError: timm is missing.
     """
-    plain, theirs = create(model).eval(), _timm(model).eval()
+    plain, theirs = create(model).eval(), timm_model(model).eval()
     assert isinstance(plain, VisionTransformer)
     plain.load_state_dict(theirs.state_dict())
     nets = {"exact": optimize(plain), "bfloat16": optimize(plain, dtype=torch.bfloat16)}
@@ -184,7 +184,8 @@ def _images(model: VisionTransformer, count: int) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def _timm(name: str) -> nn.Module:
+def timm_model(name: str) -> nn.Module:
+    """Return a model of timm with random weights. Raises MachineError if timm is missing."""
     try:
         import timm
     except ImportError as error:

@@ -11,6 +11,7 @@ from cyclopts.exceptions import CycloptsError
 
 from regard.cli import commands as commands
 from regard.cli import data as data
+from regard.cli import serve as serve
 from regard.cli import studies as studies
 from regard.cli.groups import app as app
 from regard.cli.options import check_options, plain_settings

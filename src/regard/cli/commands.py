@@ -310,6 +310,7 @@ def benchmark(
     data: Path | None = None,
     rounds: int = 10,
     device: str = "cpu",
+    threads: int = 1,
     output: Path | None = None,
 ) -> None:
     """Measure speed against other libraries, or the speed of a model of yours, in alternating rounds of one process.
@@ -320,6 +321,7 @@ def benchmark(
         data: folder of images for `loading` and `predict`; generated photographs if not given.
         rounds: number of measurements of each.
         device: for a model of yours: cpu or cuda. On a GPU, `python -m regard.benchmarks.gpu` compares with others.
+        threads: of torch, for `training`.
         output: folder for NAME.json, with the machine and every number, and NAME.png; it may exist.
     """
     from regard.benchmarks import BENCHMARKS, OWN, run_benchmark
@@ -330,7 +332,7 @@ def benchmark(
         print(f"{as_typed(OWN):<37}a model of yours, or an ONNX file")
         return
     folder = Path("runs/benchmark") if output is None else output
-    rows = run_benchmark(name, data, rounds, device, folder)
+    rows = run_benchmark(name, data, rounds, device, folder, threads)
     if output is not None:
         from regard.benchmarks.result_files import write_results
 

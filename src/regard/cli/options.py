@@ -61,6 +61,8 @@ def check_options(words: Sequence[str]) -> None:
         key = word.partition("=")[0]
         option = f"--{key.lstrip('-').replace('_', '-')}"
         plain = key.lstrip("-").replace("-", "_")
+        if name == "serve" and not word.startswith("-") and is_there(word.partition("=")[2]):
+            continue  # a model by name: NAME=PATH
         is_option = key.startswith("--") and option in (*options, *OF_ALL)
         if is_option or plain in settings or not _is_about_an_option(word) or is_there(word):
             continue

@@ -9,7 +9,7 @@ from regard.errors import ConfigError
 COMMANDS = {
     "val": "evaluate", "validate": "evaluate", "test": "evaluate", "eval": "evaluate", "score": "evaluate",
     "detect": "predict", "infer": "predict", "inference": "predict", "segment": "predict", "classify": "predict",
-    "fit": "train", "finetune": "train", "list": "models",
+    "server": "serve", "deploy": "serve", "api": "serve", "fit": "train", "finetune": "train", "list": "models",
 }  # fmt: skip
 
 _FIRST = "name the run or the file first: regard {command} RUN"
@@ -40,6 +40,12 @@ OPTIONS: dict[str, dict[str, str]] = {
         **_CHECKPOINT,
         **dict.fromkeys((*_SIZE, "--dynamic"), "leave it out: the file takes any size"),
         **dict.fromkeys(("--quantize", "--quantise"), "use --int8 --data DIR"),
+    },
+    "serve": {
+        **_CHECKPOINT,
+        **dict.fromkeys(("--bind", "--address", "--ip"), "use --host ADDRESS"),
+        **dict.fromkeys(("--token", "--api-key"), "write it to a file: --token-file FILE"),
+        **dict.fromkeys(("--workers", "--processes"), "start several servers, each with its own --port"),
     },
     "explain": {**_THRESHOLD, **{name: f"{answer} IMAGE" for name, answer in _CHECKPOINT.items()}, **_OUTPUT},
 }

@@ -59,9 +59,7 @@ def explain_augmented(
     """
     check_kind(what, KINDS, card.name, point=point, layer=layer, head=head)
     calls, logits = _calls(net, pixels.clone().requires_grad_())
-    if not calls:
-        remedy = "take one of regard models 'aa_*', or put attention in with regard.augment"
-        raise ConfigError(f"{card.name} has no attention-augmented convolution", remedy=remedy, code="C09")
+    _check_attention(calls, card.name)
     if what == "relevance":
         best = logits[0].argmax()  # of a detector over all anchors and classes
         label = int(best) % logits.shape[-1]
@@ -89,6 +87,29 @@ def explain_augmented(
         mean = weights.mean(0) if head is None else weights[chosen("head", head, len(weights), 0)]
         maps.append(SaliencyMap(mean[row].unflatten(0, grid), call.name, extent, at))
     return maps, 4
+
+
+def cell_attention(net: nn.Module, pixels: Tensor, extent: Box, point: tuple[float, float]) -> list[tuple[str, Tensor]]:
+    """Return name and attention (heads, h, w) of each layer, of the cell at a point; arguments as above.
+
+    Raises:
+        ConfigError: the network has no such layer (C09), or does not see the point (C03).
+    """
+    with torch.no_grad():
+        calls, _ = _calls(net, pixels)
+    _check_attention(calls, getattr(getattr(net, "card", None), "name", "the network"))
+    found = []
+    for call in calls:
+        weights, grid = _weights(call, relative=True)
+        row, _ = _row(point, extent, grid)
+        found.append((call.name, weights[:, row].unflatten(-1, grid).cpu()))
+    return found
+
+
+def _check_attention(calls: list[Call], name: str) -> None:
+    if not calls:
+        remedy = "take one of regard models 'aa_*', or put attention in with regard.augment"
+        raise ConfigError(f"{name} has no attention-augmented convolution", remedy=remedy, code="C09")
 
 
 def _calls(net: nn.Module, pixels: Tensor) -> tuple[list[Call], Tensor]:

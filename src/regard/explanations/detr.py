@@ -22,11 +22,11 @@ from regard.structures.outputs import DetectionOutput
 
 # Kinds of explanation with the options that each uses; all use the threshold.
 KINDS = {
-    "decoder": ("layer", "head"),
-    "heads": ("point", "layer"),
+    "decoder": ("layer", "head", "query"),
+    "heads": ("point", "layer", "query"),
     "encoder": ("point", "layer", "head"),
-    "layers": (),
-    "relevance": (),
+    "layers": ("query",),
+    "relevance": ("query",),
 }
 MAX_DETECTIONS = 12
 COLUMNS = 4  # maps per row of the picture
@@ -72,18 +72,18 @@ def explain_detr(
     Raises:
         ConfigError: no such kind, layer, head or point (C01, C03); the model has no encoder layer (C09).
     """
-    check_kind(what, KINDS, net.card.name, point=options.point, layer=options.layer, head=options.head)
+    given = {"point": options.point, "layer": options.layer, "head": options.head, "query": options.query}
+    check_kind(what, KINDS, net.card.name, **given)
     if what == "encoder" and net.config.encoder_layers == 0:
         remedy = f"take one of {', '.join(kind for kind in KINDS if kind != 'encoder')}"
         raise ConfigError(f"{net.card.name} has no encoder layer", remedy=remedy, code="C09")
-    threshold = options.threshold or 0.0
     if what == "relevance":
-        return _relevance(net, batch, size, threshold), COLUMNS
+        return _relevance(net, batch, size, options), COLUMNS
     with torch.no_grad():
         maps = net.attention(batch, encoder=what == "encoder")
     grid = maps.feature_size
     extent = covered(net, grid, batch.sizes[0], size)
-    found = _detections(net, maps.output, size, threshold)
+    found = _detections(net, maps.output, size, options)
     if what == "encoder":
         return _encoder(maps, found, extent, size, options), COLUMNS
     if what == "layers":
@@ -123,19 +123,34 @@ def covered(net: DETR, grid: tuple[int, int], resized: tuple[int, int], original
     Args:
         resized, original: (height, width) of the image as the model sees it, and as it is.
     """
-    side = 64
-    parameter = next(net.parameters())
-    with torch.no_grad():
-        pixels = torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
-        stride = side // net.backbone(pixels)[-1].shape[-1]
+    stride = feature_stride(net)
     bottom, right = (cells * stride * whole / seen for cells, whole, seen in zip(grid, original, resized, strict=True))
     return 0.0, 0.0, right, bottom
 
 
-def _detections(net: DETR, output: DetectionOutput, size: tuple[int, int], threshold: float) -> Found:
-    """Return the best detections above `threshold` of the first image, at most one per query."""
-    scored = score_queries(output, softmax=not net.config.sigmoid)
-    best = scored.where((scored.image == 0) & (scored.scores > threshold))
+@torch.no_grad()
+def feature_stride(net: DETR) -> int:
+    """Return the side of a cell of the feature map, in pixels of the image as the model sees it."""
+    side = 64
+    parameter = next(net.parameters())
+    pixels = torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
+    return side // net.backbone(pixels)[-1].shape[-1]
+
+
+def _detections(net: DETR, output: DetectionOutput, size: tuple[int, int], options: ExplanationOptions) -> Found:
+    """Return the best detections above the threshold of the first image, at most one per query; or that of one query.
+
+    Raises:
+        ConfigError: there is no such query (C03).
+    """
+    if options.query is None:
+        scored = score_queries(output, softmax=not net.config.sigmoid)
+        best = scored.where((scored.image == 0) & (scored.scores > (options.threshold or 0.0)))
+    else:  # with its best class; `duplicate_iou` might have dropped it
+        query = chosen("query", options.query, output.logits.shape[1], 0)
+        kept = output._replace(logits=output.logits[:1, query, None], boxes=output.boxes[:1, query, None])
+        scored = score_queries(kept, softmax=not net.config.sigmoid, multi_label=False)
+        best = scored._replace(query=torch.full_like(scored.query, query))
     order = best.scores.argsort(descending=True, stable=True)
     rows: dict[int, int] = {}  # query -> its best row
     for row, query in zip(*torch.stack((order, best.query[order])).tolist(), strict=True):
@@ -204,7 +219,7 @@ def _layers(
     return maps
 
 
-def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: float) -> list[SaliencyMap]:
+def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], options: ExplanationOptions) -> list[SaliencyMap]:
     with torch.no_grad():
         features = net.backbone(batch.pixels)[-1]
     grid = features.shape[-2], features.shape[-1]
@@ -214,7 +229,7 @@ def _relevance(net: DETR, batch: ImageBatch, size: tuple[int, int], threshold: f
         output = net(moved, masks=False)
     # Those of the transformer come last: a backbone may have attention of its own.
     calls = recorder.calls[-(net.config.encoder_layers + 2 * net.config.decoder_layers) :]
-    found = _detections(net, output, size, threshold)
+    found = _detections(net, output, size, options)
     maps = []
     for number, (query, label) in enumerate(zip(found.queries.tolist(), found.labels, strict=True)):
         row = relevance(output.logits[0, query, label], calls, net.config.encoder_layers)[query]

@@ -27,6 +27,8 @@ from regard.explanations.explanation import SaliencyMap as SaliencyMap
 from regard.explanations.options import ExplanationOptions
 from regard.explanations.query_places import QueryPlaces as QueryPlaces
 from regard.explanations.query_places import query_places
+from regard.explanations.stack import AttentionStack as AttentionStack
+from regard.explanations.stack import augmented_stack, detr_stack, vit_stack
 from regard.explanations.vit import explain_vit
 from regard.models.build import Model, QueryDetector
 from regard.models.detr import DETR
@@ -57,6 +59,7 @@ def explain(
     layer: int | None = None,
     head: int | None = None,
     threshold: float | None = None,
+    query: int | None = None,
     image_size: int = 224,
     device: str = "auto",
 ) -> Explanation:
@@ -76,6 +79,7 @@ def explain(
         layer: number from 0; negative ones count from the end. The last layer if None.
         head: number from 0; negative ones count from the end. The mean of all heads if None.
         threshold: minimum score of a detection, 0..1; if None as for `regard.predict`.
+        query: the query of a DETR to explain, whatever its score, as in `Detections.queries`.
         image_size: side of the square input of your own network, as given to `regard.augment`.
         device: as for `regard.predict`.
 
@@ -87,7 +91,7 @@ def explain(
     _check(model, threshold, image_size)
     net, where = load_on(getattr(model, "_orig_mod", model), device)  # a compiled model hides its layers
     pixels = to_image(image)
-    options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold)
+    options = ExplanationOptions(point=point, layer=layer, head=head, threshold=threshold, query=query)
     path, rejected = str(image) if isinstance(image, (str, Path)) else None, None
     # Under the caller's autocast, rows of attention would sum to 1 only within 1e-3.
     with evaluation_mode(net), torch.autocast(where.type, enabled=False):
@@ -98,6 +102,8 @@ def explain(
             raise ConfigError(f"{net.card.name} cannot be explained", remedy="take detr_resnet50", code="C09")
         elif threshold is not None:
             raise ConfigError("threshold is for the detections of a DETR", remedy="leave it out", code="C09")
+        elif query is not None:
+            raise ConfigError("query is for the queries of a DETR", remedy="leave it out", code="C09")
         elif isinstance(net, RetinaNet):
             kind, maps, columns = _explain_retinanet(net, pixels, where, what, options)
         else:
@@ -120,8 +126,7 @@ def _check(model: Any, threshold: float | None, image_size: int) -> None:
 def _explain_detector(
     net: DETR, pixels: Tensor, device: torch.device, what: str | None, options: ExplanationOptions
 ) -> tuple[str, list[SaliencyMap], int]:
-    resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
-    batch = ImageBatch.from_images([resized]).to(device).normalized()
+    batch = _for_detector(net.card, pixels, device)
     kind = "decoder" if what is None else what
     minimum = default_threshold(net) if options.threshold is None else options.threshold
     size = pixels.shape[-2], pixels.shape[-1]
@@ -136,8 +141,7 @@ def _explain_retinanet(
     if not any(isinstance(module, AugmentedConv2d) for module in net.modules()):
         remedy = "take retinanet_aa_resnet50 or another of: regard models 'retinanet_aa*'"
         raise ConfigError(f"{net.card.name} has no attention: its backbone is a CNN", remedy=remedy, code="C09")
-    resized = EvaluationResize(net.card.short_side, net.card.max_size)(Sample(pixels)).image
-    images = ImageBatch.from_images([resized]).to(device).normalized().pixels
+    images = _for_detector(net.card, pixels, device).pixels
     extent = (0.0, 0.0, float(pixels.shape[-1]), float(pixels.shape[-2]))
     point, layer, head = options.point, options.layer, options.head
     kind = "layers" if what is None else what
@@ -166,6 +170,49 @@ def _explain_classifier(
     return kind, maps, columns
 
 
+@torch.inference_mode(False)
+def explain_stack(
+    model: Model | str | Path,
+    image: Any,
+    *,
+    query: int | None = None,
+    point: tuple[float, float] | None = None,
+    token: int = 0,
+    device: str = "auto",
+) -> AttentionStack:
+    """Return the attention of one place of an image in all layers and heads, in one forward pass.
+
+    | model | place |
+    | --- | --- |
+    | DETR | `query`, in the decoder; `point`, in the encoder |
+    | ViT, DeiT | `point`, a patch; else `token`, 0 the class token, 1 the distillation token |
+    | attention-augmented networks, also as the backbone of RetinaNet | `point`, the middle if None |
+
+    Arguments and errors are those of `explain`.
+    """
+    _check(model, None, 1)
+    net, where = load_on(model, device)
+    pixels = to_image(image)
+    size = pixels.shape[-2], pixels.shape[-1]
+    if query is not None and not isinstance(net, DETR):
+        raise ConfigError("query is for the queries of a DETR", remedy="leave it out", code="C09")
+    if token and not isinstance(net, VisionTransformer):
+        raise ConfigError("token is for vision transformers", remedy="leave it out", code="C09")
+    with evaluation_mode(net), torch.autocast(where.type, enabled=False):
+        if isinstance(net, DETR):
+            return detr_stack(net, _for_detector(net.card, pixels, where), size, query=query, point=point)
+        if isinstance(net, DETRDemo):
+            raise ConfigError(f"{net.card.name} cannot be explained", remedy="take detr_resnet50", code="C09")
+        if isinstance(net, RetinaNet):
+            extent = (0.0, 0.0, float(size[1]), float(size[0]))
+            return augmented_stack(net, _for_detector(net.card, pixels, where).pixels, extent, point=point)
+        batch, extent = _for_classifier(net.card, pixels)
+        seen = batch.to(where).pixels
+        if isinstance(net, VisionTransformer):
+            return vit_stack(net, seen, extent, token=token, point=point)
+        return augmented_stack(net, seen, extent, point=point)
+
+
 def explain_queries(model: Model | str | Path, folder: str | Path, *, device: str = "auto") -> QueryPlaces:
     """Show where each query of a detector finds objects, over a folder of images. (DETR, figure 7.)
 
@@ -180,6 +227,12 @@ def explain_queries(model: Model | str | Path, folder: str | Path, *, device: st
         name = net.card.name if hasattr(net, "card") else type(net).__name__
         raise ConfigError(f"{name} has no queries to show over a folder", remedy=remedy, code="C09")
     return query_places(net, list_images(folder))
+
+
+def _for_detector(card: ModelCard, pixels: Tensor, device: torch.device) -> ImageBatch:
+    """Return the normalised input of a detector."""
+    resized = EvaluationResize(card.short_side, card.max_size)(Sample(pixels)).image
+    return ImageBatch.from_images([resized]).to(device).normalized()
 
 
 def _for_classifier(card: ModelCard, pixels: Tensor) -> tuple[ImageBatch, tuple[float, float, float, float]]:

@@ -15,6 +15,7 @@ from regard.losses.matching import HungarianMatcher, Matches, Target
 from regard.losses.segmentation import mask_losses, padded_masks
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import Denoising, DetectionOutput
+from regard.structures.spans import span
 from regard.structures.transfer import upload
 
 COPIES = 4  # of an object for the proposals, as in hybrid matching (Jia et al. 2023)
@@ -110,7 +111,8 @@ class SetCriterion:
         with torch.autocast(logits.device.type, enabled=False):
             count = sum(len(t["labels"]) for t in targets)
             num_boxes = average_over_processes(count, logits.device) if together else max(1.0, float(count))
-            matches = self.matcher.match_layers(logits, boxes, targets, output.num_groups)
+            with span("matching"):
+                matches = self.matcher.match_layers(logits, boxes, targets, output.num_groups)
             losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups)
             losses |= self._statistics(logits, targets, matches, output.num_groups)
             named = _by_name(losses)

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchvision.ops.misc import Conv2dNormActivation, FrozenBatchNorm2d
+from torchvision.ops.misc import Conv2dNormActivation
 
 from regard.attention import AugmentedConv2d, attention_channels
 from regard.errors import ConfigError, MachineError, install_command
@@ -19,6 +18,7 @@ from regard.models.classifiers import HEADS, build_classifier
 from regard.models.configs import CLASSIFIER_PRESETS, SMALL_BACKBONES
 from regard.models.configs.resnet import ResNetConfig
 from regard.models.efficientnet import EfficientNet
+from regard.models.frozen_norm import FrozenBatchNorm, convolve, join_norms
 from regard.structures.image_batch import IMAGENET_MEAN, IMAGENET_STD, renormalized
 
 _CNN = "use a CNN, such as resnet50"
@@ -67,19 +67,6 @@ def create_backbone(
 SMALL_ATTENTION = (0.25, 0.25, 4)
 
 
-class FrozenBatchNorm(FrozenBatchNorm2d):
-    """torchvision's batch norm of fixed statistics, which keeps half precision: its own result would be float32.
-
-    Under mixed precision, scale and shift are float32 inside of one kernel, and the map before and after is half.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype:
-            return super().forward(x)
-        statistics = self.running_mean, self.running_var
-        return F.batch_norm(x, *statistics, self.weight, self.bias, training=False, momentum=0.0, eps=self.eps)
-
-
 class Backbone(nn.Module):
     """Base of all backbones.
 
@@ -109,12 +96,13 @@ class ResNetBackbone(Backbone):
         del resnet.fc, resnet.avgpool
         self.body = resnet
         if norm == "frozen":
+            join_norms(resnet)
             for part in (resnet.conv1, resnet.layer1):
                 part.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         body = self.body
-        x = body.maxpool(body.relu(body.bn1(body.conv1(pixels))))
+        x = body.maxpool(body.relu(convolve(body.conv1, body.bn1, pixels)))
         maps = []
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)

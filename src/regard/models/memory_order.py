@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from regard.models.backbone import ResNetBackbone
 from regard.models.vit import VisionTransformer
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -19,13 +20,20 @@ def move_to_device(net: Net, channels_last: Literal["auto", "on", "off"], device
     convolutions in this order, and turn others around before and after each.
 
     Args:
-        channels_last: `auto`: on CUDA, for networks of more convolutions than the one that cuts patches.
+        channels_last: `auto`: on CUDA, for networks of more convolutions than the one that cuts patches; on CPUs for
+            detectors whose backbone is a ResNet (DETR-R50 trains 1.2 times as fast, others were not measured).
     """
     net = net.to(device)
-    wanted = device.type == "cuda" and not isinstance(net, VisionTransformer) if channels_last == "auto" else False
-    if not (wanted or channels_last == "on"):
+    if channels_last == "off" or (channels_last == "auto" and not _gains(net, device)):
         return net
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     return net
+
+
+def _gains(net: nn.Module, device: torch.device) -> bool:
+    """Return whether a network is known, or expected, to train faster with channels last."""
+    if device.type == "cuda":
+        return not isinstance(net, VisionTransformer)
+    return device.type == "cpu" and isinstance(getattr(net, "backbone", None), ResNetBackbone)

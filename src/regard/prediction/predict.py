@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -157,7 +157,7 @@ def make_ready(
 ) -> ReadyModel:
     """Return a model on its device, with its engine and its threshold; arguments and errors as for `predict_each`."""
     net, place = load_on(model, device)
-    _check_model(net, options)
+    check_model(net, options)
     # Half precision is that of the model, by autocast around each batch: an engine has one precision throughout.
     net = net if options.precision in ("bf16", "fp16") else engine_of(net)
     minimum = default_threshold(net) if options.threshold is None else options.threshold
@@ -189,11 +189,11 @@ class ReadyModel:
             return EvaluationResize(self.net.card.short_side, self.net.card.max_size).size_of(*size)
         return self.net.card.short_side, self.net.card.short_side
 
-    def read(self, source: Any) -> _Input:
+    def read(self, source: Any) -> Prepared:
         """Decode and resize an image. Raises DataError if it cannot be read."""
         pixels = read_source(source, allow_urls=self.allow_urls)
         again = isinstance(source, (str, Path)) and not is_streamed(source)
-        return _Input(
+        return Prepared(
             path=str(source) if isinstance(source, (str, Path)) else None,
             size=(pixels.shape[-2], pixels.shape[-1]),
             resized=_resized(self.net, pixels),
@@ -201,7 +201,7 @@ class ReadyModel:
             pixels=pixels if self.takes_views else None,
         )
 
-    def results(self, images: Sequence[_Input], batch_size: int) -> Iterator[Prediction]:
+    def results(self, images: Sequence[Prepared], batch_size: int) -> Iterator[Prediction]:
         """Yield a result for each image, in order. batch_size: views of an image per forward pass."""
         if self.takes_views:
             net = self.net
@@ -214,7 +214,7 @@ class ReadyModel:
 
 
 def _in_order(
-    images: Sequence[_Input], predict_some: Callable[[Sequence[_Input]], Sequence[Prediction]]
+    images: Sequence[Prepared], predict_some: Callable[[Sequence[Prepared]], Sequence[Prediction]]
 ) -> Iterator[Prediction]:
     """Yield a result for each image in order, from batches of images of one size: padding would change results."""
     results: dict[int, Prediction] = {}
@@ -225,7 +225,7 @@ def _in_order(
 
 
 def _predict_batch(
-    net: Model, images: Sequence[_Input], options: PredictionOptions, threshold: float, device: torch.device
+    net: Model, images: Sequence[Prepared], options: PredictionOptions, threshold: float, device: torch.device
 ) -> Sequence[Prediction]:
     """Return the results of images that have one size as the model sees them."""
     batch = ImageBatch.from_images([image.resized for image in images]).to(device).normalized()
@@ -237,7 +237,7 @@ def _predict_batch(
         return list(_detect(net, images, batch, threshold, multi_label=options.multi_label))
 
 
-class _Input(NamedTuple):
+class Prepared(NamedTuple):
     """An image to predict for.
 
     path: its file, or None. size: (height, width) as decoded. resized: (3, h, w) uint8, as the model sees it.
@@ -260,7 +260,7 @@ def _resized(net: Model, pixels: Tensor) -> Tensor:
 
 
 def _detect(
-    net: Detector, images: Sequence[_Input], batch: ImageBatch, threshold: float, *, multi_label: bool
+    net: Detector, images: Sequence[Prepared], batch: ImageBatch, threshold: float, *, multi_label: bool
 ) -> Iterator[Detections]:
     with_masks = net if predicts_masks(net) else None
     output = net(batch) if with_masks is None else with_masks(batch, masks=False)
@@ -279,6 +279,7 @@ def _detect(
             categories=net.card.categories,
             size=image.size,
             masks=None if logits is None else instance_masks(logits[upload(rows, device)], sizes),
+            queries=queries.query[rows],
             rejected=_rejected(net, everything, number, threshold),
             path=image.path,
             image=image.kept,
@@ -286,7 +287,7 @@ def _detect(
 
 
 def _detect_views(
-    net: Detector, image: _Input, options: PredictionOptions, threshold: float, batch_size: int, device: torch.device
+    net: Detector, image: Prepared, options: PredictionOptions, threshold: float, batch_size: int, device: torch.device
 ) -> Detections:
     """Detect objects in an image and its tiles, and in their mirror images."""
     assert image.pixels is not None
@@ -323,7 +324,7 @@ def _detect_views(
 
 def _segment(
     net: MaskedDetector,
-    images: Sequence[_Input],
+    images: Sequence[Prepared],
     batch: ImageBatch,
     threshold: float,
     method: SegmentMethod | Literal["auto"],
@@ -339,6 +340,7 @@ def _segment(
         rows = queries.rows(number)
         scores, labels = queries.scores[rows], queries.labels[rows]
         found = panoptic_segments(scores, labels, logits[rows], sizes, net.card.categories, method)
+        found = replace(found, queries=queries.query[rows].cpu()[found.queries])  # positions among the rows so far
         rejected = _rejected(net, everything, number, threshold)
         yield Segmentation(found, rejected, path=image.path, image=image.kept)
 
@@ -354,13 +356,13 @@ def _rejected(net: Detector, queries: ScoredQueries, image: int, threshold: floa
     return Rejected(score, name, threshold) if score <= threshold else None
 
 
-def _classify(net: Classifier, images: Sequence[_Input], batch: ImageBatch) -> Iterator[Classification]:
+def _classify(net: Classifier, images: Sequence[Prepared], batch: ImageBatch) -> Iterator[Classification]:
     (everything,) = download(class_probabilities(net(batch.pixels)))
     for image, probabilities in zip(images, everything, strict=True):
         yield Classification(probabilities, net.card.categories, image.size, path=image.path, image=image.kept)
 
 
-def _sizes(images: Sequence[_Input], batch: ImageBatch) -> list[ImageSizes]:
+def _sizes(images: Sequence[Prepared], batch: ImageBatch) -> list[ImageSizes]:
     padded = batch.pixels.shape[-2], batch.pixels.shape[-1]
     return [ImageSizes(padded, size, image.size) for image, size in zip(images, batch.sizes, strict=True)]
 
@@ -402,7 +404,7 @@ def check_options(options: PredictionOptions, batch_size: int | None) -> None:
             raise ConfigError(f"{name}={number}, expected {expected}", code="C03")
 
 
-def _check_model(net: Model, options: PredictionOptions) -> None:
+def check_model(net: Model, options: PredictionOptions) -> None:
     """Check that the model can take the options.
 
     Raises:

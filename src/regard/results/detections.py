@@ -43,6 +43,8 @@ class Detections(Result):
         size: (height, width) in pixels of the original image as displayed.
         masks: (N, H, W) bool, pixels of the original image; None from a model without masks.
         rejected: the best object below the threshold, if none was above it.
+        queries: (N,) int64, the query of the detector that found each object, as `regard.explain` takes it; of dense
+            detectors the anchor. None if it is not known, as after a merge of tiles.
 
     Raises:
         ConfigError: the shapes do not match, or a label has no category.
@@ -56,6 +58,7 @@ class Detections(Result):
     size: tuple[int, int]
     masks: Tensor | None = None
     rejected: Rejected | None = None
+    queries: Tensor | None = None
 
     def __post_init__(self) -> None:
         scores, boxes = (tensor.detach().float().cpu() for tensor in (self.scores, self.boxes))
@@ -75,6 +78,10 @@ class Detections(Result):
             if tuple(self.masks.shape) != (len(scores), *self.size):
                 raise ConfigError(f"expected masks {(len(scores), *self.size)}, got {tuple(self.masks.shape)}")
             object.__setattr__(self, "masks", self.masks.detach().bool().cpu()[order])
+        if self.queries is not None:
+            if tuple(self.queries.shape) != (len(scores),):
+                raise ConfigError(f"expected queries {(len(scores),)}, got {tuple(self.queries.shape)}")
+            object.__setattr__(self, "queries", self.queries.detach().long().cpu()[order])
         for name, rows in (("scores", scores), ("labels", labels), ("boxes", boxes)):
             object.__setattr__(self, name, rows[order])
         object.__setattr__(self, "categories", tuple(self.categories))
@@ -104,8 +111,9 @@ class Detections(Result):
         chosen = torch.as_tensor(index).cpu()
         chosen = chosen if chosen.numel() else chosen.long()
         masks = None if self.masks is None else self.masks[chosen]
+        queries = None if self.queries is None else self.queries[chosen]
         rows = self.scores[chosen], self.labels[chosen], self.boxes[chosen]
-        return replace(self, scores=rows[0], labels=rows[1], boxes=rows[2], masks=masks, rejected=None)
+        return replace(self, scores=rows[0], labels=rows[1], boxes=rows[2], masks=masks, rejected=None, queries=queries)
 
     def above(self, threshold: float) -> Detections:
         """Return the detections with a score above `threshold`, 0..1."""

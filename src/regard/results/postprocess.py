@@ -218,6 +218,9 @@ def panoptic_segments(
         labels: (M,) int64.
         masks: (M, h, w) logits.
         categories: the model's.
+
+    Returns:
+        Segments whose `queries` are positions among the M queries.
     """
     if method == "scored":
         return scored_segments(scores, labels, masks, sizes, categories)
@@ -246,7 +249,7 @@ def scored_segments(
     """
     if not len(labels):
         empty = torch.zeros(sizes.original, dtype=torch.long, device=labels.device)
-        return PanopticSegments(empty, labels, scores, tuple(categories))
+        return PanopticSegments(empty, labels, scores, tuple(categories), queries=labels)
     probabilities = _enlarged(masks, sizes).sigmoid()
     values, inside = probabilities * scores[:, None, None], probabilities > 0.5
     claims = values * inside
@@ -265,7 +268,7 @@ def _numbered(ids: Tensor, labels: Tensor, scores: Tensor, categories: Sequence[
     left = torch.bincount(ids.flatten(), minlength=len(labels) + 1)[1:].nonzero()[:, 0]
     numbers = ids.new_zeros(len(labels) + 1)
     numbers[left + 1] = torch.arange(1, len(left) + 1, device=ids.device)
-    return PanopticSegments(numbers[ids], labels[left], scores[left], tuple(categories))
+    return PanopticSegments(numbers[ids], labels[left], scores[left], tuple(categories), queries=left)
 
 
 def instance_masks(masks: Tensor, sizes: ImageSizes) -> Tensor:

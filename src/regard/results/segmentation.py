@@ -96,7 +96,10 @@ class Segmentation(Result):
         """
         kept = chosen_rows(self.scores, self.labels, self.categories, classes, above)
         number = torch.cat((torch.zeros(1, dtype=torch.int64), kept.cumsum(0) * kept))
-        segments = PanopticSegments(number[self.ids], self.labels[kept], self.scores[kept], self.categories)
+        queries = None if self.segments.queries is None else self.segments.queries[kept]
+        segments = PanopticSegments(
+            number[self.ids], self.labels[kept], self.scores[kept], self.categories, queries=queries
+        )
         return replace(self, segments=segments, rejected=None)
 
     def crops(self) -> list[Image.Image]:

@@ -22,6 +22,7 @@ def train(
     teacher: str | Path | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     quiet: bool = False,
+    profile: bool = False,
 ) -> Run:
     """Train a detector or a classifier.
 
@@ -44,6 +45,7 @@ def train(
         overrides: all other settings, which are no keywords of this function: `{"lr": 1e-3, "model.num_queries": 50}`,
             nested or not, or words `["lr=1e-3"]`.
         quiet: print nothing.
+        profile: measure a dozen steps: `profile.txt` and `pictures/profile.png` in the run tell where a step goes.
 
     Returns:
         The finished run.
@@ -66,4 +68,4 @@ def train(
     given = given_settings(epochs, words) if is_fitted else None
     from regard.runs.run import run_training  # imports torch
 
-    return run_training(settings, Path(output) if output else None, resume, quiet, given, find_batch)
+    return run_training(settings, Path(output) if output else None, resume, quiet, given, find_batch, profile)

@@ -25,6 +25,7 @@ from regard.losses import DistillationLoss
 from regard.models.classifiers import Classifier
 from regard.recipes.classification import ClassificationRecipe
 from regard.structures.outputs import DistilledLogits
+from regard.structures.spans import span
 from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
 
@@ -101,7 +102,20 @@ class ClassificationTask:
         targets = labels
         if self.mixing is not None:
             pixels, targets = self.mixing(pixels, labels, batch.number, self.processes.rank)
-        output = model(pixels)
+        with span("forward"):
+            output = model(pixels)
+        with span("loss"):
+            return self._loss_of(output, batch, pixels, labels, targets)
+
+    def _loss_of(
+        self,
+        output: Tensor | DistilledLogits,
+        batch: ClassificationBatch,
+        pixels: Tensor,
+        labels: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss of logits, and what to report."""
         if self.distillation is not None:
             student = output if isinstance(output, DistilledLogits) else DistilledLogits(output, output)
             return self.distillation(student, self._teacher_logits(batch, pixels), targets), {}
@@ -124,7 +138,8 @@ class ClassificationTask:
         if batch.teacher_logits is not None:
             return batch.teacher_logits.to(pixels.device, non_blocking=True).float()
         assert self.teacher is not None
-        return self.teacher(pixels)
+        with span("teacher"):
+            return self.teacher(pixels)
 
     def describe(self, batch: ClassificationBatch) -> str:
         """Return the image files of a batch, for error messages."""

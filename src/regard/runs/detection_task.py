@@ -29,6 +29,7 @@ from regard.losses import AnchorCriterion
 from regard.models.build import Detector
 from regard.models.detr import DETR
 from regard.recipes import DetectorRecipe
+from regard.structures.spans import span
 from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
 
@@ -89,16 +90,18 @@ class DetectionTask:
         `loss_last_layer` is the sum for the last decoder layer, as `loss` of an evaluation. A detector without such
         layers has none.
         """
-        output = model(batch.images.to(self.processes.device).normalized(), batch.targets)
+        with span("forward"):
+            output = model(batch.images.to(self.processes.device).normalized(), batch.targets)
         masks = None
         if self.masks:
             detector = model.module if isinstance(model, DistributedDataParallel) else model
             masks = partial(cast(DETR, detector).masks, output)
-        losses = self.criterion(output, batch.targets, masks=masks, together=self.together)
-        if isinstance(self.criterion, AnchorCriterion):
-            return self.criterion.total(losses), losses
-        last = self.criterion.total({name: losses[name] for name in LOSSES if name in losses})
-        return self.criterion.total(losses), {**losses, "loss_last_layer": last}
+        with span("loss"):
+            losses = self.criterion(output, batch.targets, masks=masks, together=self.together)
+            if isinstance(self.criterion, AnchorCriterion):
+                return self.criterion.total(losses), losses
+            last = self.criterion.total({name: losses[name] for name in LOSSES if name in losses})
+            return self.criterion.total(losses), {**losses, "loss_last_layer": last}
 
     def describe(self, batch: DetectionBatch) -> str:
         """Return the image files of a batch, for error messages."""

@@ -16,9 +16,11 @@ class TrainingOptions:
             deit, deit3, resolution, transfer, augreg, finetune, small.
         config: config.yaml of an earlier run, to train with the same settings.
         teacher: teacher of a classifier: a model name, run or file, regnety_160, timm/NAME, torchvision/NAME.
+        profile: measure a dozen steps: profile.txt and pictures/profile.png in the run tell where a step goes.
     """
 
     resume: bool = False
     recipe: str | None = None
     config: Path | None = None
     teacher: str | None = None
+    profile: bool = False

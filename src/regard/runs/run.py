@@ -21,7 +21,9 @@ from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.panoptic import PanopticDataset
 from regard.errors import ConfigError, counted
+from regard.models.activations import checkpoint_activations
 from regard.models.build import Model
+from regard.models.engine.engines import check_compiler, compile_parts
 from regard.models.memory_order import move_to_device
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
@@ -33,6 +35,7 @@ from regard.runs.detection import DetectionJob
 from regard.runs.detection_task import DetectionTask
 from regard.runs.few_steps import few_ahead, few_done
 from regard.runs.notes import keep_notes
+from regard.runs.profile import StepProfile
 from regard.runs.retinanet import RetinaNetJob
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.precision import describe, resolve_amp, tf32
@@ -77,23 +80,25 @@ def run_training(
     quiet: bool,
     given: Collection[str] | None = None,
     find_batch: bool = False,
+    profile: bool = False,
 ) -> Run:
     """Train with resolved settings: on this process, or on all that `torchrun` started.
 
     given: names of the settings that the user gave, where the data choose those of a detector; else None.
     find_batch: whether the GPU chooses the batch size of a detector.
+    profile: whether to write where a step goes.
     """
     with processes(settings.device) as group:
         # As the device has it: config.yaml then tells what was done, and a resumed run does the same.
         settings = replace(settings, amp=resolve_amp(settings.amp, group.device))
         with tf32(group.device, settings.tf32):
             if isinstance(settings, DetectionRecipe):
-                return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet)
+                return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet, profile)
             job: Job = RetinaNetJob(settings) if isinstance(settings, RetinaNetRecipe) else ClassificationJob(settings)
-            return _train(job, output, resume, group, quiet)
+            return _train(job, output, resume, group, quiet, profile)
 
 
-def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool) -> Run:
+def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool, profile: bool) -> Run:
     settings = job.settings
     # A run that was stopped before its first checkpoint starts from the beginning.
     started = resume and output is not None and newest_checkpoint(output / "checkpoints") is not None
@@ -115,7 +120,14 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
         task = job.task(group, run / "pictures" if group.is_main else None)
         state = {"model_state": model_state(net)}
         net = move_to_device(net, settings.channels_last, group.device)
+        if settings.checkpoint_activations:
+            checkpoint_activations(net)
+        if settings.compile:
+            check_compiler(group.device)
+            compile_parts(net)
         trainer = Trainer(net, task, job.settings, run, group, state, reporter)
+        if profile and group.is_main:
+            trainer.around_step = StepProfile(run, group.device).step
         length = _too_short(job, trainer)
         for note in length:
             reporter.say(note)

@@ -23,6 +23,7 @@ class PanopticSegments:
         scores: (S,) float32, 0..1; ones for ground truth.
         categories: all classes, things and stuff.
         is_crowd: (S,) bool, of ground truth: whether the segment is a group of objects; None if no segment is.
+        queries: (S,) int64, of predictions: the query of the detector that found each segment; None if not known.
 
     Raises:
         ConfigError: shapes do not match, a pixel has an id above S, or a label has no category.
@@ -33,6 +34,7 @@ class PanopticSegments:
     scores: Tensor
     categories: tuple[Category, ...]
     is_crowd: Tensor | None = None
+    queries: Tensor | None = None
 
     def __post_init__(self) -> None:
         ids, labels = (tensor.detach().long().cpu() for tensor in (self.ids, self.labels))
@@ -42,6 +44,10 @@ class PanopticSegments:
             object.__setattr__(self, "is_crowd", self.is_crowd.detach().bool().cpu())
             if self.is_crowd.shape != labels.shape:
                 raise ConfigError(f"expected is_crowd {tuple(labels.shape)}, got {tuple(self.is_crowd.shape)}")
+        if self.queries is not None:
+            object.__setattr__(self, "queries", self.queries.detach().long().cpu())
+            if self.queries.shape != labels.shape:
+                raise ConfigError(f"expected queries {tuple(labels.shape)}, got {tuple(self.queries.shape)}")
         if ids.ndim != 2 or labels.ndim != 1 or scores.shape != labels.shape:
             raise ConfigError("expected ids (H, W), labels (S,) and scores (S,), got {}, {} and {}".format(*shapes))
         values = ids.numpy()  # numpy compares int64 many times faster than torch
@@ -88,7 +94,8 @@ class PanopticSegments:
         number[torch.tensor(kept, dtype=torch.int64) + 1] = torch.arange(1, len(kept) + 1)
         labels = torch.tensor([label_of[int(self.labels[row])] for row in kept], dtype=torch.int64)
         crowd = None if self.is_crowd is None else self.is_crowd[kept]
-        return PanopticSegments(number[self.ids], labels, self.scores[kept], tuple(categories), crowd)
+        queries = None if self.queries is None else self.queries[kept]
+        return PanopticSegments(number[self.ids], labels, self.scores[kept], tuple(categories), crowd, queries)
 
     def __repr__(self) -> str:
         return f"PanopticSegments({len(self)} segments, {self.size[0]}x{self.size[1]})"

@@ -37,8 +37,11 @@ class TrainingConfig:
     ema: float = 0.0  # decay per step of the moving average of weights, which is evaluated and kept; 0 for none
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # mixed precision; auto: bf16 on GPUs that have it, else off
     tf32: bool = True  # on GPUs, float32 products round their factors to 10 bits and are several times faster
-    # memory order of convolutions; auto: channels last on CUDA, except in networks without convolutions
+    # memory order of convolutions; auto: channels last on CUDA, except in networks without convolutions, and on CPUs
+    # for detectors with a ResNet
     channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False  # torch.compile of the parts that take most of the time; the first steps take minutes
+    checkpoint_activations: bool = False  # compute activations again in the backward pass: less memory, more time
     device: str = "auto"  # auto, cpu, cuda, cuda:0 or mps
     workers: int = 2  # processes that load images; 0 loads in the main process
     seed: int = 42  # of weights, augmentation and the order of images

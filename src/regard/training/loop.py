@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import DivergedError, Stopped, counted
 from regard.structures.precision import autocast
+from regard.structures.spans import span
 from regard.structures.transfer import upload
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
@@ -119,6 +120,8 @@ class Trainer:
         self._received: list[int] = []  # signals of this process
         # Of all processes, since the last step: whether one was asked to stop, and the seconds of the slowest.
         self._is_asked, self._slowest = False, 0.0
+        # Around every step, for measurements.
+        self.around_step: Callable[[], AbstractContextManager[None]] = nullcontext
         self._parallel = _in_parallel(model) if processes.world_size > 1 else model
 
     @property
@@ -195,7 +198,8 @@ class Trainer:
                 self._save()
             while share < 1.0 and not self._is_stale():
                 started = time.monotonic()
-                logs = self._step(batches, share)
+                with self.around_step():
+                    logs = self._step(batches, share)
                 self.progress.seconds += time.monotonic() - started
                 self.progress.step += 1
                 share = self._fraction_done()
@@ -220,14 +224,24 @@ class Trainer:
         total = torch.zeros((), device=self.processes.device)
         seen, parts = [], []
         for number in range(config.accumulate):
-            batch = next(batches)
+            with span("data"):
+                batch = next(batches)
             seen.append(batch)
             with self._own_gradients(number < config.accumulate - 1):
                 with self._autocast(), self._add_step_to_error(seen):
                     loss, logs = self.task.loss(self._parallel, batch)
-                self.scaler.scale(loss / config.accumulate).backward()
+                with span("backward"):
+                    self.scaler.scale(loss / config.accumulate).backward()
             total += loss.detach() / config.accumulate
             parts.append(logs)
+        with span("optimizer"):
+            norm = self._update(total, seen, started)
+        lr = torch.full_like(total, self.optimizer.param_groups[0]["lr"])
+        return {"loss": total, **mean_by_name(parts), "grad_norm": norm.detach(), "lr": lr}
+
+    def _update(self, total: Tensor, seen: list[Any], started: float) -> Tensor:
+        """Change the weights by their gradients. Returns the norm of these before they were clipped."""
+        config = self.config
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf)
@@ -236,9 +250,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
-            self.average.update(self.model, step)
-        lr = torch.full_like(total, self.optimizer.param_groups[0]["lr"])
-        return {"loss": total, **mean_by_name(parts), "grad_norm": norm.detach(), "lr": lr}
+            self.average.update(self.model, self.progress.step)
+        return norm
 
     def _own_gradients(self, wanted: bool) -> AbstractContextManager[None]:
         """Leave gradients in their process while they accumulate; those of the last batch are averaged with them."""

@@ -31,7 +31,7 @@ from regard.weights.model_state import config_of
 from regard.weights.onnx_file import is_onnx, open_onnx, refuse_onnx
 from regard.weights.packages import released_file
 from regard.weights.retinanet import is_retinanet, load_retinanet
-from regard.weights.source import check_source
+from regard.weights.source import EXAMPLE, check_source, example_model
 from regard.weights.state_dict import load_exactly, read_weights
 from regard.weights.vit import is_vit
 
@@ -41,11 +41,12 @@ def load(source: str | Path, *, model: str | None = None, classes: str | Path | 
 
     Args:
         source: a run folder (its best checkpoint is loaded), a checkpoint folder, an `.onnx` file of `regard export`,
-            which ONNX Runtime computes, a weights file, a model folder of the Hugging Face hub, or a name of
-            `list_models()`, whose released weights are downloaded once. A weights file is `.pth` or `.safetensors` with
-            the tensor names of the DETR authors, of torchvision (convolutional classifiers, RetinaNet), or of the DeiT
-            authors, timm or Hugging Face (vision transformers). The `config.json` and `preprocessor_config.json` of a
-            hub folder give the classes, the normalisation and the crop of a vision transformer.
+            which ONNX Runtime computes, a weights file, a model folder of the Hugging Face hub, `example`, a small
+            detector that is part of this package, or a name of `list_models()`, whose released weights are downloaded
+            once. A weights file is `.pth` or `.safetensors` with the tensor names of the DETR authors, of torchvision
+            (convolutional classifiers, RetinaNet), or of the DeiT authors, timm or Hugging Face (vision transformers).
+            The `config.json` and `preprocessor_config.json` of a hub folder give the classes, the normalisation and
+            the crop of a vision transformer.
         model: the name of the model in a weights file, where neither the file name nor the tensors determine it
             (`detr_resnet50_dc5`). Convolutional classifiers always need it. It may name a vision transformer with
             another image size than the file: the position embeddings are resized, with a warning.
@@ -75,6 +76,8 @@ def load_to_train(source: str | Path, *, model: str | None = None) -> Model:
 
 def _load(source: str | Path, model: str | None, *, to_train: bool) -> Model:
     path = Path(source)
+    if str(source) == EXAMPLE and not path.exists():
+        return _load_folder(example_model())
     if path.is_dir():
         file = None if (path / "manifest.json").exists() else find_weights(path)
         return _load_folder(path) if file is None else _load_weights(file, model, to_train)

@@ -6,7 +6,7 @@ reported. Anything that would silently give wrong labels or scores is an error t
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regard.data.coco.document import Rows, array_of, column, outlines, read_document
+from regard.data.coco.categories import note_unused
+from regard.data.coco.columns import OutlineColumns
+from regard.data.coco.document import Rows, array_of, column, outline_columns, outlines, read_document
 from regard.data.coco.objects import MAX_COORDINATE, ObjectTable, check_objects
 from regard.data.coco.outlines import draw_outline
 from regard.data.coco.tables import (
@@ -26,7 +28,6 @@ from regard.data.coco.tables import (
     image_rows,
     in_table,
     index_of,
-    note_unused,
     read_categories,
     read_images,
     read_tables,
@@ -109,16 +110,21 @@ def check_tables(
         report.add("A25", "note", "not checked: which categories the objects have", "categories")
     sizes = np.array([(image.height, image.width) for image in images], dtype=np.int64)[image_of]
     lost = (image_of < 0) | (labels < 0) | (sizes[:, 0] <= 0)
-    forms = outlines(annotations_json)
+    forms: OutlineColumns | Iterable[Any] | None = outline_columns(annotations_json)
+    if forms is None:
+        forms = outlines(annotations_json)
     if lost.any():  # faults are gathered: check what does not depend on image and category
         sizes[lost] = MAX_COORDINATE
-        forms = (None if is_lost else form for is_lost, form in zip(lost.tolist(), forms, strict=True))
+        forms = (
+            None if is_lost else form for is_lost, form in zip(lost.tolist(), outlines(annotations_json), strict=True)
+        )
         image_of, labels = image_of.clip(min=0), labels.clip(min=0)
     objects = check_objects(annotations_json, forms, labels, sizes[:, 0], sizes[:, 1], report)
     objects = replace(objects, is_target=objects.is_target & ~lost)
     if has_classes:
         note_unused(objects.labels[objects.is_target], categories, "object", report)
-    order = np.argsort(image_of, kind="stable")
+    count = max(len(image_of), 1)
+    order = np.sort(image_of * count + np.arange(len(image_of))) % count  # stable, and faster than a stable argsort
     return CocoAnnotations(
         path=report.path,
         categories=categories,
@@ -191,7 +197,7 @@ def _labels(category_ids: NDArray[np.int64], categories: tuple[Category, ...], r
 def _check_ids(rows: Rows, report: Report) -> None:
     """Report wrong ids (A27, A28). Only evaluators read them, and `to_coco` renumbers them."""
     numbers = array_of(rows, "id")
-    if numbers is not None and numbers.all() and (np.diff(numbers) > 0).all():
+    if numbers is not None and numbers.all() and (np.diff(np.sort(numbers)) > 0).all():
         return
     ids = column(rows, "id")
     strays = [k for k, value in enumerate(ids) if type(value) is not int or value == 0]

@@ -12,7 +12,7 @@ import torch
 
 from regard.data.coco.annotated_images import AnnotatedImages, fingerprint
 from regard.data.coco.annotations import CocoAnnotations, to_coco
-from regard.data.coco.tables import order_of_categories
+from regard.data.coco.categories import order_of_categories
 from regard.data.formats.find import read_split
 from regard.data.samples import Sample
 from regard.data.splits import Split

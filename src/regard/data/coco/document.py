@@ -1,23 +1,24 @@
-"""Read large COCO documents of objects: numbers as arrays, and each row as text until it is asked for.
+"""Read large COCO documents of objects: values as arrays, and each row as text until it is asked for.
 
-A document in which everything has its usual type is parsed by msgspec, without a dictionary for each row. Any other
-one, and one that may have a key twice, is read by `read_json`, which knows the place of a fault.
+A document in which everything has its usual type is parsed by msgspec, piece by piece, without a dictionary for each
+row. Any other one, and one that may have a key twice, is read by `read_json`, which knows the place of a fault.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, overload
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw
 from numpy.typing import NDArray
 
+from regard.data.coco.columns import OUTLINE, OutlineColumns, TypedRows
 from regard.data.coco.json_file import parse_json, read_text
 from regard.data.report import Report
 
@@ -30,51 +31,50 @@ _KNOWN: dict[str, dict[str, Any]] = {
         "bbox": tuple[float, float, float, float],
         "area": float | None,
         "iscrowd": int,
+        OUTLINE: TypedRows.OUTLINES,
     },
 }
-_CHUNK = 4096  # rows parsed at a time: their values stay in the processor's cache
+_PIECE = 2**16  # bytes parsed at a time: their values stay in the processor's cache
+_MAX_TRIES = 30  # ends of rows, until one is not that of an object inside a row
 
 
 class Table(Sequence[dict[str, Any]]):
-    """The rows of a table, parsed one by one when asked for.
+    """The rows of a table, parsed when asked for.
+
+    Args:
+        text: of the whole table.
+        pieces: first row, start and stop in the text of each piece that is parsed at once.
 
     Attributes:
         columns: values of all rows by key, int64 or float64 (N,), (N, 4) of boxes, or a list of texts. Keys that a row
             lacks are left out.
-        outlined: whether a row has a `segmentation`.
+        outlines: the `segmentation` of all rows; None in a table without objects.
     """
 
-    def __init__(self, texts: Sequence[Raw], columns: dict[str, Any], outlined: bool) -> None:
-        self.columns, self.outlined = columns, outlined
-        self._texts = texts
+    def __init__(self, text: memoryview, pieces: Sequence[tuple[int, int, int]], count: int, columns: dict[str, Any]):
+        self.outlines: OutlineColumns | None = columns.pop(OUTLINE, None)
+        self.columns = columns
+        self._text, self._pieces, self._count = text, pieces, count
+        self._parsed: tuple[int, list[dict[str, Any]]] = (-1, [])  # the last piece asked for
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return self._count
 
     @overload
     def __getitem__(self, row: int) -> dict[str, Any]: ...
     @overload
     def __getitem__(self, row: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, row: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        return [*map(_decode, self._texts[row])] if isinstance(row, slice) else _decode(self._texts[row])
-
-    def outlines(self) -> Iterator[Any]:
-        """Iterate over the `segmentation` of all rows; as lists, all of them take ten times their text."""
-        if not self.outlined:
-            yield from repeat(None, len(self))
-            return
-        for texts in _chunks(self._texts):
-            try:
-                yield from (None if row.segmentation is UNSET else row.segmentation for row in _OUTLINES.decode(texts))
-            except msgspec.MsgspecError:  # a number beyond those of msgspec
-                yield from (row.get("segmentation") for row in json.loads(texts))
+        if isinstance(row, slice):
+            return [self[k] for k in range(self._count)[row]]
+        row = range(self._count)[row]
+        piece = bisect_right(self._pieces, row, key=lambda found: found[0]) - 1
+        first, start, stop = self._pieces[piece]
+        if self._parsed[0] != piece:
+            self._parsed = piece, json.loads(_as_table(self._text[start:stop]))
+        return self._parsed[1][row - first]
 
 
-class _Outlined(msgspec.Struct, gc=False):
-    segmentation: Any = UNSET
-
-
-_OUTLINES = msgspec.json.Decoder(list[_Outlined])
 Rows = Table | list[dict[str, Any]]
 
 
@@ -98,9 +98,14 @@ def array_of(rows: Rows, key: str) -> NDArray[Any] | None:
     return rows.columns.get(key) if isinstance(rows, Table) else None
 
 
+def outline_columns(rows: Rows) -> OutlineColumns | None:
+    """Return the outlines of all rows; None if they have to be looked at one by one."""
+    return rows.outlines if isinstance(rows, Table) else None
+
+
 def outlines(rows: Rows) -> Iterator[Any]:
-    """Iterate over the `segmentation` of all rows, None for rows without it."""
-    return rows.outlines() if isinstance(rows, Table) else (row.get("segmentation") for row in rows)
+    """Iterate over the outlines of all rows, None for rows without one."""
+    return (row.get(OUTLINE) for row in rows)
 
 
 def _tables(data: bytes) -> dict[str, Any] | None:
@@ -110,109 +115,111 @@ def _tables(data: bytes) -> dict[str, Any] | None:
         if not data.isascii():
             data.decode()  # msgspec skips over the text of keys that are not asked for
         tables: dict[str, Any] = {}
-        keys = len(texts)
+        colons = len(texts)
         for name, text in texts.items():
-            tables[name], count = _large(text, _KNOWN[name]) if name in _KNOWN else _small(text)
-            keys += count
+            tables[name], inside = _large(memoryview(text), _KNOWN[name]) if name in _KNOWN else _small(bytes(text))
+            colons += inside
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    if any(odd in data for odd in (b"  :", b"\t:", b"\n:", b"\r:")):  # keys that the count below does not see
-        return None
-    # A key is a text before a colon. Fewer keys than such texts: one of them is there twice.
-    return tables if keys == data.count(b'":') + data.count(b'" :') else None
+    # Of a key that is there twice, `texts` has one value. The other one comes after a colon as well.
+    return tables if colons == _count(memoryview(data), ":") and not any(":" in name for name in texts) else None
 
 
-def _small(text: Raw) -> tuple[Any, int]:
-    """Parse a value. Returns it, and how many keys it has."""
+def _small(text: bytes) -> tuple[Any, int]:
+    """Parse a value. Returns it, and how many colons its text has."""
     value = msgspec.json.decode(text)
-    return value, _keys_in(value)
+    _check_keys(text, _keys_in(value))
+    return value, text.count(b":")
 
 
-def _large(text: Raw, known: dict[str, Any]) -> tuple[Table, int]:
-    """Parse a table. Returns it, and how many keys its rows have.
+def _large(text: memoryview, known: dict[str, Any]) -> tuple[Table, int]:
+    """Parse a table. Returns it, and how many colons its text has.
 
     Raises:
         ValueError, MsgspecError: it is none, a value is not of the type that `known` has for its key, or a row has a
-            key that is neither known nor in the first row.
+            key that is neither known nor in the first row, or may have one twice.
     """
-    texts = msgspec.json.decode(text, type=list[Raw])
-    if not texts:
-        return Table([], {}, outlined=False), 0
-    first = json.loads(bytes(texts[0]))
-    if not isinstance(first, dict):
-        raise ValueError("not a table of objects")
-    others = {"segmentation": "segmentation"}
-    others |= {
-        f"_{number}": key for number, key in enumerate(key for key in first if key not in (*known, "segmentation"))
-    }
-    fields = [*known.items(), *((name, Raw) for name in others)]
-    kind = msgspec.defstruct(
-        "ParsedRow", [(name, of | UnsetType, UNSET) for name, of in fields], gc=False, rename=others,
-        forbid_unknown_fields=True,
-    )  # fmt: skip
-    decoder = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
-    parts: dict[str, list[Any]] = {key: [] for key in known}
-    keys, outlined = 0, False
-    for chunk in _chunks(texts):
-        rows = decoder.decode(chunk)
-        for key, of in known.items():
-            packed = _packed(rows, key, of)
-            parts[key].append(packed)
-            keys += len(rows) if packed is not None else len(_present(rows, key))
-        for key in others:
-            values = _present(rows, key)
-            keys += len(values) + _keys_inside(values)
-            outlined |= key == "segmentation" and bool(values)
-    columns = {
-        key: list(chain.from_iterable(found)) if known[key] is str else np.concatenate(found)
-        for key, found in parts.items()
-        if all(part is not None for part in found)
-    }
-    return Table(texts, columns, outlined), keys
+    if text[:1] != b"[":
+        raise ValueError("not a table")
+    if re.search(rb"\S", text[1:-1]) is None:
+        return Table(text, [], 0, {}), 0
+    (first, *_), _, _ = _parsed(text, 1, 1, _separator(""), msgspec.json.Decoder(list[dict[str, Any]]))
+    # A comma or the end of the table follows each number, or the list or row that it ends.
+    max_numbers = _count(text, ",") + 1 if OUTLINE in known else 0
+    typed = TypedRows(known, [key for key in first if key not in known], max_numbers)
+    # Rows mostly begin with the same key, and objects inside them with another one.
+    separator = _separator(json.dumps(next(iter(first), "")))
+    pieces = []
+    count, start, colons = 0, 1, 0
+    while start < len(text) - 1:
+        rows, stop, following = _parsed(text, start, start + _PIECE, separator, typed.decoder)
+        keys, others = typed.add(rows)
+        inside = _count(text[start:stop], ":")
+        if inside != keys:  # there are texts with colons, or keys inside values
+            _check_keys(bytes(text[start:stop]), keys + _keys_inside(others))
+        pieces.append((count, start, stop))
+        count, start, colons = count + len(rows), following, colons + inside
+    return Table(text, pieces, count, typed.columns()), colons
 
 
-def _chunks(texts: Sequence[Raw]) -> Iterator[bytes]:
-    """Return the text of `_CHUNK` rows at a time, as a table."""
-    for start in range(0, len(texts), _CHUNK):
-        yield b"[" + b",".join(texts[start : start + _CHUNK]) + b"]"
+def _parsed(
+    text: memoryview, start: int, at: int, separator: re.Pattern[bytes], decoder: msgspec.json.Decoder[list[Any]]
+) -> tuple[list[Any], int, int]:
+    """Parse the rows of a table from `start` to the first end of a row after `at`.
+
+    What looks like the end of a row may be that of an object inside it. Then the text up to there is not JSON.
+
+    Returns:
+        the rows, where they stop, and where the next row starts or the table ends.
+    """
+    for _ in range(_MAX_TRIES):
+        found = separator.search(text, at)
+        stop = len(text) - 1 if found is None else found.start() + 1
+        following = stop if found is None else found.end()
+        try:
+            return decoder.decode(_as_table(text[start:stop])), stop, following
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            at = stop
+    raise ValueError("no end of a row found")
 
 
-def _present(rows: Sequence[msgspec.Struct], key: str) -> list[Any]:
-    """Return the values of the rows that have a key."""
-    values = list(map(attrgetter(key), rows))
-    return [value for value in values if value is not UNSET] if UnsetType in set(map(type, values)) else values
+def _separator(key: str) -> re.Pattern[bytes]:
+    """Return a pattern of what is between two rows. key: that the second one begins with, in quotes; empty for any."""
+    return re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(key.encode()) + rb")")
 
 
-def _packed(rows: Sequence[msgspec.Struct], key: str, of: Any) -> Any:
-    """Return the values of a key as an array, texts as they are; None if one is missing or has more than 64 bits."""
-    values = map(attrgetter(key), rows)
-    try:
-        if of is str:
-            texts = list(values)
-            return None if UnsetType in set(map(type, texts)) else texts
-        if of is int:
-            return np.fromiter(values, np.int64, len(rows))
-        if of == float | None:
-            return np.array(list(values), dtype=np.float64)
-        return np.fromiter(chain.from_iterable(values), np.float64, 4 * len(rows)).reshape(-1, 4)
-    except (TypeError, OverflowError):
-        return None
+def _count(text: memoryview, letter: str) -> int:
+    """Return how often an ASCII letter is in a text: `bytes.count` is slow where that is often."""
+    codes = np.frombuffer(text, np.uint8)
+    return sum(int(np.count_nonzero(codes[k : k + _PIECE] == ord(letter))) for k in range(0, len(codes), _PIECE))
+
+
+def _as_table(rows: memoryview) -> bytes:
+    return b"".join((b"[", rows, b"]"))
+
+
+def _check_keys(text: bytes, keys: int) -> None:
+    """Check that a JSON text has no key twice. keys: the number of those that parsing gave.
+
+    A key is a text before a colon. Fewer keys than such texts: one of them is there twice.
+
+    Raises:
+        ValueError: one may be there twice.
+    """
+    odd = any(spaced in text for spaced in (b"  :", b"\t:", b"\n:", b"\r:"))  # keys that the count does not see
+    if odd or keys != text.count(b'":') + text.count(b'" :'):
+        raise ValueError("a key may be there twice")
 
 
 def _keys_inside(values: list[Raw]) -> int:
-    """Return how many keys are inside values. Most are lists of numbers, without any."""
+    """Return how many keys are inside values."""
     text = b",".join(values)
-    return sum(_keys_in(_decode(value)) for value in values) if b'":' in text or b'" :' in text else 0
+    return sum(_keys_in(json.loads(bytes(value))) for value in values) if b'":' in text or b'" :' in text else 0
 
 
 def _keys_in(value: Any) -> int:
     if isinstance(value, dict):
         return len(value) + sum(map(_keys_in, value.values()))
     return sum(map(_keys_in, value)) if isinstance(value, list) else 0
-
-
-def _decode(text: Raw) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.MsgspecError:  # a number beyond those of msgspec
-        return json.loads(bytes(text))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.columns import OutlineColumns
 from regard.data.coco.document import Rows, array_of, column
 from regard.data.coco.json_file import float_array
 from regard.data.coco.outlines import Segmentations, check_segmentations
@@ -65,7 +66,7 @@ class ObjectTable:
 
 def check_objects(
     rows: Rows,
-    forms: Iterable[Any],
+    forms: OutlineColumns | Iterable[Any],
     labels: NDArray[np.int64],
     heights: NDArray[np.int64],
     widths: NDArray[np.int64],
@@ -75,7 +76,7 @@ def check_objects(
 
     Args:
         rows: the annotations of the file.
-        forms: the outline of each, in one of COCO's forms or None.
+        forms: the outline of each, in one of COCO's forms or None; or all as columns.
         labels: (N,) index into the categories.
         heights, widths: (N,) of the image of each annotation, in pixels.
 

@@ -7,14 +7,15 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.columns import OutlineColumns
 from regard.data.coco.json_file import float_array
 from regard.data.report import Report
 from regard.errors import HAS, MachineError, counted, install_command
@@ -22,6 +23,7 @@ from regard.errors import HAS, MachineError, counted, install_command
 # Points may be outside their image, up to this multiple of its side.
 _MAX_REACH = 4
 _CHUNK = 20_000  # polygons turned into one array at a time
+_POINTS = 2**14  # points of polygons measured at a time
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Segmentations:
 
 
 def check_segmentations(
-    values: Iterable[Any], heights: NDArray[np.int64], widths: NDArray[np.int64], report: Report
+    values: OutlineColumns | Iterable[Any], heights: NDArray[np.int64], widths: NDArray[np.int64], report: Report
 ) -> Segmentations:
     """Check the `segmentation` of N annotations. Polygons of fewer than three points are left out and reported (A37).
 
@@ -70,44 +72,92 @@ def check_segmentations(
             or neither polygons nor run lengths (A37).
     """
     boxes, areas = np.full((len(heights), 4), np.nan), np.full(len(heights), np.nan)
-    polygons = _Polygons(report)
     run_lengths: dict[int, dict[str, Any]] = {}
+
+    def add_run_lengths(row: int, value: dict[str, Any]) -> None:
+        height = int(heights[row])
+        checked = _checked_run_lengths(value, height, int(widths[row]), row, report)
+        if checked is not None:
+            run_lengths[row], counts = checked
+            boxes[row], areas[row] = _box_of_runs(counts, height), counts[1::2].sum()
+
+    if isinstance(values, OutlineColumns):
+        for row, value in values.run_lengths.items():
+            add_run_lengths(row, value)
+        polygons, empty = _polygons_of(values)
+    else:
+        polygons, empty = _checked_polygons(values, add_run_lengths, report)
+    rows = polygons.rows
+    _measure_polygons(polygons, heights[rows], widths[rows], boxes, areas, report)
+    _note_missing(polygons.broken, empty, areas, report)
+    first_polygon = np.searchsorted(rows, np.arange(len(heights) + 1))
+    return Segmentations(boxes, areas, polygons.points, polygons.first_point, first_polygon, run_lengths)
+
+
+class _Polygons(NamedTuple):
+    """M polygons of three points or more.
+
+    Args:
+        points: (P, 2) x, y of all polygons.
+        first_point: (M + 1,) first row of each polygon in `points`.
+        rows: (M,) object of each polygon, ascending.
+        indices: (M,) index of each polygon in the list of its object.
+        broken: object, and index in its list, of each polygon that was left out.
+    """
+
+    points: NDArray[np.float64]
+    first_point: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    broken: list[tuple[int, int]]
+
+
+def _polygons_of(columns: OutlineColumns) -> tuple[_Polygons, list[int]]:
+    """Return the polygons of all rows, and the rows without an outline."""
+    per_row, numbers, lengths = columns.per_row, columns.numbers, columns.lengths
+    rows = np.repeat(np.arange(len(per_row)), per_row)
+    indices = np.arange(len(rows)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
+    is_empty = per_row == 0
+    is_empty[list(columns.run_lengths)] = False
+    is_broken = (lengths < 6) | (lengths % 2 == 1)
+    broken = list(zip(rows[is_broken].tolist(), indices[is_broken].tolist(), strict=True))
+    if broken:
+        numbers = numbers[np.repeat(~is_broken, lengths)]
+        lengths, rows, indices = lengths[~is_broken], rows[~is_broken], indices[~is_broken]
+    polygons = _Polygons(numbers.reshape(-1, 2), _starts(lengths // 2), rows, indices, broken)
+    return polygons, np.flatnonzero(is_empty).tolist()
+
+
+def _checked_polygons(
+    values: Iterable[Any], add_run_lengths: Callable[[int, dict[str, Any]], None], report: Report
+) -> tuple[_Polygons, list[int]]:
+    """Return the polygons of all rows, and the rows without an outline. Values may have any type (A37)."""
+    polygons = _PolygonLists(report)
     empty: list[int] = []
     for row, value in enumerate(values):
         if not value and (value is None or isinstance(value, list)):
             empty.append(row)
         elif isinstance(value, dict):
-            checked = _checked_run_lengths(value, int(heights[row]), int(widths[row]), row, report)
-            if checked is not None:
-                run_lengths[row], counts = checked
-                boxes[row], areas[row] = _box_of_runs(counts, int(heights[row])), counts[1::2].sum()
+            add_run_lengths(row, value)
         elif isinstance(value, list):
             for k, polygon in enumerate(value):
                 polygons.add(polygon, row, k)
         else:
             _malformed(f"segmentation is {value!r:.40}, expected a list of polygons", row, None, report)
-    places = polygons.places
-    rows = np.array([row for row, _ in places], dtype=np.int64)
-    points, first_point = polygons.arrays()
-    _check_reach(points, first_point, places, heights[rows], widths[rows], report)
-    _measure_polygons(points, first_point, rows, boxes, areas)
-    _note_missing(polygons.broken, empty, areas, report)
-    first_polygon = np.searchsorted(rows, np.arange(len(heights) + 1))
-    return Segmentations(boxes, areas, points, first_point, first_polygon, run_lengths)
+    return polygons.joined(), empty
 
 
-class _Polygons:
-    """Polygons on their way into one array: as lists of numbers, all of a large file would fill the memory.
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(lengths)))
 
-    Attributes:
-        places: row, and index in the row's list, of each polygon.
-        broken: the same of those that are left out.
-    """
+
+class _PolygonLists:
+    """Polygons on their way into one array: as lists of numbers, all of a large file would fill the memory."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.places: list[tuple[int, int]] = []
         self.broken: list[tuple[int, int]] = []
+        self._places: list[tuple[int, int]] = []
         self._waiting: list[list] = []
         self._chunks: list[NDArray[np.float64]] = []
         self._lengths: list[int] = []
@@ -123,23 +173,25 @@ class _Polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             self.broken.append((row, k))
             return
-        self.places.append((row, k))
+        self._places.append((row, k))
         self._lengths.append(len(polygon) // 2)
         self._waiting.append(polygon)
         if len(self._waiting) == _CHUNK:
             self._convert()
 
-    def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return the points (P, 2) of all polygons, and the first row of each polygon, (M + 1,)."""
+    def joined(self) -> _Polygons:
+        """Return all polygons."""
         self._convert()
         points = np.concatenate(self._chunks)
         self._chunks.clear()
-        return points.reshape(-1, 2), np.concatenate(([0], np.cumsum(np.array(self._lengths, dtype=np.int64))))
+        rows, indices = np.array(self._places, dtype=np.int64).reshape(-1, 2).T
+        lengths = np.array(self._lengths, dtype=np.int64)
+        return _Polygons(points.reshape(-1, 2), _starts(lengths), rows, indices, self.broken)
 
     def _convert(self) -> None:
         flat = list(chain.from_iterable(self._waiting))
         if not set(map(type, flat)) <= {int, float}:
-            for polygon, (row, k) in zip(self._waiting, self.places[-len(self._waiting) :], strict=True):
+            for polygon, (row, k) in zip(self._waiting, self._places[-len(self._waiting) :], strict=True):
                 _check_numbers(polygon, row, k, self.report)
         self._chunks.append(float_array(flat))
         self._waiting.clear()
@@ -218,7 +270,7 @@ def _checked_run_lengths(
         except ValueError as error:
             fault = str(error)
     elif isinstance(counts, list) and set(map(type, counts)) == {int} and max(counts) <= height * width:
-        runs = np.array([max(count, -1) for count in counts], dtype=np.int64)
+        runs = np.array(counts if min(counts) >= 0 else [max(count, -1) for count in counts], dtype=np.int64)
     else:
         fault = "run lengths must be whole numbers within the image"
     if not fault and runs.min() < 0:
@@ -252,52 +304,68 @@ def _check_numbers(polygon: list, row: int, k: int, report: Report) -> None:
         _malformed(f"a polygon has the value {value!r:.40}, expected a number", row, k, report)
 
 
-def _check_reach(
-    points: NDArray[np.float64],
-    first_point: NDArray[np.int64],
-    places: list[tuple[int, int]],
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    report: Report,
-) -> None:
-    """Check that no point is far outside its image (A38). places: row and polygon number of each of the M polygons."""
+def _check_reach(polygons: _Polygons, heights: NDArray[np.int64], widths: NDArray[np.int64], report: Report) -> None:
+    """Check that no point is far outside its image (A38). heights, widths: (M,) of the image of each polygon."""
+    points, first_point, rows, indices, _ = polygons
     limits = np.repeat(np.stack((widths, heights), axis=1), np.diff(first_point), axis=0)
     far = np.argwhere(~(np.abs(points) <= _MAX_REACH * limits))  # also true for infinity
-    if len(far) == 0:
-        return
     point, axis = map(int, far[0])
-    polygon = int(np.searchsorted(first_point, point, side="right")) - 1
-    row, k = places[polygon]
+    all_far = np.unique(np.searchsorted(first_point, far[:, 0], side="right") - 1).tolist()
+    polygon = all_far[0]
     value, size = f"{'xy'[axis]}={points[point, axis]:.6g}", f"{widths[polygon]}x{heights[polygon]}"
     what = f"polygon point {value} is far outside the image of {size}"
-    index = 2 * (point - int(first_point[polygon])) + axis
-    place = ("annotations", row, "segmentation", k, index)
-    all_far = np.unique(np.searchsorted(first_point, far[:, 0], side="right") - 1)
-    others = [("annotations", places[p][0], "segmentation", places[p][1]) for p in all_far.tolist() if p != polygon]
+    first, *others = [("annotations", int(rows[p]), "segmentation", int(indices[p])) for p in all_far]
+    place = (*first, 2 * (point - int(first_point[polygon])) + axis)
     report.fail_at("A38", what, [place, *others], remedy="clip or remove the polygon")
     points[far[:, 0], far[:, 1]] = 0
 
 
 def _measure_polygons(
-    points: NDArray[np.float64],
-    first_point: NDArray[np.int64],
-    rows: NDArray[np.int64],
+    polygons: _Polygons,
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
     boxes: NDArray[np.float64],
     areas: NDArray[np.float64],
+    report: Report,
 ) -> None:
-    """Write the boxes and areas of objects with polygons. rows: (M,) the object of each polygon, ascending."""
-    if rows.size == 0:
+    """Write the boxes and areas of objects with polygons. heights, widths: (M,) of the image of each polygon.
+
+    Raises:
+        DataError: a point is far outside its image (A38).
+    """
+    if polygons.rows.size == 0:
         return
-    objects, first = np.unique(rows, return_index=True)
-    starts = first_point[first]
-    boxes[objects, :2] = np.minimum.reduceat(points, starts)
-    boxes[objects, 2:] = np.maximum.reduceat(points, starts)
-    following = np.arange(1, len(points) + 1)
-    following[first_point[1:] - 1] = first_point[:-1]  # the last point of a polygon is joined to its first
-    x, y = points.T
-    doubled = np.add.reduceat(x * y[following] - x[following] * y, first_point[:-1])
-    total = np.add.reduceat(np.abs(doubled) / 2, first)
+    around, covered = _sizes(polygons)
+    limits = _MAX_REACH * np.stack((widths, heights, widths, heights), axis=1)
+    if not (np.abs(around) <= limits).all():
+        _check_reach(polygons, heights, widths, report)
+        around, covered = _sizes(polygons)
+    objects, first = np.unique(polygons.rows, return_index=True)
+    boxes[objects, :2] = np.minimum.reduceat(around[:, :2], first)
+    boxes[objects, 2:] = np.maximum.reduceat(around[:, 2:], first)
+    total = np.add.reduceat(covered, first)
     areas[objects] = np.minimum(total, np.prod(boxes[objects, 2:] - boxes[objects, :2], axis=1))
+
+
+def _sizes(polygons: _Polygons) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the boxes (M, 4) xyxy around polygons, and their areas (M,)."""
+    points, first_point = polygons.points, polygons.first_point
+    boxes, areas = np.empty((len(polygons.rows), 4)), np.empty(len(polygons.rows))
+    # A part at a time, so that its points stay in the processor's cache.
+    cuts = np.searchsorted(first_point, [*range(0, len(points), _POINTS), len(points)])
+    for start, stop in pairwise(np.unique(cuts).tolist()):
+        first = first_point[start:stop] - first_point[start]
+        x, y = np.ascontiguousarray(points[first_point[start] : first_point[stop]].T)
+        for axis, values in enumerate((x, y)):
+            boxes[start:stop, axis] = np.minimum.reduceat(values, first)
+            boxes[start:stop, axis + 2] = np.maximum.reduceat(values, first)
+        last = np.append(first[1:], len(x)) - 1
+        doubled = np.empty_like(x)
+        with np.errstate(invalid="ignore", over="ignore"):  # of points at infinity
+            doubled[:-1] = x[:-1] * y[1:] - x[1:] * y[:-1]
+            doubled[last] = x[last] * y[first] - x[first] * y[last]  # the last point is joined to the first
+            areas[start:stop] = np.abs(np.add.reduceat(doubled, first)) / 2
+    return boxes, areas
 
 
 def _note_missing(broken: list[tuple[int, int]], empty: list[int], areas: NDArray[np.float64], report: Report) -> None:

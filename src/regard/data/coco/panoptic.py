@@ -16,13 +16,14 @@ import torch
 
 from regard.data.coco.annotated_images import AnnotatedImages, fingerprint
 from regard.data.coco.annotations import CocoAnnotations, to_coco
+from regard.data.coco.categories import order_of_categories
 from regard.data.coco.dataset import open_detection
 from regard.data.coco.layout import find_panoptic, has_coco, has_own_panoptic_validation
 from regard.data.coco.outlines import run_lengths
 from regard.data.coco.panoptic_annotations import PanopticAnnotations, read_panoptic, select_panoptic
 from regard.data.coco.panoptic_png import boxes_of, read_segments, segments_of
 from regard.data.coco.panoptic_writer import category_rows, segment_rows
-from regard.data.coco.tables import image_rows, order_of_categories
+from regard.data.coco.tables import image_rows
 from regard.data.formats.held_out import split_by_content
 from regard.data.report import Issue
 from regard.data.samples import Sample

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regard.data.coco.categories import note_unused
 from regard.data.coco.json_file import float_array, read_json
 from regard.data.coco.tables import (
     Annotations,
@@ -25,7 +26,6 @@ from regard.data.coco.tables import (
     folder_of,
     in_table,
     index_of,
-    note_unused,
     read_categories,
     read_crowds,
     read_images,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regard.data.coco.document import Rows, Table, array_of, column
-from regard.data.image_folders import is_unsafe
+from regard.data.image_folders import are_safe, is_unsafe
 from regard.data.images import MAX_PIXELS, image_size
 from regard.data.report import Report, listed
 from regard.errors import HAS, IS, ImageError, counted
@@ -231,24 +232,38 @@ def read_images(rows: Rows, folders: Sequence[Path], report: Report) -> tuple[tu
     if repeats := [k for k in all_repeats(ids) if ids[k] != NO_ID]:
         what, remedy = f"duplicate image id {ids[repeats[0]]}", "give each image its own id"
         report.fail_at("A29", what, [("images", k, "id") for k in repeats], remedy=remedy)
-    names = [safe_name(name, ("images", k), report) for k, name in enumerate(column(rows, "file_name"))]
+    names = column(rows, "file_name")
+    if array_of(rows, "file_name") is None or not are_safe(names):
+        names = [safe_name(name, ("images", k), report) for k, name in enumerate(names)]
     folder = folder_of(names, folders, report) if folders else None
-    measured = []
-    images = []
-    for k, size in enumerate(zip(column(rows, "height"), column(rows, "width"), strict=True)):
-        if folder is not None and size == (None, None):
-            measured.append(k)
-            size = _measured_size(folder / names[k], report) if names[k] else (0, 0)
-        elif not _is_size(*size):
-            size = _wrong_size(rows[k], k, report)
-        images.append(ImageRecord(ids[k], names[k], *size))
+    heights, widths, measured = _sizes(rows, names, folder, report)
+    images = list(map(ImageRecord, ids, names, heights, widths))
     images = [image for image in images if image.id != NO_ID]
     if not images:
         raise report.error("A30", "no image has an id that can be used", "images", remedy="write whole numbers")
     if measured:
         what = f"{counted(len(measured), 'image', verb=HAS)} no height and width; read from the file"
         report.add("A33", "fix", what, "images", measured[0], count=len(measured))
-    return tuple(sorted(images, key=lambda image: image.id)), folder
+    return tuple(sorted(images, key=attrgetter("id"))), folder
+
+
+def _sizes(rows: Rows, names: list[str], folder: Path | None, report: Report) -> tuple[list[int], list[int], list[int]]:
+    """Return the heights and widths of all images, and the rows for which they were read from the files (A33)."""
+    heights, widths = array_of(rows, "height"), array_of(rows, "width")
+    if heights is not None and widths is not None:
+        is_right = (heights > 0) & (widths > 0) & (heights <= MAX_PIXELS // np.maximum(widths, 1))
+        if is_right.all():
+            return heights.tolist(), widths.tolist(), []
+    measured = []
+    sizes = []
+    for k, size in enumerate(zip(column(rows, "height"), column(rows, "width"), strict=True)):
+        if folder is not None and size == (None, None):
+            measured.append(k)
+            size = _measured_size(folder / names[k], report) if names[k] else (0, 0)
+        elif not _is_size(*size):
+            size = _wrong_size(rows[k], k, report)
+        sizes.append(size)
+    return [height for height, _ in sizes], [width for _, width in sizes], measured
 
 
 def read_crowds(rows: Rows, place: Place, report: Report) -> NDArray[np.bool_]:
@@ -322,7 +337,9 @@ def folder_of(
 
     first = next(filter(None, names), "")
     folder = next((folder for folder in folders if is_file(folder, first)), folders[0])
-    missing = [name for name in names if name and not is_file(folder, name)]
+    missing = []
+    if not files.get((folder, ""), set()).issuperset(filter(None, names)):
+        missing = [name for name in names if name and not is_file(folder, name)]
     if missing:
         count = counted(len(missing), kind, of=len(names), verb=IS)
         what = f"{count} missing: {listed([repr(name) for name in missing])}"
@@ -363,7 +380,13 @@ def index_of(
     Raises:
         DataError: an id that is not in `known` (`code`).
     """
-    index = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    span = int(known[-1]) - int(known[0]) + 1 if len(known) else 0
+    if 0 < span <= len(known) + len(ids):  # a table is faster than a search
+        table_of = np.zeros(span, dtype=np.int64)
+        table_of[known - known[0]] = np.arange(len(known))
+        index = table_of[ids.clip(known[0], known[-1]) - known[0]]
+    else:
+        index = np.minimum(np.searchsorted(known, ids), len(known) - 1)
     known_ids = known[index] == ids
     strays = np.flatnonzero(~known_ids & (ids != NO_ID))
     if strays.size:
@@ -390,44 +413,6 @@ def first_repeat(values: Sequence) -> int | None:
 def shorten(value: Any) -> str:
     """Return a short text of a value for a message. Python cannot print integers of thousands of digits."""
     return "a very large number" if isinstance(value, int) and abs(value) >= 10**30 else f"{value!r:.60}"
-
-
-def order_of_categories(own: Sequence[Category], wanted: Sequence[Category], report: Report) -> list[int]:
-    """Return the index in `own` of each category of `wanted`, matched by name.
-
-    Raises:
-        DataError: not the same names (A26).
-    """
-    place = {category.name: label for label, category in enumerate(own)}
-    names = [category.name for category in wanted]
-    missing = [name for name in names if name not in place]
-    extra = [name for name in place if name not in names]
-    if missing or extra:
-        parts = [f"{name!r:.40} is missing" for name in missing[:5]] + [f"{name!r:.40} is new" for name in extra[:5]]
-        what = f"other categories than in the model or the training split: {', '.join(parts)}"
-        raise report.error("A26", what, "categories", remedy="give both the same category names")
-    order = [place[name] for name in names]
-    if [own[label].id for label in order] != [category.id for category in wanted]:
-        what = "categories have other ids than in the model or the training split; matched by name"
-        report.add("A26", "warn", what, "categories")
-    return order
-
-
-def note_unused(labels: NDArray[np.int64], categories: Sequence[Category], noun: str, report: Report) -> None:
-    """Add an issue if there is nothing to learn (A09), or if categories have no `noun` to learn (A46).
-
-    Args:
-        labels: (N,) of everything to learn.
-        noun: `object` or `segment`.
-    """
-    if not len(labels):
-        report.add("A09", "warn", f"no {noun}s to learn or to find", "annotations")
-        return
-    used = set(labels.tolist())
-    names = [f"{category.name:.30}" for label, category in enumerate(categories) if label not in used]
-    if names:
-        what = f"{counted(len(names), 'class', 'classes', of=len(categories), verb=HAS)} no {noun}: {listed(names)}"
-        report.add("A46", "warn", what, "categories")
 
 
 def image_rows(images: Sequence[ImageRecord]) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from regard.attention import AugmentedConv2d
-from regard.models.backbone import FrozenBatchNorm
 from regard.models.efficientnet import DepthwiseSeparable, EfficientNet, InvertedResidual, SameConv2d
+from regard.models.frozen_norm import FrozenBatchNorm
 from regard.models.resnet import BasicBlock, Bottleneck, ResNet
 from regard.models.wide_resnet import PreActivationBlock
 

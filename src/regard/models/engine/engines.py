@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 from weakref import WeakKeyDictionary
@@ -10,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from regard.errors import ConfigError
+from regard.errors import ConfigError, MachineError
 from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
@@ -83,7 +85,7 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     if isinstance(engine, DETR):
         engine.auxiliary_outputs = False
     if compile:
-        _compile(engine)
+        compile_parts(engine)
     engine.__class__ = type(type(model).__name__, (Optimized, type(model)), {"__module__": type(model).__module__})
     return engine
 
@@ -182,10 +184,21 @@ def _converted(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _compile(engine: nn.Module) -> None:
-    """Compile a classifier whole, and of a detector the parts that take and give tensors."""
-    if isinstance(engine, Detector):
-        for part in _large_parts(engine):
-            engine.get_submodule(part).compile()
+def check_compiler(device: torch.device) -> None:
+    """Check that torch.compile can make code for a CPU. Raises MachineError (T16) if there is no C++ compiler."""
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+    if device.type == "cpu" and not any(map(shutil.which, names)):
+        remedy = "install g++, or set compile=false"
+        raise MachineError("compile=true needs a C++ compiler on a CPU", remedy=remedy, code="T16")
+
+
+def compile_parts(net: nn.Module) -> None:
+    """Compile a classifier whole, and of a detector the parts that take and give tensors. In place: names stay.
+
+    Code is made at the first image, and anew for a second size; from then on it serves all sizes.
+    """
+    if isinstance(net, Detector):
+        for part in _large_parts(net):
+            net.get_submodule(part).compile()
     else:
-        engine.compile()
+        net.compile()

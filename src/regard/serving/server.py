@@ -1,0 +1,149 @@
+"""`regard serve`: load the models, listen, and on SIGTERM answer what was accepted before the process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+
+from regard.errors import ConfigError, MachineError, escape
+from regard.serving.app import make_app
+from regard.serving.guard import Guard, read_tokens
+from regard.serving.metrics import Metrics
+from regard.serving.options import ServingOptions
+from regard.serving.protocol import Protocol
+from regard.serving.served import ServedModel
+from regard.serving.service import Service
+from regard.serving.sources import named_sources
+
+KEEP_ALIVE = 30  # seconds that an idle connection stays open
+# Seconds after which Python lets another thread run. A model needs Python between its operations, each of which would
+# wait for Python's 5 ms while the event loop is busy with requests.
+SWITCH = 0.0005
+SETTLE = 0.2  # seconds in which requests that have reached the machine at SIGTERM are still read
+
+
+def serve(sources: Sequence[str], options: ServingOptions, device: str = "auto") -> None:
+    """Serve models until SIGTERM or Ctrl-C, then answer what was accepted and return.
+
+    Args:
+        sources: what `regard.load` takes, or `name=source`.
+        options: of the server.
+        device: of the models: `cpu`, `cuda`, ...
+
+    Raises:
+        ConfigError: wrong options or names; see also `regard.load`.
+        MachineError: the port is in use, or the address is not of this machine.
+    """
+    options.check()
+    named = named_sources(sources)
+    tokens = read_tokens(options.token_file)
+    listening = listen(options)
+    try:
+        metrics = Metrics()
+        models = [ServedModel.load(name, source, device, options, metrics) for name, source in named.items()]
+        server = make_server(models, options, metrics)
+        print(f"serving {', '.join(named)} at {_address(listening)}", flush=True)
+        if not tokens and not _is_local(listening):
+            print("warning: anyone who reaches this address can use it: set --token-file FILE", file=sys.stderr)
+        _log_to_stderr()
+        sys.setswitchinterval(SWITCH)
+        asyncio.run(server.serve(sockets=[listening]))
+    finally:
+        listening.close()
+
+
+def make_server(models: Sequence[ServedModel], options: ServingOptions, metrics: Metrics) -> Server:
+    """Return the server of models; `server.serve(sockets=[listen(options)])` runs it."""
+    service = Service(models, options, metrics)
+    guard = make_app(service, options, metrics)
+    config = uvicorn.Config(  # no address from headers of clients, no log and no header of its own
+        guard, http=Protocol, ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
+        proxy_headers=False, server_header=False, timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=round(options.timeout) + 5,
+    )  # fmt: skip
+    return Server(config, service, guard)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends with 0 after a signal, and reads what has arrived before it closes connections."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, guard: Guard) -> None:
+        super().__init__(config)
+        self.service = service
+        self.guard = guard
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal; end at once at a second Ctrl-C."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, answer what was accepted, end."""
+        for server in self.servers:
+            server.close()
+        self.service.draining = self.guard.draining = True  # answers now close their connections
+        await asyncio.sleep(SETTLE)
+        await super().shutdown(sockets)
+
+
+def listen(options: ServingOptions) -> socket.socket:
+    """Return a socket bound to the address; connections are accepted once the server runs.
+
+    Raises:
+        ConfigError: no such host (C09).
+        MachineError: the port is in use or not allowed.
+    """
+    where = f"{options.host}:{options.port}"
+    try:
+        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError("no such host", where=where, remedy="use --host 127.0.0.1", code="C09") from error
+    family, kind, number, _, address = found[0]
+    listening = socket.socket(family, kind, number)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        remedy = f"take another one: --port {min(options.port + 1, 65535)}, or 0 for any that is free"
+        raise MachineError(f"cannot listen: {error.strerror}", where=where, remedy=remedy) from error
+    return listening
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_local(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _log_to_stderr() -> None:
+    """Log requests and errors on stderr; a record of whatever content is one line, or lines that begin with a bar."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("regard.serving", logging.INFO), ("uvicorn.error", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+
+
+class _OneLine(logging.Formatter):
+    """Escapes control characters, whoever brought them."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the line of a record."""
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: object) -> str:  # noqa: N802
+        """Return a traceback that cannot be taken for lines of the log."""
+        return "\n".join(f"  | {escape(line)}" for line in super().formatException(ei).splitlines())  # type: ignore[arg-type]
