@@ -142,7 +142,7 @@ def _measure(measured: Measured, files: Sequence[Path], rounds: int) -> PredictR
     with tempfile.TemporaryDirectory() as folder:
         results, drawn = Path(folder, "results.json"), Path(folder, "drawn")
         ways: tuple[Callable[[], object], ...] = (
-            _alone(ready, batches, round(found)),
+            _alone(ready, batches, _mask_count(net, files[:COMPARED], options)),
             lambda: list(predict_files(net, files, json_file=results, options=options)),
             lambda: list(predict_files(net, files, output=drawn, options=options)),
         )
@@ -171,6 +171,19 @@ def _few_results(net: Model, files: Sequence[Path]) -> PredictionOptions:
     first, last = (int(len(files) * FOUND * part) for part in (0.8, 1.2))
     gaps = [(a - b, (a + b) / 2) for a, b in zip(scores[first:last], scores[first + 1 :], strict=False)]
     return PredictionOptions(threshold=max(gaps)[1] if gaps else 0.0)
+
+
+def _mask_count(net: Any, files: Sequence[Path], options: PredictionOptions) -> int:
+    """Return for how many queries of an image the model computes a mask, before some are dropped."""
+    if not predicts_masks(net):
+        return 0
+    counts = []
+    hook = net.mask_head.register_forward_hook(lambda module, inputs, masks: counts.append(len(masks)))
+    try:
+        list(predict_each(net, files, options=options))
+    finally:
+        hook.remove()
+    return round(sum(counts) / len(files))
 
 
 def _scores(net: Model, result: Prediction) -> list[float]:
@@ -223,8 +236,8 @@ def _share(alone: Sequence[_Spent], command: Sequence[_Spent]) -> Share:
     return Share(statistics.median(by_wall), min(by_wall), max(by_wall), statistics.median(by_cpu))
 
 
-def _alone(ready: ReadyModel, batches: Sequence[Sequence[Planned]], found: int) -> Callable[[], None]:
-    """Return the model on tensors as the command makes them, one after the other, with `found` masks an image."""
+def _alone(ready: ReadyModel, batches: Sequence[Sequence[Planned]], masks: int) -> Callable[[], None]:
+    """Return the model on tensors as the command makes them, one after the other, with `masks` masks an image."""
     shapes = [(len(batch), *(batch[0].shape or (1, 1))) for batch in batches]
     most = max(count * height * width for count, height, width in shapes)
     values = torch.randn(3 * most, generator=torch.Generator().manual_seed(0))
@@ -241,7 +254,7 @@ def _alone(ready: ReadyModel, batches: Sequence[Sequence[Planned]], found: int) 
             batch = ImageBatch(pixels, ((height, width),) * count)
             if predicts_masks(net):
                 output = net(batch, masks=False)
-                image, query = torch.arange(count).repeat_interleave(found), torch.arange(found).repeat(count)
+                image, query = torch.arange(count).repeat_interleave(masks), torch.arange(masks).repeat(count)
                 net.masks(output, image, query)
             else:
                 net(batch)

@@ -253,7 +253,7 @@ def scored_segments(
     probabilities = _enlarged(masks, sizes).sigmoid()
     values, inside = probabilities * scores[:, None, None], probabilities > 0.5
     claims = values * inside
-    visible = ((claims.argmax(0) == torch.arange(len(labels), device=labels.device)[:, None, None]) & inside).flatten(1)
+    visible = ((_highest(claims) == torch.arange(len(labels), device=labels.device)[:, None, None]) & inside).flatten(1)
     kept = visible.sum(1) > MAX_DROPPED_AREA
     kept &= visible.sum(1) >= MIN_VISIBLE * inside.flatten(1).sum(1)
     claims = claims * kept[:, None, None]
@@ -312,7 +312,12 @@ def _owners(logits: Tensor, owner: Tensor) -> Tensor:
     """Return ids (H, W) for logits (M, H, W): 1 + the owner of the highest logit; 0 everywhere if M is 0."""
     if not len(logits):
         return torch.zeros(logits.shape[-2:], dtype=torch.long, device=logits.device)
-    return owner[logits.argmax(0)] + 1
+    return owner[_highest(logits)] + 1
+
+
+def _highest(values: Tensor) -> Tensor:
+    """Return (H, W) int64: which of the values (M, H, W) is the highest; the first of equal ones, as `argmax` does."""
+    return values.max(0).indices  # argmax takes five times as long on a CPU
 
 
 def _nearest(ids: Tensor, size: tuple[int, int]) -> Tensor:
