@@ -22,7 +22,7 @@ def blank_charts() -> Iterator[None]:
 
 
 # Reasons for which a test may be skipped in CI. Anything else means that a peer or data to compare with is missing.
-ALLOWED_SKIPS = ("there is a GPU", "root reads everything", "no Chromium")
+ALLOWED_SKIPS = ("there is a GPU", "root reads everything")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -232,9 +232,10 @@ async def beside_slow_clients(port: int, count: int, image: bytes) -> tuple[floa
     slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
     for number, (_, writer) in enumerate(slow):
         writer.write(post(PATH, image)[: 30 if number % 2 else 300])
-    trickling = asyncio.ensure_future(_trickle([writer for _, writer in slow]))  # noqa: RUF006
-    beside = [one.seconds for one in await send_all(port, [image] * 100, 1, PATH)]
-    trickling.cancel()
+    async with asyncio.TaskGroup() as group:
+        trickling = group.create_task(_trickle([writer for _, writer in slow]))
+        beside = [one.seconds for one in await send_all(port, [image] * 100, 1, PATH)]
+        trickling.cancel()
     for _, writer in slow:
         writer.close()
     return percentile(alone, 0.99), percentile(beside, 0.99)

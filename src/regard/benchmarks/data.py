@@ -73,11 +73,7 @@ def run(
     Raises:
         MachineError: pycocotools is missing.
     """
-    try:
-        import pycocotools.coco  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError as error:
-        what, remedy = "this comparison needs pycocotools", install_command("pycocotools")
-        raise MachineError(what, remedy=remedy) from error
+    open_theirs = _pycocotools()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "coco")
@@ -85,7 +81,7 @@ def run(
             file = write_coco(root, num_images, num_objects, outlined=outlined)
             size = f"COCO, {num_images:,} images, {num_objects:,} {what}, {file.stat().st_size / 1e6:.0f} MB"
             open_ours = partial(open_detection, root, "train", masks=outlined)
-            rows.append(_row(size, "pycocotools", partial(_open_theirs, file), open_ours, rounds))
+            rows.append(_row(size, "pycocotools", partial(open_theirs, file), open_ours, rounds))
         tree = write_tree(Path(folder, "tree"), num_classes, num_files)
         what = f"class folders, {num_files:,} files of {num_classes:,} classes"
         ways = partial(ImageFolder, tree / "train"), partial(open_classification, tree, "train")
@@ -111,7 +107,7 @@ def _row(data: str, peer: str, theirs: Callable[[], object], ours: Callable[[], 
     found: dict[Callable[[], object], list[tuple[float, int]]] = {theirs: [], ours: []}
     for number in range(rounds + 1):
         for way in (theirs, ours) if number % 2 else (ours, theirs):
-            figures = measured(lambda _, way=way: way())  # type: ignore[misc]
+            figures = measured(_of_a_round(way))
             if number:
                 found[way].append(figures)
     seconds = [statistics.median(taken for taken, _ in figures) for figures in found.values()]
@@ -119,11 +115,22 @@ def _row(data: str, peer: str, theirs: Callable[[], object], ours: Callable[[], 
     return DataRow(data, peer, *seconds, *memory)
 
 
-def _open_theirs(file: Path) -> object:
-    from pycocotools.coco import COCO
+def _of_a_round(way: Callable[[], object]) -> Callable[[int], object]:
+    return lambda _: way()
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(file))
+
+def _pycocotools() -> Callable[[Path], object]:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        what, remedy = "this comparison needs pycocotools", install_command("pycocotools")
+        raise MachineError(what, remedy=remedy) from error
+
+    def open_theirs(file: Path) -> object:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return COCO(str(file))
+
+    return open_theirs
 
 
 def write_coco(root: Path, num_images: int, num_objects: int, *, outlined: bool) -> Path:

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 
 from regard.benchmarks.photographs import generate_photographs
 from regard.data.image_folders import list_images
 from regard.models.build import Detector, Model, build, predicts_masks
 from regard.models.configs import CONFIGS
+from regard.models.detr import DETR
 from regard.prediction.files import predict_files
 from regard.prediction.lanes import Planned, in_batches, planned
 from regard.prediction.options import PredictionOptions
@@ -173,11 +175,12 @@ def _few_results(net: Model, files: Sequence[Path]) -> PredictionOptions:
     return PredictionOptions(threshold=max(gaps)[1] if gaps else 0.0)
 
 
-def _mask_count(net: Any, files: Sequence[Path], options: PredictionOptions) -> int:
+def _mask_count(net: Model, files: Sequence[Path], options: PredictionOptions) -> int:
     """Return for how many queries of an image the model computes a mask, before some are dropped."""
-    if not predicts_masks(net):
+    if not isinstance(net, DETR) or not predicts_masks(net):
         return 0
-    counts = []
+    counts: list[int] = []
+    assert isinstance(net.mask_head, nn.Module)
     hook = net.mask_head.register_forward_hook(lambda module, inputs, masks: counts.append(len(masks)))
     try:
         list(predict_each(net, files, options=options))

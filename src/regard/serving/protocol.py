@@ -27,8 +27,9 @@ class Protocol(H11Protocol):
     max_connections = MAX_CONNECTIONS
     _deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline of the first request; refuse the connection if there are too many."""
+        assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._refuse(Problem(503, "too many connections: try again later", headers={"Retry-After": "1"}))

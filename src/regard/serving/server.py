@@ -140,10 +140,7 @@ def _log_to_stderr() -> None:
 class _OneLine(logging.Formatter):
     """Escapes control characters, whoever brought them."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """Return the line of a record."""
-        return escape(super().formatMessage(record))
-
-    def formatException(self, ei: object) -> str:  # noqa: N802
-        """Return a traceback that cannot be taken for lines of the log."""
-        return "\n".join(f"  | {escape(line)}" for line in super().formatException(ei).splitlines())  # type: ignore[arg-type]
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, and others, such as a traceback, so that they cannot be taken for lines."""
+        first, *others = super().format(record).split("\n")
+        return "\n".join([escape(first), *(f"  | {escape(line)}" for line in others)])

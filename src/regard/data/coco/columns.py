@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
+from types import GenericAlias
 from typing import Any
 
 import msgspec
@@ -63,7 +64,7 @@ class TypedRows:
             "ParsedRow", [(name, of | UnsetType, UNSET) for name, of in fields], gc=False, rename=self._others,
             forbid_unknown_fields=True,
         )  # fmt: skip
-        self.decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[kind])  # type: ignore[valid-type]
+        self.decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(GenericAlias(list, kind))
         self._parts: dict[str, list[Any]] = {key: [] for key in known}
         self._count = 0
         self._numbers, self._used = np.empty(max_numbers), 0

@@ -45,7 +45,7 @@ def write_digits(folder: Path) -> None:
         MachineError: scikit-learn is not installed.
     """
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         remedy = f"install it with: {install_command('scikit-learn')}"
         raise MachineError("the digits need scikit-learn", remedy=remedy) from error
