@@ -18,7 +18,7 @@ FLOORS = {
     "errors, which every room raises": {"errors"},
     "tools that know neither data nor models": {"config", "safe_files", "structures", "attention", "drawing"},
     "the parts of a training, none of which knows another": {"data", "models", "losses", "metrics", "training"},
-    "what joins two parts": {"weights", "recipes", "results", "reports"},
+    "what joins two parts": {"weights", "recipes", "results"},
     "a model over images": {"evaluation", "prediction", "distillation"},
     "what a model looks at": {"explanations"},
     "the verbs": {"runs", "exporting", "serving"},
@@ -70,7 +70,7 @@ def test_imports_point_down():
     print(f"\nbefore: {BEFORE}\nnow:    {len(FLOOR_OF)} rooms, {len(found)} arrows, {len(FLOORS)} floors, none up")
     for (floor, rooms), number in zip(FLOORS.items(), range(len(FLOORS)), strict=True):
         print(f"{number}  {floor}: {', '.join(sorted(rooms))}")
-    assert len(FLOOR_OF) <= 26 and len(found) <= 161 and len(FLOORS) <= 10
+    assert len(FLOOR_OF) <= 25 and len(found) <= 150 and len(FLOORS) <= 10
 
 
 def test_every_room_has_a_floor():

@@ -298,3 +298,8 @@ def unknown_name(
     elif remedy is None:
         remedy = f"known: {', '.join(known)}"
     return ConfigError(f"unknown {kind} {name!r}", where=where, remedy=remedy, code=code)
+
+
+def two_digits(score: float) -> str:
+    """Return a score 0..1 with two decimals, and one below 0.1 with two digits: `0.30`, `0.034`, `0.0042`."""
+    return f"{score:.2f}" if score >= 0.1 or score == 0 else f"{score:.2g}"

@@ -12,7 +12,7 @@ import regard
 from command_line import run as command
 from refusals import refused
 from regard.benchmarks import networks
-from regard.benchmarks.networks import measure, run, table
+from regard.benchmarks.networks import measure, one_thread, run, table
 from regard.benchmarks.result_files import write_results
 from regard.errors import MachineError
 from regard.models.build import create
@@ -27,7 +27,7 @@ def own_run(tmp_path):
 
 
 def test_forms_of_a_run(own_run, tmp_path):
-    rows = run(str(own_run), 1, batches=(1, 2))
+    rows = run(regard.load(own_run), 1, batches=(1, 2))
     assert [(row.what, row.batch_size) for row in rows[:3]] == [("model", 1), ("engine", 1), ("engine, bfloat16", 1)]
     assert len(rows) == 6 and all((row.height, row.width) == (32, 42) for row in rows)
     model, engine, half = rows[:3]
@@ -61,7 +61,9 @@ def test_an_onnx_file(own_run, tmp_path):
         pytest.importorskip(package)
     file = regard.export(own_run, output=tmp_path / "mine.onnx", quiet=True)
     threads = torch.get_num_threads()
-    rows = run(str(file), 1, batches=(1,))
+    with one_thread():
+        model = regard.load(file)
+    rows = run(model, 1, batches=(1,))
     assert [row.what for row in rows] == ["ONNX Runtime"] and rows[0].milliseconds > 0 and rows[0].memory > 0
     assert torch.get_num_threads() == threads
 

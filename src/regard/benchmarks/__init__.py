@@ -7,9 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from regard.errors import ConfigError, unknown_name
-from regard.models.catalog import list_models
-from regard.weights.source import check_source
+from regard.errors import ConfigError
 
 BENCHMARKS = {
     "attention": "all attention mechanisms on maps of four sizes",
@@ -31,20 +29,17 @@ OWN = "regard benchmark RUN"  # or a file of weights, or an ONNX file
 def run_benchmark(
     name: str, data: Path | None, rounds: int, device: str, output: Path, threads: int = 1
 ) -> Sequence[Any]:
-    """Run a benchmark, or measure a model of the user's, print its tables and return its rows.
+    """Run a benchmark, print its tables and return its rows.
 
     Args:
-        name: a benchmark, or what `regard.load` takes.
+        name: one of `BENCHMARKS`.
         output: folder for pictures that a benchmark draws itself.
         threads: of torch, for `training`.
 
     Raises:
-        ConfigError: no such benchmark or model (C01), fewer rounds or threads than 1 (C03), or data, a device or
-            threads that it does not take (C09).
+        ConfigError: fewer rounds or threads than 1 (C03), or data, a device or threads that it does not take (C09).
     """
     _check(name, data, rounds, device, threads)
-    if name not in BENCHMARKS:
-        return _own(name, data, rounds, device)
     if name in ("detr", "losses", "masks"):
         return list(import_module(f"regard.benchmarks.{name}").main(rounds))
     if name == "attention":
@@ -84,29 +79,24 @@ def run_benchmark(
     return compare_vit(rounds)
 
 
-def _own(name: str, data: Path | None, rounds: int, device: str) -> Sequence[Any]:
-    path = Path(name)
-    if not (path.exists() or path.suffix or len(path.parts) > 1 or name in list_models()):
-        raise unknown_name("benchmark", name, list(BENCHMARKS), code="C01")
-    if data is not None:
-        remedy = f"leave --data out, or score it by: regard evaluate {name} --data {data}"
-        raise ConfigError("a model is measured without data", where=name, remedy=remedy, code="C09")
-    check_source(name)
-    from regard.benchmarks.networks import main
+def check_numbers(name: str, rounds: int, threads: int) -> None:
+    """Check the options that every benchmark and model has.
 
-    return main(name, rounds, device)
-
-
-def _check(name: str, data: Path | None, rounds: int, device: str, threads: int) -> None:
-    """Check the options of a benchmark, with the errors of `run_benchmark`."""
+    Raises:
+        ConfigError: a number below 1 (C03), or several threads where one is measured (C09).
+    """
     if rounds < 1:
         raise ConfigError(f"rounds={rounds}, expected at least 1", code="C03")
     if threads < 1:
         raise ConfigError(f"threads={threads}, expected at least 1", code="C03")
     if threads != 1 and name != "training":
         raise ConfigError(f"{name} is measured with one thread", remedy="leave --threads out", code="C09")
-    if device != "cpu" and name in BENCHMARKS:
+
+
+def _check(name: str, data: Path | None, rounds: int, device: str, threads: int) -> None:
+    check_numbers(name, rounds, threads)
+    if device != "cpu":
         remedy = "compare on a GPU by: python -m regard.benchmarks.gpu"
         raise ConfigError(f"{name} is measured on the CPU", where=f"--device {device}", remedy=remedy, code="C09")
-    if data is not None and name in BENCHMARKS and name not in ("loading", "predict"):
+    if data is not None and name not in ("loading", "predict"):
         raise ConfigError(f"{name} is measured without data", remedy="leave --data out", code="C09")

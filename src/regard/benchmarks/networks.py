@@ -6,8 +6,9 @@ same rows for models with random weights.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ from regard.models.build import Detector, Model
 from regard.models.engine import optimize
 from regard.models.exported import ExportedNetwork
 from regard.structures.image_batch import ImageBatch
-from regard.weights.load import load_on
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,39 +52,45 @@ class NetworkRow:
     difference: float | None = None
 
 
-def main(source: str, rounds: int, device: str) -> list[NetworkRow]:
-    """Measure a run, a file of weights or an exported file, and print the table."""
+def main(model: Model, title: str, rounds: int, device: torch.device) -> list[NetworkRow]:
+    """Measure a model and print the table."""
     from rich.console import Console
 
-    rows = run(source, rounds, device=device)
-    Console().print(table(rows, source))
+    rows = run(model, rounds, device=device)
+    Console().print(table(rows, title))
     return rows
 
 
-def run(source: str, rounds: int = 10, *, batches: Sequence[int] = BATCHES, device: str = "cpu") -> list[NetworkRow]:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Give torch, and runtimes that are opened meanwhile, one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run(
+    model: Model, rounds: int = 10, *, batches: Sequence[int] = BATCHES, device: torch.device = CPU
+) -> list[NetworkRow]:
     """Measure a model and its engines, or an ONNX file in ONNX Runtime, on images of the model's own size.
 
     Args:
-        source: what `regard.load` takes.
+        model: on its device. An ONNX file is to be opened within `one_thread`.
         rounds: number of rounds; the forms alternate.
         batches: images per batch.
-        device: `cpu`, `cuda`, ...; ONNX files run on the CPU.
+        device: of the model.
 
     Raises:
-        ConfigError, CheckpointError: as `regard.load`.
         MachineError: an engine disagrees with its model.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # an ONNX file gets its threads when it is opened
-    try:
-        model, place = load_on(source, device)
-    finally:
-        torch.set_num_threads(threads)
     if isinstance(model, ExportedNetwork):
         return measure({"ONNX Runtime": model}, rounds, batches=batches)
     forms = {"model": model.eval(), "engine": optimize(model)}
     forms["engine, bfloat16"] = optimize(model, dtype=torch.bfloat16)
-    return measure(forms, rounds, batches=batches, device=place)
+    return measure(forms, rounds, batches=batches, device=device)
 
 
 def measure(

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 
 import regard
-from regard.safe_files import replace_text
 
 
 class RatioRow(Protocol):
@@ -28,7 +27,7 @@ def write_results(name: str, rows: Sequence[Any], command: str, folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     about = {"benchmark": name, "command": command, "date": datetime.now(UTC).date().isoformat(), **machine()}
     values = [{**asdict(row), **({"ratio": row.ratio} if hasattr(row, "ratio") else {})} for row in rows]
-    replace_text(folder / f"{name}.json", json.dumps({**about, "rows": values}, indent=2))
+    (folder / f"{name}.json").write_text(json.dumps({**about, "rows": values}, indent=2), encoding="utf-8")
     if rows and hasattr(rows[0], "ratio"):
         draw(name, rows, folder / f"{name}.png")
 

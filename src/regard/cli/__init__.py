@@ -9,6 +9,7 @@ from typing import TextIO
 
 from cyclopts.exceptions import CycloptsError
 
+from regard.cli import benchmark as benchmark
 from regard.cli import commands as commands
 from regard.cli import data as data
 from regard.cli import serve as serve

@@ -92,7 +92,7 @@ def report(run: Path, *, open: bool = False) -> None:
         run: the run's folder.
         open: open the report in the browser.
     """
-    from regard.reports.report import write_report
+    from regard.results.reports.report import write_report
 
     path = write_report(run)
     print(path)
@@ -301,42 +301,6 @@ def models(pattern: str = "*") -> None:
         print("\n".join(describe(pattern)))
     else:
         Console().print(table(pattern))
-
-
-@app.command
-def benchmark(
-    name: str | None = None,
-    *,
-    data: Path | None = None,
-    rounds: int = 10,
-    device: str = "cpu",
-    threads: int = 1,
-    output: Path | None = None,
-) -> None:
-    """Measure speed against other libraries, or the speed of a model of yours, in alternating rounds of one process.
-
-    Args:
-        name: a benchmark; lists what they measure if not given. Or a run, a file of weights, an ONNX file or the name
-            of a model with released weights: its time and memory on this machine.
-        data: folder of images for `loading` and `predict`; generated photographs if not given.
-        rounds: number of measurements of each.
-        device: for a model of yours: cpu or cuda. On a GPU, `python -m regard.benchmarks.gpu` compares with others.
-        threads: of torch, for `training`.
-        output: folder for NAME.json, with the machine and every number, and NAME.png; it may exist.
-    """
-    from regard.benchmarks import BENCHMARKS, OWN, run_benchmark
-
-    if name is None:
-        for known, what in BENCHMARKS.items():
-            print(f"{as_typed(f'regard benchmark {known}'):<37}{what}")
-        print(f"{as_typed(OWN):<37}a model of yours, or an ONNX file")
-        return
-    folder = Path("runs/benchmark") if output is None else output
-    rows = run_benchmark(name, data, rounds, device, folder, threads)
-    if output is not None:
-        from regard.benchmarks.result_files import write_results
-
-        write_results(Path(name).stem, rows, " ".join(["regard", *sys.argv[1:]]), output)
 
 
 @distill_app.command

@@ -52,7 +52,7 @@ def show(folder: Path, *, output: Path | None = None) -> None:
     check_data(str(folder), ())
     if output is not None:
         check_new_file(output, ".png", ".jpg", ".jpeg", ".webp")
-    from regard.reports.data_sheet import draw_data
+    from regard.results.reports.data_sheet import draw_data
 
     print(draw_data(folder, output or first_free(Path(f"{folder.absolute().stem}-sheet.png"))))
 

@@ -35,15 +35,16 @@ def serve(
     if missing:
         what = f"serving needs the package{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
         raise MachineError(what, remedy=install_command(*missing))
-    words = checkpoints or (_quickstart(),)
     from regard.serving.sources import named_sources
     from regard.weights.source import check_source
 
-    for source in named_sources(words).values():
+    sources = named_sources(checkpoints or (_quickstart(),))
+    for source in sources.values():
         check_source(source)
     from regard.serving.server import serve
+    from regard.weights.load import load_on
 
-    serve(words, options or ServingOptions(), device)
+    serve(sources, lambda source: load_on(source, device)[0], options or ServingOptions())
 
 
 def _quickstart() -> str:

@@ -165,6 +165,8 @@ def _middle(ids: np.ndarray, segment: int) -> tuple[int, int] | None:
     if not coarse.any():
         rows, columns = np.nonzero(ids == segment)
         return (int(columns[0]), int(rows[0])) if len(rows) else None
-    depth = distance_transform_edt(np.pad(coarse, 1))[1:-1, 1:-1]
+    rows, columns = coarse.any(1).nonzero()[0], coarse.any(0).nonzero()[0]
+    part = coarse[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # most segments are small
+    depth = distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
-    return int(x) * step + step // 2, int(y) * step + step // 2
+    return int(x + columns[0]) * step + step // 2, int(y + rows[0]) * step + step // 2

@@ -61,7 +61,7 @@ def evaluate(
     """
     text = _checked(source, data, batch_size, workers, quiet)
     from regard.evaluation.progress import show_progress
-    from regard.reports.report import write_report
+    from regard.results.reports.report import write_report
     from regard.safe_files import make_writable
     from regard.structures.precision import check_precision, inference_precision
     from regard.weights.load import load_on
@@ -115,14 +115,15 @@ def _checked(
 
 def _data_of(source: str | Path | Model, quiet: bool) -> str:
     """Return the data that a run was trained on, and tell which they are."""
-    from regard.config import read_yaml
     from regard.data.paths import check_data
+    from regard.results.reports.run_files import RunFiles
 
     path = Path(source) if isinstance(source, (str, Path)) else None
-    files = [] if path is None else [path / "config.yaml", path.parent.parent / "config.yaml"]  # of a checkpoint too
-    if path is None or not path.is_dir() or (file := next(filter(Path.is_file, files), None)) is None:
+    runs = [] if path is None or not path.is_dir() else [path, path.parent.parent]  # of a checkpoint too
+    run = next((run for run in runs if (run / "config.yaml").is_file()), None)
+    if run is None:
         raise ConfigError("which data?", remedy="add --data FOLDER, or --data shapes", code="C09")
-    data = str(read_yaml(file).get("data"))
+    data = str(RunFiles(run).settings.get("data"))
     try:
         check_data(data)
     except DataError as error:

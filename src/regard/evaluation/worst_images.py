@@ -15,10 +15,10 @@ from torch import Tensor
 from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.annotated_images import AnnotatedImages
 from regard.drawing.boxes import class_color, compare, draw_boxes, grid, save_picture
+from regard.errors import two_digits
 from regard.evaluation.detection_pictures import draw_panoptic
 from regard.metrics.curves import count_per_image
 from regard.metrics.detection import CocoDetections
-from regard.metrics.summary import two_digits
 from regard.safe_files import replace_text
 from regard.structures.categories import Category
 from regard.structures.segments import PanopticSegments

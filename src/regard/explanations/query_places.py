@@ -15,8 +15,7 @@ from torch import Tensor
 from regard.data.images import to_image
 from regard.data.samples import Sample
 from regard.data.transforms.detection import EvaluationResize
-from regard.errors import ConfigError
-from regard.metrics.summary import two_digits
+from regard.errors import ConfigError, two_digits
 from regard.models.build import QueryDetector
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.thresholds import default_threshold

@@ -16,8 +16,3 @@ def mean(values: npt.NDArray[np.float64]) -> float | None:
 def percent(fraction: float | None) -> str:
     """Return a fraction as percent with one decimal: `0.421` -> `42.1`; `n/a` for None."""
     return NOT_AVAILABLE if fraction is None else f"{100 * fraction:.1f}"
-
-
-def two_digits(score: float) -> str:
-    """Return a score 0..1 with two decimals, and one below 0.1 with two digits: `0.30`, `0.034`, `0.0042`."""
-    return f"{score:.2f}" if score >= 0.1 or score == 0 else f"{score:.2g}"

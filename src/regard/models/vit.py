@@ -9,6 +9,7 @@ models_v2.py and in timm, whose files load.
 from __future__ import annotations
 
 import math
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
@@ -137,8 +138,17 @@ class VisionTransformer(nn.Module):
         if not torch.compiler.is_exporting() and grid == (side, side):
             return self.pos_embed
         front, places = self.pos_embed[:, :count], self.pos_embed[:, count:]
-        places = resize_positions(places, (side, side), grid, antialias=self.config.resize == "antialiased")
-        return torch.cat((front, places), dim=1)
+        return torch.cat((front, positions_at(grid, places, self.config)), dim=1)
+
+
+def positions_at(grid: tuple[int, int], places: Tensor, config: ViTConfig) -> Tensor:
+    """Learnt positions of the patches of a square image, resized as the model does: (1, N, C) -> (1, h w, C).
+
+    Args:
+        grid: rows and columns of patches wanted.
+    """
+    side = isqrt(places.shape[1])
+    return resize_positions(places, (side, side), grid, antialias=config.resize == "antialiased")
 
 
 class PatchEmbedding(nn.Module):

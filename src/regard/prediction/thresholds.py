@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
-from regard.metrics.summary import two_digits
+from regard.errors import two_digits
 from regard.models.build import Detector, MaskedDetector, Model, predicts_masks
 from regard.results.postprocess import segment_threshold
 

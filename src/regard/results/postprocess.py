@@ -253,9 +253,9 @@ def scored_segments(
     probabilities = _enlarged(masks, sizes).sigmoid()
     values, inside = probabilities * scores[:, None, None], probabilities > 0.5
     claims = values * inside
-    visible = ((_highest(claims) == torch.arange(len(labels), device=labels.device)[:, None, None]) & inside).flatten(1)
-    kept = visible.sum(1) > MAX_DROPPED_AREA
-    kept &= visible.sum(1) >= MIN_VISIBLE * inside.flatten(1).sum(1)
+    best, owner = claims.max(0)
+    visible = torch.bincount(owner[best > 0], minlength=len(labels))
+    kept = (visible > MAX_DROPPED_AREA) & (visible >= MIN_VISIBLE * inside.flatten(1).sum(1))
     claims = claims * kept[:, None, None]
     is_stuff = _is_stuff(labels, categories)[:, None, None]
     claims = torch.where((claims.amax(0) == 0) & is_stuff, values, claims)

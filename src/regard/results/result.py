@@ -18,8 +18,7 @@ from torch import Tensor
 
 from regard.data.images import read_image
 from regard.drawing.boxes import rgb_copy, save_picture
-from regard.errors import ConfigError, MachineError, escape, install_command, unknown_name
-from regard.metrics.summary import two_digits
+from regard.errors import ConfigError, MachineError, escape, install_command, two_digits, unknown_name
 from regard.structures.categories import Category
 
 if TYPE_CHECKING:

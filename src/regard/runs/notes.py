@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from regard.reports.run_files import NOTES, RunFiles
+from regard.results.reports.run_files import NOTES, RunFiles
 from regard.safe_files import replace_text
 
 

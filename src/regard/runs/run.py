@@ -28,7 +28,7 @@ from regard.models.memory_order import move_to_device
 from regard.recipes import Recipe
 from regard.recipes.detection import DetectionRecipe
 from regard.recipes.retinanet import RetinaNetRecipe
-from regard.reports.report import NAME, write_report
+from regard.results.reports.report import NAME, write_report
 from regard.runs.classification import ClassificationJob
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.detection import DetectionJob

@@ -25,7 +25,6 @@ from regard.prediction.thresholds import default_threshold, makes_segments
 from regard.serving.metrics import Metrics
 from regard.serving.options import ServingOptions
 from regard.serving.worker import Worker
-from regard.weights.load import load_on
 
 MASK_BYTES = 10**9  # of the masks of all queries of one image, at the size of the image
 ATTENTION_BYTES = 2 * 1024**3  # of the weights of all encoder layers, which an explanation keeps
@@ -67,17 +66,9 @@ class ServedModel:
         metrics.admitted.labels(name).set_function(lambda: self.worker.admitted)
         metrics.restarts.labels(name).set_function(lambda: self.worker.restarts)
 
-    @classmethod
-    def load(cls, name: str, source: str, device: str, options: ServingOptions, metrics: Metrics) -> ServedModel:
-        """Load a model and compute one image, so that the first request does not wait for that.
-
-        Raises:
-            CheckpointError, ConfigError, MachineError: as for `regard.load`.
-        """
-        net, _ = load_on(source, device)
-        served = cls(name, net.eval(), options, metrics)
-        served._compute([(served.ready.read(torch.zeros(3, 64, 64, dtype=torch.uint8)), PredictionOptions())])
-        return served
+    def warm_up(self) -> None:
+        """Compute one image, so that the first request does not wait for what is prepared once."""
+        self._compute([(self.ready.read(torch.zeros(3, 64, 64, dtype=torch.uint8)), PredictionOptions())])
 
     def prepare(self, data: bytes, place: str) -> Prepared:
         """Decode an image and resize it as the model sees it.

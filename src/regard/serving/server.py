@@ -8,12 +8,13 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 import uvicorn
 
 from regard.errors import ConfigError, MachineError, escape
+from regard.models.build import Model
 from regard.serving.app import make_app
 from regard.serving.guard import Guard, read_tokens
 from regard.serving.metrics import Metrics
@@ -21,7 +22,6 @@ from regard.serving.options import ServingOptions
 from regard.serving.protocol import Protocol
 from regard.serving.served import ServedModel
 from regard.serving.service import Service
-from regard.serving.sources import named_sources
 
 KEEP_ALIVE = 30  # seconds that an idle connection stays open
 # Seconds after which Python lets another thread run. A model needs Python between its operations, each of which would
@@ -30,27 +30,28 @@ SWITCH = 0.0005
 SETTLE = 0.2  # seconds in which requests that have reached the machine at SIGTERM are still read
 
 
-def serve(sources: Sequence[str], options: ServingOptions, device: str = "auto") -> None:
+def serve(sources: Mapping[str, str], load: Callable[[str], Model], options: ServingOptions) -> None:
     """Serve models until SIGTERM or Ctrl-C, then answer what was accepted and return.
 
     Args:
-        sources: what `regard.load` takes, or `name=source`.
+        sources: name by which clients choose a model -> what `load` takes.
+        load: returns a model on its device. It is called once the address is known to be free.
         options: of the server.
-        device: of the models: `cpu`, `cuda`, ...
 
     Raises:
-        ConfigError: wrong options or names; see also `regard.load`.
+        ConfigError: wrong options.
         MachineError: the port is in use, or the address is not of this machine.
     """
     options.check()
-    named = named_sources(sources)
     tokens = read_tokens(options.token_file)
     listening = listen(options)
     try:
         metrics = Metrics()
-        models = [ServedModel.load(name, source, device, options, metrics) for name, source in named.items()]
+        models = [ServedModel(name, load(source).eval(), options, metrics) for name, source in sources.items()]
+        for model in models:
+            model.warm_up()
         server = make_server(models, options, metrics)
-        print(f"serving {', '.join(named)} at {_address(listening)}", flush=True)
+        print(f"serving {', '.join(sources)} at {_address(listening)}", flush=True)
         if not tokens and not _is_local(listening):
             print("warning: anyone who reaches this address can use it: set --token-file FILE", file=sys.stderr)
         _log_to_stderr()

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regard.attention import resize_positions
 from regard.errors import ArchitectureError, CheckpointError, counted
 from regard.models.configs.vit import VIT_PRESETS, ViTConfig
+from regard.models.vit import positions_at
 
 # Tensors in every file of the DeiT authors and timm, and in every file of Hugging Face.
 _BLOCK = "blocks.0.attn.qkv.weight"
@@ -174,8 +174,7 @@ def fit_vit(tensors: Mapping[str, Tensor], source: ViTConfig, target: ViTConfig)
         notes.append("without the distillation token and head")
     old, new = (config.image_size // config.patch_size for config in (source, target))
     if old != new:
-        antialias = target.resize == "antialiased"
-        places = resize_positions(places.float(), (old, old), (new, new), antialias=antialias)
+        places = positions_at((new, new), places.float(), target)
         notes.append(f"positions of {old} x {old} patches resized to {new} x {new}")
     found["pos_embed"] = torch.cat((front.to(places.dtype), places), dim=1)
     return found, notes

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regard.errors import counted
+from regard.errors import counted, two_digits
 from regard.metrics.charts import style
 from regard.metrics.charts.confusion_matrix import draw_confusion_matrix
 from regard.metrics.charts.style import BLUE, COLORS, GREEN, GREY, INK, ORANGE
 from regard.metrics.curves import DetectionCurves, confusion_matrix
 from regard.metrics.detection import CocoDetections
-from regard.metrics.summary import two_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

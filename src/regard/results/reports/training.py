@@ -6,8 +6,8 @@ import statistics
 from typing import Any
 
 from regard.metrics.charts.training import loss_pair
-from regard.reports.html import Html, element, figure, joined, table
-from regard.reports.run_files import RunFiles
+from regard.results.reports.html import Html, element, figure, joined, table
+from regard.results.reports.run_files import RunFiles
 
 # What training and validation loss are, by the name of the training loss that is drawn.
 _LOSSES = {

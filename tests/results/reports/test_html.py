@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regard.reports.html import MAX_PHOTO, Html, element, embedded, figure, section, table
-from regard.reports.page import page
+from regard.results.reports.html import MAX_PHOTO, Html, element, embedded, figure, section, table
+from regard.results.reports.page import page
 from strict_html import StrictHtml
 
 HOSTILE = (

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from regard.reports.html import Html, element, figure, joined, section
-from regard.reports.run_files import RunFiles
+from regard.results.reports.html import Html, element, figure, joined, section
+from regard.results.reports.run_files import RunFiles
 
 MAX_STEPS = 10  # evaluations of which attention is shown: the first, the last and some between
 

@@ -16,9 +16,9 @@ from command_line import run as command
 from refusals import refused
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError
-from regard.reports.pictures import MAX_STEPS
-from regard.reports.report import write_report
-from regard.reports.run_files import RunFiles
+from regard.results.reports.pictures import MAX_STEPS
+from regard.results.reports.report import write_report
+from regard.results.reports.run_files import RunFiles
 from regard.training.config import UNTIL_TIME_IS_UP
 from strict_html import StrictHtml
 

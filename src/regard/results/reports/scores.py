@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from regard.metrics.summary import percent, two_digits
-from regard.reports.html import Content, Html, element, figure, table
-from regard.reports.run_files import RunFiles
+from regard.errors import two_digits
+from regard.metrics.summary import percent
+from regard.results.reports.html import Content, Html, element, figure, table
+from regard.results.reports.run_files import RunFiles
 
 _TILES = {
     "PQ": "PQ",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regard.reports.html import Html, element, joined
+from regard.results.reports.html import Html, element, joined
 
 STYLE = """
 :root { color-scheme: light; --ink: #222; --soft: #555; --paper: #fff; --line: #ddd; --faint: #eee;

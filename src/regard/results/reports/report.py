@@ -6,12 +6,12 @@ from pathlib import Path
 
 from regard.errors import DataError, counted
 from regard.metrics.charts.training import plot_curves
-from regard.reports.html import Html, element, section, table
-from regard.reports.page import page
-from regard.reports.pictures import attention_section, predictions_section, worst_section
-from regard.reports.run_files import RunFiles
-from regard.reports.scores import score_parts, tiles
-from regard.reports.training import choices, curve_parts, data_parts, timing_parts, warnings_box
+from regard.results.reports.html import Html, element, section, table
+from regard.results.reports.page import page
+from regard.results.reports.pictures import attention_section, predictions_section, worst_section
+from regard.results.reports.run_files import RunFiles
+from regard.results.reports.scores import score_parts, tiles
+from regard.results.reports.training import choices, curve_parts, data_parts, timing_parts, warnings_box
 from regard.safe_files import replace_text
 from regard.training.config import UNTIL_TIME_IS_UP
 from regard.training.trackers import flat_settings

@@ -1,0 +1,75 @@
+"""`regard benchmark`: speed next to other libraries, or of a model of the user's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regard.cli.groups import app
+from regard.cli.typed import as_typed
+from regard.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from regard.benchmarks.networks import NetworkRow
+
+
+@app.command
+def benchmark(
+    name: str | None = None,
+    *,
+    data: Path | None = None,
+    rounds: int = 10,
+    device: str = "cpu",
+    threads: int = 1,
+    output: Path | None = None,
+) -> None:
+    """Measure speed against other libraries, or the speed of a model of yours, in alternating rounds of one process.
+
+    Args:
+        name: a benchmark; lists what they measure if not given. Or a run, a file of weights, an ONNX file or the name
+            of a model with released weights: its time and memory on this machine.
+        data: folder of images for `loading` and `predict`; generated photographs if not given.
+        rounds: number of measurements of each.
+        device: for a model of yours: cpu or cuda. On a GPU, `python -m regard.benchmarks.gpu` compares with others.
+        threads: of torch, for `training`.
+        output: folder for NAME.json, with the machine and every number, and NAME.png; it may exist.
+    """
+    from regard.benchmarks import BENCHMARKS, OWN, run_benchmark
+
+    if name is None:
+        for known, what in BENCHMARKS.items():
+            print(f"{as_typed(f'regard benchmark {known}'):<37}{what}")
+        print(f"{as_typed(OWN):<37}a model of yours, or an ONNX file")
+        return
+    if name in BENCHMARKS:
+        folder = Path("runs/benchmark") if output is None else output
+        rows = run_benchmark(name, data, rounds, device, folder, threads)
+    else:
+        rows = _own_model(name, data, rounds, device, threads)
+    if output is not None:
+        from regard.benchmarks.result_files import write_results
+
+        write_results(Path(name).stem, rows, " ".join(["regard", *sys.argv[1:]]), output)
+
+
+def _own_model(name: str, data: Path | None, rounds: int, device: str, threads: int) -> Sequence[NetworkRow]:
+    from regard.benchmarks import BENCHMARKS, check_numbers
+    from regard.models.catalog import list_models
+    from regard.weights.source import check_source
+
+    check_numbers(name, rounds, threads)
+    path = Path(name)
+    if not (path.exists() or path.suffix or len(path.parts) > 1 or name in list_models()):
+        raise unknown_name("benchmark", name, list(BENCHMARKS), code="C01")
+    if data is not None:
+        remedy = f"leave --data out, or score it by: regard evaluate {name} --data {data}"
+        raise ConfigError("a model is measured without data", where=name, remedy=remedy, code="C09")
+    check_source(name)
+    from regard.benchmarks.networks import main, one_thread
+    from regard.weights.load import load_on
+
+    with one_thread():  # an ONNX file gets its threads when it is opened
+        model, place = load_on(name, device)
+    return main(model, name, rounds, place)
