@@ -33,6 +33,15 @@ DROP = """([text, name]) => {
 }"""
 
 
+PASTE = """([text, name]) => {
+    const files = new DataTransfer();
+    files.items.add(new File([Uint8Array.from(atob(text), c => c.charCodeAt(0))], name, {type: "image/jpeg"}));
+    document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: files, bubbles: true}));
+}"""
+# Chromium's own moving picture in place of a camera, for which it does not ask.
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+
 def random_model(name: str, classes: int, **settings: Any) -> Model:
     torch.manual_seed(0)
     net = build(replace(preset(name), num_classes=classes, **settings), name).eval()
@@ -60,7 +69,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
         yield started
         started.close()
 
@@ -137,6 +146,25 @@ def test_a_picture_dropped_its_boxes_and_the_threshold(open_page, server):
         page.locator(".threshold input").fill(str(threshold))
         assert scores(page) == pytest.approx([score for score in every if score >= threshold], abs=0.006)
     assert asked == []  # the slider answers by itself
+
+
+def test_a_picture_pasted(open_page):
+    page = open_page()
+    page.evaluate(PASTE, [base64.b64encode((EXAMPLES / "shapes-3.jpg").read_bytes()).decode(), "pasted.jpg"])
+    page.locator('.stage canvas[aria-label*="pasted.jpg"]').wait_for()
+    settled(page)
+
+
+def test_a_picture_of_the_camera(open_page):
+    page = open_page()
+    before = pixels(page)
+    page.get_by_role("button", name="Camera").click()
+    page.get_by_role("button", name="Take picture").click()
+    page.locator('.stage canvas[aria-label*="camera.jpg"]').wait_for()
+    page.wait_for_selector(".pane:not(.busy)")
+    assert pixels(page) != before
+    # The camera is let go: its light would stay on.
+    assert page.evaluate("document.querySelector('#camera-dialog video').srcObject") is None
 
 
 def test_a_box_and_a_pixel_show_their_attention(open_page, server):
