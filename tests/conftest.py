@@ -12,6 +12,9 @@ from own_process import run_in_own_process
 
 # The suite is started by `uv run`, which sets this; messages would then name `uv run regard`.
 os.environ.pop("UV", None)
+# With `-n` several processes share the cores: one thread each, or they would wait for each other's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
