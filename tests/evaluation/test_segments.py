@@ -14,6 +14,8 @@ from regard.losses import SetCriterion
 from regard.training.distributed import Processes
 from segment_finder import Finder
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):

@@ -85,6 +85,7 @@ def test_predictions_are_those_of_the_model(detector, file):
             assert torch.allclose(one.boxes, other.boxes, atol=1e-2) and torch.allclose(one.scores, other.scores)
 
 
+@pytest.mark.usefixtures("blank_charts")
 def test_verbs_take_the_file(file, shapes, detector, tmp_path, capsys):
     found = tmp_path / "found.json"
     run(capsys, "predict", file, shapes / "val", "--threshold", 0, "--json", found).worked()
