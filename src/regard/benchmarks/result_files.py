@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 
 import regard
+from regard.errors import ConfigError
+from regard.safe_files import make_writable, replace_text
 
 
 class RatioRow(Protocol):
@@ -22,12 +24,38 @@ class RatioRow(Protocol):
     def ratio(self) -> float: ...
 
 
+def check_output(name: str, folder: Path) -> None:
+    """Make the folder of `write_results`, and check that nothing but earlier results would be replaced.
+
+    Raises:
+        ConfigError: a file that is no result of a benchmark has the name of one (C11), or the folder's name is that of
+            a file (C09).
+        MachineError: the folder cannot be made or written to.
+    """
+    make_writable(folder)
+    file, picture = folder / f"{name}.json", folder / f"{name}.png"
+    if _is_result(file, name):
+        return
+    for target in (file, picture):
+        if target.exists():
+            what = "this file is no earlier result and would be replaced"
+            raise ConfigError(what, where=target, remedy="name another folder: --output FOLDER", code="C11")
+
+
+def _is_result(file: Path, name: str) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("benchmark") == name and "rows" in content
+
+
 def write_results(name: str, rows: Sequence[Any], command: str, folder: Path) -> None:
     """Write `NAME.json` and, of rows that have a ratio, `NAME.png` to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {"benchmark": name, "command": command, "date": datetime.now(UTC).date().isoformat(), **machine()}
     values = [{**asdict(row), **({"ratio": row.ratio} if hasattr(row, "ratio") else {})} for row in rows]
-    (folder / f"{name}.json").write_text(json.dumps({**about, "rows": values}, indent=2), encoding="utf-8")
+    replace_text(folder / f"{name}.json", json.dumps({**about, "rows": values}, indent=2))
     if rows and hasattr(rows[0], "ratio"):
         draw(name, rows, folder / f"{name}.png")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,11 @@ def benchmark(
             print(f"{as_typed(f'regard benchmark {known}'):<37}{what}")
         print(f"{as_typed(OWN):<37}a model of yours, or an ONNX file")
         return
+    title = _title(name)
+    if output is not None:
+        from regard.benchmarks.result_files import check_output
+
+        check_output(title, output)
     if name in BENCHMARKS:
         folder = Path("runs/benchmark") if output is None else output
         rows = run_benchmark(name, data, rounds, device, folder, threads)
@@ -51,20 +57,26 @@ def benchmark(
     if output is not None:
         from regard.benchmarks.result_files import write_results
 
-        write_results(Path(name).stem, rows, " ".join(["regard", *sys.argv[1:]]), output)
+        write_results(title, rows, shlex.join(["regard", *sys.argv[1:]]), output)
+
+
+def _title(name: str) -> str:
+    """Return the name of the results of a benchmark, or of a run or file by whatever path."""
+    path = Path(name)
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _own_model(name: str, data: Path | None, rounds: int, device: str, threads: int) -> Sequence[NetworkRow]:
     from regard.benchmarks import BENCHMARKS, check_numbers
     from regard.models.catalog import list_models
-    from regard.weights.source import check_source
+    from regard.weights.source import EXAMPLE, check_source
 
     check_numbers(name, rounds, threads)
     path = Path(name)
-    if not (path.exists() or path.suffix or len(path.parts) > 1 or name in list_models()):
+    if not (path.exists() or path.suffix or len(path.parts) > 1 or name in (EXAMPLE, *list_models())):
         raise unknown_name("benchmark", name, list(BENCHMARKS), code="C01")
     if data is not None:
-        remedy = f"leave --data out, or score it by: regard evaluate {name} --data {data}"
+        remedy = f"leave --data out, or score it by: regard evaluate {shlex.join([name, '--data', str(data)])}"
         raise ConfigError("a model is measured without data", where=name, remedy=remedy, code="C09")
     check_source(name)
     from regard.benchmarks.networks import main, one_thread
