@@ -37,7 +37,7 @@ def benchmark(
         threads: of torch, for `training`.
         output: folder for NAME.json, with the machine and every number, and NAME.png; it may exist.
     """
-    from regard.benchmarks import BENCHMARKS, OWN, run_benchmark
+    from regard.benchmarks import BENCHMARKS, OWN, check_benchmark, run_benchmark
 
     if name is None:
         for known, what in BENCHMARKS.items():
@@ -45,6 +45,8 @@ def benchmark(
         print(f"{as_typed(OWN):<37}a model of yours, or an ONNX file")
         return
     title = _title(name)
+    check = check_benchmark if name in BENCHMARKS else _check_own
+    check(name, data, rounds, device, threads)
     if output is not None:
         from regard.benchmarks.result_files import check_output
 
@@ -53,7 +55,7 @@ def benchmark(
         folder = Path("runs/benchmark") if output is None else output
         rows = run_benchmark(name, data, rounds, device, folder, threads)
     else:
-        rows = _own_model(name, data, rounds, device, threads)
+        rows = _own_model(name, rounds, device)
     if output is not None:
         from regard.benchmarks.result_files import write_results
 
@@ -66,7 +68,7 @@ def _title(name: str) -> str:
     return path.resolve().name if path.is_dir() else path.stem
 
 
-def _own_model(name: str, data: Path | None, rounds: int, device: str, threads: int) -> Sequence[NetworkRow]:
+def _check_own(name: str, data: Path | None, rounds: int, device: str, threads: int) -> None:
     from regard.benchmarks import BENCHMARKS, check_numbers
     from regard.models.catalog import list_models
     from regard.weights.source import EXAMPLE, check_source
@@ -79,6 +81,9 @@ def _own_model(name: str, data: Path | None, rounds: int, device: str, threads: 
         remedy = f"leave --data out, or score it by: regard evaluate {shlex.join([name, '--data', str(data)])}"
         raise ConfigError("a model is measured without data", where=name, remedy=remedy, code="C09")
     check_source(name)
+
+
+def _own_model(name: str, rounds: int, device: str) -> Sequence[NetworkRow]:
     from regard.benchmarks.networks import main, one_thread
     from regard.weights.load import load_on
 

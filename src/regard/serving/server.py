@@ -52,7 +52,7 @@ def serve(sources: Mapping[str, str], load: Callable[[str], Model], options: Ser
         for model in models:
             model.warm_up()
         server = make_server(models, options, metrics)
-        _begin_to_listen(listening, options)
+        begin_to_listen(listening, options)
         print(f"serving {', '.join(sources)} at {_address(listening)}", flush=True)
         if not tokens and not _is_local(listening):
             print("warning: anyone who reaches this address can use it: set --token-file FILE", file=sys.stderr)
@@ -119,7 +119,7 @@ def listen(options: ServingOptions) -> socket.socket:
     return listening
 
 
-def _begin_to_listen(listening: socket.socket, options: ServingOptions) -> None:
+def begin_to_listen(listening: socket.socket, options: ServingOptions) -> None:
     """Let clients connect. Several processes may have bound one address; the first that listens has it.
 
     Raises:
