@@ -14,7 +14,6 @@ import torch
 
 import regard
 from regard.errors import ConfigError
-from regard.safe_files import make_writable, replace_text
 
 
 class RatioRow(Protocol):
@@ -25,14 +24,11 @@ class RatioRow(Protocol):
 
 
 def check_output(name: str, folder: Path) -> None:
-    """Make the folder of `write_results`, and check that nothing but earlier results would be replaced.
+    """Check that `write_results` would replace nothing but earlier results.
 
     Raises:
-        ConfigError: a file that is no result of a benchmark has the name of one (C11), or the folder's name is that of
-            a file (C09).
-        MachineError: the folder cannot be made or written to.
+        ConfigError: a file that is no result of this benchmark has the name of one (C11).
     """
-    make_writable(folder)
     file, picture = folder / f"{name}.json", folder / f"{name}.png"
     if _is_result(file, name):
         return
@@ -55,7 +51,7 @@ def write_results(name: str, rows: Sequence[Any], command: str, folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     about = {"benchmark": name, "command": command, "date": datetime.now(UTC).date().isoformat(), **machine()}
     values = [{**asdict(row), **({"ratio": row.ratio} if hasattr(row, "ratio") else {})} for row in rows]
-    replace_text(folder / f"{name}.json", json.dumps({**about, "rows": values}, indent=2))
+    (folder / f"{name}.json").write_text(json.dumps({**about, "rows": values}, indent=2), encoding="utf-8")
     if rows and hasattr(rows[0], "ratio"):
         draw(name, rows, folder / f"{name}.png")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from regard.cli.groups import app
 from regard.cli.typed import as_typed
 from regard.errors import ConfigError, unknown_name
+from regard.safe_files import make_writable
 
 if TYPE_CHECKING:
     from regard.benchmarks.networks import NetworkRow
@@ -50,6 +51,7 @@ def benchmark(
     if output is not None:
         from regard.benchmarks.result_files import check_output
 
+        make_writable(output)
         check_output(title, output)
     if name in BENCHMARKS:
         folder = Path("runs/benchmark") if output is None else output
