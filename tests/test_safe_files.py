@@ -1,5 +1,6 @@
 """Files and folders that are complete or absent, and locks."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -25,6 +26,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError), atomic_file(path) as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
+    with pytest.raises(OSError) as full, atomic_file(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as missing, atomic_file(path):
+        (tmp_path / "other").read_text()
+    assert missing.value.filename == str(tmp_path / "other")
+    with pytest.raises(FileNotFoundError) as missing:
+        replace_text(tmp_path / "no/folder.json", "")
+    assert missing.value.filename == str(tmp_path / "no/folder.json")
     assert path.read_text() == "old\n"
     replace_text(path, "new\r\n")
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"] and path.read_bytes() == b"new\r\n"

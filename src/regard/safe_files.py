@@ -73,6 +73,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and str(error.filename) in ("None", str(temporary)):
+            error.filename = str(path)  # the system names the temporary file, or none: "File too large"
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -79,5 +79,30 @@ def test_words(capsys, tmp_path, monkeypatch, own_run):
     command(capsys, "benchmark", str(own_run), "--data", "x").refused(2, "C09", "regard evaluate")
     monkeypatch.setattr(networks, "BATCHES", (1,))
     monkeypatch.chdir(tmp_path)
-    ran = command(capsys, "benchmark", "mine", "--rounds", "1", "--output", "results")
-    assert ran.code == 0 and (tmp_path / "results/mine.json").is_file()
+    for _ in range(2):  # an earlier result is replaced
+        ran = command(capsys, "benchmark", "mine", "--rounds", "1", "--output", "results")
+        assert ran.code == 0 and (tmp_path / "results/mine.json").is_file()
+    line = command(capsys, "benchmark", "mine", "--data", "my photos").refused(2, "C09")
+    assert line.endswith("regard evaluate mine --data 'my photos'")
+
+
+def test_the_output_is_checked_before_anything_is_measured(capsys, tmp_path, monkeypatch, own_run):
+    """Nothing of the user's is replaced, and no folder is made for a mistyped name."""
+    monkeypatch.setattr(networks, "run", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("mine.png", "a picture"), ("mine.json", '{"benchmark": "other", "rows": []}')):
+        (tmp_path / name).write_text(content)
+        command(capsys, "benchmark", "mine", "--output", ".").refused(2, "C11", name, "no earlier result")
+        assert (tmp_path / name).read_text() == content
+    (tmp_path / "file").touch()
+    command(capsys, "benchmark", "mine", "--output", "file").refused(6, "C11", "cannot write here")
+    command(capsys, "benchmark", "attention", "--output", "found.json").refused(2, "C09", "the name of a file")
+    command(capsys, "benchmark", "loses", "--output", "new").refused(2, "C01", "losses")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_example_is_a_model_of_yours(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(networks, "run", lambda model, *_, **__: asked.append(model.card.name) or [])
+    command(capsys, "benchmark", "example").worked()
+    assert asked == ["detr_tiny"]

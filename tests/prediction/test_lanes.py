@@ -233,6 +233,29 @@ def test_an_interrupt_waits_for_no_lane():
     release.set()
 
 
+def lanes_alive() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("regard-predict")]
+
+
+def test_no_lane_works_on_after_a_picture_that_cannot_be_written(photos, tmp_path, monkeypatch):
+    """On a full disk the images that wait would be computed before the command ends."""
+
+    def fail(data, path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("regard.prediction.files.write_picture", fail)
+    with pytest.raises(OSError, match="No space"):
+        list(predict_files(small_detector(), photos, output=tmp_path / "drawn", batch_size=1))
+    assert not lanes_alive()  # while the exception, with its frames, is still here
+
+
+def test_no_lane_works_on_for_a_reader_that_has_left(photos):
+    lines = predict_files(small_detector(), photos, batch_size=1)
+    assert "0.png" in next(lines)
+    lines.close()
+    assert not lanes_alive()
+
+
 def test_threads_share_the_cores():
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(4)

@@ -182,6 +182,15 @@ def test_profile(data, tmp_path):
     assert (run.folder / "pictures" / "profile.png").stat().st_size > 0
 
 
+def test_a_run_that_is_too_short_to_be_measured_says_so(data, tmp_path, capsys):
+    run = regard.train(
+        "detr_tiny", data, recipe="small", epochs=1, output=tmp_path / "run", overrides=SMALL, profile=True,
+    )  # fmt: skip
+    assert not (run.folder / "profile.txt").exists()
+    (line,) = [line for line in "".join(capsys.readouterr()).splitlines() if "profile.txt" in line]
+    assert line.startswith("warning: no profile.txt") and "too few" in line
+
+
 def test_activations_computed_again(data, run, tmp_path):
     """The same run, as gradients and dropout are the same."""
     again = regard.train(

@@ -23,9 +23,13 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 from command_line import run
 from image_corpus import bad_images
 from image_files import encode, scene
+from refusals import refused as raises
+from regard.errors import ConfigError, MachineError
 from regard.models.detr import DETR
 from regard.serving import bodies, guard
+from regard.serving.options import ServingOptions
 from regard.serving.protocol import Protocol
+from regard.serving.server import begin_to_listen, listen
 from regard.structures.categories import ModelCard
 from regard.structures.outputs import DetectionOutput
 from run_files import PETS, SMALL, small_detector, write_run
@@ -361,7 +365,8 @@ def test_S21_hosts_and_origins(server):
     for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:8000", "10.0.0.7"):
         assert ask(host=host).status == 200
     refused(ask(host="localhost", origin="https://evil.example"), 403)
-    refused(ask(host="localhost", origin="null"), 403)
+    for origin in ("null", "http://[", "http://localhost]", "//", ""):
+        refused(ask(host="localhost", origin=origin), 403)
     reply = ask(host="localhost", origin="http://localhost:9")
     assert reply.status == 200 and "access-control-allow-origin" not in {name.lower() for name in reply.headers}
 
@@ -414,11 +419,35 @@ def test_S25_port_in_use(server, tmp_path, capsys):
     run(capsys, *words).refused(6, None, f"127.0.0.1:{server.port}", "in use", "--port")
 
 
+def test_S25_two_servers_that_start_at_once():
+    """Both may bind the address, as neither listens yet; the second to listen is told."""
+    with listen(ServingOptions(port=0)) as first:
+        options = ServingOptions(port=first.getsockname()[1])
+        with listen(options) as second:
+            begin_to_listen(first, options)
+            with raises(MachineError, f"--port {options.port + 1}"):
+                begin_to_listen(second, options)
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "says"),
+    [("a..b", ConfigError, "no such host"), ("192.0.2.1", MachineError, "an address of this machine")],
+)
+def test_S25_hosts_that_are_none_of_this_machine(host, kind, says):
+    with raises(kind, says):
+        listen(ServingOptions(host=host))
+
+
 def test_S26_methods(server):
     for method in ("HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "CONNECT", "BREW"):
         target = "localhost:1" if method == "CONNECT" else "/v1/predict"
         request = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         assert status(server.raw(request.encode())) in (400, 404, 405, 501), method
+    for path in ("/v1/predict", "/v1/explain", "/v1/attention"):
+        reply = server.ask("GET", path)
+        refused(reply, 405, "POST")
+        assert reply.headers["allow"] == "POST"
+    refused(server.ask("GET", "/v1/predicts"), 404)
 
 
 def test_S27_large_headers(server):
@@ -450,7 +479,9 @@ def test_S28_explanations_wait_in_a_line_of_their_own(server, puppet):
 
 def test_S28_attention_that_takes_too_much_memory_is_refused(server, monkeypatch):
     monkeypatch.setattr("regard.serving.service.ATTENTION_BYTES", 100)
-    refused(server.post("/v1/explain?what=encoder", JPEG), 422, "memory")
+    for kind in ("encoder", "relevance"):
+        refused(server.post(f"/v1/explain?what={kind}", JPEG), 422, "memory")
+    assert server.post("/v1/explain?what=decoder", JPEG).status == 200
     refused(server.post("/v1/attention?x=1&y=1", JPEG), 422, "memory")
     assert server.post("/v1/attention?query=1", JPEG).status == 200
 
@@ -503,6 +534,16 @@ def test_tokens(tmp_path):
             assert server.ask("GET", "/v1/models", headers={"Authorization": f"Bearer {token}"}).status == 200
         for path in ("/healthz", "/readyz", "/"):
             assert server.ask("GET", path).status == 200
+
+
+def test_tokens_that_a_header_cannot_hold(tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text("\ufefffirst\r\n second \n", encoding="utf-8")  # as editors on Windows write it
+    assert guard.read_tokens(file) == [b"first", b"second"]
+    for token in ("geheïm", "two words", "a\x7f"):
+        file.write_text(f"right\n{token}\n", encoding="utf-8")
+        with raises(ConfigError, "token_urlsafe", code="C02"):
+            guard.read_tokens(file)
 
 
 def test_without_the_packages_one_line_says_how_to_install_them(tmp_path):

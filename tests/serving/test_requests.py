@@ -274,8 +274,12 @@ def test_names_of_models(tmp_path):
     }
     with refused(ConfigError, "two models", code="C09"):
         named_sources(["a=x.pth", "a=y.pth"])
+    with refused(ConfigError, "regard serve 'a-2=my runs/y'", code="C09"):
+        named_sources(["a=x.pth", "a=my runs/y"])
     with refused(ConfigError, code="C02"):
         named_sources(["a b=x.pth"])
+    with refused(ConfigError, "regard serve 'model=my run'", code="C02"):
+        named_sources(["my run"])
     folder = tmp_path / "lr=1"
     folder.mkdir()
     assert named_sources([f"mine={folder}"]) == {"mine": str(folder)}

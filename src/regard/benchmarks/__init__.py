@@ -39,7 +39,7 @@ def run_benchmark(
     Raises:
         ConfigError: fewer rounds or threads than 1 (C03), or data, a device or threads that it does not take (C09).
     """
-    _check(name, data, rounds, device, threads)
+    check_benchmark(name, data, rounds, device, threads)
     if name in ("detr", "losses", "masks"):
         return list(import_module(f"regard.benchmarks.{name}").main(rounds))
     if name == "attention":
@@ -93,7 +93,8 @@ def check_numbers(name: str, rounds: int, threads: int) -> None:
         raise ConfigError(f"{name} is measured with one thread", remedy="leave --threads out", code="C09")
 
 
-def _check(name: str, data: Path | None, rounds: int, device: str, threads: int) -> None:
+def check_benchmark(name: str, data: Path | None, rounds: int, device: str, threads: int) -> None:
+    """Check the options of one of `BENCHMARKS`; errors as for `run_benchmark`."""
     check_numbers(name, rounds, threads)
     if device != "cpu":
         remedy = "compare on a GPU by: python -m regard.benchmarks.gpu"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 import regard
+from regard.errors import ConfigError
 
 
 class RatioRow(Protocol):
@@ -20,6 +21,29 @@ class RatioRow(Protocol):
 
     @property
     def ratio(self) -> float: ...
+
+
+def check_output(name: str, folder: Path) -> None:
+    """Check that `write_results` would replace nothing but earlier results.
+
+    Raises:
+        ConfigError: a file that is no result of this benchmark has the name of one (C11).
+    """
+    file, picture = folder / f"{name}.json", folder / f"{name}.png"
+    if _is_result(file, name):
+        return
+    for target in (file, picture):
+        if target.exists():
+            what = "this file is no earlier result and would be replaced"
+            raise ConfigError(what, where=target, remedy="name another folder: --output FOLDER", code="C11")
+
+
+def _is_result(file: Path, name: str) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("benchmark") == name and "rows" in content
 
 
 def write_results(name: str, rows: Sequence[Any], command: str, folder: Path) -> None:

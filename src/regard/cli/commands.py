@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -183,7 +184,7 @@ def predict(
     check_source(checkpoint)
     from regard.prediction.files import predict_files
 
-    for line in predict_files(
+    lines = predict_files(
         _named(checkpoint, classes, device),
         images,
         output=output,
@@ -191,8 +192,10 @@ def predict(
         options=options,
         batch_size=batch_size,
         device=device,
-    ):
-        print(line)
+    )
+    with closing(lines):
+        for line in lines:
+            print(line)
 
 
 @app.command

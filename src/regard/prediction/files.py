@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -41,7 +41,7 @@ def predict_files(
     options: PredictionOptions | None = None,
     batch_size: int | None = None,
     device: str = "auto",
-) -> Iterator[str]:
+) -> Generator[str]:
     """Predict for images and videos; yield a line of text for each image and frame.
 
     An unreadable image or video does not stop the others: its error is raised after them. If none can be read,
@@ -136,8 +136,9 @@ class _Job:
         """Predict for images; yield a line for each."""
         batch_size = 1 if self.ready.takes_views else self.batch_size
         batches = in_batches(planned(files, self.ready.input_size), batch_size)
-        with evaluation_mode(self.ready.net), progress_bar(len(files)) as advance:
-            results = in_lanes(batches, self._work, lane_count(len(files)))
+        lanes = in_lanes(batches, self._work, lane_count(len(files)))
+        # Closed, or after an error of this thread, such as a full disk, the lanes would compute what waits for them.
+        with evaluation_mode(self.ready.net), progress_bar(len(files)) as advance, closing(lanes) as results:
             for file, done in zip(files, results, strict=True):
                 advance()
                 if done.error is not None:

@@ -9,7 +9,7 @@ holds one batch, and results are at most `BATCHES_AHEAD` such batches a lane ahe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -90,11 +90,11 @@ def lane_count(images: int) -> int:
 
 def in_lanes(
     batches: Iterable[Sequence[Planned]], work: Callable[[Sequence[Planned]], Sequence[T]], lanes: int
-) -> Iterator[T]:
+) -> Generator[T]:
     """Run `work` on batches in threads; yield its results in the order of the images' numbers, which start at 0.
 
     An exception of `work` is raised in its turn, after the results before it, and ends the others. Ctrl-C is raised at
-    once, and no thread is waited for.
+    once, and no thread is waited for. Who takes no more results closes this, or the threads work on.
 
     Args:
         work: a result for each image of a batch. It runs on its lane's share of the cores.

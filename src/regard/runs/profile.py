@@ -34,6 +34,11 @@ class StepProfile:
         self.count = 0  # steps so far
         self._spans = Spans(device)
 
+    @property
+    def missing(self) -> int:
+        """How many steps are missing for the files to be written."""
+        return max(0, LAST + 1 - self.count)
+
     @contextmanager
     def step(self) -> Iterator[None]:
         """Measure a step, if it is one of those, and write the files after the last one."""

@@ -126,8 +126,9 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             check_compiler(group.device)
             compile_parts(net)
         trainer = Trainer(net, task, job.settings, run, group, state, reporter)
-        if profile and group.is_main:
-            trainer.around_step = StepProfile(run, group.device).step
+        measured = StepProfile(run, group.device) if profile and group.is_main else None
+        if measured is not None:
+            trainer.around_step = measured.step
         length = _too_short(job, trainer)
         for note in length:
             reporter.say(note)
@@ -144,6 +145,9 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
             trainer.fit()
         for note in (ended := few_done(job.enough, trainer)):
             reporter.say(note)
+        if measured is not None and measured.missing:
+            steps = counted(measured.missing, "step")
+            reporter.say(f"warning: no profile.txt: {steps} too few. Set epochs or minutes higher")
         if group.is_main:
             keep_notes(run, notes, [*length, *ended], resumed=True)
         with job.advice():

@@ -125,6 +125,8 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/{name:path}", include_in_schema=False)
     async def page(name: str) -> Response:
+        if f"/{name}" in OPTIONS:
+            raise Problem(405, "send an image: POST, not GET", headers={"Allow": "POST"})
         file = files.get(name or "index.html")
         if file is None:
             raise Problem(404, "no such address")

@@ -26,6 +26,7 @@ from regard.serving.problems import Problem
 OPEN = ("/healthz", "/readyz")  # without a token: for what watches over the server
 HEADER_BYTES = 32 * 1024  # of all headers together: h11 has a limit for those that come in several pieces alone
 LINGER_BYTES, LINGER_SECONDS = 64 * 1024**2, 2.0  # of a body that is read only so that its client hears the answer
+NEW_TOKEN = "write one: python -c 'import secrets; print(secrets.token_urlsafe())'"
 LEFT = 499  # status in log and metrics of a request whose client left
 log = logging.getLogger("regard.serving")
 
@@ -34,18 +35,21 @@ def read_tokens(path: Path | None) -> list[bytes]:
     """Return the tokens of a file, one a line; none without a file.
 
     Raises:
-        ConfigError: there is no token in it (C02), or it cannot be read (K01).
+        ConfigError: there is no token in it, or one that a header cannot hold (C02); it cannot be read (K01).
     """
     if path is None:
         return []
     try:
-        tokens = [line.strip().encode() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         what = f"cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}"
         raise ConfigError(what, where=path, remedy="name a text file with a token on each line", code="K01") from error
+    tokens = [line.encode() for line in lines if line]
+    if any(re.fullmatch(rb"[!-~]+", token) is None for token in tokens):
+        what = "a token with spaces, or with letters that are not ASCII's"
+        raise ConfigError(what, where=path, remedy=NEW_TOKEN, code="C02")
     if not tokens:
-        remedy = "write one: python -c 'import secrets; print(secrets.token_urlsafe())'"
-        raise ConfigError("no token in the file", where=path, remedy=remedy, code="C02")
+        raise ConfigError("no token in the file", where=path, remedy=NEW_TOKEN, code="C02")
     return tokens
 
 
@@ -107,11 +111,11 @@ class Guard:
         """
         if sum(len(name) + len(value) for name, value in headers.raw) > HEADER_BYTES:
             raise Problem(431, f"headers of more than {HEADER_BYTES // 1024} kB", headers={"Connection": "close"})
-        host = _host_of(headers.get("host", ""))
+        host = _host_of(f"//{headers.get('host', '')}")
         if host and host not in self.hosts and not _is_address(host):
             raise Problem(421, f"this server is not called {host[:100]!r} — start it with --allow-host {host[:100]}")
         origin = headers.get("origin")
-        if origin is not None and (urlsplit(origin).hostname or "").lower() != host:
+        if origin is not None and _host_of(origin) != host:
             raise Problem(403, "a page of another host asks, which this server does not answer")
         if "transfer-encoding" in headers and "content-length" in headers:
             raise Problem(400, "both Transfer-Encoding and Content-Length", headers={"Connection": "close"})
@@ -195,12 +199,12 @@ class _Exchange:
                     total += len((await self.receive()).get("body", b""))
 
 
-def _host_of(header: str) -> str:
-    """Return the host of a Host header, in lower case, without port and brackets."""
+def _host_of(address: str) -> str:
+    """Return the host of `//HOST:PORT` or `http://HOST:PORT`, in lower case; of what is malformed, all of it."""
     try:
-        return (urlsplit(f"//{header}").hostname or "").lower()
+        return (urlsplit(address).hostname or "").lower()
     except ValueError:
-        return header.lower()
+        return address.lower().removeprefix("//")
 
 
 def _is_address(host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import signal
@@ -51,6 +52,7 @@ def serve(sources: Mapping[str, str], load: Callable[[str], Model], options: Ser
         for model in models:
             model.warm_up()
         server = make_server(models, options, metrics)
+        begin_to_listen(listening, options)
         print(f"serving {', '.join(sources)} at {_address(listening)}", flush=True)
         if not tokens and not _is_local(listening):
             print("warning: anyone who reaches this address can use it: set --token-file FILE", file=sys.stderr)
@@ -96,17 +98,16 @@ class Server(uvicorn.Server):
 
 
 def listen(options: ServingOptions) -> socket.socket:
-    """Return a socket bound to the address; connections are accepted once the server runs.
+    """Return a socket bound to the address; nobody can connect before it listens.
 
     Raises:
         ConfigError: no such host (C09).
         MachineError: the port is in use or not allowed.
     """
-    where = f"{options.host}:{options.port}"
     try:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError("no such host", where=where, remedy="use --host 127.0.0.1", code="C09") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name at all, such as `a..b`
+        raise ConfigError("no such host", where=_where(options), remedy="use --host 127.0.0.1", code="C09") from error
     family, kind, number, _, address = found[0]
     listening = socket.socket(family, kind, number)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -114,9 +115,34 @@ def listen(options: ServingOptions) -> socket.socket:
         listening.bind(address)
     except OSError as error:
         listening.close()
-        remedy = f"take another one: --port {min(options.port + 1, 65535)}, or 0 for any that is free"
-        raise MachineError(f"cannot listen: {error.strerror}", where=where, remedy=remedy) from error
+        raise _cannot_listen(error, options) from error
     return listening
+
+
+def begin_to_listen(listening: socket.socket, options: ServingOptions) -> None:
+    """Let clients connect. Several processes may have bound one address; the first that listens has it.
+
+    Raises:
+        MachineError: another process listens there.
+    """
+    try:
+        listening.listen()
+    except OSError as error:
+        raise _cannot_listen(error, options) from error
+
+
+def _cannot_listen(error: OSError, options: ServingOptions) -> MachineError:
+    if error.errno == errno.EADDRNOTAVAIL:
+        remedy = "name an address of this machine, such as --host 127.0.0.1, or --host 0.0.0.0 for all"
+    elif error.errno == errno.EACCES:
+        remedy = "take another one: --port 8000, or 0 for any that is free"
+    else:
+        remedy = f"take another one: --port {min(options.port + 1, 65535)}, or 0 for any that is free"
+    return MachineError(f"cannot listen: {error.strerror}", where=_where(options), remedy=remedy)
+
+
+def _where(options: ServingOptions) -> str:
+    return f"{options.host}:{options.port}"
 
 
 def _address(listening: socket.socket) -> str:

@@ -141,7 +141,7 @@ class Service:
 
         def compute(data: bytes) -> Answer:
             pixels = model.decode(data, "image")
-            if given.what == "encoder":
+            if given.what in ("encoder", "relevance"):
                 _check_attention(model, pixels.shape[-2:])
             with model.turn:
                 explanation = explain(
@@ -296,7 +296,8 @@ def _check_attention(model: ServedModel, size: Sequence[int]) -> None:
     short, longest = model.net.card.short_side, model.net.card.max_size
     scale = min(short / min(height, width), longest / max(height, width))
     if model.attention_bytes((round(height * scale), round(width * scale))) > ATTENTION_BYTES:
-        raise Problem(422, "the attention of the encoder takes too much memory for this model — ask for a query")
+        remedy = "ask for what=decoder, or for the attention of a query"
+        raise Problem(422, f"the attention of the encoder takes too much memory for this image — {remedy}")
 
 
 def _point(x: float | None, y: float | None) -> tuple[float, float] | None:

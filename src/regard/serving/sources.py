@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +26,10 @@ def named_sources(words: Sequence[str]) -> dict[str, str]:
             name, source = (path.stem if path.is_file() else path.name or path.resolve().name), word
         if not NAME.fullmatch(name):
             what = f"name of a model {name!r}, expected letters, digits, '.', '_' and '-'"
-            raise ConfigError(what, where=word, remedy=f"name it: regard serve model={source}", code="C02")
+            remedy = f"name it: regard serve {shlex.quote(f'model={source}')}"
+            raise ConfigError(what, where=word, remedy=remedy, code="C02")
         if name in found:
-            what = f"two models have the name {name!r}"
-            raise ConfigError(what, where=word, remedy=f"name it: regard serve {name}-2={source}", code="C09")
+            remedy = f"name it: regard serve {shlex.quote(f'{name}-2={source}')}"
+            raise ConfigError(f"two models have the name {name!r}", where=word, remedy=remedy, code="C09")
         found[name] = source
     return found

@@ -62,8 +62,12 @@ function openFirst(files) {
 }
 
 async function openExample({ file }) {
-  const response = await fetch(`examples/${file}`);
-  if (response.ok) await open(await response.blob(), file);
+  try {
+    const response = await fetch(`examples/${file}`);
+    if (response.ok) await open(await response.blob(), file);
+  } catch {
+    complain("The server does not answer. Is it still running?");
+  }
 }
 
 function addPane(model, view) {

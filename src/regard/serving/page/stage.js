@@ -4,6 +4,7 @@ import { draw } from "./draw.js";
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const SAVED = 1000; // pixels of the shorter side of a saved picture, at least
+const MOST = 4000; // of the longer side, beyond which a picture is not enlarged
 
 export class Stage {
   /**
@@ -68,7 +69,7 @@ export class Stage {
   /** Return the drawing as a PNG file, at the size of the picture or larger. */
   async save() {
     const scene = this.scene(), { width, height } = scene.picture;
-    const scale = Math.max(1, SAVED / Math.min(width, height));
+    const scale = Math.max(1, Math.min(SAVED / Math.min(width, height), MOST / Math.max(width, height)));
     const canvas = Object.assign(document.createElement("canvas"), {
       width: Math.round(width * scale), height: Math.round(height * scale),
     });
