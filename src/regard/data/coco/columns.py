@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 OUTLINE = "segmentation"
 _NUMBER = np.dtype([("kind", "u1"), ("value", ">f8")])  # a float in MessagePack
+_NESTED = {dict, list}
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -59,9 +60,9 @@ class TypedRows:
     def __init__(self, known: dict[str, Any], others: Sequence[str], max_numbers: int) -> None:
         self._known = known
         self._others = {f"_{number}": key for number, key in enumerate(others)}
-        fields = [*known.items(), *((name, Raw) for name in self._others)]
+        fields = [*known.items(), *((name, Any) for name in self._others)]
         kind = msgspec.defstruct(
-            "ParsedRow", [(name, of | UnsetType, UNSET) for name, of in fields], gc=False, rename=self._others,
+            "ParsedRow", [(name, of if of is Any else of | UnsetType, UNSET) for name, of in fields], gc=False, rename=self._others,
             forbid_unknown_fields=True,
         )  # fmt: skip
         self.decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(GenericAlias(list, kind))
@@ -70,9 +71,9 @@ class TypedRows:
         self._numbers, self._used = np.empty(max_numbers), 0
         self._run_lengths: dict[int, dict[str, Any]] = {}
 
-    def add(self, rows: Sequence[Any]) -> tuple[int, list[Raw]]:
-        """Add rows. Returns the number of their keys without those inside other keys, and the values of other keys."""
-        keys, others = 0, []
+    def add(self, rows: Sequence[Any]) -> tuple[int, list[Any]]:
+        """Add rows. Returns how many keys they have outside the values of other keys, and those that may have keys."""
+        keys, nested = 0, []
         for key, of in self._known.items():
             values = list(map(attrgetter(key), rows))
             if of is self.OUTLINES:
@@ -83,9 +84,12 @@ class TypedRows:
             self._parts[key].append(part)
             keys += len(_present(values)) if part is None or of is self.OUTLINES else len(rows)
         for name in self._others:
-            others += _present(list(map(attrgetter(name), rows)))
+            values = _present(list(map(attrgetter(name), rows)))
+            keys += len(values)
+            if not _NESTED.isdisjoint(map(type, values)):
+                nested += values
         self._count += len(rows)
-        return keys + len(others), others
+        return keys, nested
 
     def columns(self) -> dict[str, Any]:
         """Return the values of all rows by key, see `Table.columns`."""

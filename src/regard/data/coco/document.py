@@ -113,8 +113,6 @@ def outlines(rows: Rows) -> Iterator[Any]:
 def _tables(data: bytes) -> dict[str, Any] | None:
     """Parse a document; None if it is not an ordinary one or may have a key twice."""
     try:
-        if not data.isascii():
-            data.decode()  # msgspec skips over the text of keys that are not asked for
         tables = {name: _large(data, start, known) for name, known in _KNOWN.items() if (start := _start(data, name))}
         # The rest is small. In it, a text takes the place of each table, which shows that the table was one of it.
         rest, end = [], 0
@@ -124,12 +122,14 @@ def _tables(data: bytes) -> dict[str, Any] | None:
                 return None  # a table inside another one
             end = stop
         text = b"".join((*rest, data[end:]))
-        document = msgspec.json.decode(text)
+        document = msgspec.json.decode(text, type=dict[str, Any])
         _check_keys(text, _keys_in(document))
+        values = msgspec.json.decode(text, type=dict[str, Raw]) if tables else {}
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     for name, (table, _, _) in tables.items():
-        if document.get(name) != json.loads(_placeholder(name)) or text.count(_placeholder(name)) > 1:
+        # Elsewhere the text is that of a table inside something else, such as `info`.
+        if name not in values or bytes(values[name]) != _placeholder(name) or text.count(_placeholder(name)) > 1:
             return None
         document[name] = table
     return document
@@ -169,9 +169,9 @@ def _large(data: bytes, begin: int, known: dict[str, Any]) -> tuple[Table, int, 
     while data[following] != ord("]"):
         start = following
         rows, stop, following = _parsed(text, start, separators, typed.decoder)
-        keys, others = typed.add(rows)
+        keys, nested = typed.add(rows)
         if keys != _count(text[start:stop], ":"):  # there are texts with colons, or keys inside values
-            _check_keys(data[start:stop], keys + _keys_inside(others))
+            _check_keys(data[start:stop], keys + _keys_in(nested))
         pieces.append((count, start, stop))
         count += len(rows)
     return Table(text, pieces, count, typed.columns()), begin, following + 1
@@ -190,7 +190,7 @@ def _parsed(
     at = start + _PIECE
     for _ in range(_MAX_TRIES):
         last = at + _MAX_ROW
-        found = next(filter(None, (separator.search(text, at, last) for separator in separators)), None)
+        found = separators[0].search(text, at, at + _PIECE) or separators[1].search(text, at, last)
         at = last if found is None else found.start() + 1
         try:
             if found is not None:
@@ -240,12 +240,6 @@ def _check_keys(text: bytes, keys: int) -> None:
     odd = any(spaced in text for spaced in (b"  :", b"\t:", b"\n:", b"\r:"))  # keys that the count does not see
     if odd or keys != text.count(b'":') + text.count(b'" :'):
         raise ValueError("a key may be there twice")
-
-
-def _keys_inside(values: list[Raw]) -> int:
-    """Return how many keys are inside values."""
-    text = b",".join(values)
-    return sum(_keys_in(json.loads(bytes(value))) for value in values) if b'":' in text or b'" :' in text else 0
 
 
 def _keys_in(value: Any) -> int:
