@@ -15,9 +15,26 @@ from regard.data.coco.json_file import parse_json
 from regard.data.report import Report
 from regard.errors import DataError
 
-TEXTS = ["", "a.jpg", "ä 😀", 'in "quotes"', "\\", "a: b", "<table images>", "[{]}", '}, {"id"', '"images"', "images: [{"]
+TEXTS = [
+    "",
+    "a.jpg",
+    "ä 😀",
+    'in "quotes"',
+    "\\",
+    "a: b",
+    "<table images>",
+    "[{]}",
+    '}, {"id"',
+    '"images"',
+    "images: [{",
+]
 WITH_KEYS = ['"annotations": [ {', '}, {"id": 1', '": ']  # which are counted as keys: left to the plain parser
-STYLES: list[dict[str, Any]] = [{}, {"separators": (",", ":")}, {"indent": 2}, {"indent": 0, "separators": (" , ", " : ")}]
+STYLES: list[dict[str, Any]] = [
+    {},
+    {"separators": (",", ":")},
+    {"indent": 2},
+    {"indent": 0, "separators": (" , ", " : ")},
+]
 DAMAGE = [
     b"NaN", b"-Infinity", b"1e400", b"1e-400", b"9" * 30, b"9" * 5000, b"-0", b"2.0", b"true", b"null", b"01", b'"',
     b"\\", b"\\ud800", b"\\u0069", b"{", b"}", b"[", b"]", b",", b":", b" ", b"\n", b"  :", b"\xef\xbb\xbf", b"\xff",
