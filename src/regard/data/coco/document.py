@@ -237,8 +237,14 @@ def _check_keys(text: bytes, keys: int) -> None:
     Raises:
         ValueError: one may be there twice.
     """
-    odd = any(spaced in text for spaced in (b"  :", b"\t:", b"\n:", b"\r:"))  # keys that the count does not see
-    if odd or keys != text.count(b'":') + text.count(b'" :'):
+    codes = np.frombuffer(text, np.uint8)
+    before = codes[np.flatnonzero(codes == ord(":")) - 1]
+    count = int(np.count_nonzero(before == ord('"')))
+    if (before <= ord(" ")).any():
+        count += text.count(b'" :')
+        if any(spaced in text for spaced in (b"  :", b"\t:", b"\n:", b"\r:")):  # keys that the count does not see
+            raise ValueError("a key may be there twice")
+    if keys != count:
         raise ValueError("a key may be there twice")
 
 
