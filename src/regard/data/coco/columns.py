@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 from types import GenericAlias
 from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, UnsetType
+from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 OUTLINE = "segmentation"
 _NUMBER = np.dtype([("kind", "u1"), ("value", ">f8")])  # a float in MessagePack
+_NESTED = {dict, list}
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -59,10 +60,10 @@ class TypedRows:
     def __init__(self, known: dict[str, Any], others: Sequence[str], max_numbers: int) -> None:
         self._known = known
         self._others = {f"_{number}": key for number, key in enumerate(others)}
-        fields = [*known.items(), *((name, Raw) for name in self._others)]
+        fields = [*known.items(), *((name, Any) for name in self._others)]
         kind = msgspec.defstruct(
-            "ParsedRow", [(name, of | UnsetType, UNSET) for name, of in fields], gc=False, rename=self._others,
-            forbid_unknown_fields=True,
+            "ParsedRow", [(name, of if of is Any else of | UnsetType, UNSET) for name, of in fields],
+            gc=False, rename=self._others, forbid_unknown_fields=True,
         )  # fmt: skip
         self.decoder: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(GenericAlias(list, kind))
         self._parts: dict[str, list[Any]] = {key: [] for key in known}
@@ -70,11 +71,11 @@ class TypedRows:
         self._numbers, self._used = np.empty(max_numbers), 0
         self._run_lengths: dict[int, dict[str, Any]] = {}
 
-    def add(self, rows: Sequence[Any]) -> tuple[int, list[Raw]]:
-        """Add rows. Returns the number of their keys without those inside other keys, and the values of other keys."""
-        keys, others = 0, []
-        for key, of in self._known.items():
-            values = list(map(attrgetter(key), rows))
+    def add(self, rows: Sequence[Any]) -> tuple[int, list[Any]]:
+        """Add rows. Returns how many keys they have outside the values of other keys, and those that may have keys."""
+        keys, nested = 0, []
+        columns = zip(*map(astuple, rows), strict=True)
+        for (key, of), values in zip(self._known.items(), columns, strict=False):  # the others follow
             if of is self.OUTLINES:
                 part, inside = self._outlines(values)
                 keys += inside
@@ -82,10 +83,13 @@ class TypedRows:
                 part = _packed(values, of)
             self._parts[key].append(part)
             keys += len(_present(values)) if part is None or of is self.OUTLINES else len(rows)
-        for name in self._others:
-            others += _present(list(map(attrgetter(name), rows)))
+        for column in columns:
+            values = _present(column)
+            keys += len(values)
+            if not _NESTED.isdisjoint(map(type, values)):
+                nested += values
         self._count += len(rows)
-        return keys + len(others), others
+        return keys, nested
 
     def columns(self) -> dict[str, Any]:
         """Return the values of all rows by key, see `Table.columns`."""
@@ -99,7 +103,7 @@ class TypedRows:
                 columns[key] = list(chain.from_iterable(parts)) if of is str else np.concatenate(parts)
         return columns
 
-    def _outlines(self, values: list[Any]) -> tuple[tuple[NDArray[Any], ...], int]:
+    def _outlines(self, values: Sequence[Any]) -> tuple[tuple[NDArray[Any], ...], int]:
         """Return lengths and counts of polygons, see `OutlineColumns`, and how many keys run lengths have."""
         found: dict[int, dict[str, Any]] = {}
         polygons: list[list[float]] = []
@@ -122,7 +126,7 @@ class TypedRows:
         return (lengths, counts), 2 * len(found)
 
 
-def _packed(values: list[Any], of: Any) -> Any:
+def _packed(values: Sequence[Any], of: Any) -> Any:
     """Return values as an array, texts as they are; None if one is missing or has more than 64 bits."""
     try:
         if of is str:
@@ -136,7 +140,7 @@ def _packed(values: list[Any], of: Any) -> Any:
         return None
 
 
-def _floats(numbers: list[Any]) -> NDArray[np.float64]:
+def _floats(numbers: Sequence[Any]) -> NDArray[np.float64]:
     """Return floats as an array, NaN for None. MessagePack has nine bytes for each: a third of the time of `np.array`.
 
     Raises:
@@ -149,5 +153,5 @@ def _floats(numbers: list[Any]) -> NDArray[np.float64]:
     return np.frombuffer(text, _NUMBER, offset=start)["value"].astype(np.float64)
 
 
-def _present(values: list[Any]) -> list[Any]:
+def _present(values: Sequence[Any]) -> Sequence[Any]:
     return [value for value in values if value is not UNSET] if UnsetType in set(map(type, values)) else values

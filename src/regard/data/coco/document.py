@@ -10,6 +10,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -35,6 +36,7 @@ _KNOWN: dict[str, dict[str, Any]] = {
     },
 }
 _PIECE = 2**16  # bytes parsed at a time: their values stay in the processor's cache
+_MAX_ROW = 2**22  # bytes in which a row has to end
 _MAX_TRIES = 30  # ends of rows, until one is not that of an object inside a row
 
 
@@ -42,7 +44,7 @@ class Table(Sequence[dict[str, Any]]):
     """The rows of a table, parsed when asked for.
 
     Args:
-        text: of the whole table.
+        text: of the whole document.
         pieces: first row, start and stop in the text of each piece that is parsed at once.
 
     Attributes:
@@ -111,83 +113,110 @@ def outlines(rows: Rows) -> Iterator[Any]:
 def _tables(data: bytes) -> dict[str, Any] | None:
     """Parse a document; None if it is not an ordinary one or may have a key twice."""
     try:
-        texts = msgspec.json.decode(data, type=dict[str, Raw])
-        if not data.isascii():
-            data.decode()  # msgspec skips over the text of keys that are not asked for
-        tables: dict[str, Any] = {}
-        colons = len(texts)
-        for name, text in texts.items():
-            tables[name], inside = _large(memoryview(text), _KNOWN[name]) if name in _KNOWN else _small(bytes(text))
-            colons += inside
+        tables = {name: _large(data, start, known) for name, known in _KNOWN.items() if (start := _start(data, name))}
+        # The rest is small. In it, a text takes the place of each table, which shows that the table was one of it.
+        rest, end = [], 0
+        for name, (_, start, stop) in sorted(tables.items(), key=lambda item: item[1][1]):
+            rest += [data[end:start], _placeholder(name)]
+            if start < end:
+                return None  # a table inside another one
+            end = stop
+        text = b"".join((*rest, data[end:]))
+        document = msgspec.json.decode(text, type=dict[str, Any])
+        _check_keys(text, _keys_in(document))
+        values = msgspec.json.decode(text, type=dict[str, Raw]) if tables else {}
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    # Of a key that is there twice, `texts` has one value. The other one comes after a colon as well.
-    return tables if colons == _count(memoryview(data), ":") and not any(":" in name for name in texts) else None
+    for name, (table, _, _) in tables.items():
+        # Elsewhere the text is that of a table inside something else, such as `info`.
+        if name not in values or bytes(values[name]) != _placeholder(name) or text.count(_placeholder(name)) > 1:
+            return None
+        document[name] = table
+    return document
 
 
-def _small(text: bytes) -> tuple[Any, int]:
-    """Parse a value. Returns it, and how many colons its text has."""
-    value = msgspec.json.decode(text)
-    _check_keys(text, _keys_in(value))
-    return value, text.count(b":")
+def _placeholder(name: str) -> bytes:
+    return f'"<table {name}>"'.encode()
 
 
-def _large(text: memoryview, known: dict[str, Any]) -> tuple[Table, int]:
-    """Parse a table. Returns it, and how many colons its text has.
+def _start(data: bytes, name: str) -> int | None:
+    """Return where a table with rows seems to start, None if nowhere."""
+    key, at = f'"{name}"'.encode(), 0
+    while (at := data.find(key, at)) >= 0:
+        at += len(key)
+        if found := re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[(?=[ \t\r\n]*\{)").match(data, at):
+            return found.end() - 1
+    return None
+
+
+def _large(data: bytes, begin: int, known: dict[str, Any]) -> tuple[Table, int, int]:
+    """Parse the table that begins somewhere in a document. Returns it, and where it starts and stops.
 
     Raises:
-        ValueError, MsgspecError: it is none, a value is not of the type that `known` has for its key, or a row has a
-            key that is neither known nor in the first row, or may have one twice.
+        ValueError, MsgspecError: a value is not of the type that `known` has for its key, or a row has a key that is
+            neither known nor in the first row, or may have one twice.
     """
-    if text[:1] != b"[":
-        raise ValueError("not a table")
-    if re.search(rb"\S", text[1:-1]) is None:
-        return Table(text, [], 0, {}), 0
-    (first, *_), _, _ = _parsed(text, 1, 1, _separator(""), msgspec.json.Decoder(list[dict[str, Any]]))
+    text = memoryview(data)
+    start = data.index(b"{", begin)
+    first = json.loads(data[start : start + _length(data[start : start + _MAX_ROW])])
     # A comma or the end of the table follows each number, or the list or row that it ends.
-    max_numbers = _count(text, ",") + 1 if OUTLINE in known else 0
+    max_numbers = _count(text[start:], ",") + 1 if OUTLINE in known else 0
     typed = TypedRows(known, [key for key in first if key not in known], max_numbers)
     # Rows mostly begin with the same key, and objects inside them with another one.
-    separator = _separator(json.dumps(next(iter(first), "")))
+    separators = [_separator(json.dumps(next(iter(first), ""))), _separator("")]
     pieces = []
-    count, start, colons = 0, 1, 0
-    while start < len(text) - 1:
-        rows, stop, following = _parsed(text, start, start + _PIECE, separator, typed.decoder)
-        keys, others = typed.add(rows)
-        inside = _count(text[start:stop], ":")
-        if inside != keys:  # there are texts with colons, or keys inside values
-            _check_keys(bytes(text[start:stop]), keys + _keys_inside(others))
+    count, following = 0, start
+    while data[following] != ord("]"):
+        start = following
+        rows, stop, following = _parsed(text, start, separators, typed.decoder)
+        keys, nested = typed.add(rows)
+        if keys != _count(text[start:stop], ":"):  # there are texts with colons, or keys inside values
+            _check_keys(data[start:stop], keys + _keys_in(nested))
         pieces.append((count, start, stop))
-        count, start, colons = count + len(rows), following, colons + inside
-    return Table(text, pieces, count, typed.columns()), colons
+        count += len(rows)
+    return Table(text, pieces, count, typed.columns()), begin, following + 1
 
 
 def _parsed(
-    text: memoryview, start: int, at: int, separator: re.Pattern[bytes], decoder: msgspec.json.Decoder[list[Any]]
+    text: memoryview, start: int, separators: Sequence[re.Pattern[bytes]], decoder: msgspec.json.Decoder[list[Any]]
 ) -> tuple[list[Any], int, int]:
-    """Parse the rows of a table from `start` to the first end of a row after `at`.
+    """Parse the rows of a table from `start` to the first end of a row after a piece, or to the end of the table.
 
     What looks like the end of a row may be that of an object inside it. Then the text up to there is not JSON.
 
     Returns:
         the rows, where they stop, and where the next row starts or the table ends.
     """
+    at = start + _PIECE
     for _ in range(_MAX_TRIES):
-        found = separator.search(text, at)
-        stop = len(text) - 1 if found is None else found.start() + 1
-        following = stop if found is None else found.end()
+        last = at + _MAX_ROW
+        found = separators[0].search(text, at, at + _PIECE) or separators[1].search(text, at, last)
+        at = last if found is None else found.start() + 1
         try:
-            return decoder.decode(_as_table(text[start:stop])), stop, following
+            if found is not None:
+                return decoder.decode(_as_table(text[start:at])), at, found.end()
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            at = stop
+            pass
+        with suppress(json.JSONDecodeError):
+            end = start - 1 + _length(b"[" + text[start:at]) - 1
+            return decoder.decode(_as_table(text[start:end])), end, end
     raise ValueError("no end of a row found")
+
+
+def _length(text: bytes) -> int:
+    """Return the length of the JSON value that a text begins with.
+
+    Raises:
+        JSONDecodeError: it is not complete.
+    """
+    return json.JSONDecoder().raw_decode(text.decode("latin-1"))[1]  # one letter a byte
 
 
 def _separator(key: str) -> re.Pattern[bytes]:
     """Return a pattern of what is between two rows. key: that the second one begins with, in quotes; empty for any."""
-    return re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(key.encode()) + rb")")
+    return re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*(?=\{[ \t\r\n]*" + re.escape(key.encode()) + rb")")
 
 
 def _count(text: memoryview, letter: str) -> int:
@@ -208,15 +237,15 @@ def _check_keys(text: bytes, keys: int) -> None:
     Raises:
         ValueError: one may be there twice.
     """
-    odd = any(spaced in text for spaced in (b"  :", b"\t:", b"\n:", b"\r:"))  # keys that the count does not see
-    if odd or keys != text.count(b'":') + text.count(b'" :'):
+    codes = np.frombuffer(text, np.uint8)
+    before = codes[np.flatnonzero(codes == ord(":")) - 1]
+    count = int(np.count_nonzero(before == ord('"')))
+    if (before <= ord(" ")).any():
+        count += text.count(b'" :')
+        if any(spaced in text for spaced in (b"  :", b"\t:", b"\n:", b"\r:")):  # keys that the count does not see
+            raise ValueError("a key may be there twice")
+    if keys != count:
         raise ValueError("a key may be there twice")
-
-
-def _keys_inside(values: list[Raw]) -> int:
-    """Return how many keys are inside values."""
-    text = b",".join(values)
-    return sum(_keys_in(json.loads(bytes(value))) for value in values) if b'":' in text or b'" :' in text else 0
 
 
 def _keys_in(value: Any) -> int:

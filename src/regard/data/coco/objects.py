@@ -61,7 +61,7 @@ class ObjectTable:
     def take(self, order: NDArray[np.int64]) -> ObjectTable:
         """Return the rows in another order."""
         names = ("boxes_xyxy", "boxes_xywh", "labels", "is_crowd", "is_target", "areas", "_rows")
-        return replace(self, **{name: getattr(self, name)[order] for name in names})
+        return replace(self, **{name: getattr(self, name).take(order, axis=0) for name in names})
 
 
 def check_objects(
