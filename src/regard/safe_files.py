@@ -18,6 +18,7 @@ FILE_SUFFIXES = frozenset((
     ".csv", ".txt", ".md", ".yaml", ".yml", ".html", ".pdf", ".tex", ".npz", ".pt", ".pth", ".bin", ".safetensors",
     ".zip", ".tar", ".gz",
 ))  # fmt: skip
+FULL_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _held_locks: set[int] = set()  # descriptors of lock files
 
 
@@ -69,12 +70,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError without a file name: writes to an open file tell none when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None and type(error).__module__ == "builtins":
+            error.filename = str(path)
+        raise
 
 
 def replace_text(path: Path, text: str) -> None:
