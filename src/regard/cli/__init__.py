@@ -12,6 +12,7 @@ from cyclopts.exceptions import CycloptsError
 from regard.cli import benchmark as benchmark
 from regard.cli import commands as commands
 from regard.cli import data as data
+from regard.cli import doctor as doctor
 from regard.cli import serve as serve
 from regard.cli import studies as studies
 from regard.cli.groups import app as app
