@@ -33,9 +33,9 @@ GROUPS = {
 }
 INTRODUCTION = """# Faults and their outcomes
 
-What goes wrong with files, machines and clients, what Regard does then, and the tests that show it. An error is one line
-that says what, where and what to do ([all errors](../guide/train.md)), with an exit code: 2 settings, 3 data,
-4 checkpoints, 5 numbers that are not finite, 6 the machine. No file of the user's is changed.
+What goes wrong with files, machines and clients, what Regard does then, and the tests that show it. An error is one
+line that says what, where and what to do, with an exit code: 2 settings, 3 data, 4 checkpoints, 5 numbers that are not
+finite, 6 the machine. No file of the user's is changed.
 """
 END = """## How this page is made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -31,20 +32,8 @@ from regard.weights.state_dict import read_weights
 FILES = 20_000  # of each reader
 MEMORY = 2**30  # bytes by which a reader may raise the most memory of this process
 NUMBERS = (
-    b"0",
-    b"-1",
-    b"1e400",
-    b"NaN",
-    b"2147483648",
-    b"9" * 400,
-    b"1e308",
-    b"-0.0",
-    b"0x7f",
-    b"null",
-    b'"1"',
-    b"[]",
-    b"{}",
-)
+    b"0", b"-1", b"1e400", b"NaN", b"2147483648", b"9" * 400, b"1e308", b"-0.0", b"0x7f", b"null", b'"1"', b"[]", b"{}",
+)  # fmt: skip
 BYTES = (0, 1, 127, 128, 255)
 
 
@@ -81,12 +70,9 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 def _other_number(data: bytearray, chance: random.Random) -> bytearray:
     """`data` with one of its decimal numbers replaced, as it stands in JSON and YAML."""
-    places = [k for k in range(1, len(data)) if chr(data[k]).isdigit() and not chr(data[k - 1]).isdigit()]
-    if places:
-        first = last = chance.choice(places)
-        while last < len(data) and chr(data[last]) in "0123456789.":
-            last += 1
-        data[first:last] = chance.choice(NUMBERS)
+    found = re.compile(rb"[0-9.]+").search(data, chance.randrange(len(data)))
+    if found:
+        data[slice(*found.span())] = chance.choice(NUMBERS)
     return data
 
 
@@ -118,7 +104,7 @@ def annotations(folder: Path) -> tuple[list[bytes], Callable[[bytes], object], t
     def read(data: bytes) -> None:
         path.write_bytes(data)
         if b"segments_info" in data:
-            read_panoptic(path, folder, image_folders=[folder])
+            read_panoptic(path, segment_folder=folder, image_folders=[folder])
         else:
             read_annotations(path, image_folders=[folder])
 
