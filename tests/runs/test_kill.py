@@ -23,12 +23,12 @@ from regard.training.rows import read_rows
 KILLS = 50  # of each kind of training
 KILLS_OF_A_RUN = 5
 # A checkpoint after every step, so that a kill falls into the writing of one about as often as between two.
-EVERY = ["save_minutes=0", "evaluate_every=5", "workers=0", "device=cpu", "--epochs", "5"]
+EVERY = ["save_minutes=0", "evaluate_every=3", "workers=0", "device=cpu", "--epochs", "3"]
 DETECTOR = ["--recipe", "small", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16"]
 CLASSIFIER = ["batch_size=6", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "augmentation=cifar"]
 TRAININGS = {
-    "detection": ["detr_tiny", "--data", "shapes", *DETECTOR],
-    "panoptic": ["detr_tiny_panoptic", "--data", "shapes", *DETECTOR],
+    "detection": ["detr_tiny", "--data", "objects", *DETECTOR],
+    "panoptic": ["detr_tiny_panoptic", "--data", "objects", *DETECTOR],
     "classification": ["resnet20", "--data", "colors", *CLASSIFIER],
     "distillation": ["resnet20", "--data", "colors", "--teacher", "teacher", *CLASSIFIER],
 }
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """A folder with data for all of them, in which they run."""
-    write_shapes(ShapesConfig(size=32, train=16, val=2), tmp_path / "shapes")
+    write_shapes(ShapesConfig(size=32, train=16, val=2), tmp_path / "objects")
     write_colors(tmp_path / "colors", train=12)
     support = Path(killed_runs.__file__).parent
     for name, value in (("OMP_NUM_THREADS", "1"), ("REGARD_HOME", str(tmp_path / "home"))):
