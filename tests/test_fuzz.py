@@ -38,14 +38,14 @@ BYTES = (0, 1, 127, 128, 255)
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """`data` with one to four changes, mostly where headers are."""
+    """`data` with one to four changes, mostly one, and mostly where headers are."""
     found = bytearray(data)
-    for _ in range(chance.randint(1, 4)):
+    for _ in range(chance.choice((1, 1, 1, 2, 4))):
         size = len(found)
         if not size:
             break
         place = chance.randrange(min(size, chance.choice((16, 64, 512, size))))
-        match chance.randrange(8):
+        match chance.randrange(11):
             case 0:
                 found[place] ^= 1 << chance.randrange(8)
             case 1:
@@ -63,7 +63,7 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
                 )
             case 6:
                 found[place:place] = chance.randbytes(chance.randint(1, 20))
-            case 7:
+            case _:
                 found = _other_number(found, chance)
     return bytes(found)
 
@@ -114,7 +114,7 @@ def annotations(folder: Path) -> tuple[list[bytes], Callable[[bytes], object], t
 
 
 def settings(folder: Path) -> tuple[list[bytes], Callable[[bytes], object], type[RegardError]]:
-    names = ("detr_tiny", "deit_tiny", "aa_resnet20", "retinanet_resnet50")
+    names = ("detr_tiny", "deit_tiny_patch16_224", "aa_resnet20", "retinanet_tiny")
     path = folder / "config.yaml"
 
     def read(data: bytes) -> None:
@@ -155,6 +155,9 @@ def test_mutated_files(reader, tmp_path):
     seeds, read, refusal = reader(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
+    if reader is not images:  # of which some are bad already
+        for seed in seeds:
+            read(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in range(FILES):
