@@ -6,6 +6,7 @@ import importlib.metadata
 import json as json_text
 import platform
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -141,29 +142,28 @@ def _disk() -> dict[str, Any]:
 
 
 def _extras() -> dict[str, Any]:
-    """Return the packages of each extra with their versions, those that are missing, and the command for these."""
-    packages: dict[str, dict[str, str | None]] = {}
+    """Return the packages of each extra with their versions, and the command that installs those that are missing."""
+    wanted: dict[str, dict[str, str]] = {}  # extra -> package -> requirement, such as scipy>=1.13
     parts: dict[str, list[str]] = {}  # extra -> extras of ours that it consists of
     for line in importlib.metadata.requires("regard") or ():
-        if found := _EXTRA.match(line):
-            name, inner, extra = found.groups()
-            of_extra = packages.setdefault(extra, {})
+        if match := _EXTRA.match(line):
+            name, inner, extra = match.groups()
+            of_extra = wanted.setdefault(extra, {})
             if name == "regard":
                 parts[extra] = inner.split(",") if inner else []
             else:
-                of_extra[name] = _version(name)
+                of_extra[name] = line.partition(";")[0].strip()
     for extra, inner in parts.items():
         for part in inner:
-            packages[extra] |= packages.get(part, {})
-    return {
-        extra: {
-            "packages": versions,
-            "missing": missing,
-            "install": install_command(f"'regard[{extra}]'") if missing else None,
-        }
-        for extra, versions in packages.items()
-        for missing in [[name for name, version in versions.items() if version is None]]
-    }
+            wanted[extra] |= wanted.get(part, {})
+    found: dict[str, Any] = {}
+    for extra, requirements in wanted.items():
+        versions = {name: _version(name) for name in requirements}
+        missing = [name for name, version in versions.items() if version is None]
+        # The packages themselves, as the environment may have come from a checkout.
+        install = install_command(*(shlex.quote(requirements[name]) for name in missing)) if missing else None
+        found[extra] = {"packages": versions, "missing": missing, "install": install}
+    return found
 
 
 def _lines(found: dict[str, dict[str, Any]]) -> list[str]:
