@@ -88,7 +88,7 @@ def annotations(folder: Path) -> tuple[list[bytes], Callable[[bytes], object], t
         {"id": 2, "image_id": 2, "category_id": 7, "bbox": [0, 0, 16, 16], "area": 256, "iscrowd": 1,
          "segmentation": {"size": [32, 40], "counts": [0, 512, 768]}},
         {"id": 3, "image_id": 2, "category_id": 7, "bbox": [4, 4, 6, 6], "area": 36, "iscrowd": 0,
-         "segmentation": {"size": [32, 40], "counts": "d41h0"}},
+         "segmentation": {"size": [32, 40], "counts": "0P`0Ph0"}},
     ]  # fmt: skip
     head = {
         "images": [{"id": k, "file_name": f"{k}.png", "width": 40, "height": 32} for k in (1, 2)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,7 +22,7 @@ torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports more of torch
 
 def train(words: Sequence[str], log: Path) -> None:
     """Run `regard train WORDS` in this process and end it; what it prints goes to `log`."""
-    with log.open("a") as sys.stderr, without_charts():
+    with log.open("a") as sys.stderr, redirect_stdout(sys.stderr), without_charts():
         main(["train", *words, "--quiet"])
 
 
