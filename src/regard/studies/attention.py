@@ -150,7 +150,7 @@ ATTENTION: dict[str, Study] = {
         source=f"{BELLO}, section 4.1; our networks have 16 layers of twice the width, and images of 16 pixels",
         published="top-1 of Wide-ResNet-28-10 on CIFAR-100 in %",
         baseline="wide ResNet",
-        minutes=1.3 * MINUTES,
+        minutes=3.5 * MINUTES,
         full_data="cifar100/",
         rows=(
             _wide(
