@@ -28,9 +28,9 @@ def test_all_tests_exist():
         for test in fault.tests:
             file, _, name = test.partition("::")
             body = ast.parse((TESTS / file).read_text()).body
-            names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+            names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
             function, bracket, _ = name.partition("[")
-            found = [one for one in names if one.startswith("test_" if not name else function)]
+            found = [one for one in names if one.startswith(function or ("test_", "Test"))]
             assert (function in found) if bracket else found, f"{fault.id}: {test}"
 
 
