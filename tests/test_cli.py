@@ -249,13 +249,14 @@ def test_exit_codes(capsys, monkeypatch):
         line = run(capsys, "data", "check", ".").refused(code, "X01")
         assert line == r"error X01: a\nb \x1b[31m — file\n.png — do it"
     raised.append(OSError(28, "No space left on device", "/disk/a\nb"))
-    assert run(capsys, "data", "check", ".").refused(6, None) == r"error: No space left on device — /disk/a\nb"
+    line = run(capsys, "data", "check", ".").refused(6, "T05")
+    assert line == r"error T05: disk full — /disk/a\nb — free some space"
     raised.append(MemoryError())
-    run(capsys, "data", "check", ".").refused(6, None, "out of memory")
+    run(capsys, "data", "check", ".").refused(6, "T18", "out of memory")
     raised.append(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch"))
-    run(capsys, "data", "check", ".").refused(6, None, "out of memory", "smaller batch_size")
+    run(capsys, "data", "check", ".").refused(6, "T18", "out of memory", "smaller batch_size")
     raised.append(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"))
-    run(capsys, "data", "check", ".").refused(6, None, "out of memory", "smaller batch_size")
+    run(capsys, "data", "check", ".").refused(6, "T18", "out of memory", "smaller batch_size")
     raised.append(KeyboardInterrupt())
     interrupted = run(capsys, "data", "check", ".")
     assert (interrupted.code, interrupted.err) == (130, "interrupted\n")  # by the user: no error

@@ -125,11 +125,15 @@ CODES = {
     "T05": "The disk is full.",
     "T06": "A file or folder cannot be written.",
     "T07": "The loss or a gradient is no longer finite.",
+    "T08": "The gradient overflows fp16 in every step.",
     "T09": "Matching got costs that are not finite.",
     "T10": "A process that loads images was killed.",
+    "T12": "No image came from the processes that load them.",
     "T14": "Another process is training in the same folder.",
     "T15": "A tracker of `log_to` is not installed or cannot start.",
     "T16": "`compile=true` needs a C++ compiler on a CPU.",
+    "T18": "Memory ran out.",
+    "T19": "The data are no longer those that the run began with.",
 }
 
 

@@ -18,6 +18,7 @@ FILE_SUFFIXES = frozenset((
     ".csv", ".txt", ".md", ".yaml", ".yml", ".html", ".pdf", ".tex", ".npz", ".pt", ".pth", ".bin", ".safetensors",
     ".zip", ".tar", ".gz",
 ))  # fmt: skip
+FULL_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _held_locks: set[int] = set()  # descriptors of lock files
 
 
@@ -69,16 +70,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        if error.errno is not None and str(error.filename) in ("None", str(temporary)):
-            error.filename = str(path)  # the system names the temporary file, or none: "File too large"
-        raise
+        with naming(path, temporary):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Give `path` to an OSError that names no file or the temporary one.
+
+    Writes to an open file name none when the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_unnamed = error.filename is None or str(error.filename) == str(temporary)
+        if error.errno is not None and is_unnamed and type(error).__module__ == "builtins":
+            error.filename = str(path)
+        raise
 
 
 def replace_text(path: Path, text: str) -> None:

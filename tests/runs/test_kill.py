@@ -1,45 +1,52 @@
-"""Twenty kills at random times while a detector trains: every run goes on to the weights of a run left alone.
+"""Two hundred kills at random times, over four kinds of training: each run goes on to the weights of one left alone.
 
-Takes several minutes: `uv run pytest -m slow tests/runs/test_kill.py -s` prints where each kill fell.
+Takes some minutes: `uv run pytest -m slow tests/runs/test_kill.py -s` prints after which step each kill fell.
 """
 
 import hashlib
+import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import killed_runs
+from color_data import write_colors
+from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import RegardError
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
+from regard.training.rows import read_rows
 
-KILLS = 20
-# A checkpoint after each of 40 steps, so that a kill falls into the writing of one about as often as between two.
-RUN = [
-    "detr_tiny", "--data", "shapes:size=64,train=32,val=2", "batch_size=4", "epochs=5", "evaluate_every=5",
-    "save_minutes=0", "workers=0",
-]  # fmt: skip
+KILLS = 50  # of each kind of training
+KILLS_OF_A_RUN = 5
+# A checkpoint after every step, so that a kill falls into the writing of one about as often as between two.
+EVERY = ["save_minutes=0", "evaluate_every=3", "workers=0", "device=cpu", "--epochs", "3"]
+DETECTOR = ["--recipe", "small", "batch_size=4", "model.embed_dim=16", "model.num_heads=2", "model.feedforward_dim=16"]
+CLASSIFIER = ["batch_size=6", "model.layers=[1,1,1]", "model.widths=[8,8,8]", "augmentation=cifar"]
+TRAININGS = {
+    "detection": ["detr_tiny", "--data", "objects", *DETECTOR],
+    "panoptic": ["detr_tiny_panoptic", "--data", "objects", *DETECTOR],
+    "classification": ["resnet20", "--data", "colors", *CLASSIFIER],
+    "distillation": ["resnet20", "--data", "colors", "--teacher", "teacher", *CLASSIFIER],
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")]
 
 
-def start(home: Path, run: Path, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "REGARD_HOME": str(home), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-m", "regard", "train", *arguments, "--output", str(run)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_a_checkpoint(process: subprocess.Popen, run: Path, after: int) -> bool:
-    """Whether there is a checkpoint of a step later than `after` before the process ends."""
-    while process.poll() is None:
-        if newest_step(run) > after:
-            return True
-        time.sleep(0.005)
-    return False
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with data for all of them, in which they run."""
+    write_shapes(ShapesConfig(size=32, train=16, val=2), tmp_path / "objects")
+    write_colors(tmp_path / "colors", train=12)
+    support = Path(killed_runs.__file__).parent
+    for name, value in (("OMP_NUM_THREADS", "1"), ("REGARD_HOME", str(tmp_path / "home"))):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(support), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def newest_step(run: Path) -> int:
@@ -47,49 +54,68 @@ def newest_step(run: Path) -> int:
     return max((int(name.removeprefix("step_")) for name in names), default=0)
 
 
-def check_all_checkpoints(run: Path) -> None:
-    for folder in (run / "checkpoints").iterdir():
+def unreadable(run: Path) -> int:
+    """The number of checkpoints that cannot be read; every byte is compared with the manifest."""
+    bad = 0
+    for folder in (run / "checkpoints").glob("step_*"):
         if "tmp" not in folder.name:
-            read_checkpoint(folder)  # compares every byte with the manifest
+            try:
+                read_checkpoint(folder)
+            except RegardError:
+                bad += 1
+    return bad
 
 
-def digests(run: Path) -> dict[str, str]:
+def left_by(run: Path) -> tuple[dict[str, str], list[dict]]:
+    """Hashes of the last weights and optimizer, and the rows of metrics without their times."""
     last = newest_checkpoint(run / "checkpoints")
     assert last is not None
-    return {f"{last.name}/{p.name}": hashlib.sha256(p.read_bytes()).hexdigest() for p in last.glob("*.safetensors")}
+    hashes = {f"{last.name}/{p.name}": hashlib.sha256(p.read_bytes()).hexdigest() for p in last.glob("*.safetensors")}
+    rows = read_rows(run / "metrics.jsonl")
+    return hashes, [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows]
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, text = process.communicate(timeout=600)
-    assert process.returncode == 0, text
+def finish(words: list[str], run: Path) -> float:
+    """Train to the end; return the seconds."""
+    begun, log = time.monotonic(), run.with_suffix(".log")
+    process = killed_runs.start([*words, "--output", str(run)], log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    return time.monotonic() - begun
 
 
-def test_killed_runs_end_with_the_same_weights(tmp_path):
-    home = tmp_path / "home"
-    finish(start(home, tmp_path / "whole", *RUN))
-    expected = digests(tmp_path / "whole")
-    assert len(expected) >= 2  # weights and optimizer
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_killed_runs_end_with_the_same_weights(desk, kind):
+    words = [*TRAININGS[kind], *EVERY]
+    if kind == "distillation":
+        finish([*TRAININGS["classification"], *EVERY], desk / "teacher")
+    seconds = finish(words, desk / "whole")
+    expected = left_by(desk / "whole")
+    steps = newest_step(desk / "whole")
+    assert len(expected[0]) >= 2 and steps > 10  # weights and optimizer
     chance = random.Random(time.time_ns())
-    kills = runs = unreadable = 0
+    kills = runs = bad = 0
     while kills < KILLS:
-        run, runs, mine, arguments = tmp_path / f"run_{runs}", runs + 1, [], RUN
-        while True:
-            process = start(home, run, *arguments)
-            arguments = ["--resume"]
-            if len(mine) == 5 or kills == KILLS or not wait_for_a_checkpoint(process, run, newest_step(run)):
-                finish(process)
-                break
-            time.sleep(chance.uniform(0, 0.6))
+        run, runs, mine = desk / f"run_{runs}", runs + 1, []
+        while len(mine) < KILLS_OF_A_RUN and kills < KILLS:
+            again = ["--resume"] if (run / "config.yaml").exists() else words
+            process = killed_runs.start([*again, "--output", str(run)], run.with_suffix(".log"))
+            # While it starts, after a step, while it saves or evaluates; never by the clock, which other work slows.
+            target = chance.randint(newest_step(run), steps)
+            while process.is_alive() and newest_step(run) < target:
+                time.sleep(0.002)
+            process.join(chance.uniform(0, seconds / steps))
             process.kill()
-            if process.wait() == -signal.SIGKILL:
-                kills += 1
-                mine.append(newest_step(run))
-                try:
-                    check_all_checkpoints(run)
-                except RegardError:
-                    unreadable += 1
-        same = digests(run) == expected
-        print(f"killed after steps {mine}: {'bit-identical' if same else 'OTHER WEIGHTS'}")
-        assert same
-    print(f"{kills} kills in {runs} runs, {unreadable} unreadable checkpoints")
-    assert unreadable == 0
+            process.join()
+            if process.exitcode != -signal.SIGKILL:
+                assert process.exitcode == 0, run.with_suffix(".log").read_text()
+                break
+            kills += 1
+            mine.append(newest_step(run))
+            bad += unreadable(run)
+        finish(["--resume"] if (run / "config.yaml").exists() else words, run)
+        same = left_by(run) == expected
+        print(f"{kind}: killed after steps {mine}: {'bit-identical' if same else 'OTHER WEIGHTS'}", flush=True)
+        assert same, json.dumps([left_by(run), expected], indent=1)
+    print(f"{kind}: {kills} kills in {runs} runs, {bad} unreadable checkpoints", flush=True)
+    assert bad == 0

@@ -52,10 +52,10 @@ class Line:
             return {"fit": -float((model(x) - (2 * x.sum(1, keepdim=True) + 1)).square().mean())}
 
 
-def trainer(run, task=None, config=CONFIG):
+def trainer(run, task=None, config=CONFIG, model=None):
     torch.manual_seed(0)
     run.mkdir(exist_ok=True)
-    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+    model = model or nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
     reporter = Reporter(run, log_every=config.log_every, images_per_step=4, quiet=True)
     return Trainer(model, task or Line(), config, run, Processes(0, 1, torch.device("cpu")), {"note": 1}, reporter)
 

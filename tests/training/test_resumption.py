@@ -71,6 +71,17 @@ def test_another_model_is_not_started_from_its_weights(settings, tmp_path):
     assert "start_from" not in caught.value.line
 
 
+def test_data_that_changed(settings, tmp_path):
+    """T19: told with the words that accept it; runs from before that was written go on."""
+    before, now = ({**STATE, "data": {"train": one, "val": "a"}} for one in "ab")
+    with refused(ConfigError, "train", "--resume data_may_change=true", tmp_path, code="T19"):
+        check_same_run(before, now, settings, tmp_path)
+    check_same_run(before, now, replace(settings, data_may_change=True), tmp_path)
+    check_same_run(STATE, now, settings, tmp_path)
+    with refused(ConfigError, "batches of an epoch", code="C13"):
+        check_same_run({**changed(batches_per_epoch=9), "data": before["data"]}, now, settings, tmp_path)
+
+
 def test_other_data_of_the_same_name(settings, tmp_path):
     """Or another number of processes: no setting says so."""
     with refused(ConfigError, "20", "40", "processes", code="C13"):

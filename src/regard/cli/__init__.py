@@ -12,6 +12,7 @@ from cyclopts.exceptions import CycloptsError
 from regard.cli import benchmark as benchmark
 from regard.cli import commands as commands
 from regard.cli import data as data
+from regard.cli import doctor as doctor
 from regard.cli import serve as serve
 from regard.cli import studies as studies
 from regard.cli.groups import app as app
@@ -21,7 +22,9 @@ from regard.cli.other_names import check_names
 from regard.cli.places import check_places
 from regard.cli.typed import error_line
 from regard.cli.usage import as_usage_error
-from regard.errors import RegardError, escape
+from regard.errors import MachineError, RegardError, escape
+from regard.safe_files import FULL_DISK
+from regard.training.full_memory import is_full_memory
 from regard.training.launch import STOPPED, end_at_once, first_failure
 
 
@@ -60,17 +63,22 @@ def _run(words: list[str]) -> None:
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        place = "" if error.filename is None else f" — {error.filename}"
-        _leave(escape(f"error: {error.strerror or error}{place}"), 6, debug)
+        _leave(_of_the_system(error).line, 6, debug)
     except Exception as error:
-        # torch raises OutOfMemoryError for GPUs and a RuntimeError for the CPU.
-        known = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-        if known or "can't allocate memory" in str(error):
-            _leave("error: out of memory — use a smaller batch_size or smaller images", 6, debug)
+        if is_full_memory(error):
+            remedy = "use a smaller batch_size or smaller images"
+            _leave(MachineError("out of memory", remedy=remedy, code="T18").line, 6, debug)
         if debug:
             raise
         what = escape(f"{type(error).__name__}: {error}")
         _leave(f"error: {what} — unexpected error: please report it with the output of --debug", 1, debug)
+
+
+def _of_the_system(error: OSError) -> MachineError:
+    """Return what the system refused, with the file; a full disk has a code."""
+    if error.errno in FULL_DISK:
+        return MachineError("disk full", where=error.filename, remedy="free some space", code="T05")
+    return MachineError(error.strerror or str(error), where=error.filename)
 
 
 def _warn(

@@ -30,7 +30,7 @@ from regard.distillation.teachers import Teacher
 from regard.errors import CheckpointError, ConfigError
 from regard.safe_files import is_used, make_writable, replace_text
 from regard.structures.image_batch import ImageBatch
-from regard.training.data_loader import Augmented, ErrorsAsValues, raise_errors, worker_count
+from regard.training.data_loader import TIMEOUT, Augmented, ErrorsAsValues, raise_errors, worker_count
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 FLUSH_EVERY = 20  # batches; an interrupted run repeats at most these
@@ -118,9 +118,10 @@ def store_logits(
     plan = {**about, "views": options.views, "images": count, "dtype": options.dtype, "top": top}
     files, done = _prepare(folder, plan)
     places = [divmod(number, count) for number in range(done, total)]
+    workers = worker_count(workers)
     loader = DataLoader(
         ErrorsAsValues(data), options.batch_size, sampler=places, collate_fn=_collate,
-        num_workers=worker_count(workers), pin_memory=device.type == "cuda",
+        num_workers=workers, pin_memory=device.type == "cuda", timeout=TIMEOUT if workers else 0,
     )  # fmt: skip
     for number, batch in enumerate(raise_errors(loader), start=1):
         logits = teacher(batch.to(device).normalized().pixels).cpu()

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from regard.evaluation.progress import watch
 from regard.training.data_loader import (
+    TIMEOUT,
     ErrorsAsValues,
     MapDataset,
     collate_or_error,
@@ -38,13 +39,14 @@ def evaluation_batches(
         workers: processes that load images; 0 loads in this process.
         device: where the batches go; memory is pinned for CUDA.
     """
-    planned = list(batches)
+    planned, workers = list(batches), worker_count(workers)
     loader = DataLoader(
         ErrorsAsValues(_Transformed(dataset, transform)),
         batch_sampler=planned,
         collate_fn=partial(collate_or_error, collate),
-        num_workers=worker_count(workers),
+        num_workers=workers,
         pin_memory=device.type == "cuda",
+        timeout=TIMEOUT if workers else 0,
         worker_init_fn=ignore_stop_signals,
     )
     return watch(raise_errors(loader), [len(batch) for batch in planned])

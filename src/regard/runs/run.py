@@ -118,7 +118,7 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
         for note in notes:
             reporter.say(note)
         task = job.task(group, run / "pictures" if group.is_main else None)
-        state = {"model_state": model_state(net)}
+        state = {"model_state": model_state(net), "data": _fingerprints(job)}
         net = move_to_device(net, settings.channels_last, group.device)
         if settings.checkpoint_activations:
             checkpoint_activations(net)
@@ -197,12 +197,16 @@ def _describe(run: Path, job: Job, group: Processes) -> None:
         "processes": group.world_size,
         "cuda": torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else None,
         "git": _git_state(),
-        "data": {split.split: split.fingerprint() for split in (job.train_data, job.val_data)},
+        "data": _fingerprints(job),
         "counts": {split.split: count_data(split) for split in (job.train_data, job.val_data)},
     }
     replace_text(run / "environment.json", json.dumps(environment, indent=2))
     (run / "pictures").mkdir(exist_ok=True)
     job.draw_data(run / "pictures")
+
+
+def _fingerprints(job: Job) -> dict[str, str]:
+    return {split.split: split.fingerprint() for split in (job.train_data, job.val_data)}
 
 
 def count_data(split: CocoDataset | PanopticDataset | ClassificationDataset) -> dict[str, int]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import DivergedError, MachineError, RegardError
-from regard.safe_files import sync
+from regard.safe_files import FULL_DISK, sync
 from regard.structures.transfer import download
 from regard.training.checkpoints import (
     COMPLETE_NAME,
@@ -37,7 +37,6 @@ from regard.training.checkpoints import (
 GROUP_SIZE = 2**26  # bytes that are copied from a device at once
 KEPT = 2  # number of the newest intact checkpoints to keep
 _TEMPORARY_NAME = re.compile(r"step_\d+(\.old)?\.tmp-(\d+)")
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -252,7 +251,7 @@ def _save_error(error: OSError, folder: Path, step: int, needed: int) -> Machine
     with contextlib.suppress(RegardError, OSError, StopIteration):
         last, path = next(found for found in list_checkpoints(folder) if is_intact(found[1]))
         remedy = f"step {last} is intact at {path}"
-    if error.errno not in _FULL_DISK:
+    if error.errno not in FULL_DISK:
         what = f"saving step {step} failed: {error.strerror or error}"
         return MachineError(what, where=error.filename or folder, remedy=remedy, code="T06")
     free = "an unknown number of"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,9 @@ class TrainingConfig:
     # evaluations without a better score after which training stops early, once the score has left 0; 0 never stops
     patience: int = 0
     log_every: int = 20  # steps between lines of the log
+    # when a loss or a gradient is not finite: stop, or skip:N to leave out up to N such steps in a row
+    on_nan: str = "stop"
+    data_may_change: bool = False  # resume although images or annotations are not those that the run began with
     save_minutes: float = 10.0  # minutes between checkpoints; one is also written after every evaluation
     # trackers that get the numbers of the run's files as well
     log_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] | None = None
@@ -64,6 +68,9 @@ class TrainingConfig:
             value = getattr(self, name)
             if not low <= value < math.inf:
                 raise ConfigError(f"{name}={value}, expected at least {low}", code="C03")
+        if self.on_nan != "stop" and not re.fullmatch(r"skip:[1-9]\d{0,5}", self.on_nan):
+            what = f"on_nan={self.on_nan!r}"[:80] + ", expected stop or skip:N"
+            raise ConfigError(what, remedy="such as on_nan=skip:3", code="C02")
         if self.seed >= 2**63:
             raise ConfigError(f"seed={self.seed}"[:80] + ", expected less than 2**63", code="C03")
         if self.lr == 0:
@@ -83,6 +90,11 @@ class TrainingConfig:
             raise ConfigError(what, remedy=f"set min_lr={self.lr} or less", code="C09")
         if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
             raise ConfigError(f"minutes={self.minutes}, expected more than 0", code="C03")
+
+    @property
+    def most_skipped(self) -> int:
+        """Steps in a row that may be left out because a loss or a gradient is not finite."""
+        return 0 if self.on_nan == "stop" else int(self.on_nan.removeprefix("skip:"))
 
 
 def batches_per_epoch(images: int, batch_size: int, processes: int = 1) -> int:

@@ -16,6 +16,8 @@ from regard.errors import MachineError, RegardError
 from regard.training.config import batches_per_epoch
 from regard.training.distributed import Processes
 
+TIMEOUT = 600  # seconds to wait for a batch of the worker processes; longer than any disk that still answers
+
 
 class MapDataset(Protocol):
     """A data set with integer indices."""
@@ -136,6 +138,7 @@ def training_loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        timeout=TIMEOUT if workers else 0,
         worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),  # otherwise it draws from the global generator, which dropout uses
     )
@@ -169,9 +172,9 @@ def raise_errors(batches: Iterable[Any]) -> Iterator[Any]:
 
     Raises:
         RegardError: the error of a sample.
-        MachineError: a worker process was killed (T10).
+        MachineError: a worker process was killed (T10) or hangs (T12).
     """
-    with explain_killed_workers():
+    with explain_workers():
         for batch in batches:
             if isinstance(batch, RegardError):
                 raise batch
@@ -189,21 +192,34 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 @contextmanager
-def explain_killed_workers() -> Iterator[None]:
-    """Turn torch's RuntimeError about a killed worker into a MachineError with a remedy.
+def explain_workers() -> Iterator[None]:
+    """Turn torch's RuntimeError about a worker that was killed or hangs into a MachineError with a remedy.
 
-    torch raises it from a signal handler, so it can come from any line of the main process.
+    torch tells of a killed one from a signal handler, so its error can come from any line of the main process.
 
     Raises:
-        MachineError: a worker process was killed (T10).
+        MachineError: a worker process was killed (T10) or hangs (T12).
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two if it was sending a batch
+        is_lost = isinstance(error, (ConnectionError, EOFError)) and "multiprocessing" in _file_of(error)
+        if "DataLoader timed out" in str(error):
+            what = f"the processes that load images gave none for {TIMEOUT} seconds"
+            remedy = "check that the disk or network drive of the data answers, then resume"
+            raise MachineError(what, remedy=remedy, code="T12") from error
+        if "DataLoader worker" not in str(error) and not is_lost:
             raise
         raise MachineError(
             "a process that loads images was killed",
             remedy="most likely memory ran out: set workers or batch_size lower",
             code="T10",
         ) from error
+
+
+def _file_of(error: BaseException) -> str:
+    """Return the file of the code that raised an error."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return "" if place is None else place.tb_frame.f_code.co_filename

@@ -28,8 +28,9 @@ from regard.structures.transfer import upload
 from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.config import TrainingConfig, steps_per_epoch
-from regard.training.data_loader import explain_killed_workers, mix
+from regard.training.data_loader import explain_workers, mix
 from regard.training.distributed import Processes
+from regard.training.full_memory import explain_full_memory
 from regard.training.moving_average import MovingAverage
 from regard.training.optimizer import create_optimizer
 from regard.training.optimizer_state import load_optimizer, optimizer_tensors
@@ -40,6 +41,7 @@ from regard.training.stop_signals import Interrupted, StopSignals
 
 # Seconds since the last checkpoint after which one is written before an evaluation.
 SAVE_BEFORE_EVALUATION = 60.0
+MOST_OVERFLOWS = 30  # steps in a row that overflow fp16; the scale, from 2**16 on, is then below any use
 LEAST_SCORE = 1e-3  # below, detectors find things by chance: `patience` waits until they have begun to learn
 
 
@@ -73,6 +75,7 @@ class Progress:
     since_best: int = 0  # evaluations since the best one
     judged_step: int = 0  # step of the last evaluation
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    skipped: int = 0  # steps in a row, up to the last one, that changed no weight as their gradient was not finite
 
 
 class Trainer:
@@ -180,13 +183,16 @@ class Trainer:
         """Train until all epochs are done, patience runs out or a signal comes.
 
         Raises:
-            DivergedError: a loss or gradient is not finite (T07); the weights of the previous step are unchanged.
+            DivergedError: a loss or gradient is not finite, in more steps in a row than `on_nan` allows (T07) or fp16
+                needs to find its scale (T08); the weights of the previous step are unchanged.
             Stopped: SIGTERM or SIGINT came; a checkpoint is written first.
-            MachineError: a worker process was killed (T10), or a checkpoint cannot be written (T05, T06).
+            MachineError: a worker process was killed (T10) or hangs (T12), memory ran out (T18), or a checkpoint cannot
+                be written (T05, T06).
         """
         with (
             self._signals.caught() as received,
-            explain_killed_workers(),
+            explain_workers(),
+            explain_full_memory(self.config),
             self.reporter.training(self.progress.step, self.progress.seconds, self.steps_per_epoch),
         ):
             batches = self.task.batches(self.progress.step * self.config.accumulate)
@@ -221,6 +227,7 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(mix(config.seed, step, self.processes.rank))
         self.model.train()
+        self._buffers = [buffer.clone() for buffer in self.model.buffers()] if config.most_skipped else []
         total = torch.zeros((), device=self.processes.device)
         seen, parts = [], []
         for number in range(config.accumulate):
@@ -229,7 +236,7 @@ class Trainer:
             seen.append(batch)
             with self._own_gradients(number < config.accumulate - 1):
                 with self._autocast(), self._add_step_to_error(seen):
-                    loss, logs = self.task.loss(self._parallel, batch)
+                    loss, logs = self._loss(batch)
                 with span("backward"):
                     self.scaler.scale(loss / config.accumulate).backward()
             total += loss.detach() / config.accumulate
@@ -245,24 +252,41 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf)
-        self._agree(total, norm, seen, time.monotonic() - started)
-        self.scaler.step(self.optimizer)
+        is_wanted = self._agree(total, norm, seen, time.monotonic() - started)
+        if is_wanted:
+            self.scaler.step(self.optimizer)
+        else:  # The forward pass has put what is not finite into the statistics of batch norm.
+            for buffer, kept in zip(self.model.buffers(), self._buffers, strict=True):
+                buffer.copy_(kept)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
+        if self.average and is_wanted:
             self.average.update(self.model, self.progress.step)
         return norm
+
+    def _loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss of a batch. One that cannot be computed is NaN if its step may be skipped."""
+        try:
+            return self.task.loss(self._parallel, batch)
+        except DivergedError:
+            if not self.config.most_skipped:
+                raise
+        # It has gradients for all weights, as other processes wait for these.
+        return torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * math.nan, {}
 
     def _own_gradients(self, wanted: bool) -> AbstractContextManager[None]:
         """Leave gradients in their process while they accumulate; those of the last batch are averaged with them."""
         parallel = self._parallel
         return parallel.no_sync() if wanted and isinstance(parallel, DistributedDataParallel) else nullcontext()
 
-    def _agree(self, total: Tensor, norm: Tensor, seen: list[Any], seconds: float) -> None:
+    def _agree(self, total: Tensor, norm: Tensor, seen: list[Any], seconds: float) -> bool:
         """Read from the device whether all is finite; with it the processes tell each other all that a step needs.
 
+        Returns:
+            Whether the step may change the weights. It may not if it is skipped, in all processes.
+
         Raises:
-            DivergedError: in all processes, if the loss or the gradient of any is not finite (T07).
+            DivergedError: in all processes, if the loss or the gradient of any is not finite (T07, T08).
         """
         infinite = (~torch.stack((total.float(), norm.float())).isfinite()).float()
         if self.processes.world_size > 1:
@@ -272,18 +296,29 @@ class Trainer:
         else:
             told = infinite.tolist()
         any_loss, any_gradient = (bool(value) for value in told[:2])
-        # The scaler skips steps with infinite gradients and lowers its scale.
-        if any_loss or (any_gradient and not self.scaler.is_enabled()):
-            own_loss = not math.isfinite(total.item())
-            # Gradients are averaged over the processes, so they do not show which one had the first non-finite value.
-            own = own_loss or (self.processes.world_size == 1 and not any_loss)
-            place = " in another process" if any_loss and not own_loss else ""
-            raise DivergedError(
-                f"the {'loss' if any_loss else 'gradient'}{place} is no longer finite at step {self.progress.step}",
-                where=self._samples_of(seen) if own else None,
-                remedy=f"lower lr or max_norm, or set amp=off; {self._last_checkpoint()}",
-                code="T07",
-            )
+        if not any_loss and not any_gradient:
+            self.progress.skipped = 0
+            return True
+        self.progress.skipped += 1
+        if not any_loss and self.scaler.is_enabled():  # The scaler skips the step and lowers its scale.
+            if self.progress.skipped > MOST_OVERFLOWS:
+                what = (
+                    f"the gradient overflowed fp16 in {MOST_OVERFLOWS} steps in a row, until step {self.progress.step}"
+                )
+                raise DivergedError(what, remedy=f"set amp=off or lower lr; {self._last_checkpoint()}", code="T08")
+            return True
+        own_loss = not math.isfinite(total.item())
+        # Gradients are averaged over the processes, so they do not show which one had the first non-finite value.
+        own = own_loss or (self.processes.world_size == 1 and not any_loss)
+        place = " in another process" if any_loss and not own_loss else ""
+        what = f"the {'loss' if any_loss else 'gradient'}{place} is no longer finite at step {self.progress.step}"
+        samples, most = self._samples_of(seen) if own else None, self.config.most_skipped
+        if self.progress.skipped > most:
+            what += f", after {counted(most, 'skipped step')}" if most else ""
+            remedy = f"lower lr or max_norm, or set amp=off; {self._last_checkpoint()}"
+            raise DivergedError(what, where=samples, remedy=remedy, code="T07")
+        self.reporter.say(f"warning: {what}, which is skipped{f': {samples}' if samples else ''}")
+        return False
 
     def _last_checkpoint(self) -> str:
         """Return which checkpoint is left, in words."""

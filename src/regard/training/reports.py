@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.table import Column
 from torch import Tensor
 
 from regard.errors import cause, escape
-from regard.safe_files import replace_text
+from regard.safe_files import naming, replace_text
 from regard.training.rows import read_rows, write_csv
 from regard.training.trackers import Tracker, start_trackers
 
@@ -91,11 +91,17 @@ class Reporter:
             self._task = bar.add_task("first steps", total=1.0, numbers="")
             try:
                 yield
-            finally:
-                self._bar = None
-                self._to_trackers(lambda tracker: tracker.close())
-                if self.run is not None:  # once, not at every checkpoint: it reads all rows
-                    write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
+            except BaseException:
+                with suppress(OSError):  # which would hide why the training ended
+                    self._end()
+                raise
+            self._end()
+
+    def _end(self) -> None:
+        self._bar = None
+        self._to_trackers(lambda tracker: tracker.close())
+        if self.run is not None:  # once, not at every checkpoint: it reads all rows
+            write_csv(self.run / "metrics.jsonl", self.run / "metrics.csv")
 
     def step(self, step: int, seconds: float, share: float, logs: Mapping[str, Tensor]) -> None:
         """Record the numbers of a step.
@@ -169,7 +175,8 @@ class Reporter:
     def _write(self, row: dict[str, Any]) -> None:
         if self.run is None:
             return
-        with (self.run / "metrics.jsonl").open("a") as file:
+        path = self.run / "metrics.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         hidden = ("step", "epoch", "seconds")
         numbers = {name: value for name, value in row.items() if name not in hidden and value is not None}

@@ -21,14 +21,16 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], config: An
 
     Args:
         before: values of the checkpoint, nested; those of `now` that it lacks came later, and had their default.
-        now: the same values of this training.
+        now: the same values of this training. `data` are fingerprints of the splits.
         config: the settings of this training.
         run: the run's folder, whose config.yaml has the settings of before.
 
     Raises:
-        ConfigError: they differ (C13).
+        ConfigError: they differ (C13), or the data do and `data_may_change` is not set (T19).
     """
-    differences = _differences({key: before.get(key) for key in now}, now)
+    may_change = {"data"} if config.data_may_change else set()
+    kept = {key: value for key, value in before.items() if key in now and key not in may_change}
+    differences = _differences(kept, now)
     if not differences:
         return
     changed: list[tuple[str, Any, Any]] = []
@@ -36,9 +38,18 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], config: An
         changed = _changed_settings(read_yaml(run / "config.yaml"), to_mapping(config))
     if changed:
         raise _refusal(changed, run)
+    splits = [path.removeprefix("data.") for path, _, _ in differences if path.startswith("data.")]
+    if len(splits) == len(differences):
+        what = f"annotations, names or sizes of images changed since the run began: {' and '.join(splits)}"
+        remedy = f"restore them, or accept the change: {_going_on(run)}"
+        raise ConfigError(what, where=run, remedy=remedy, code="T19")
     found = "; ".join(f"{_in_words(path)} {_text(old)}, now {_text(new)}" for path, old, new in differences)[:300]
     remedy = "resume with the same data and as many processes as before"
     raise ConfigError(f"another training than before: {found}", where=run, remedy=remedy, code="C13")
+
+
+def _going_on(run: Path) -> str:
+    return shlex.join(["regard", "train", "--output", str(run), "--resume", "data_may_change=true"])
 
 
 def _refusal(changed: Sequence[tuple[str, Any, Any]], run: Path) -> ConfigError:
