@@ -47,6 +47,8 @@ def train(
         quiet: print nothing.
         profile: measure a dozen steps: `profile.txt` and `pictures/profile.png` in the run tell where a step goes.
 
+    A run that torchrun or SLURM starts again, with the same arguments, goes on from its newest checkpoint.
+
     Returns:
         The finished run.
 
@@ -56,7 +58,12 @@ def train(
     from regard.config import as_words
     from regard.errors import ConfigError
     from regard.runs.settings import check_paths, fits_data, given_settings, resolve, take_automatic_batch
+    from regard.training.launch import is_restarted, may_restart
 
+    if output is None and may_restart():
+        raise ConfigError("--max-restarts needs the run's folder", remedy="add --output RUN", code="C09")
+    if not resume and output is not None and is_restarted() and (Path(output) / "config.yaml").exists():
+        return train(output=output, resume=True, quiet=quiet, profile=profile)
     words = (*(() if teacher is None else (f"teacher={teacher}",)), *as_words(overrides))
     words, find_batch = take_automatic_batch(words)
     settings = resolve(model, data, epochs, output, resume, recipe, config, words)

@@ -21,7 +21,7 @@ from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.panoptic import PanopticDataset
 from regard.errors import ConfigError, counted
-from regard.models.activations import checkpoint_activations
+from regard.models.activations import block_names, checkpoint_activations
 from regard.models.build import Model
 from regard.models.engine.engines import check_compiler, compile_parts
 from regard.models.memory_order import move_to_device
@@ -125,7 +125,8 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
         if settings.compile:
             check_compiler(group.device)
             compile_parts(net)
-        trainer = Trainer(net, task, job.settings, run, group, state, reporter)
+        blocks = block_names(net)
+        trainer = Trainer(net, task, job.settings, run, group, state, reporter, blocks)
         if profile and group.is_main:
             trainer.around_step = StepProfile(run, group.device).step
         length = _too_short(job, trainer)
@@ -225,6 +226,7 @@ def _finish(
     if group.is_main:
         evaluation.write(run, settings.data)
         write_report(run)
+    group.barrier()  # SLURM ends the rest some time after the first process has ended
     return best.state["progress"]["scores"]
 
 

@@ -42,6 +42,7 @@ class TrainingConfig:
     channels_last: Literal["auto", "on", "off"] = "auto"
     compile: bool = False  # torch.compile of the parts that take most of the time; the first steps take minutes
     checkpoint_activations: bool = False  # compute activations again in the backward pass: less memory, more time
+    shard: bool = False  # several processes: each keeps a part of weights, gradients and optimizer state (FSDP2)
     device: str = "auto"  # auto, cpu, cuda, cuda:0 or mps
     workers: int = 2  # processes that load images; 0 loads in the main process
     seed: int = 42  # of weights, augmentation and the order of images
