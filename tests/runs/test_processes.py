@@ -162,7 +162,7 @@ def test_two_processes_train_as_one(tmp_path, data, alone, kind, dtype, most, st
         assert isinstance(next(job.model.parameters()), DTensor) == shard
         return distances(job, wanted)
 
-    check(together(half, tmp_path), most)
+    check(together(half, tmp_path, seconds=300), most)
 
 
 @pytest.mark.parametrize("kind", ["detector", "classifier"])
@@ -176,6 +176,6 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path, data, alone, k
     def ended(group: Processes, folder: Path) -> dict[str, float]:
         return distances(trained(kind, data, run, group, dtype, shard=True, **ADAM), wanted)
 
-    assert together(stopped, tmp_path) == [11, 11]
+    assert together(stopped, tmp_path, seconds=300) == [11, 11]
     assert trained(kind, data, run, Processes(0, 1, CPU), dtype, stop_at=14, shard=True, **ADAM).progress.step == 26
-    check(together(ended, tmp_path), 1e-12)
+    check(together(ended, tmp_path, seconds=300), 1e-12)
