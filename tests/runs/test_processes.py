@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from color_data import write_colors
 from process_group import together
 from regard.data.class_images.dataset import open_classification
 from regard.data.coco.dataset import open_detection
@@ -31,7 +32,6 @@ from regard.training.distributed import Processes
 from regard.training.loop import Trainer
 from regard.training.reports import Reporter
 from regard.training.sharding import whole
-from color_data import write_colors
 from run_files import SMALL
 
 CPU = torch.device("cpu")

@@ -147,7 +147,13 @@ def test_messages(tmp_path):
         return gathered, flags, numbers.tolist(), average_over_processes([group.rank, 1], CPU).tolist(), group.is_main
 
     for rank, found in enumerate(together(messages, tmp_path, count=3)):
-        assert found == ([{"rank": 0}, {"rank": 1}, {"rank": 2}], (True, False, True), [0.0, 0.0], [1.0, 1.0], rank == 0)
+        assert found == (
+            [{"rank": 0}, {"rank": 1}, {"rank": 2}],
+            (True, False, True),
+            [0.0, 0.0],
+            [1.0, 1.0],
+            rank == 0,
+        )
 
 
 def test_the_others_wait_while_the_first_looks_through_the_data(monkeypatch):

@@ -74,6 +74,8 @@ class TrainingConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected less than 1", code="C03")
         if not all(0 <= share <= 1 for share in self.milestones):
             raise ConfigError(f"milestones={list(self.milestones)}, expected shares from 0 to 1", code="C03")
+        if self.shard and self.compile:
+            raise ConfigError("shard=true does not go with compile=true", remedy="leave one of them out", code="C09")
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov=true needs momentum above 0", code="C09")
         if self.schedule.startswith("deit") and (self.warmup_steps or self.warmup_share):

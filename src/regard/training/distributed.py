@@ -16,7 +16,6 @@ from torch import Tensor
 from regard.errors import ConfigError, MachineError, RegardError
 from regard.training.launch import first_failure
 
-
 # In the messages of gloo when a process has ended or does not answer.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "[gloo]")
 

@@ -88,7 +88,11 @@ def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any
 
 
 def _in_words(path: str) -> str:
-    known = {"units.batches_per_epoch": "batches of an epoch:", "units.images_per_batch": "images of a batch:", "model_state.categories": "classes:"}
+    known = {
+        "units.batches_per_epoch": "batches of an epoch:",
+        "units.images_per_batch": "images of a batch:",
+        "model_state.categories": "classes:",
+    }
     return known.get(path, f"{path.replace('model_state.config.', 'model.').removeprefix('units.')}:")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from regard.training.distributed import Processes
 
@@ -53,6 +53,18 @@ def whole_on_host(tensors: Mapping[str, Tensor], kept: bool) -> dict[str, Tensor
 def own_part(tensor: Tensor) -> Tensor:
     """Return the part of a divided tensor that this process keeps, in its memory; a whole tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_norms(parts: Sequence[Tensor], like: Tensor) -> Sequence[Tensor]:
+    """Return the norm of each tensor of which this process has a part, if they are divided as `like` is.
+
+    Each process must call this; there is one message.
+    """
+    norms = torch._foreach_norm(list(parts))
+    if not isinstance(like, DTensor):
+        return norms
+    squares = DTensor.from_local(torch.stack(norms).square(), like.device_mesh, [Partial()])
+    return squares.full_tensor().sqrt().unbind()
 
 
 def divided_like(tensor: Tensor, like: Tensor) -> Tensor:
