@@ -6,8 +6,8 @@ import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,8 +94,21 @@ def run_training(
         with tf32(group.device, settings.tf32):
             if isinstance(settings, DetectionRecipe):
                 return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet, profile)
-            job: Job = RetinaNetJob(settings) if isinstance(settings, RetinaNetRecipe) else ClassificationJob(settings)
-            return _train(job, output, resume, group, quiet, profile)
+            if isinstance(settings, RetinaNetRecipe):
+                return _train(RetinaNetJob(settings), output, resume, group, quiet, profile)
+            with _timed_convolutions():  # images of a classifier have one size
+                return _train(ClassificationJob(settings), output, resume, group, quiet, profile)
+
+
+@contextmanager
+def _timed_convolutions() -> Iterator[None]:
+    """Let cuDNN try its algorithms for each new size of images and take the fastest. Has no effect on a CPU."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool, profile: bool) -> Run:

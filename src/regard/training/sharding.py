@@ -7,6 +7,7 @@ Checkpoints hold whole tensors, so that a run goes on with any number of process
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,6 +28,8 @@ def shard(model: nn.Module, blocks: Sequence[str], processes: Processes) -> None
             forward pass to the backward pass, so that methods besides `forward` may use them.
         processes: this process among all of the run, at least two.
     """
+    # Outputs that are views of one tensor, such as those of decoder layers, are never changed in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     for parameter in model.parameters():  # FSDP2 takes no other memory order
         parameter.data = parameter.data.contiguous()
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
