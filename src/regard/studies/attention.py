@@ -6,7 +6,7 @@ paper's recipe (section 4.2), wide ResNets on CIFAR-100 (4.1) and RetinaNet on C
 
 from __future__ import annotations
 
-from regard.studies.study import Row, Study, generated_objects
+from regard.studies.study import Row, Scale, Study, generated_objects, small_images
 
 BELLO = "Bello et al. 2019, Attention Augmented Convolutional Networks"
 TOP1 = "top-1 of ResNet-50 on ImageNet in %"
@@ -14,6 +14,11 @@ SMALL, LARGE = ("aa_resnet20",), ("aa_resnet50", "--recipe", "imagenet")
 PLAIN, PLAIN_50 = ("resnet20",), ("resnet50", "--recipe", "imagenet")
 ALONE = ("model.key_ratio=1", "model.value_ratio=1")  # attention in the place of the convolution
 MINUTES = 1.5  # of a run on the digits
+
+
+def small_maps(scale: Scale) -> list[str]:
+    """Words for networks of small images. The digits have 8 pixels; at 32 attention would take most of the time."""
+    return small_images(scale) + (["model.image_size=16"] if scale.data == "digits" else [])
 
 
 def _augmented(name: str, published: float | None, *settings: str, difference: float | None = None) -> Row:
@@ -59,6 +64,7 @@ ATTENTION: dict[str, Study] = {
         published=TOP1,
         baseline="ResNet",
         minutes=MINUTES,
+        common=small_maps,
         rows=(
             Row(name="ResNet", words=PLAIN, full=PLAIN_50, published=76.4),
             Row(
@@ -74,6 +80,7 @@ ATTENTION: dict[str, Study] = {
         published="top-1 of networks of 26 layers on ImageNet in %",
         baseline="convolution",
         minutes=2 * MINUTES,
+        common=small_maps,
         rows=(
             Row(name="convolution", words=PLAIN, published=73.6),
             Row(name="global", words=(*SMALL, "model.key_ratio=1", "model.value_ratio=1")),
@@ -90,6 +97,7 @@ ATTENTION: dict[str, Study] = {
         published=TOP1,
         baseline="augmented, no position",
         minutes=MINUTES,
+        common=small_maps,
         rows=(
             Row(name="ResNet", words=PLAIN, full=PLAIN_50, published=76.4),
             _augmented("augmented, no position", 77.5, "model.position=none"),
@@ -105,6 +113,7 @@ ATTENTION: dict[str, Study] = {
         published=TOP1,
         baseline="ResNet",
         minutes=MINUTES,
+        common=small_maps,
         rows=(
             Row(name="ResNet", words=PLAIN, full=PLAIN_50, published=76.4),
             *map(_ratio, (0.25, 0.5, 0.75, 1.0)),
@@ -116,6 +125,7 @@ ATTENTION: dict[str, Study] = {
         published=TOP1,
         baseline="no position",
         minutes=MINUTES,
+        common=small_maps,
         rows=(
             _augmented("no position", None, *ALONE, "model.position=none"),
             _augmented("relative", None, *ALONE, "model.position=relative", difference=2.8),
@@ -127,6 +137,7 @@ ATTENTION: dict[str, Study] = {
         published="top-1 of ResNets on ImageNet in %",
         baseline="resnet20 (the paper: resnet34)",
         minutes=1.7 * MINUTES,
+        common=small_maps,
         rows=(
             _depth("resnet20", "resnet34", 73.6), _depth("aa_resnet20", "aa_resnet34", 74.7),
             _depth("resnet32", "resnet50", 76.4), _depth("aa_resnet32", "aa_resnet50", 77.7),
@@ -139,7 +150,7 @@ ATTENTION: dict[str, Study] = {
         source=f"{BELLO}, section 4.1; our networks have 16 layers of twice the width, and images of 16 pixels",
         published="top-1 of Wide-ResNet-28-10 on CIFAR-100 in %",
         baseline="wide ResNet",
-        minutes=1.3 * MINUTES,
+        minutes=3.5 * MINUTES,
         full_data="cifar100/",
         rows=(
             _wide(
