@@ -135,7 +135,8 @@ class Trainer:
         self._asked, self._slowest = 0, 0.0
         # Around every step, for measurements.
         self.around_step: Callable[[], AbstractContextManager[None]] = nullcontext
-        self._since_saved = 0.0  # seconds since the last checkpoint, by the clock that says most
+        # When this process saved last, and the seconds since then by the clock that says most.
+        self._saved_at, self._since_saved = time.monotonic(), 0.0
         self._parallel = _in_parallel(model) if processes.world_size > 1 and not config.shard else model
 
     @property
