@@ -7,6 +7,7 @@ made. Values that only a running program knows become `{name}`.
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -55,9 +56,15 @@ class Module:
     tables: dict[str, list[ast.expr]] = field(default_factory=dict)
 
 
+@functools.cache
+def messages_of_source() -> dict[str, set[Message]]:
+    """Return the messages of each code; reading all files takes seconds."""
+    return Reader(SOURCE).messages
+
+
 def errors_page() -> str:
     """Return the page in Markdown."""
-    messages = Reader(SOURCE).messages
+    messages = messages_of_source()
     parts = [INTRODUCTION]
     for letter, title in TITLES.items():
         parts.append(f"## {title}\n\n")
@@ -132,8 +139,9 @@ class Reader:
         """Run statements on each way; return the ways that reach the end."""
         for statement in body:
             own = [node for node in ast.iter_child_nodes(statement) if isinstance(node, (ast.expr, ast.withitem))]
-            for node, texts in itertools.product(own, ways):
-                self._note(node, texts, module, depth)
+            calls = [inner for node in own for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+            for texts in ways if calls else ():
+                self._note(calls, texts, module, depth)
             ways = [dict(way) for way in {tuple(way.items()) for way in self._step(statement, ways, module, depth)}]
         return ways
 
@@ -181,9 +189,9 @@ class Reader:
 
     # Errors made on a way
 
-    def _note(self, node: ast.AST, texts: Texts, module: Module, depth: int) -> None:
-        """Add the messages of all calls in an expression."""
-        for call in (inner for inner in ast.walk(node) if isinstance(inner, ast.Call)):
+    def _note(self, calls: Sequence[ast.Call], texts: Texts, module: Module, depth: int) -> None:
+        """Add the messages of calls."""
+        for call in calls:
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             name = texts.get(name) or name  # a variable that holds the class of an error
             given = {keyword.arg: keyword.value for keyword in call.keywords}

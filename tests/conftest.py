@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,9 @@ from own_process import run_in_own_process
 
 # The suite is started by `uv run`, which sets this; messages would then name `uv run regard`.
 os.environ.pop("UV", None)
+# With `-n` several processes share the cores: one thread each, or they would wait for each other's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
@@ -33,7 +37,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     """With REGARD_NO_SKIPS=1 a test that is skipped for any other reason fails."""
-    report = yield
+    return without_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """The same for a file that is skipped as a whole."""
+    return without_skip((yield))
+
+
+def without_skip(report: Any) -> Any:
     if report.skipped and os.environ.get("REGARD_NO_SKIPS") == "1" and not hasattr(report, "wasxfail"):
         reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if not any(allowed in reason for allowed in ALLOWED_SKIPS):

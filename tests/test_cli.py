@@ -318,6 +318,7 @@ def test_data_shapes_and_check(capsys, shapes, tmp_path):
     assert digest(shapes) == before and not (tmp_path / "t").exists()
 
 
+@pytest.mark.usefixtures("blank_charts")
 def test_predict_and_evaluate(capsys, shapes, tmp_path):
     from regard.models.build import build
     from regard.structures.categories import Category

@@ -9,7 +9,7 @@ import pytest
 
 import regard
 from documents import blocks, console_lines, regard_commands
-from error_page import SOURCE, Reader, errors_page
+from error_page import errors_page, messages_of_source
 from links import REFERENCE, broken_links, to_reference
 from reference_pages import FAMILY_TITLES, commands_page, field_meanings, models_page, settings_page
 from regard.cli import app
@@ -89,7 +89,7 @@ def test_every_error_code_has_a_meaning():
 
 
 def test_every_error_code_has_messages_on_its_page():
-    messages = Reader(SOURCE).messages
+    messages = messages_of_source()
     assert not [code for code in CODES if not messages[code]]
     page = errors_page()
     assert all(re.search(rf"^### {code}: .+ {{ #{code.lower()} }}\n\n(Exit code \d:|`)", page, re.M) for code in CODES)
@@ -115,7 +115,7 @@ def test_the_errors_page_has_the_message_remedy_and_exit_code_of_a_real_error(tm
     assert error.code == code
     assert any(
         fits(message.what, error.what) and fits(message.remedy, error.remedy or "")
-        for message in Reader(SOURCE).messages[code]
+        for message in messages_of_source()[code]
         if message.outcome == str(error.exit_code)
     ), error
 
@@ -144,7 +144,7 @@ def test_python_names_exist(page):
                 exec(ast.unparse(node))
 
 
-@pytest.mark.parametrize("page", [*PAGES, *ROOT.glob("*.md")], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("*.md"))], ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page}: {target}"

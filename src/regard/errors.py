@@ -274,6 +274,8 @@ def counted(
 
 def escape(text: str) -> str:
     """Return `text` as one line without control characters: file names may hold newlines and terminal codes."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -7,14 +7,21 @@ import pytest
 from rich.console import Console
 
 from command_line import run as command
+from peers import copied_transformers_detr
 from refusals import refused
+from regard.benchmarks import training
 from regard.benchmarks.training import _DeitSteps, _DetrSteps, run, table
 from regard.errors import MachineError
 from regard.losses import SetCriterion
 
 
-def test_run_and_table() -> None:
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
+    monkeypatch.setattr(training, "transformers_detr", copied_transformers_detr)
+
+
+def test_run_and_table(peer: None) -> None:
     pytest.importorskip("timm")
     rows = run(1, images=1, size=(64, 96), deit="deit_tiny_patch16_224")
     assert [row.peer for row in rows] == ["transformers", "timm"]
@@ -27,8 +34,7 @@ def test_run_and_table() -> None:
     assert f"{rows[0].ratio:.2f}x" in text.getvalue() and "…" not in text.getvalue()
 
 
-def test_both_sides_train_the_same_weights_with_the_same_dropout() -> None:
-    pytest.importorskip("transformers")
+def test_both_sides_train_the_same_weights_with_the_same_dropout(peer: None) -> None:
     steps = _DetrSteps(1, (64, 96))
     theirs, ours = steps._net("theirs", 0.1), steps._net("ours", 0.1)
     counts = [sum(p.numel() for p in net.parameters() if p.requires_grad) for net in (theirs, ours)]
@@ -42,8 +48,7 @@ def test_both_sides_train_the_same_weights_with_the_same_dropout() -> None:
     assert found == {0.1}
 
 
-def test_other_losses_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers")
+def test_other_losses_are_not_timed(peer: None, monkeypatch: pytest.MonkeyPatch) -> None:
     total = SetCriterion.total
     monkeypatch.setattr(SetCriterion, "total", lambda self, losses: 1.01 * total(self, losses))
     with pytest.raises(AssertionError, match="differ"):

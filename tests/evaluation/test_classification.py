@@ -23,6 +23,8 @@ from regard.training.checkpoint_writer import save_checkpoint
 from regard.weights.classifiers import imagenet_categories
 from regard.weights.model_state import model_state
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 NUMBERS = (1, 30, 400)  # ImageNet's classes that stand for the colours
 TISSUE = 999
 

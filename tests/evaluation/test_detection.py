@@ -16,6 +16,8 @@ from regard.structures.image_batch import of_equal_size
 from regard.weights.load import best_threshold_of
 from run_files import small_detector
 
+pytestmark = pytest.mark.usefixtures("blank_charts")
+
 SIZES = [(40, 60), (60, 40), (40, 60), (33, 47), (48, 48), (60, 40), (40, 61)]
 
 

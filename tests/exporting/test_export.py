@@ -30,6 +30,7 @@ from regard.exporting.check import TOLERANCE, compare, outputs_of
 from regard.exporting.int8 import require_score
 from regard.models.build import build, create
 from regard.models.configs.resnet import ResNetConfig
+from regard.models.configs.vit import ViTConfig
 from regard.models.engine import engine_of
 from regard.structures.categories import Category
 from regard.structures.image_batch import ImageBatch
@@ -84,6 +85,7 @@ def test_predictions_are_those_of_the_model(detector, file):
             assert torch.allclose(one.boxes, other.boxes, atol=1e-2) and torch.allclose(one.scores, other.scores)
 
 
+@pytest.mark.usefixtures("blank_charts")
 def test_verbs_take_the_file(file, shapes, detector, tmp_path, capsys):
     found = tmp_path / "found.json"
     run(capsys, "predict", file, shapes / "val", "--threshold", 0, "--json", found).worked()
@@ -132,11 +134,13 @@ def test_files_that_are_no_model(tmp_path, file):
             regard.load(other)
 
 
-def test_a_file_that_disagrees_with_its_model_is_not_kept(detector, tmp_path, monkeypatch):
+def test_a_file_that_disagrees_with_its_model_is_not_kept(tmp_path, monkeypatch):
+    nano = ViTConfig(num_classes=5, image_size=16, patch_size=4, embed_dim=16, num_heads=2, depth=1)
+    net, other = (randomized(build(nano, "nano"), seed) for seed in (0, 5))
     graph_of = verb.graph_of
-    monkeypatch.setattr(verb, "graph_of", lambda net: graph_of(small_detector(seed=5)))
+    monkeypatch.setattr(verb, "graph_of", lambda _: graph_of(other))
     with refused(CheckpointError, tmp_path / "a.pt2", code="K21"):
-        regard.export(detector, "torch", output=tmp_path / "a.pt2", quiet=True)
+        regard.export(net, "torch", output=tmp_path / "a.pt2", quiet=True)
     assert not list(tmp_path.iterdir())
 
 

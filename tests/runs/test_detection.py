@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 import regard
+from charts import without_charts
 from command_line import run as command
 from refusals import refused
 from regard.data.coco.dataset import open_detection
@@ -445,31 +446,37 @@ def test_files_of_segments_are_read_back(run, data, tmp_path):
         list(predict_files(run.folder, [data / "val"], json_file=truth))
 
 
-def test_a_run_that_starts_from_another_keeps_its_network(data, tmp_path):
+@pytest.fixture(scope="module")
+def lite_run(data, tmp_path_factory):
+    """To read; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "lite"
+    with without_charts():
+        return regard.train("detr_lite", data, epochs=1, output=folder, quiet=True, overrides=LITE_WORDS)
+
+
+def test_a_run_that_starts_from_another_keeps_its_network(lite_run, tmp_path):
     """Other data may suggest another network, which the trained weights would not fit."""
-    first = regard.train("detr_lite", data, epochs=1, output=tmp_path / "first", quiet=True, overrides=LITE_WORDS)
+    first = lite_run
     words = ["data=shapes:size=64,train=4,val=2", f"start_from={first.folder}", "workers=0", "batch_size=2"]
     second = regard.train("detr_lite", epochs=1, output=tmp_path / "second", quiet=True, overrides=words)
     models = [yaml.safe_load((run.folder / "config.yaml").read_text())["model"] for run in (first, second)]
     assert all(models[0][name] == models[1][name] for name in models[0] if name not in ("num_classes", "num_queries"))
 
 
-def test_a_finished_run_says_which_setting_prolongs_it(data, tmp_path, capsys):
-    run = regard.train("detr_lite", data, epochs=1, output=tmp_path / "run", quiet=True, overrides=LITE_WORDS)
-    capsys.readouterr()
-    regard.train(output=run.folder, resume=True)
+def test_a_finished_run_says_which_setting_prolongs_it(lite_run, tmp_path, capsys):
+    regard.train(output=shutil.copytree(lite_run.folder, tmp_path / "run"), resume=True)
     said = capsys.readouterr()
     assert "set epochs to more than 1" in " ".join((said.out + said.err).split())
 
 
-def test_the_threshold_of_other_data_is_not_the_run_s(data, tmp_path):
-    run = regard.train("detr_lite", data, epochs=1, output=tmp_path / "run", quiet=True, overrides=LITE_WORDS)
-    before = best_threshold_of(run.folder)
+def test_the_threshold_of_other_data_is_not_the_run_s(data, lite_run, tmp_path):
+    folder = shutil.copytree(lite_run.folder, tmp_path / "run")
+    before = best_threshold_of(folder)
     other = shutil.copytree(data, tmp_path / "other")
-    regard.evaluate(run.folder, other, workers=0)
-    assert best_threshold_of(run.folder) is None
-    regard.evaluate(run.folder, f"{data}/", workers=0)
-    assert best_threshold_of(run.folder) == before
+    regard.evaluate(folder, other, workers=0)
+    assert best_threshold_of(folder) is None
+    regard.evaluate(folder, f"{data}/", workers=0)
+    assert best_threshold_of(folder) == before
 
 
 def test_minutes_are_filled_and_end_the_schedule(data, tmp_path, capsys):

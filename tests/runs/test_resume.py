@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import regard.runs.run
+from charts import without_charts
 from command_line import run
 from regard.config import to_mapping
 from regard.data.coco.panoptic import open_panoptic
@@ -40,7 +41,8 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished_run(shapes, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run_ = regard.runs.train("detr_tiny", shapes, recipe="small", output=folder, overrides=SIZES, quiet=True)
+    with without_charts():
+        run_ = regard.runs.train("detr_tiny", shapes, recipe="small", output=folder, overrides=SIZES, quiet=True)
     assert run_.folder == folder and (folder / "metrics.json").exists()
     return folder
 

@@ -11,6 +11,7 @@ import torchvision
 from safetensors.torch import load_file
 
 import regard
+from charts import without_charts
 from refusals import refused
 from regard.data.batches.detection import collate
 from regard.data.coco.dataset import open_detection
@@ -51,7 +52,8 @@ def train(data, output, *words, model="retinanet_aa_tiny", **arguments):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    return train(data, tmp_path_factory.mktemp("runs") / "a", epochs=2)
+    with without_charts():
+        return train(data, tmp_path_factory.mktemp("runs") / "a", epochs=2)
 
 
 class Oracle(RetinaNet):

@@ -244,6 +244,18 @@ def test_S12_more_than_the_queue_holds(server, puppet):
         let_go(puppet, threads)
 
 
+def test_S12_a_refusal_costs_neither_the_application_nor_a_body(server, puppet, monkeypatch):
+    threads = hold(server, puppet, 4)
+    try:
+        asks = "POST /v1/predict?model=puppet HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue"
+        assert status(server.raw(f"{asks}\r\n\r\n".encode())) == 503  # and not 100: the body is not asked for
+        monkeypatch.setattr(server.server.guard, "app", None)
+        refused(server.post("/v1/predict?model=puppet", JPEG), 503, "busy")
+    finally:
+        monkeypatch.undo()
+        let_go(puppet, threads)
+
+
 def test_S13_deadline_in_the_queue(puppet):
     with running({"puppet": puppet}, timeout=0.3) as server:
         puppet.batches.clear()

@@ -45,6 +45,11 @@ def percentile(values, share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
+def spread(seconds) -> str:
+    """The middle and the 99th percentile of times, in milliseconds."""
+    return f"median {1000 * statistics.median(seconds):.1f} ms, p99 {1000 * percentile(seconds, 0.99):.1f} ms"
+
+
 def wrong(sent, net, images) -> int:
     """The number of answers that are not those of `regard.predict`."""
     answered = [one for one in sent if one.reply.status == 200]
@@ -160,7 +165,7 @@ def test_mutated_requests_never_fail_in_the_server(caplog):
         statuses = asyncio.run(send_raw(server.port, [mutated(seed, images) for seed in range(150)], 50))
         wait_until(lambda: not server.server.server_state.connections)
         assert server.post(PATH, images[0]).status == 200
-    assert not set(statuses) & {500, 502} and statuses[200] > 0
+    assert not set(statuses) & {500, 502} and statuses[400] > 0
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -172,27 +177,35 @@ def test_2000_requests_at_four_times_the_capacity(run, tmp_path):
     images = unique_images(2000, side=64)
     with process(tmp_path, f"mine={run}") as served:
         asyncio.run(send_all(served.port, images[:100], 16, PATH))
-        start = time.monotonic()
-        asyncio.run(send_all(served.port, images[:300], 16, PATH))
-        capacity, memory = 300 / (time.monotonic() - start), served.memory()
-        before = len(logged(served, 503))
+        capacity, memory = capacity_of(served, images[:300]), served.memory()
+        before, used = len(logged(served, 503)), served.processor()
         start = time.monotonic()
         sent = asyncio.run(send_paced(served.port, images, 4 * capacity, PATH))
         seconds, after = time.monotonic() - start, served.memory()
+        computed, waited = (now - then for now, then in zip(served.processor(), used, strict=True))
+        again = capacity_of(served, images[:300])
     statuses = Counter(one.reply.status for one in sent)
     accepted = [one.seconds for one in sent if one.reply.status == 200]
     refused = [one.seconds for one in sent if one.reply.status == 503]
     inside = logged(served, 503)[before:]
-    print(f"\ncapacity {capacity:.0f} requests a second; 2,000 requests at four times that: {dict(statuses)}")
+    print(f"\n{capacity:.1f} requests a second, afterwards {again:.1f}; 2,000 at four times that: {dict(statuses)}")
     mistakes = wrong(sent, regard.load(run), images)
     print(f"wrong answers {mistakes}; memory {memory:.0f} -> {after:.0f} MB")
-    print(f"accepted: {len(accepted) / seconds:.0f} a second, median {1000 * statistics.median(accepted):.0f} ms, "
-          f"p99 {1000 * percentile(accepted, 0.99):.0f} ms")  # fmt: skip
-    print(f"refused: median {1000 * statistics.median(refused):.0f} ms, p99 {1000 * percentile(refused, 0.99):.0f} ms "
-          f"at the client, p99 {1000 * percentile(inside, 0.99):.1f} ms in the server")  # fmt: skip
+    print(f"threads of the server: computed {computed:.1f} s of {seconds:.1f}, waited {waited:.1f} s for a core")
+    rate = len(accepted) / seconds
+    print(f"accepted: {rate:.1f} a second, {200 * rate / (capacity + again):.0f} % of the capacity, {spread(accepted)}")
+    print(f"refused: {spread(refused)} at the client, which sent late by {spread([one.late for one in sent])}")
+    print(f"refused: {spread(inside)} in the server")
     assert set(statuses) == {200, 503} and mistakes == 0
     assert all("retry-after" in one.reply.headers for one in sent if one.reply.status == 503)
     assert after < memory + 300
+
+
+def capacity_of(served: Process, images: list[bytes]) -> float:
+    """Requests a second of 16 clients that wait for each answer."""
+    start = time.monotonic()
+    asyncio.run(send_all(served.port, images, 16, PATH))
+    return len(images) / (time.monotonic() - start)
 
 
 def logged(served: Process, status: int) -> list[float]:

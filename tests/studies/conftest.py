@@ -35,8 +35,8 @@ with hold_lock(run / ".lock", on_busy=lambda holder: sys.exit(f"error T14: {hold
 
 
 @pytest.fixture
-def training(tmp_path, monkeypatch):
-    """Trainings are quick processes; returns the file that lists their words, one JSON list a line."""
+def training(tmp_path, monkeypatch, blank_charts):
+    """Trainings are quick processes, charts blank; returns the file that lists their words, one JSON list a line."""
     script, log = tmp_path / "train.py", tmp_path / "trained.jsonl"
     script.write_text(TRAIN)
     monkeypatch.setenv("TRAINED", str(log))

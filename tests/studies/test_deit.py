@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import regard
+from charts import without_charts
 from command_line import run
 from refusals import refused
 from regard.data.class_images.dataset import open_classification
@@ -70,13 +71,14 @@ def pair(tmp_path_factory):
     """A distilled student of one epoch, and its teacher."""
     folder = tmp_path_factory.mktemp("runs")
     small = {"train_images": 20, "workers": 0}
-    teacher = regard.train(
-        "resnet20", "digits", epochs=1, output=folder / "teacher", overrides=small, quiet=True
-    ).folder
-    student = regard.train(
-        "deit_nano_distilled_patch4_32", "digits", epochs=1, output=folder / "student", teacher=teacher,
-        overrides=small, quiet=True,
-    ).folder  # fmt: skip
+    with without_charts():
+        teacher = regard.train(
+            "resnet20", "digits", epochs=1, output=folder / "teacher", overrides=small, quiet=True
+        ).folder
+        student = regard.train(
+            "deit_nano_distilled_patch4_32", "digits", epochs=1, output=folder / "student", teacher=teacher,
+            overrides=small, quiet=True,
+        ).folder  # fmt: skip
     return student, teacher
 
 

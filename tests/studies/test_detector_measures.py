@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import regard
+from charts import without_charts
 from refusals import refused
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import data_folder, parse_shapes, shapes_folder
@@ -44,7 +45,8 @@ def run(home, tmp_path_factory):
         "warmup_steps": 0, "model.embed_dim": 32, "model.num_heads": 2, "model.feedforward_dim": 32,
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return regard.train("detr_tiny", DATA, epochs=2, output=folder, overrides=small, quiet=True).folder
+    with without_charts():
+        return regard.train("detr_tiny", DATA, epochs=2, output=folder, overrides=small, quiet=True).folder
 
 
 def test_the_last_layer_has_the_ap_of_evaluate(run):

@@ -5,6 +5,7 @@ The names begin with the codes of the errors; several formats share a code.
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -54,6 +55,7 @@ class Bad:
     max_pixels: int = 178_956_970
 
 
+@functools.cache
 def good_images() -> list[Good]:
     return [*_formats(), *_modes(), *_transparent(), *_deep(), *_frames(), *_turned(), *_odd()]
 
@@ -254,6 +256,7 @@ def _odd() -> list[Good]:
     ]
 
 
+@functools.cache
 def bad_images() -> list[Bad]:
     return [*_not_images(), *_cut(), *_damaged(), *_too_large(), *_not_pixels()]
 

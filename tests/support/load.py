@@ -1,9 +1,13 @@
-"""Many clients at once against a server: requests as fast as they are answered, and what became of each."""
+"""Many clients at once against a server: requests as fast as they are answered, and what became of each.
+
+A server that is a process of its own has the last core of the machine, and its clients, this process, the first.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -24,11 +28,15 @@ LOST = 0  # the status of a request without an answer
 
 @dataclass(frozen=True)
 class Sent:
-    """A request: its number, its answer (status `LOST` if there was none), and the seconds until it was there."""
+    """A request: its number, its answer (status `LOST` if there was none), and the seconds until it was there.
+
+    late: seconds by which the client itself sent it after it was due; `seconds` begin when it was due.
+    """
 
     number: int
     reply: Reply
     seconds: float
+    late: float = 0.0
 
 
 def unique_images(count: int, side: int = 40) -> list[bytes]:
@@ -103,22 +111,24 @@ async def send_paced(port: int, bodies: Sequence[bytes], rate: float, path: str)
     """Send each body once, so many a second, whether earlier ones are answered or not."""
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     sent: list[Sent] = []
+    requests = [post(path, body, "Content-Type: image/png") for body in bodies]
 
-    async def one(number: int) -> None:
-        start = time.monotonic()
+    async def one(number: int, due: float) -> None:
+        late = time.monotonic() - due
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post(path, bodies[number], "Content-Type: image/png"))
+        writer.write(requests[number])
         try:
             reply = await read_reply(reader)
             idle.append((reader, writer))
         except (OSError, asyncio.IncompleteReadError):
             reply = Reply(LOST, {}, b"")
-        sent.append(Sent(number, reply, time.monotonic() - start))
+        sent.append(Sent(number, reply, time.monotonic() - due, late))
 
     start, tasks = time.monotonic(), []
     for number in range(len(bodies)):
-        await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
-        tasks.append(asyncio.create_task(one(number)))
+        due = start + number / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        tasks.append(asyncio.create_task(one(number, due)))
     await asyncio.gather(*tasks)
     for _, writer in idle:
         writer.close()
@@ -140,6 +150,12 @@ class Process:
         assert found
         return int(found[1]) / 1024
 
+    def processor(self) -> tuple[float, float]:
+        """Seconds in which its threads computed, and in which they waited for a core that others had."""
+        folders = Path(f"/proc/{self.process.pid}/task").iterdir()
+        rows = [(folder / "schedstat").read_text().split() for folder in folders]
+        return sum(int(row[0]) for row in rows) / 1e9, sum(int(row[1]) for row in rows) / 1e9
+
     def threads_and_files(self) -> tuple[int, int]:
         """The number of its threads and of its open files."""
         folder = Path(f"/proc/{self.process.pid}")
@@ -148,11 +164,14 @@ class Process:
 
 @contextlib.contextmanager
 def process(folder: Path, *words: str) -> Iterator[Process]:
-    """Start `regard serve WORDS` on a free port."""
+    """Start `regard serve WORDS` on a free port, on the last core; the block runs on the first."""
+    cores = sorted(os.sched_getaffinity(0))
     log = folder / f"log-{time.monotonic_ns()}.txt"
     with log.open("w") as stderr:
         command = [sys.executable, "-m", "regard", "serve", *words, "--port", "0"]
         started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    os.sched_setaffinity(started.pid, cores[-1:])
+    os.sched_setaffinity(0, cores[:1])
     try:
         assert started.stdout is not None
         line = started.stdout.readline()
@@ -162,6 +181,7 @@ def process(folder: Path, *words: str) -> Iterator[Process]:
         _wait_for(port)
         yield Process(started, port, log)
     finally:
+        os.sched_setaffinity(0, cores)
         started.terminate()
         started.wait(60)
 

@@ -23,9 +23,16 @@ def together(function: Callable[[Processes, Path], Any], folder: Path, count: in
     Raises:
         AssertionError: one of them failed, with its traceback, or they took too long.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    with socket.socket() as held:
+        # Bound until the end, so that no other process of tests gets the port; these may listen on it nevertheless.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        return _on_port(str(held.getsockname()[1]), function, folder, count, seconds)
+
+
+def _on_port(
+    port: str, function: Callable[[Processes, Path], Any], folder: Path, count: int, seconds: float
+) -> list[Any]:
     context = multiprocessing.get_context("fork")
     answers: Any = context.Queue()
     members = [context.Process(target=_member, args=(function, folder, r, count, port, answers)) for r in range(count)]

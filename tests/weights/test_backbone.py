@@ -36,33 +36,42 @@ def started(name: str, tensors, norm: str = "batch"):
     return backbone.eval()
 
 
-@pytest.mark.parametrize("norm", ["frozen", "batch"])
 @pytest.mark.parametrize(
     "name",
     ["resnet18", "mobilenetv3_small_050", "efficientnet_lite0", "convnext_atto", "regnetx_002", "dpn48b",
      "ghostnet_050", "legacy_xception"],
 )  # fmt: skip
-def test_feature_maps_are_those_of_timm(tmp_path, name, norm):
+def test_feature_maps_are_those_of_timm(tmp_path, name):
     """timm joins parts of names, wraps the network or leaves them; the file is that of the whole classifier."""
     timm = pytest.importorskip("timm")
     whole = randomized(timm.create_model(name))
     torch.save(whole.state_dict(), tmp_path / "mine.pth")
     file = {"file": str(tmp_path / "mine.pth")}
     theirs = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=file).eval()
-    backbone = started(f"timm/{name}", whole.state_dict(), norm)
+    pixels, config = torch.randn(1, 3, 96, 64), theirs.pretrained_cfg
     with torch.no_grad():
-        pixels = torch.randn(1, 3, 96, 64)
-        config = theirs.pretrained_cfg
-        maps, expected = backbone(pixels), theirs(renormalized(pixels, config["mean"], config["std"]))
-    assert len(maps) == len(expected) and maps[-1].std() > 0
-    for found, wanted in zip(maps, expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        expected = theirs(renormalized(pixels, config["mean"], config["std"]))
+        for norm in ("frozen", "batch"):
+            maps = started(f"timm/{name}", whole.state_dict(), norm)(pixels)
+            assert len(maps) == len(expected) and maps[-1].std() > 0
+            for found, wanted in zip(maps, expected, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "module.backbone."])
-@pytest.mark.parametrize("form", ["pth", "safetensors"])
-def test_prefixes_and_forms(tmp_path, prefix, form):
-    whole = randomized(torchvision.models.resnet18(num_classes=5))
+@pytest.fixture(scope="module")
+def resnet18():
+    return randomized(torchvision.models.resnet18(num_classes=5))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "form"),
+    [
+        ("", "pth"), ("module.", "pth"), ("model.", "pth"), ("backbone.", "pth"), ("module.backbone.", "pth"),
+        ("", "safetensors"), ("module.backbone.", "safetensors"),
+    ],
+)  # fmt: skip
+def test_prefixes_and_forms(resnet18, tmp_path, prefix, form):
+    whole = resnet18
     tensors = {f"{prefix}{key}": tensor.clone() for key, tensor in whole.state_dict().items()}
     path = tmp_path / f"resnet18.{form}"
     save_file(tensors, path) if form == "safetensors" else torch.save({"state_dict": tensors}, path)
@@ -97,6 +106,7 @@ def test_files_that_do_not_fit():
         fit_backbone(DETRConfig(backbone="resnet81"), tensors, "mine.pth")
 
 
+@pytest.mark.usefixtures("blank_charts")
 @pytest.mark.parametrize(("backbone", "form"), [("resnet18", "pth"), ("timm/resnet10t", "safetensors")])
 def test_a_detector_starts_from_a_file(tmp_path, backbone, form):
     if backbone.startswith("timm/"):

@@ -68,6 +68,7 @@ def test_a_network_without_classes_of_transformers(tmp_path):
     assert load_to_train(tmp_path).card.categories == ()
 
 
+@pytest.mark.usefixtures("blank_charts")
 @pytest.mark.parametrize("model", ["resnet20", "deit_nano_patch4_32"])
 def test_training_starts(tmp_path, model):
     torch.save(bare(regard.create(model, num_classes=4)), tmp_path / "bare.pth")

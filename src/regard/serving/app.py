@@ -53,7 +53,7 @@ def make_app(service: Service, options: ServingOptions, metrics: Metrics) -> Gua
     _add_models(app, service)
     _add_state(app, service, metrics)
     _add_page(app)
-    return Guard(app, options, metrics, (*PATHS, "/openapi.json", "/"))
+    return Guard(app, options, metrics, (*PATHS, "/openapi.json", "/"), service.check_room)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

@@ -114,14 +114,12 @@ def count_images(body: bytes, boundary: bytes | None, max_images: int) -> int:
     return count
 
 
-def images_in(body: bytes, boundary: bytes | None) -> list[bytes]:
-    """Return the bytes of each image file in a body.
+def images_in(body: bytes, boundary: bytes) -> list[bytes]:
+    """Return the bytes of each image file in a multipart body.
 
     Raises:
         Problem: a body that is malformed, or has another part than a file (400).
     """
-    if boundary is None:
-        return [body]
     images: list[list[bytes]] = []
     header, value, is_file, is_complete = bytearray(), bytearray(), False, False
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from regard.errors import ConfigError, ImageError, RegardError, unknown_name
@@ -81,6 +82,29 @@ class Service:
         if name not in self.models:
             raise of_error(unknown_name("model", name, list(self.models)), 404)
         return self.models[name]
+
+    def check_room(self, path: str, query: bytes) -> None:
+        """Check, before anything of a request is read, that the model it asks for has room.
+
+        Args:
+            path: of its address.
+            query: of its address. A model that does not exist is left to be refused as such.
+
+        Raises:
+            Problem: there is no room (503).
+        """
+        if path not in ("/v1/predict", "/v1/explain", "/v1/attention"):
+            return
+        worker: Worker[Any, Any] = self._explainer
+        if path == "/v1/predict":
+            name = QueryParams(query).get("model") if b"model" in query else None
+            if name is not None and name not in self.models:
+                return
+            worker = self.model(name).worker
+        try:
+            worker.check_room()
+        except Full as full:
+            raise busy(full.seconds) from full
 
     def state(self) -> str:
         """Return `ready`, `draining`, or `stuck` if a computing thread does not come back."""
@@ -153,7 +177,7 @@ class Service:
 
     async def _explained(self, request: Request, compute: Callable[[bytes], Answer]) -> Answer:
         async def answer(body: bytes, boundary: bytes | None) -> Answer:
-            images = await self._aside(images_in, body, boundary)
+            images = await self._images(body, boundary)
             if len(images) != 1:
                 raise Problem(400, f"{len(images)} images, expected one to explain")
             job: Callable[[], Answer] = partial(compute, images[0])
@@ -170,7 +194,6 @@ class Service:
         """Read the body, then answer it if there is room, as long as the client is there."""
         boundary = boundary_of(request)
         try:
-            worker.check_room()  # a busy server refuses before it reads
             with self.budget.share() as share:
                 body = await read_body(request, share, self.options.max_bytes)
                 count = count_images(body, boundary, self.options.max_images)
@@ -183,7 +206,7 @@ class Service:
         self, model: ServedModel, body: bytes, boundary: bytes | None, options: PredictionOptions
     ) -> Answer:
         deadline = self._deadline()
-        images = await self._aside(images_in, body, boundary)
+        images = await self._images(body, boundary)
         many = len(images) > 1
         names = [f"image {number}" if many else "image" for number in range(1, len(images) + 1)]
         tasks = [self._result(model, data, name, options, deadline) for data, name in zip(images, names, strict=True)]
@@ -194,23 +217,27 @@ class Service:
         threshold = options.threshold
         if threshold is None and isinstance(model.net, Detector):
             threshold = model.ready.threshold
-        content = {"model": model.name, "task": model.task, "threshold": threshold}
-        rows = [one.body() if isinstance(one, Problem) else one for one in results]
-        return "application/json", await self._aside(as_json, {**content, "results": rows})
+        rows = [as_json(one.body()) if isinstance(one, Problem) else one for one in results]
+        head = as_json({"model": model.name, "task": model.task, "threshold": threshold})
+        return "application/json", b'%s,"results":[%s]}' % (head[:-1], b",".join(rows))
 
     async def _result(
         self, model: ServedModel, data: bytes, name: str, options: PredictionOptions, deadline: float
-    ) -> dict[str, Any] | Problem:
-        """Return the result for one image, or its problem: the others of the request have nothing to do with it."""
+    ) -> bytes | Problem:
+        """Return the JSON for one image, or its problem: the others of the request have nothing to do with it."""
         try:
             image = await self._aside(model.prepare, data, name)
             kind = (tuple(image.resized.shape), options)
             result = await _computed(model.worker, (image, options), kind, deadline)
-            return await self._aside(result_of, result, options.top)
+            return await self._aside(lambda: as_json(result_of(result, options.top)))
         except ImageError as error:
             return of_error(error, 422)
         except Problem as problem:
             return problem
+
+    async def _images(self, body: bytes, boundary: bytes | None) -> list[bytes]:
+        """Return the image files of a body: itself, or what a form holds."""
+        return [body] if boundary is None else await self._aside(images_in, body, boundary)
 
     def _deadline(self) -> float:
         return time.monotonic() + self.options.timeout
