@@ -129,6 +129,7 @@ CODES = {
     "T09": "Matching got costs that are not finite.",
     "T10": "A process that loads images was killed.",
     "T12": "No image came from the processes that load them.",
+    "T13": "Another process of the training was killed, or its machine does not answer.",
     "T14": "Another process is training in the same folder.",
     "T15": "A tracker of `log_to` is not installed or cannot start.",
     "T16": "`compile=true` needs a C++ compiler on a CPU.",

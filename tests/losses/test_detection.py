@@ -270,12 +270,29 @@ class TestProcesses:
         calls = pretend_two_processes(monkeypatch, objects_elsewhere=1)
         output, targets = case("all empty", "softmax")
         losses = SetCriterion(4)(output, targets)
-        assert calls == [0.0] and all(value.isfinite() for value in losses.values())
+        assert [call[0] for call in calls] == [0.0] and all(value.isfinite() for value in losses.values())
 
-    def test_at_least_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert average_over_processes(0, torch.device("cpu")) == 1
-        pretend_two_processes(monkeypatch, objects_elsewhere=1)
-        assert average_over_processes(0, torch.device("cpu")) == 1
+    def test_one_process_asks_none(self) -> None:
+        assert average_over_processes([3], torch.device("cpu")) is None
+
+    @pytest.mark.parametrize("name", ["auxiliary", "groups"])
+    def test_the_mean_of_two_halves_is_the_whole(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """Of the cross-entropy too, whose queries have weights by what they matched."""
+        output, targets = case(name, "softmax")
+        criterion = SetCriterion(4)
+        whole = criterion(output, targets)
+        halves = [(slice_output(output, part), targets[part]) for part in (slice(0, 1), slice(1, None))]
+        counts: list[list[float]] = []
+        monkeypatch.setattr(
+            "regard.losses.detection.average_over_processes", lambda values, device: counts.append(list(values))
+        )
+        for half, of_half in halves:
+            criterion(half, of_half)
+        means = torch.tensor(counts, dtype=torch.float64).mean(0)
+        monkeypatch.setattr("regard.losses.detection.average_over_processes", lambda values, device: means)
+        parts = [criterion(half, of_half) for half, of_half in halves]
+        for loss in ("loss_ce", "loss_bbox", "loss_giou", "loss_ce_0"):
+            torch.testing.assert_close((parts[0][loss] + parts[1][loss]) / 2, whole[loss], rtol=1e-6, atol=1e-7)
 
     @pytest.mark.slow
     def test_two_real_processes(self, tmp_path: Path) -> None:
@@ -283,11 +300,16 @@ class TestProcesses:
         assert [float((tmp_path / str(rank)).read_text()) for rank in range(2)] == [4.0, 4.0]
 
 
-def pretend_two_processes(monkeypatch: pytest.MonkeyPatch, objects_elsewhere: int) -> list[float]:
+def slice_output(output: DetectionOutput, part: slice) -> DetectionOutput:
+    auxiliary = [slice_output(layer, part) for layer in output.auxiliary]
+    return output._replace(logits=output.logits[part], boxes=output.boxes[part], auxiliary=auxiliary)
+
+
+def pretend_two_processes(monkeypatch: pytest.MonkeyPatch, objects_elsewhere: int) -> list[list[float]]:
     calls = []
 
     def all_reduce(total: Tensor) -> None:
-        calls.append(total.item())
+        calls.append(total.tolist())
         total += objects_elsewhere
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -298,7 +320,7 @@ def pretend_two_processes(monkeypatch: pytest.MonkeyPatch, objects_elsewhere: in
 
 def _average_in_process(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    (Path(folder) / str(rank)).write_text(str(float(average_over_processes(8 * rank, torch.device("cpu")))))
+    (Path(folder) / str(rank)).write_text(str(float(average_over_processes([8 * rank], torch.device("cpu")))))
     torch.distributed.destroy_process_group()
 
 

@@ -67,6 +67,36 @@ def test_going_on(capsys, finished_run, trainers):
     assert trainer.progress.step == 2 and trainer.total_steps == 6 and trainer.config.lr == 0.5
 
 
+@pytest.mark.parametrize("counter", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_the_same_command_again_goes_on_with_the_settings_of_the_run(
+    capsys, shapes, finished_run, trainers, monkeypatch, counter
+):
+    """Which `batch_size=auto` or the data may choose otherwise the second time. A person who repeats it is refused."""
+    words = [
+        "train",
+        "detr_tiny",
+        "--data",
+        shapes,
+        "--recipe",
+        "small",
+        "--output",
+        finished_run,
+        "--quiet",
+        "lr=0.25",
+    ]
+    run(capsys, *words).refused(2, "C11", "not empty")
+    monkeypatch.setenv(counter, "1")
+    run(capsys, *words).refused(1, None, "here training would begin")
+    (trainer,) = trainers
+    assert trainer.progress.step == 2 and trainer.config.lr != 0.25
+
+
+def test_a_run_that_restarts_needs_a_name(capsys, shapes, monkeypatch):
+    """A second start without --output would begin another run."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    run(capsys, "train", "detr_tiny", "--data", shapes).refused(2, "C09", "--max-restarts", "add --output RUN")
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [("model.num_queries=11", "model.num_queries was 10, is 11"),

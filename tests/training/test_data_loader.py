@@ -45,6 +45,19 @@ def test_processes_share_the_order():
         assert sorted(whole) == sorted(first + second)
 
 
+@pytest.mark.parametrize("length", [24, 26])
+@pytest.mark.parametrize("world", [2, 4])
+def test_batches_of_all_processes_are_those_of_one(length, world):
+    """In the order of epochs too. What does not divide is in the last batch of an epoch, where samples come again."""
+    parts = [batches(length, 8 // world, rank=rank, world=world, count=10) for rank in range(world)]
+    together = [sorted(sample for part in batch for sample in part) for batch in zip(*parts, strict=True)]
+    alone = [sorted(batch) for batch in batches(length, 8, count=10)]
+    for number, (several, one) in enumerate(zip(together, alone, strict=True)):
+        last = number % -(-length // 8) == -(-length // 8) - 1
+        assert set(one) <= set(several) and len(several) == (-(-len(one) // world) * world if last else 8)
+        assert several == one or (last and length % world)
+
+
 def test_seeds_differ():
     assert len({mix(a, b, c) for a in range(20) for b in range(20) for c in range(5)}) == 2000
     assert mix(1, 2) != mix(2, 1)
@@ -90,6 +103,14 @@ def test_no_more_workers_than_cores():
         order = InfiniteBatchSampler(7, 3, 5, Processes(0, 1, CPU), 0)
         loader = training_loader(Augmented(Numbers(), noisy, seed=3), order, torch.stack, 10**6, CPU)
     assert loader.num_workers == cores
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert worker_count(6) == 6
+    for processes, workers in (("4", 2), ("16", 1), ("", 6)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert worker_count(6) == workers and worker_count(0) == 0
 
 
 def test_the_loader_leaves_the_random_numbers_of_the_model_alone():

@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import regard
+from color_data import ColorClassifier, write_colors
 from process_group import together
 from refusals import refused
+from regard.data.class_images.dataset import open_classification
 from regard.data.coco.dataset import open_detection
 from regard.data.generated.shapes import ShapesConfig, write_shapes
 from regard.errors import ConfigError, DataError, DivergedError, MachineError
+from regard.evaluation.classification import predict_logits
 from regard.evaluation.detection import evaluate_detector
 from regard.losses import SetCriterion
 from regard.losses.detection import average_over_processes
@@ -141,10 +144,16 @@ def test_messages(tmp_path):
         group.barrier()
         gathered = group.gather({"rank": group.rank})
         flags = group.any(group.rank == 2), group.any(False), group.any(True)
-        return gathered, flags, numbers.tolist(), float(average_over_processes(group.rank, CPU)), group.is_main
+        return gathered, flags, numbers.tolist(), average_over_processes([group.rank, 1], CPU).tolist(), group.is_main
 
     for rank, found in enumerate(together(messages, tmp_path, count=3)):
-        assert found == ([{"rank": 0}, {"rank": 1}, {"rank": 2}], (True, False, True), [0.0, 0.0], 1.0, rank == 0)
+        assert found == (
+            [{"rank": 0}, {"rank": 1}, {"rank": 2}],
+            (True, False, True),
+            [0.0, 0.0],
+            [1.0, 1.0],
+            rank == 0,
+        )
 
 
 def test_the_others_wait_while_the_first_looks_through_the_data(monkeypatch):
@@ -320,8 +329,8 @@ def test_batch_statistics_that_are_judged_are_those_that_are_saved(tmp_path):
 
 @pytest.mark.parametrize("count", [2, 7])
 def test_an_evaluation_is_shared(tmp_path, monkeypatch, count):
-    """Five images: three in two batches and two in one, or some processes without any."""
-    write_shapes(ShapesConfig(size=32, train=1, val=5), tmp_path / "data")
+    """Seven images in four batches, which are those of one process; or some processes without any."""
+    write_shapes(ShapesConfig(size=32, train=1, val=7), tmp_path / "data")
     dataset = open_detection(tmp_path / "data", "val")
     # Scoring has threads, which would not survive a fork.
     monkeypatch.setattr("regard.evaluation.detection.evaluate_detections", lambda truth, found: len(truth["images"]))
@@ -330,19 +339,41 @@ def test_an_evaluation_is_shared(tmp_path, monkeypatch, count):
         net = small_detector()
         net.card = replace(net.card, categories=dataset.categories, short_side=32, max_size=32)
         found = evaluate_detector(net, dataset, SetCriterion(3), batch_size=2, workers=0, processes=group)
-        rows = zip(*(column.tolist() for column in vars(found.detections).values()), strict=True)
-        return (
-            found.scores,
-            found.losses,
-            sorted([image, category, *box, score] for image, category, box, score in rows),
-        )
+        return found.scores, found.losses, [column.tolist() for column in vars(found.detections).values()]
 
     scores, losses, detections = evaluation(Processes(0, 1, CPU), tmp_path)
     for other_scores, other_losses, others in together(evaluation, tmp_path, count):
-        assert other_scores == scores == 5
-        torch.testing.assert_close(torch.tensor(others), torch.tensor(detections))
-        assert other_losses == pytest.approx(losses, rel=0.3)  # divided by the objects of other batches
-    assert len(detections) == 5 * 5 and {"loss", "loss_ce", "loss_bbox", "loss_giou"} == losses.keys()
+        assert other_scores == scores == 7 and others == detections  # each image once, in the same order
+        assert other_losses == pytest.approx(losses, rel=1e-12)
+    assert len(detections[0]) == 7 * 5 and len(set(detections[0])) == 7
+    assert {"loss", "loss_ce", "loss_bbox", "loss_giou"} == losses.keys()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_an_evaluation_of_a_classifier_is_shared(tmp_path, count):
+    """Nine images in three batches; some processes have none."""
+    dataset = open_classification(write_colors(tmp_path / "data", val=3), "val")
+    torch.manual_seed(0)
+    net = ColorClassifier()
+
+    def logits(group: Processes, _: Path) -> list:
+        return predict_logits(net, dataset, batch_size=4, workers=0, processes=group).tolist()
+
+    assert together(logits, tmp_path, count) == [logits(Processes(0, 1, CPU), tmp_path)] * count
+
+
+def test_a_lost_process_ends_the_others_with_one_line(tmp_path):
+    """At once where its connection closes. Not with gloo's own words."""
+
+    def killed(group: Processes, folder: Path) -> None:
+        if group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        group.barrier()
+
+    started = time.monotonic()
+    with pytest.raises(AssertionError, match="lost another process of this training — go on with --resume"):
+        together(killed, tmp_path)
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from refusals import refused
 from regard.errors import MachineError
-from regard.training.launch import run_processes
+from regard.training.launch import is_restarted, may_restart, run_processes
 
 
 @pytest.mark.parametrize("code", [0, 5, 130, 143])
@@ -65,3 +65,17 @@ regard.cli.main()
     ended = subprocess.run([sys.executable, "-c", text, "models"], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr.strip()) == (code, says)
     assert ended.stdout.strip() == ("" if code == 130 else "taken apart")
+
+
+def test_who_starts_again(monkeypatch):
+    """torchrun and SLURM count."""
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_restarted() and not may_restart()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not is_restarted() and may_restart()
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "2")
+            assert is_restarted()

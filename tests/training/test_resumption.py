@@ -63,6 +63,16 @@ def test_settings_are_told_and_the_remedy_is_a_command(settings, tmp_path, chang
     assert resolve(None, None, None, None, False, None, config, overrides).start_from == str(tmp_path)
 
 
+def test_other_processes_need_another_batch_size(settings, tmp_path):
+    """Two processes of 8 images were 16 a batch; one process has 16 too if it is told to."""
+    before = changed(images_per_batch=16)
+    with refused(ConfigError, "images of a batch: 16, now 8", "add batch_size=16", code="C13"):
+        check_same_run(before, changed(batches_per_epoch=40, images_per_batch=8), settings, tmp_path)
+    check_same_run(before, before, replace(settings, batch_size=16), tmp_path)
+    with refused(ConfigError, "images of a batch: 16, now 24", "as many processes as before", code="C13"):
+        check_same_run(before, changed(images_per_batch=24), settings, tmp_path)  # three processes
+
+
 def test_another_model_is_not_started_from_its_weights(settings, tmp_path):
     now = replace(settings, model=replace(settings.model, embed_dim=48))
     state = {**STATE, "model_state": {**STATE["model_state"], "config": {"num_queries": 11}}}

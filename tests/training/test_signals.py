@@ -61,7 +61,7 @@ def in_a_process_of_its_own(function):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("early", [True, False])
 def test_a_signal_to_all_processes_of_a_job(tmp_path, number, early):
     """Ctrl-C and `timeout` reach the loader's workers too, which have to go on until the step is done."""

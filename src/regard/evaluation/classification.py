@@ -140,9 +140,9 @@ def predict_logits(
     net: Classifier, dataset: ClassificationDataset, *, batch_size: int, workers: int, processes: Processes
 ) -> Tensor:
     """Return the logits of a classifier for every image of a data set: (N, C) float32 on the CPU, in every process."""
-    mine = range(processes.rank, len(dataset), processes.world_size)
+    plan = consecutive(range(len(dataset)), batch_size)  # of one process: several share its batches
     transform = Evaluation.of(net.card)
-    planned, device = consecutive(mine, batch_size), processes.device
+    planned, device = plan[processes.rank :: processes.world_size], processes.device
     batches = evaluation_batches(dataset, transform, collate, planned, workers=workers, device=device)
     num_classes = len(net.card.categories)
     net = engine_of(net)
@@ -151,7 +151,7 @@ def predict_logits(
     own = torch.cat(parts) if parts else torch.zeros(0, num_classes)
     logits = torch.empty(len(dataset), num_classes)
     for rank, part in enumerate(processes.gather(own)):
-        logits[rank :: processes.world_size] = part
+        logits[[index for batch in plan[rank :: processes.world_size] for index in batch]] = part
     return logits
 
 

@@ -179,7 +179,9 @@ def evaluate_detector(
     segment_thresholds: Sequence[float] = (0.85,),
     writer: PanopticWriter | None = None,
 ) -> DetectorEvaluation:
-    """Run a detector over a data set and score it. Several processes share the images; all return the same result.
+    """Run a detector over a data set and score it.
+
+    Several processes share the batches, which are those of one process; all return the result that one would.
 
     If the data set gives masks, the model must have them: masks are scored too, and segments if the data are panoptic.
     Classes of the data set are matched to those of the model by name.
@@ -193,10 +195,10 @@ def evaluate_detector(
     label_of = labels_by_name(net.card.categories, dataset.categories, str(dataset.annotations.path))
     net = engine_of(net)
     collector = _Collector(net, dataset, label_of, segment_thresholds, writer)
-    mine = range(processes.rank, len(dataset), processes.world_size)
     resize = EvaluationResize(net.card.short_side, net.card.max_size)
-    records = [dataset.annotations.images[index] for index in mine]
-    planned = of_equal_size(mine, [resize.size_of(image.height, image.width) for image in records], batch_size)
+    sizes = [resize.size_of(image.height, image.width) for image in dataset.annotations.images]
+    plan = of_equal_size(range(len(dataset)), sizes, batch_size)
+    planned = plan[processes.rank :: processes.world_size]
     labelled, device = _WithLabels(dataset, label_of), processes.device
     batches = evaluation_batches(labelled, resize, collate, planned, workers=workers, device=device)
     losses: list[tuple[int, dict[str, Tensor]]] = []  # images of each batch, and its means
@@ -211,7 +213,8 @@ def evaluate_detector(
             collector.add(output, batch)
     collector.order = list(itertools.chain.from_iterable(planned))
     sums = _sum_losses(losses)
-    return collector.scores(processes, _mean_losses(criterion, processes.gather(sums), len(dataset)))
+    means = _mean_losses(criterion, processes.gather(sums), len(dataset))
+    return collector.scores(processes, list(itertools.chain.from_iterable(plan)), means)
 
 
 def _sum_losses(batches: Sequence[tuple[int, Mapping[str, Tensor]]]) -> dict[str, float]:
@@ -299,18 +302,25 @@ class _Collector:
         for number, sizes in enumerate(sizes_of(batch)):
             self.masks += encode_masks(instance_masks(logits[upload(queries.rows(number), device)], sizes))
 
-    def scores(self, processes: Processes, losses: dict[str, float]) -> DetectorEvaluation:
-        """Score the detections of all processes together."""
+    def scores(self, processes: Processes, order: Sequence[int], losses: dict[str, float]) -> DetectorEvaluation:
+        """Score the detections of all processes together, in the order of images that one process has."""
         segments = None if self.segments is None else self.segments.totals
-        everything = processes.gather((self.columns, self.masks, segments))
-        columns = [column for part, _, _ in everything for column in part]
+        everything = processes.gather((self.order, self.columns, self.masks, segments))
+        found: dict[int, tuple[_Columns, list[dict[str, Any]]]] = {}
+        for images, parts, of_all, _ in everything:
+            rows = iter(of_all)
+            found |= {
+                image: (part, list(itertools.islice(rows, len(part[0]))))
+                for image, part in zip(images, parts, strict=True)
+            }
+        columns = [found[image][0] for image in order]
         detections = CocoDetections(*(np.concatenate(column) for column in zip(*columns, strict=True)))
         truth = self.dataset.to_coco(masks=self.masked is not None)
         boxes = evaluate_detections(truth, detections)
         if self.masked is None:
             return DetectorEvaluation(boxes, losses, detections, truth, self.dataset, self.draw)
-        masks = [mask for _, part, _ in everything for mask in part]
-        best = None if self.segments is None else self.segments.best([totals for _, _, totals in everything])
+        masks = [mask for image in order for mask in found[image][1]]
+        best = None if self.segments is None else self.segments.best([totals for *_, totals in everything])
         panoptic = None if best is None else best.counts.scores()
         scores = SegmentationScores(boxes, evaluate_masks(truth, detections, masks), panoptic)
         return DetectorEvaluation(scores, losses, detections, truth, self.dataset, self.draw, masks, best)

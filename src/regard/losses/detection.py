@@ -15,6 +15,7 @@ from regard.losses.matching import HungarianMatcher, Matches, Target
 from regard.losses.segmentation import mask_losses, padded_masks
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import Denoising, DetectionOutput
+from regard.structures.precision import at_least_float32
 from regard.structures.spans import span
 from regard.structures.transfer import upload
 
@@ -90,8 +91,8 @@ class SetCriterion:
         Args:
             masks: returns the mask logits (M, h, w) of queries (M,) of images (M,), so that they are computed only for
                 matched queries of the first group; if None, `output.masks` is used.
-            together: divide by the number of objects of all processes, each of which must call this equally often;
-                else by the number of this batch.
+            together: divide by the objects and queries of all processes, each of which must call this equally often;
+                else by those of this batch.
 
         Returns:
             Unweighted scalars under the authors' names: `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, with
@@ -106,26 +107,44 @@ class SetCriterion:
         """
         check_labels(targets, self.num_classes)
         layers = [*output.auxiliary, output] if self.auxiliary_losses else [output]
-        logits = torch.stack([layer.logits for layer in layers]).float()
-        boxes = torch.stack([layer.boxes for layer in layers]).float()
+        logits = at_least_float32(torch.stack([layer.logits for layer in layers]))
+        boxes = at_least_float32(torch.stack([layer.boxes for layer in layers]))
         with torch.autocast(logits.device.type, enabled=False):
-            count = sum(len(t["labels"]) for t in targets)
-            num_boxes = average_over_processes(count, logits.device) if together else max(1.0, float(count))
+            num_boxes, weights, noised_weights = self._divisors(output, logits, targets, together)
             with span("matching"):
                 matches = self.matcher.match_layers(logits, boxes, targets, output.num_groups)
-            losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups)
+            losses = self._losses(logits, boxes, targets, matches, num_boxes * output.num_groups, weights=weights)
             losses |= self._statistics(logits, targets, matches, output.num_groups)
             named = _by_name(losses)
             if output.denoising is not None:
                 first = 0 if self.auxiliary_losses else -1
                 logits, boxes, target = output.denoising
                 noised = Denoising(logits[first:], boxes[first:], target)
-                named |= _by_name(self._denoising_losses(noised, targets, num_boxes), "_dn")
+                named |= _by_name(self._denoising_losses(noised, targets, num_boxes, noised_weights), "_dn")
             if output.proposals is not None:
                 named |= _by_name(self._proposal_losses(output.proposals, targets, num_boxes), "_proposals")
         if output.masks is not None or masks is not None:  # under autocast, as the rest of the model
             named |= self._mask_losses(output, masks, targets, matches, len(layers) - 1, num_boxes)
         return named
+
+    def _divisors(
+        self, output: DetectionOutput, logits: Tensor, targets: Sequence[Target], together: bool
+    ) -> tuple[Tensor | float, Tensor | None, Tensor | None]:
+        """Return what sums are divided by: the objects, and of a cross-entropy the weights of queries and noised ones.
+
+        With `together` they are means over all processes, so that the mean of the processes' gradients is that of one
+        process with all images; weights are then known without the device. Else they are None: those of the batch.
+        """
+        counts = [len(target["labels"]) for target in targets]
+        matched = output.num_groups * sum(min(count, logits.shape[2] // output.num_groups) for count in counts)
+        others = logits.shape[1] * logits.shape[2] - matched
+        noised = 0 if output.denoising is None else int((output.denoising.target >= 0).sum())
+        values = sum(counts), matched + self.no_object_weight * others, noised
+        means = average_over_processes(values, logits.device) if together else None
+        if means is None:
+            return max(1.0, float(sum(counts))), None, None
+        objects, weights, noised_weights = means.to(logits.dtype).unbind()
+        return objects.clamp(min=1), weights, noised_weights
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of all losses, to be minimised."""
@@ -144,12 +163,16 @@ class SetCriterion:
         matches: Matches,
         num_boxes: Tensor | float,
         counted: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Every term for every layer, (L,). `counted` (B, Q) bool: queries that learn a class at all."""
+        """Every term for every layer, (L,). `counted` (B, Q) bool: queries that learn a class at all.
+
+        `weights`: divisor of the cross-entropy, or None (see `_divisors`).
+        """
         at = (matches.layer, matches.image, matches.query)
         labels, target_boxes = _gather_targets(targets, matches)
         if self.classification == "softmax":
-            loss_ce = self._cross_entropy(logits, at, labels, counted)
+            loss_ce = self._cross_entropy(logits, at, labels, counted, weights)
         else:
             loss_ce = self._focal(logits, at, labels, counted) / num_boxes
         matched = boxes[at]
@@ -188,10 +211,20 @@ class SetCriterion:
         largest = max(height for height, _ in sizes), max(width for _, width in sizes)
         truth = padded_masks([t["masks"] for t in targets], largest, logits.device)
         with torch.autocast(logits.device.type, enabled=False):
-            return mask_losses(logits.float(), truth[index], num_boxes)
+            return mask_losses(at_least_float32(logits), truth[index], num_boxes)
 
-    def _cross_entropy(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
-        """Weighted mean over all queries of the batch, as in the authors' code (the paper divides by objects)."""
+    def _cross_entropy(
+        self,
+        logits: Tensor,
+        at: tuple[Tensor, ...],
+        labels: Tensor,
+        counted: Tensor | None,
+        divisor: Tensor | None,
+    ) -> Tensor:
+        """Weighted mean over all queries, as in the authors' code (the paper divides by objects).
+
+        The authors take those of the batch of one process; here `divisor` makes them those of all.
+        """
         classes = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
         weights = logits.new_full(logits.shape[:3], self.no_object_weight)
         classes[at] = labels
@@ -200,7 +233,8 @@ class SetCriterion:
             weights = weights * counted
         entropy = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), reduction="none").view_as(weights)
         # The sum of weights is 0 in a batch without objects if no-object has weight 0.
-        return (weights * entropy).sum((1, 2)) / weights.sum((1, 2)).clamp(min=torch.finfo(weights.dtype).tiny)
+        total = weights.sum((1, 2)) if divisor is None else divisor
+        return (weights * entropy).sum((1, 2)) / total.clamp(min=torch.finfo(weights.dtype).tiny)
 
     def _focal(self, logits: Tensor, at: tuple[Tensor, ...], labels: Tensor, counted: Tensor | None) -> Tensor:
         """Sum of the sigmoid focal loss over all queries and classes (Lin et al. 2017, eq. 5)."""
@@ -219,7 +253,7 @@ class SetCriterion:
         return self.focal_alpha * (-logits).sigmoid() ** self.focal_gamma * F.softplus(-logits)
 
     def _denoising_losses(
-        self, denoising: Denoising, targets: Sequence[Target], num_boxes: Tensor | float
+        self, denoising: Denoising, targets: Sequence[Target], num_boxes: Tensor | float, weights: Tensor | None
     ) -> dict[str, Tensor]:
         """Compute the losses of noised copies, whose targets are known without matching, averaged over copies."""
         num_layers, device = len(denoising.logits), denoising.logits.device
@@ -229,14 +263,14 @@ class SetCriterion:
         matches = Matches.of(torch.cat((layer[None], columns)), device)
         copies = len(image) / max(1, sum(len(t["labels"]) for t in targets))
         counted = upload(denoising.target >= 0, device)
-        logits, boxes = denoising.logits.float(), denoising.boxes.float()
-        return self._losses(logits, boxes, targets, matches, num_boxes * copies, counted)
+        logits, boxes = at_least_float32(denoising.logits), at_least_float32(denoising.boxes)
+        return self._losses(logits, boxes, targets, matches, num_boxes * copies, counted, weights)
 
     def _proposal_losses(
         self, proposals: DetectionOutput, targets: Sequence[Target], num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
         """Compute the losses of the proposals of all cells. Each object is matched with several, which learn sooner."""
-        logits, boxes = proposals.logits[None].float(), proposals.boxes[None].float()
+        logits, boxes = at_least_float32(proposals.logits[None]), at_least_float32(proposals.boxes[None])
         copies = [
             {"labels": target["labels"].repeat(COPIES), "boxes": target["boxes"].repeat(COPIES, 1)}
             for target in targets
@@ -262,13 +296,16 @@ class SetCriterion:
         return {"class_error": class_error[None], "cardinality_error": (predicted - counts).abs().mean(-1)}
 
 
-def average_over_processes(count: float, device: torch.device) -> Tensor | float:
-    """Return the mean of `count` over all processes, at least 1. Every process must call it, even without objects."""
+def average_over_processes(values: Sequence[float], device: torch.device) -> Tensor | None:
+    """Return the mean of each of `values` over all processes, (N,) float64 on `device`; None in a single process.
+
+    Every process must call it, even without objects.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return max(1.0, float(count))
-    total = torch.full((), float(count), device=device)  # `torch.tensor` would wait for the device
+        return None
+    total = upload(torch.tensor(values, dtype=torch.float64), device)
     torch.distributed.all_reduce(total)
-    return (total / torch.distributed.get_world_size()).clamp(min=1)
+    return total / torch.distributed.get_world_size()
 
 
 def check_labels(targets: Sequence[Target], num_classes: int) -> None:

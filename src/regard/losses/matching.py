@@ -12,6 +12,7 @@ from torch import Tensor
 from regard.errors import DivergedError, MachineError, install_command
 from regard.structures.boxes import cxcywh_to_xyxy, generalized_iou
 from regard.structures.outputs import DetectionOutput
+from regard.structures.precision import at_least_float32
 from regard.structures.transfer import upload
 
 Target = Mapping[str, Tensor]
@@ -127,17 +128,17 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Compute the cost of every query for every target of its image: (L, B, Q, T) float32, T the most targets.
+        """Compute the cost of every query for every target of its image: (L, B, Q, T), T the most targets.
 
         Columns beyond an image's own number of targets hold padding.
         """
         labels, target_boxes = _pad_targets(targets, logits.device)
         with torch.autocast(logits.device.type, enabled=False):
-            logits, boxes = logits.float(), boxes.float()
+            logits, boxes = at_least_float32(logits), at_least_float32(boxes)
             index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
             class_term = self._class_term(logits, index)
             target_boxes = target_boxes[None, :, None]  # (1, B, 1, T, 4) against (L, B, Q, 1, 4)
-            l1 = torch.cdist(boxes, target_boxes[:, :, 0].expand(len(boxes), -1, -1, -1), p=1)
+            l1 = torch.cdist(boxes, target_boxes[:, :, 0].to(boxes.dtype).expand(len(boxes), -1, -1, -1), p=1)
             giou = generalized_iou(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(target_boxes))
             return self.class_cost * class_term + self.bbox_cost * l1 - self.giou_cost * giou
 

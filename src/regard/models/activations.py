@@ -21,6 +21,11 @@ _BLOCKS = (
 )  # fmt: skip
 
 
+def block_names(net: nn.Module) -> list[str]:
+    """Return the names of the blocks of a network: most of its weights, of which one block's are used at a time."""
+    return [name for name, module in net.named_modules() if isinstance(module, _BLOCKS)]
+
+
 class Checkpointed(nn.Module):
     """What a block has besides its class: in training it keeps only its input. Dropout draws the same numbers again."""
 

@@ -34,7 +34,7 @@ def train(
             images (`shapes:size=96,classes=5`).
         epochs: passes over the training images; the recipe's number if None.
         output: the run's folder; `runs/MODEL-N` if None.
-        resume: resume the run in `output` with its own settings; `overrides` replace some.
+        resume: resume the run in `output` with its own settings; `overrides` replace some. Restarts do so.
         recipe: `auto` (settings chosen from the data), `paper`, `finetune`, `fast`, `panoptic_boxes`,
             `panoptic_masks` or `small`; for a RetinaNet `paper`, `finetune` or `small`; for classifiers `deit`,
             `deit3`, `resolution`, `transfer`, `augreg`, `imagenet`, `cifar`, `finetune` or `small`; by default that of
@@ -57,10 +57,11 @@ def train(
     from regard.errors import ConfigError
     from regard.runs.settings import check_paths, fits_data, given_settings, resolve, take_automatic_batch
 
+    if not resume and _goes_on(output):
+        return train(output=output, resume=True, quiet=quiet, profile=profile)
     words = (*(() if teacher is None else (f"teacher={teacher}",)), *as_words(overrides))
     words, find_batch = take_automatic_batch(words)
-    settings = resolve(model, data, epochs, output, resume, recipe, config, words)
-    check_paths(settings)
+    check_paths(settings := resolve(model, data, epochs, output, resume, recipe, config, words))
     is_fitted = fits_data(settings, recipe, is_new=not resume and config is None)
     if find_batch and not is_fitted:
         what = "batch_size=auto is for new runs of detectors with the recipe auto"
@@ -69,3 +70,17 @@ def train(
     from regard.runs.run import run_training  # imports torch
 
     return run_training(settings, Path(output) if output else None, resume, quiet, given, find_batch, profile)
+
+
+def _goes_on(output: str | Path | None) -> bool:
+    """Return whether torchrun or SLURM starts a run again that has begun.
+
+    Raises:
+        ConfigError: torchrun may do so later, and would not find the run (C09).
+    """
+    from regard.errors import ConfigError
+    from regard.training.launch import is_restarted, may_restart
+
+    if output is None and may_restart():
+        raise ConfigError("--max-restarts needs the run's folder", remedy="add --output RUN", code="C09")
+    return output is not None and is_restarted() and (Path(output) / "config.yaml").exists()

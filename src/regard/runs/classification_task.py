@@ -25,6 +25,7 @@ from regard.losses import DistillationLoss
 from regard.models.classifiers import Classifier
 from regard.recipes.classification import ClassificationRecipe
 from regard.structures.outputs import DistilledLogits
+from regard.structures.precision import at_least_float32
 from regard.structures.spans import span
 from regard.training.data_loader import Augmented, InfiniteBatchSampler, raise_errors, training_loader
 from regard.training.distributed import Processes
@@ -120,7 +121,7 @@ class ClassificationTask:
             student = output if isinstance(output, DistilledLogits) else DistilledLogits(output, output)
             return self.distillation(student, self._teacher_logits(batch, pixels), targets), {}
         heads = output if isinstance(output, DistilledLogits) else (output,)
-        loss = torch.stack([self._entropy(logits.float(), targets) for logits in heads]).mean()
+        loss = torch.stack([self._entropy(at_least_float32(logits), targets) for logits in heads]).mean()
         if self.mixing is not None:
             return loss, {}
         mean = torch.stack(heads).detach().float().mean(0)  # of both heads, as in evaluation

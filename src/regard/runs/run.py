@@ -6,8 +6,8 @@ import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from regard.data.class_images.dataset import ClassificationDataset
 from regard.data.coco.dataset import CocoDataset
 from regard.data.coco.panoptic import PanopticDataset
 from regard.errors import ConfigError, counted
-from regard.models.activations import checkpoint_activations
+from regard.models.activations import block_names, checkpoint_activations
 from regard.models.build import Model
 from regard.models.engine.engines import check_compiler, compile_parts
 from regard.models.memory_order import move_to_device
@@ -94,8 +94,21 @@ def run_training(
         with tf32(group.device, settings.tf32):
             if isinstance(settings, DetectionRecipe):
                 return _train(DetectionJob(settings, given, group, find_batch), output, resume, group, quiet, profile)
-            job: Job = RetinaNetJob(settings) if isinstance(settings, RetinaNetRecipe) else ClassificationJob(settings)
-            return _train(job, output, resume, group, quiet, profile)
+            if isinstance(settings, RetinaNetRecipe):
+                return _train(RetinaNetJob(settings), output, resume, group, quiet, profile)
+            with _timed_convolutions():  # images of a classifier have one size
+                return _train(ClassificationJob(settings), output, resume, group, quiet, profile)
+
+
+@contextmanager
+def _timed_convolutions() -> Iterator[None]:
+    """Let cuDNN try its algorithms for each new size of images and take the fastest. Has no effect on a CPU."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet: bool, profile: bool) -> Run:
@@ -125,7 +138,8 @@ def _train(job: Job, output: Path | None, resume: bool, group: Processes, quiet:
         if settings.compile:
             check_compiler(group.device)
             compile_parts(net)
-        trainer = Trainer(net, task, job.settings, run, group, state, reporter)
+        blocks = block_names(net)
+        trainer = Trainer(net, task, job.settings, run, group, state, reporter, blocks)
         measured = StepProfile(run, group.device) if profile and group.is_main else None
         if measured is not None:
             trainer.around_step = measured.step
@@ -233,6 +247,7 @@ def _finish(
     if group.is_main:
         evaluation.write(run, settings.data)
         write_report(run)
+    group.barrier()  # SLURM ends the rest some time after the first process has ended
     return best.state["progress"]["scores"]
 
 

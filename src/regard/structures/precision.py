@@ -15,6 +15,11 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")  # of models that are eval
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32, in which losses are computed; one in float64 stays as it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def has_bf16(device: torch.device) -> bool:
     """Return whether a device computes in bfloat16 by itself. Older GPUs emulate it, slower than float32."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -43,6 +43,7 @@ class TrainingConfig:
     channels_last: Literal["auto", "on", "off"] = "auto"
     compile: bool = False  # torch.compile of the parts that take most of the time; the first steps take minutes
     checkpoint_activations: bool = False  # compute activations again in the backward pass: less memory, more time
+    shard: bool = False  # several processes: each keeps a part of weights, gradients and optimizer state (FSDP2)
     device: str = "auto"  # auto, cpu, cuda, cuda:0 or mps
     workers: int = 2  # processes that load images; 0 loads in the main process
     seed: int = 42  # of weights, augmentation and the order of images
@@ -80,6 +81,8 @@ class TrainingConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}, expected less than 1", code="C03")
         if not all(0 <= share <= 1 for share in self.milestones):
             raise ConfigError(f"milestones={list(self.milestones)}, expected shares from 0 to 1", code="C03")
+        if self.shard and self.compile:
+            raise ConfigError("shard=true does not go with compile=true", remedy="leave one of them out", code="C09")
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov=true needs momentum above 0", code="C09")
         if self.schedule.startswith("deit") and (self.warmup_steps or self.warmup_share):

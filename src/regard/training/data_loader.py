@@ -55,8 +55,9 @@ class Augmented(Dataset):
 class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
     """Yield batches of (view, index) for one process, epoch after epoch without end.
 
-    All processes together see each sample once per epoch. If their number does not divide the number of samples, a few
-    samples come twice. The view is the number of the epoch and seeds the augmentation.
+    All processes together see each sample once per epoch. The batches of all processes, put together, are those of one
+    process with as many samples. If the number of processes does not divide that of the samples, the last batch of an
+    epoch has a few samples twice. The view is the number of the epoch and seeds the augmentation.
 
     With `repeats` > 1 an epoch has the same number of samples but fewer different ones, each in several views one after
     the other (repeated augmentation, Hoffer et al. 2020). For seed 0 their order is that of DeiT's samplers.py, which
@@ -113,9 +114,12 @@ class InfiniteBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def worker_count(wanted: int) -> int:
-    """Return the number of worker processes: `wanted`, but at most the available cores, as more are slower."""
+    """Return the number of worker processes: `wanted`, but at most the available cores, as more are slower.
+
+    Training processes that torchrun started on one machine share its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(wanted, cores)
+    return min(wanted, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
 def training_loader(
@@ -182,12 +186,14 @@ def raise_errors(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Ignore SIGINT and the first SIGTERM in a worker process (a `worker_init_fn`); a second SIGTERM ends it.
+    """Ignore SIGINT, SIGUSR1 and the first SIGTERM in a worker process (a `worker_init_fn`); a second SIGTERM ends it.
 
     Ctrl-C, `timeout` and job managers signal all processes of a job. The main process finishes its step first, for
     which it may need another batch from its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 

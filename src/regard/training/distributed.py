@@ -11,10 +11,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
-from regard.errors import ConfigError, MachineError
+from regard.errors import ConfigError, MachineError, RegardError
 from regard.training.launch import first_failure
+
+# In the messages of gloo when a process has ended or does not answer.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "[gloo]")
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def processes(device: str = "auto") -> Iterator[Processes]:
 
     Raises:
         ConfigError, MachineError: the device is unknown or missing (C10).
+        MachineError: another process was lost (T13).
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -101,11 +107,26 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         group.barrier()
         yield group
     except BaseException as error:
+        known = _of_lost_process(error)
         # Record it before the others lose the connection and report that first.
-        first_failure(getattr(error, "exit_code", 1))
-        raise
+        first_failure(getattr(known, "exit_code", 1))
+        if known is error:
+            raise
+        raise known from error
     finally:
         dist.destroy_process_group()
+
+
+def _of_lost_process(error: BaseException) -> BaseException:
+    """Return the error as one line for the user if the connection to another process was lost; else the error itself.
+
+    Gloo's errors have no class of their own. torchrun ends what waits for a lost process within 30 seconds.
+    """
+    known = isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
+    if not isinstance(error, RuntimeError) or isinstance(error, RegardError) or not known:
+        return error
+    remedy = "go on with --resume; torchrun --max-restarts 3 does so by itself"
+    return MachineError("lost another process of this training", remedy=remedy, code="T13")
 
 
 def _check_launch(device: torch.device, local_rank: int) -> None:
@@ -156,3 +177,13 @@ def choose_device(name: str = "auto") -> torch.device:
             code="C10",
         )
     return device
+
+
+def in_parallel(model: nn.Module) -> DistributedDataParallel:
+    """Return a model that averages its gradients over all processes.
+
+    Buffers that training changes come from the first process before each step. Others, such as frozen statistics, are
+    the same everywhere.
+    """
+    changes = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
+    return DistributedDataParallel(model, broadcast_buffers=changes, gradient_as_bucket_view=True)

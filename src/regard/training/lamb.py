@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.training.sharding import own_part, whole_norms
+
 
 class Lamb(torch.optim.Optimizer):
     """The LAMB optimizer: `w <- w - lr |w| / |u| u` with `u = m' / (sqrt(v') + eps) + weight_decay w`.
@@ -46,8 +48,11 @@ class Lamb(torch.optim.Optimizer):
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         first, second = group["betas"]
         states = [self._state(parameter) for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        steps, means, squares = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
+        gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        steps, means, squares = (
+            [own_part(state[key]) for state in states] for key in ("step", "exp_avg", "exp_avg_sq")
+        )
+        divided, parameters = parameters[0], [own_part(parameter) for parameter in parameters]
         torch._foreach_add_(steps, 1)
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
@@ -59,7 +64,7 @@ class Lamb(torch.optim.Optimizer):
         decay = group["weight_decay"]
         if decay:
             torch._foreach_add_(updates, parameters, alpha=decay)
-            norms = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
+            norms = zip(whole_norms(parameters, divided), whole_norms(updates, divided), strict=True)
             trust = [torch.where((w > 0) & (u > 0), w / u, torch.ones_like(w)) for w, u in norms]
             torch._foreach_mul_(updates, trust)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])

@@ -65,6 +65,16 @@ def thread_environment(count: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
+def is_restarted() -> bool:
+    """Return whether this process was started again: by torchrun after a failure, or by SLURM after a requeue."""
+    return any(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def may_restart() -> bool:
+    """Return whether torchrun would start the processes again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0
+
+
 def first_failure(code: int) -> tuple[bool, int]:
     """Record that this process fails with the exit code `code`.
 

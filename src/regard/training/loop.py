@@ -7,10 +7,10 @@ on a CPU with a schedule that counts steps. GPU kernels may sum in any order, an
 
 from __future__ import annotations
 
+import copy
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from regard.errors import DivergedError, Stopped, counted
@@ -29,7 +28,7 @@ from regard.training.checkpoint_writer import save_checkpoint
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.config import TrainingConfig, steps_per_epoch
 from regard.training.data_loader import explain_workers, mix
-from regard.training.distributed import Processes
+from regard.training.distributed import Processes, in_parallel
 from regard.training.full_memory import explain_full_memory
 from regard.training.moving_average import MovingAverage
 from regard.training.optimizer import create_optimizer
@@ -37,6 +36,7 @@ from regard.training.optimizer_state import load_optimizer, optimizer_tensors
 from regard.training.reports import Reporter, mean_by_name
 from regard.training.resumption import check_same_run
 from regard.training.schedules import learning_rate_factor
+from regard.training.sharding import copy_whole, load_whole, shard, whole, whole_on_host
 from regard.training.stop_signals import Interrupted, StopSignals
 
 # Seconds since the last checkpoint after which one is written before an evaluation.
@@ -89,6 +89,7 @@ class Trainer:
         processes: the rank and the device of this process.
         state: JSON values to store in each checkpoint, in addition to weights and progress.
         reporter: receives progress and scores.
+        blocks: names of submodules that `shard=true` divides one by one (see `shard`).
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Trainer:
         processes: Processes,
         state: Mapping[str, Any],
         reporter: Reporter,
+        blocks: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.task = task
@@ -108,28 +110,47 @@ class Trainer:
         self.run = run
         self.processes = processes
         self.reporter = reporter
+        self.average = MovingAverage(model, config.ema) if config.ema else None
+        # A whole copy of divided weights, which are gathered into it to be evaluated; else None.
+        self._whole: nn.Module | None = None
+        if config.shard and processes.world_size > 1:
+            self._whole = copy.deepcopy(model).eval().requires_grad_(False)
+            for part in (model, *([self.average.model] if self.average else ())):
+                shard(part, blocks, processes)
         self.optimizer = create_optimizer(model, config, fused=processes.device.type in ("cpu", "cuda"))
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
-        self.average = MovingAverage(model, config.ema) if config.ema else None
         self.progress = Progress()
         # A resumed run with other numbers would count its epochs differently.
         self.state = {
             **state,
-            "units": {"batches_per_epoch": task.batches_per_epoch, "accumulate": config.accumulate},
+            "units": {
+                "batches_per_epoch": task.batches_per_epoch,
+                "accumulate": config.accumulate,
+                "images_per_batch": config.batch_size * processes.world_size,
+            },
         }
         self.steps_per_epoch = steps_per_epoch(task.batches_per_epoch, config.accumulate)
         self.total_steps = self.steps_per_epoch * config.epochs
         self._signals = StopSignals()
         self._received: list[int] = []  # signals of this process
-        # Of all processes, since the last step: whether one was asked to stop, and the seconds of the slowest.
-        self._is_asked, self._slowest = False, 0.0
+        # Of all processes, since the last step: the signal that asked one to stop, and the seconds of the slowest.
+        self._asked, self._slowest = 0, 0.0
         # Around every step, for measurements.
         self.around_step: Callable[[], AbstractContextManager[None]] = nullcontext
-        self._parallel = _in_parallel(model) if processes.world_size > 1 else model
+        # When this process saved last, and the seconds since then by the clock that says most.
+        self._saved_at, self._since_saved = time.monotonic(), 0.0
+        self._parallel = in_parallel(model) if processes.world_size > 1 and not config.shard else model
 
     @property
     def result(self) -> nn.Module:
-        """The model that is evaluated: the moving average of the weights if there is one."""
+        """The model that is evaluated: the moving average of the weights if there is one.
+
+        Of divided weights a whole copy, as of the last evaluation.
+        """
+        return self._whole or self._kept
+
+    @property
+    def _kept(self) -> nn.Module:
         return self.average.model if self.average else self.model
 
     def resume(self) -> bool:
@@ -146,9 +167,9 @@ class Trainer:
             return False
         checkpoint = read_checkpoint(path)
         check_same_run(checkpoint.state, self.state, self.config, self.run)
-        self.model.load_state_dict(checkpoint.tensors["model"])
+        load_whole(self.model, checkpoint.tensors["model"])
         if self.average:
-            self.average.model.load_state_dict(checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
+            load_whole(self.average.model, checkpoint.tensors.get("ema", checkpoint.tensors["model"]))
         load_optimizer(self.optimizer, self.model.named_parameters(), checkpoint.tensors["optimizer"])
         if checkpoint.state["scaler"]:  # empty unless an earlier part of the run used amp=fp16
             self.scaler.load_state_dict(checkpoint.state["scaler"])
@@ -185,7 +206,7 @@ class Trainer:
         Raises:
             DivergedError: a loss or gradient is not finite, in more steps in a row than `on_nan` allows (T07) or fp16
                 needs to find its scale (T08); the weights of the previous step are unchanged.
-            Stopped: SIGTERM or SIGINT came; a checkpoint is written first.
+            Stopped: a stop signal came (see `StopSignals`); a checkpoint is written first.
             MachineError: a worker process was killed (T10) or hangs (T12), memory ran out (T18), or a checkpoint cannot
                 be written (T05, T06).
         """
@@ -210,13 +231,15 @@ class Trainer:
                 self.progress.step += 1
                 share = self._fraction_done()
                 self.reporter.step(self.progress.step, self.progress.seconds, share, logs)
-                stop = self._is_asked if self.processes.world_size > 1 else bool(received)
+                if self.processes.world_size == 1 and received:
+                    self._asked = received[0]
+                stop = bool(self._asked)
                 evaluated = not stop and self._evaluate_or_stop(share)
-                if stop or evaluated or time.monotonic() - self._saved_at >= 60 * self.config.save_minutes:
+                if stop or evaluated or self._since_saved >= 60 * self.config.save_minutes:
                     self._save()
                 if stop:
                     self.processes.barrier()  # torchrun ends all processes as soon as one exits with an error
-                    raise Stopped(received[0] if received else signal.SIGTERM, self.progress.step, self.run)
+                    raise Stopped(self._asked, self.progress.step, self.run)
         return self.progress
 
     def _step(self, batches: Iterator[Any], share: float) -> dict[str, Tensor]:
@@ -251,7 +274,7 @@ class Trainer:
         config = self.config
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_norm or math.inf))
         is_wanted = self._agree(total, norm, seen, time.monotonic() - started)
         if is_wanted:
             self.scaler.step(self.optimizer)
@@ -290,11 +313,13 @@ class Trainer:
         """
         infinite = (~torch.stack((total.float(), norm.float())).isfinite()).float()
         if self.processes.world_size > 1:
-            ours = torch.tensor([float(bool(self._received)), self.progress.seconds + seconds])
+            asked = float(self._received[0]) if self._received else 0.0
+            ours = torch.tensor([asked, self.progress.seconds + seconds, time.monotonic() - self._saved_at])
             told: list[float] = self.processes.largest(torch.cat((infinite, upload(ours, total.device)))).tolist()
-            self._is_asked, self._slowest = bool(told[2]), told[3]
+            self._asked, self._slowest, self._since_saved = int(told[2]), told[3], told[4]
         else:
             told = infinite.tolist()
+            self._since_saved = time.monotonic() - self._saved_at
         any_loss, any_gradient = (bool(value) for value in told[:2])
         if not any_loss and not any_gradient:
             self.progress.skipped = 0
@@ -302,9 +327,7 @@ class Trainer:
         self.progress.skipped += 1
         if not any_loss and self.scaler.is_enabled():  # The scaler skips the step and lowers its scale.
             if self.progress.skipped > MOST_OVERFLOWS:
-                what = (
-                    f"the gradient overflowed fp16 in {MOST_OVERFLOWS} steps in a row, until step {self.progress.step}"
-                )
+                what = f"the gradient overflowed fp16 in {MOST_OVERFLOWS} steps, until step {self.progress.step}"
                 raise DivergedError(what, remedy=f"set amp=off or lower lr; {self._last_checkpoint()}", code="T08")
             return True
         own_loss = not math.isfinite(total.item())
@@ -377,7 +400,7 @@ class Trainer:
         due = share >= 1.0 or progress.step % (self.steps_per_epoch * self.config.evaluate_every) == 0
         if due and progress.judged_step != progress.step:
             # An evaluation reads other images; a damaged one ends the run.
-            if time.monotonic() - self._saved_at >= SAVE_BEFORE_EVALUATION:
+            if self._since_saved >= SAVE_BEFORE_EVALUATION:
                 self._save()
             self._evaluate()
             return True
@@ -385,6 +408,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         progress = self.progress
+        if self._whole is not None:
+            copy_whole(self._kept, self._whole)
         # Each process has its own batch norm statistics. The checkpoint holds those of the first.
         self.processes.broadcast(self.result.buffers())
         # One of several processes would leave the others waiting for its part.
@@ -400,9 +425,9 @@ class Trainer:
         self.reporter.evaluation(progress.step, progress.scores, best=progress.best_step == progress.step)
 
     def _save(self) -> None:
-        """Write a checkpoint in the first process; the others do not wait. Only its clock decides when to save."""
-        self._saved_at = time.monotonic()
-        if not self.processes.is_main:
+        """Write a checkpoint in the first process. The others do not wait, except to give it what they keep."""
+        self._saved_at, self._since_saved = time.monotonic(), 0.0
+        if not self.processes.is_main and self._whole is None:
             return
         tensors = {
             "model": self.model.state_dict(),
@@ -410,6 +435,10 @@ class Trainer:
         }
         if self.average:
             tensors["ema"] = self.average.model.state_dict()
+        if self._whole is not None:
+            tensors = {part: whole_on_host(values, self.processes.is_main) for part, values in tensors.items()}
+        if not self.processes.is_main:
+            return
         state = {
             **self.state,
             "progress": vars(self.progress),
@@ -418,13 +447,3 @@ class Trainer:
         }
         protect = () if self.progress.best_step is None else (self.progress.best_step,)
         save_checkpoint(self.folder, self.progress.step, tensors, state, protect=protect)
-
-
-def _in_parallel(model: nn.Module) -> DistributedDataParallel:
-    """Return a model that averages its gradients over all processes.
-
-    Buffers that training changes come from the first process before each step. Others, such as frozen statistics, are
-    the same everywhere.
-    """
-    changes = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
-    return DistributedDataParallel(model, broadcast_buffers=changes, gradient_as_bucket_view=True)

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from regard.training.sharding import own_part
+
 
 class MovingAverage:
     """Exponential moving average (EMA) of a model's weights; evaluations and the final result use it.
@@ -32,4 +34,4 @@ class MovingAverage:
             ours[i].copy_(theirs[i])
 
     def _values(self, model: nn.Module) -> list[Tensor]:
-        return list(model.state_dict().values())
+        return [own_part(value) for value in model.state_dict().values()]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.errors import CheckpointError, ConfigError
+from regard.training.sharding import divided_like
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -16,7 +17,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[tup
 
     Keys: `exp_avg/<parameter>`, `step/<parameter>` and so on; `untouched/<parameter>` (empty) for a parameter that has
     had no gradient yet; `lr/<group>` (scalar, float64) for each parameter group. Other settings of
-    the groups come from the recipe. The tensors are not copied: save them before the next step.
+    the groups come from the recipe. The tensors are not copied: save them before the next step. Divided ones stay
+    divided.
 
     Args:
         optimizer: an optimizer whose state consists of tensors.
@@ -48,7 +50,7 @@ def load_optimizer(
     Args:
         optimizer: the optimizer; unchanged if an error is raised.
         parameters: `model.named_parameters()`.
-        tensors: what `optimizer_tensors` returned.
+        tensors: what `optimizer_tensors` returned, each whole.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, or of another shape or dtype (K07).
@@ -63,16 +65,16 @@ def load_optimizer(
             wanted[f"untouched/{name}"] = torch.empty(0, device="meta")
             continue
         for key, value in _initial_state(optimizer, parameter, group).items():
-            wanted[f"{key}/{name}"] = torch.empty_like(value, device="meta")
-            places[f"{key}/{name}"] = (parameter, key, value.device)
+            wanted[f"{key}/{name}"] = torch.empty(value.shape, dtype=value.dtype, device="meta")
+            places[f"{key}/{name}"] = (parameter, key, value)
     _compare(tensors, wanted)
     for _, parameter, _ in named:
         optimizer.state.pop(parameter, None)
-    for full_name, (parameter, key, device) in places.items():
-        value = tensors[full_name].to(device, copy=True)
+    for full_name, (parameter, key, like) in places.items():
+        value = divided_like(tensors[full_name].to(like.device, copy=True), like)
         if value.shape == parameter.shape:
             # In the memory order of the parameter: fused kernels ignore strides.
-            value = torch.empty_like(parameter, dtype=value.dtype, device=device).copy_(value).detach()
+            value = torch.empty_like(parameter, dtype=value.dtype, device=like.device).copy_(value).detach()
         optimizer.state.setdefault(parameter, {})[key] = value
     for index, group in enumerate(optimizer.param_groups):
         rate = tensors[f"lr/{index}"]

@@ -44,12 +44,21 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], config: An
         remedy = f"restore them, or accept the change: {_going_on(run)}"
         raise ConfigError(what, where=run, remedy=remedy, code="T19")
     found = "; ".join(f"{_in_words(path)} {_text(old)}, now {_text(new)}" for path, old, new in differences)[:300]
-    remedy = "resume with the same data and as many processes as before"
+    remedy = _other_batch(before, now, config) or "resume with the same data and as many processes as before"
     raise ConfigError(f"another training than before: {found}", where=run, remedy=remedy, code="C13")
 
 
 def _going_on(run: Path) -> str:
     return shlex.join(["regard", "train", "--output", str(run), "--resume", "data_may_change=true"])
+
+
+def _other_batch(before: Mapping[str, Any], now: Mapping[str, Any], config: Any) -> str | None:
+    """Return the setting with which these processes see as many images in a batch as those of before; None if none."""
+    images, ours = (values.get("units", {}).get("images_per_batch") for values in (before, now))
+    if not images or not ours or images == ours:
+        return None
+    processes = ours // config.batch_size
+    return None if images % processes else f"add batch_size={images // processes}, or resume with as many processes"
 
 
 def _refusal(changed: Sequence[tuple[str, Any, Any]], run: Path) -> ConfigError:
@@ -90,7 +99,11 @@ def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any
 
 
 def _in_words(path: str) -> str:
-    known = {"units.batches_per_epoch": "batches of an epoch:", "model_state.categories": "classes:"}
+    known = {
+        "units.batches_per_epoch": "batches of an epoch:",
+        "units.images_per_batch": "images of a batch:",
+        "model_state.categories": "classes:",
+    }
     return known.get(path, f"{path.replace('model_state.config.', 'model.').removeprefix('units.')}:")
 
 

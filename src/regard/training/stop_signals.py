@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM: they end a step after it is done, and an evaluation at once."""
+"""SIGINT, SIGTERM and SIGUSR1: they end a step after it is done, and an evaluation at once.
+
+SLURM sends SIGUSR1 some minutes before the time of a job is over, if it is asked to (`--signal=USR1@120`).
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,15 @@ class Interrupted(BaseException):
 class StopSignals:
     """Notes the first stop signal. A second one ends the process as usual."""
 
+    numbers = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
     def __init__(self) -> None:
         self._received: list[int] = []
         self._interrupts = False
 
     @contextmanager
     def caught(self) -> Iterator[list[int]]:
-        """Yield a list that receives the number of a SIGTERM or SIGINT."""
+        """Yield a list that receives the number of a stop signal."""
         previous: dict[signal.Signals, Any] = {}
         self._received = received = []
 
@@ -36,7 +41,7 @@ class StopSignals:
                 raise Interrupted(number)
 
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in self.numbers:
                 previous[number] = signal.signal(number, record)
         except ValueError:  # Python allows handlers in the main thread only
             pass

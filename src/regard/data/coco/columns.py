@@ -73,7 +73,7 @@ class TypedRows:
 
     def add(self, rows: Sequence[Any]) -> tuple[int, list[Any]]:
         """Add rows. Returns how many keys they have outside the values of other keys, and those that may have keys."""
-        keys, nested = 0, []
+        keys, nested = 0, list[Any]()
         columns = zip(*map(astuple, rows), strict=True)
         for (key, of), values in zip(self._known.items(), columns, strict=False):  # the others follow
             if of is self.OUTLINES:
@@ -84,10 +84,10 @@ class TypedRows:
             self._parts[key].append(part)
             keys += len(_present(values)) if part is None or of is self.OUTLINES else len(rows)
         for column in columns:
-            values = _present(column)
-            keys += len(values)
-            if not _NESTED.isdisjoint(map(type, values)):
-                nested += values
+            present = _present(column)
+            keys += len(present)
+            if not _NESTED.isdisjoint(map(type, present)):
+                nested += present
         self._count += len(rows)
         return keys, nested
 
