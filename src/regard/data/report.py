@@ -59,8 +59,11 @@ class IssueWarning(UserWarning):
     """A Python warning about a data file. issue: the same for a list of issues."""
 
     def __init__(self, issue: Issue) -> None:
+        super().__init__(issue)  # its argument, with which another process makes it again
         self.issue = issue
-        super().__init__(issue.sentence)
+
+    def __str__(self) -> str:
+        return self.issue.sentence
 
 
 def issue_of(error: RegardError) -> Issue:
