@@ -21,6 +21,7 @@ from run_files import PETS
 from served import running
 
 
+@pytest.mark.slow  # the export
 def test_answers_of_an_onnx_file(tmp_path):
     torch.manual_seed(0)
     net = randomized(build(replace(DETR_PRESETS["detr_tiny"], num_classes=3), "tiny", PETS, (64, 128)))

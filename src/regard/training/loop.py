@@ -117,7 +117,8 @@ class Trainer:
             self._whole = copy.deepcopy(model).eval().requires_grad_(False)
             for part in (model, *([self.average.model] if self.average else ())):
                 shard(part, blocks, processes)
-        self.optimizer = create_optimizer(model, config, fused=processes.device.type in ("cpu", "cuda"))
+        can_fuse = config.optimizer != "sgd" or self._whole is None  # torch's fused SGD takes no parts of weights
+        self.optimizer = create_optimizer(model, config, fused=can_fuse and processes.device.type in ("cpu", "cuda"))
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
         self.progress = Progress()
         # A resumed run with other numbers would count its epochs differently.
@@ -327,7 +328,7 @@ class Trainer:
         self.progress.skipped += 1
         if not any_loss and self.scaler.is_enabled():  # The scaler skips the step and lowers its scale.
             if self.progress.skipped > MOST_OVERFLOWS:
-                what = f"the gradient overflowed fp16 in {MOST_OVERFLOWS} steps, until step {self.progress.step}"
+                what = f"gradients overflowed fp16 in {MOST_OVERFLOWS} steps in a row, until step {self.progress.step}"
                 raise DivergedError(what, remedy=f"set amp=off or lower lr; {self._last_checkpoint()}", code="T08")
             return True
         own_loss = not math.isfinite(total.item())
