@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -98,9 +99,9 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     # process does not cost this time: torchrun ends the rest.
     timeout = timedelta(minutes=30)
     if chosen.type == "cuda":
-        dist.init_process_group("nccl", timeout=timeout, device_id=chosen)
+        _join("nccl", timeout, chosen)
     else:
-        dist.init_process_group("gloo", timeout=timeout)
+        _join("gloo", timeout)
     try:
         group = Processes(dist.get_rank(), world_size, chosen)
         # If a process failed while another one connects, that one would report a connection error.
@@ -177,6 +178,17 @@ def choose_device(name: str = "auto") -> torch.device:
             code="C10",
         )
     return device
+
+
+def _join(backend: str, timeout: timedelta, device: torch.device | None = None) -> None:
+    """Join the other processes of torchrun's environment.
+
+    Addresses are kept apart by attempt: torchrun may give processes that it restarts the store of those before, in
+    which their addresses still stand.
+    """
+    store, rank, count = next(rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout, device_id=device)
 
 
 def in_parallel(model: nn.Module) -> DistributedDataParallel:
