@@ -39,7 +39,7 @@ def evaluated(dataset, *thresholds, known=None):
 def test_the_best_threshold_is_between_right_and_wrong(dataset, tmp_path):
     found = evaluated(dataset, *THRESHOLDS)
     assert found.segments.threshold == 0.2 and found.scores.stats["PQ"] == 1  # the higher one of 0.15 and 0.2
-    alone = {one: evaluated(dataset, one).scores.stats["PQ"] for one in (0.1, 0.15, 0.2, 0.25)}
+    alone = {one: evaluated(dataset, one).scores.stats["PQ"] for one in THRESHOLDS}
     assert alone[0.1] < 1 == alone[0.15] == alone[0.2] and alone[0.25] == 0
     found.write(tmp_path, "shapes")
     assert json.loads((tmp_path / "metrics.json").read_text())["best_threshold"] == 0.2

@@ -60,6 +60,10 @@ def trainers(monkeypatch) -> list[Trainer]:
     return made
 
 
+def words_of(data, run):
+    return ["train", "detr_tiny", "--data", data, "--recipe", "small", "--output", run, "--quiet"]
+
+
 def test_going_on(capsys, finished_run, trainers):
     words = ["train", "--resume", "--output", finished_run, "--quiet", "epochs=3", "lr=0.5"]
     run(capsys, *words).refused(1, None, "here training would begin")
@@ -72,18 +76,7 @@ def test_the_same_command_again_goes_on_with_the_settings_of_the_run(
     capsys, shapes, finished_run, trainers, monkeypatch, counter
 ):
     """Which `batch_size=auto` or the data may choose otherwise the second time. A person who repeats it is refused."""
-    words = [
-        "train",
-        "detr_tiny",
-        "--data",
-        shapes,
-        "--recipe",
-        "small",
-        "--output",
-        finished_run,
-        "--quiet",
-        "lr=0.25",
-    ]
+    words = [*words_of(shapes, finished_run), "lr=0.25"]
     run(capsys, *words).refused(2, "C11", "not empty")
     monkeypatch.setenv(counter, "1")
     run(capsys, *words).refused(1, None, "here training would begin")
@@ -125,18 +118,7 @@ def test_stopped_before_the_first_checkpoint(capsys, shapes, finished_run, tmp_p
 
 
 def test_a_start_that_failed_can_be_repeated(capsys, shapes, finished_run, tmp_path, trainers):
-    words = [
-        "train",
-        "detr_tiny",
-        "--data",
-        shapes,
-        "--recipe",
-        "small",
-        "--output",
-        tmp_path / "run",
-        "--quiet",
-        *SIZES,
-    ]
+    words = [*words_of(shapes, tmp_path / "run"), *SIZES]
     run(capsys, *words, "start_from=runs/none").refused(2, "K01", "runs/none")
     run(capsys, *words, f"start_from={finished_run}").refused(1, None, "here training would begin")
     assert len(trainers) == 1

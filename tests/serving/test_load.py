@@ -132,7 +132,7 @@ def mutated(seed: int, images: list[bytes]) -> bytes:
 
 
 async def send_raw(port: int, requests: list[bytes], clients: int) -> Counter[int]:
-    """Send bytes, wait a second for an answer, and close."""
+    """Send bytes, wait three seconds for an answer, which a busy machine may need, and close."""
     numbers = iter(range(len(requests)))
     statuses: Counter[int] = Counter()
 
@@ -141,7 +141,7 @@ async def send_raw(port: int, requests: list[bytes], clients: int) -> Counter[in
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(requests[number])
-                reply = await asyncio.wait_for(read_reply(reader), 1)
+                reply = await asyncio.wait_for(read_reply(reader), 3)
                 statuses[reply.status] += 1
             except (
                 TimeoutError,
@@ -165,7 +165,7 @@ def test_mutated_requests_never_fail_in_the_server(caplog):
         statuses = asyncio.run(send_raw(server.port, [mutated(seed, images) for seed in range(150)], 50))
         wait_until(lambda: not server.server.server_state.connections)
         assert server.post(PATH, images[0]).status == 200
-    assert not set(statuses) & {500, 502} and statuses[400] > 0
+    assert not set(statuses) & {500, 502} and statuses[200] > 0 and statuses[400] > 0
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import torch
 
-import regard.runs.classification
-import regard.runs.detection
-import regard.runs.run  # noqa: F401  imported once, for all trainings
 from charts import without_charts
 from regard.cli import main
 
+# Imported once, for all trainings.
+PRELOADED = ["regard.runs.classification", "regard.runs.detection", "regard.runs.run", "killed_runs"]
 torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports more of torch
 
 
@@ -29,7 +28,7 @@ def train(words: Sequence[str], log: Path) -> None:
 def start(words: Sequence[str], log: Path) -> BaseProcess:
     """Start `train` in a process of its own."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killed_runs"])
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=train, args=(words, log))
     process.start()
     return process
