@@ -25,6 +25,13 @@ def blank_charts() -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests and those of a GPU as long as they take."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 # Reasons for which a test may be skipped in CI. Anything else means that a peer or data to compare with is missing.
 ALLOWED_SKIPS = ("there is a GPU", "root reads everything")
 
