@@ -29,6 +29,7 @@ from regard.models.detr import DETR
 from regard.serving import bodies, guard
 from regard.serving.options import ServingOptions
 from regard.serving.protocol import Protocol
+from regard.serving.served import ServedModel
 from regard.serving.server import begin_to_listen, listen
 from regard.structures.categories import ModelCard
 from regard.structures.outputs import DetectionOutput
@@ -270,6 +271,35 @@ def test_S13_deadline_in_the_queue(puppet):
             let_go(puppet, threads)
         wait_until(lambda: server.model("puppet").worker.admitted == 0)
         assert sum(puppet.batches) <= 2
+
+
+def test_S13_deadline_while_an_image_is_decoded(puppet, monkeypatch):
+    with running({"puppet": puppet}, timeout=0.2) as server:
+        released = threading.Event()
+        monkeypatch.setattr(ServedModel, "prepare", lambda self, data, name: released.wait(20))
+        try:
+            refused(server.post("/v1/predict", JPEG), 504, "deadline")
+            assert server.model("puppet").worker.admitted == 0
+        finally:
+            released.set()
+
+
+def test_a_failure_that_nobody_foresaw_leaves_no_image_of_its_request_in_the_queue(server, puppet, monkeypatch):
+    prepare = ServedModel.prepare
+
+    def failing(self, data, name):
+        if name == "image 2":
+            wait_until(lambda: server.model("puppet").worker.waiting == 1)
+            raise ValueError("unforeseen")
+        return prepare(self, data, name)
+
+    threads = hold(server, puppet, 1)
+    monkeypatch.setattr(ServedModel, "prepare", failing)
+    try:
+        refused(server.post("/v1/predict?model=puppet", *form(JPEG, JPEG)), 500)
+        wait_until(lambda: server.model("puppet").worker.waiting == 0)
+    finally:
+        let_go(puppet, threads)
 
 
 def test_S14_client_that_leaves(server, puppet):

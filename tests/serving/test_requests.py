@@ -257,6 +257,12 @@ def test_the_page_is_served_from_memory(server):
     assert b"http://" not in page.body and b"https://" not in page.body
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_what_watches_over_the_server_may_ask_for_the_head_alone(server, path):
+    reply = server.ask("HEAD", path)
+    assert reply.status == 200 and reply.body == b""
+
+
 def test_request_ids(server):
     assert server.ask("GET", "/healthz", headers={"X-Request-ID": "job-7.a"}).headers["x-request-id"] == "job-7.a"
     assert server.ask("GET", "/healthz", headers={"X-Request-ID": "x" * 99}).headers["x-request-id"] != "x" * 99

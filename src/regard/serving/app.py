@@ -102,11 +102,13 @@ def _add_models(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
     """Add the addresses that watch over the server."""
 
+    @app.head("/healthz", include_in_schema=False)  # load balancers ask so
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Return 200 as long as the process answers at all."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> Response:
         """Return 200 if requests should be sent here, 503 while the server drains or a model is stuck."""

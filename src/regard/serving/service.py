@@ -177,11 +177,12 @@ class Service:
 
     async def _explained(self, request: Request, compute: Callable[[bytes], Answer]) -> Answer:
         async def answer(body: bytes, boundary: bytes | None) -> Answer:
-            images = await self._images(body, boundary)
+            deadline = self._deadline()
+            images = await self._images(body, boundary, deadline)
             if len(images) != 1:
                 raise Problem(400, f"{len(images)} images, expected one to explain")
             job: Callable[[], Answer] = partial(compute, images[0])
-            return await _computed(self._explainer, job, None, self._deadline())
+            return await _computed(self._explainer, job, None, deadline)
 
         return await self._in_turn(request, self._explainer, answer)
 
@@ -206,11 +207,18 @@ class Service:
         self, model: ServedModel, body: bytes, boundary: bytes | None, options: PredictionOptions
     ) -> Answer:
         deadline = self._deadline()
-        images = await self._images(body, boundary)
+        images = await self._images(body, boundary, deadline)
         many = len(images) > 1
         names = [f"image {number}" if many else "image" for number in range(1, len(images) + 1)]
-        tasks = [self._result(model, data, name, options, deadline) for data, name in zip(images, names, strict=True)]
-        results = await asyncio.gather(*tasks)
+        tasks = [
+            asyncio.ensure_future(self._result(model, data, name, options, deadline))
+            for data, name in zip(images, names, strict=True)
+        ]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # if one failed as nobody foresaw, nobody waits for the others
+                task.cancel()
         problems = [result for result in results if isinstance(result, Problem)]
         if len(problems) == len(results):  # nothing to answer with
             raise problems[0]
@@ -226,25 +234,29 @@ class Service:
     ) -> bytes | Problem:
         """Return the JSON for one image, or its problem: the others of the request have nothing to do with it."""
         try:
-            image = await self._aside(model.prepare, data, name)
+            image = await self._aside(deadline, model.prepare, data, name)
             kind = (tuple(image.resized.shape), options)
             result = await _computed(model.worker, (image, options), kind, deadline)
-            return await self._aside(lambda: as_json(result_of(result, options.top)))
+            return await self._aside(deadline, lambda: as_json(result_of(result, options.top)))
         except ImageError as error:
             return of_error(error, 422)
         except Problem as problem:
             return problem
 
-    async def _images(self, body: bytes, boundary: bytes | None) -> list[bytes]:
+    async def _images(self, body: bytes, boundary: bytes | None, deadline: float) -> list[bytes]:
         """Return the image files of a body: itself, or what a form holds."""
-        return [body] if boundary is None else await self._aside(images_in, body, boundary)
+        return [body] if boundary is None else await self._aside(deadline, images_in, body, boundary)
 
     def _deadline(self) -> float:
         return time.monotonic() + self.options.timeout
 
-    async def _aside(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        """Run a function in the threads that decode."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
+    async def _aside(self, deadline: float, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Run a function in the threads that decode. Raises Problem: it took too long."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
+        except TimeoutError as late:
+            raise _late() from late
 
 
 async def _computed(worker: Worker[Item, _T], item: Item, kind: Any, deadline: float) -> _T:
@@ -252,7 +264,7 @@ async def _computed(worker: Worker[Item, _T], item: Item, kind: Any, deadline: f
     try:
         return await worker.run(item, kind, deadline)
     except Expired as late:
-        raise Problem(504, "not answered within the deadline: the server is busy") from late
+        raise _late() from late
     except Lost as lost:
         raise busy(1) from lost
     except ImageError as error:
@@ -261,6 +273,10 @@ async def _computed(worker: Worker[Item, _T], item: Item, kind: Any, deadline: f
         raise of_error(error, 400) from error
     except RegardError as error:
         raise of_error(error, 500) from error
+
+
+def _late() -> Problem:
+    return Problem(504, "not answered within the deadline: the server is busy")
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
