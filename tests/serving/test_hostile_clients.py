@@ -297,7 +297,7 @@ def test_a_failure_that_nobody_foresaw_leaves_no_image_of_its_request_in_the_que
     monkeypatch.setattr(ServedModel, "prepare", failing)
     try:
         refused(server.post("/v1/predict?model=puppet", *form(JPEG, JPEG)), 500)
-        wait_until(lambda: server.model("puppet").worker.waiting == 0)
+        wait_until(lambda: server.model("puppet").worker.waiting == 0, seconds=5)  # before its deadline
     finally:
         let_go(puppet, threads)
 
