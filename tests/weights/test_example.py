@@ -9,6 +9,7 @@ import pytest
 import regard
 from regard.cli.serve import _quickstart
 from regard.weights.source import check_source, example_model
+from run_files import small_detector, write_run
 
 PICTURES = Path(regard.__file__).parent / "serving/page/examples"
 
@@ -39,8 +40,9 @@ def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
         regard.load("example")
 
 
-def test_it_is_served_until_quickstart_has_made_a_run(tmp_path, monkeypatch):
+def test_it_is_served_until_quickstart_has_saved_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _quickstart() == "example"
-    Path("runs/quickstart/checkpoints").mkdir(parents=True)
+    write_run(Path("runs/quickstart"), small_detector(), {1: 0.5})
+    Path("runs/quickstart-2/checkpoints").mkdir(parents=True)  # newer, and stopped before its first
     assert _quickstart() == str(Path("runs/quickstart"))
