@@ -48,6 +48,6 @@ def serve(
 
 
 def _quickstart() -> str:
-    """Return the newest run of `regard quickstart` in this folder with a checkpoint, or the example if there is none."""
+    """Return the newest run of `regard quickstart` here that has a checkpoint, or the example if there is none."""
     runs = [path for path in Path("runs").glob("quickstart*") if any(path.glob("checkpoints/*/manifest.json"))]
     return str(max(runs, key=lambda path: path.stat().st_mtime)) if runs else "example"
