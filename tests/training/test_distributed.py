@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torchvision.ops import FrozenBatchNorm2d
 
 import regard
 from color_data import ColorClassifier, write_colors
@@ -36,7 +38,7 @@ from regard.losses.detection import average_over_processes
 from regard.training import distributed, loop
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 from regard.training.data_loader import InfiniteBatchSampler
-from regard.training.distributed import Processes, choose_device, processes
+from regard.training.distributed import Processes, choose_device, in_parallel, processes
 from regard.training.launch import first_failure, launch_command, run_processes, thread_environment
 from regard.training.loop import Stopped, Trainer, TrainingConfig
 from regard.training.reports import Reporter, read_rows
@@ -135,6 +137,27 @@ def test_a_step_sends_gradients_and_one_message(tmp_path):
 
     # The first all_reduce is that of the gradients.
     assert together(counted, tmp_path) == [["gradients", "all_reduce", "all_reduce"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("norm", "changes"), [(nn.BatchNorm2d, True), (FrozenBatchNorm2d, False), (nn.Identity, False)]
+)
+def test_buffers_are_sent_with_each_step_if_training_changes_them(tmp_path, norm, changes):
+    """And a training in several processes begins without a warning."""
+
+    def seen(group: Processes, _: Path) -> tuple[bool, list[float]]:
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), norm(2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parallel = in_parallel(model)
+        for buffer in model.buffers():
+            buffer.fill_(group.rank + 1)
+        parallel(torch.ones(1, 3, 2, 2))
+        return parallel.will_sync_module_buffers(), [float(buffer.sum()) for buffer in model.buffers()]
+
+    (first, ours), (second, theirs) = together(seen, tmp_path)
+    assert first == second == changes
+    assert (ours == theirs) == (changes or not ours)
 
 
 def test_messages(tmp_path):

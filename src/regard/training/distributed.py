@@ -198,4 +198,6 @@ def in_parallel(model: nn.Module) -> DistributedDataParallel:
     the same everywhere.
     """
     changes = any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules())
-    return DistributedDataParallel(model, broadcast_buffers=changes, gradient_as_bucket_view=True)
+    parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    parallel.broadcast_buffers = changes  # as an argument it has another name since torch 2.13
+    return parallel
