@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 import regard
@@ -78,3 +80,9 @@ def test_an_automatic_batch_is_for_the_recipe_auto(tmp_path, words):
     call = {"model": "detr_resnet50", "data": tmp_path, "overrides": {"batch_size": "auto"}, **words}
     with refused(ConfigError, "batch_size=auto", code="C09"):
         regard.train(**call)
+
+
+@pytest.mark.parametrize("name", ["runs/a b/config.yaml", "mine.yml"])
+def test_a_file_is_no_recipe(name):
+    with refused(ConfigError, "a recipe is a name", f"--config {shlex.quote(name)}", code="C09"):
+        resolve("detr_tiny", "shapes", None, None, False, name, None, [])

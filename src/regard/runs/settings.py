@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,9 @@ def resolve(
     sources = [name for name, is_given in given if is_given]
     if len(sources) > 1:
         raise ConfigError(f"{' and '.join(sources)} cannot be combined", remedy="leave one of them out", code="C09")
+    if recipe is not None and recipe.endswith((".yaml", ".yml")):
+        remedy = f"use --config {shlex.quote(recipe)}"
+        raise ConfigError(f"a recipe is a name, {recipe!r} is a file", where="--recipe", remedy=remedy, code="C09")
     if resume:
         if output is None:
             raise ConfigError("--resume needs the run's folder", remedy="add --output RUN", code="C09")
