@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from regard.exporting.graph import graph_of
 from regard.exporting.metadata import metadata_of
@@ -18,7 +19,11 @@ from regard.structures.image_batch import ImageBatch
 
 
 def randomized(net: Model, seed: int = 0) -> Model:
-    """The model with random statistics of its norms, biases and boxes: fresh ones hide differences behind zeros."""
+    """The model with random statistics of its norms, biases and boxes: fresh ones hide differences behind zeros.
+
+    Batch norms have half of their weight, or the numbers would grow from block to block of a deep network, until float32
+    keeps none of their digits.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in (*net.named_parameters(), *net.named_buffers()):
@@ -26,6 +31,9 @@ def randomized(net: Model, seed: int = 0) -> Model:
                 value.uniform_(0.5, 1.5, generator=generator)
             elif value.is_floating_point() and (value.ndim == 1 or name.endswith("bbox_embed.layers.2.weight")):
                 value.add_(torch.randn(value.shape, generator=generator) * 0.05)
+        for module in net.modules():
+            if isinstance(module, _BatchNorm):
+                module.weight.mul_(0.5)
     return net.eval()
 
 
