@@ -21,15 +21,17 @@ from regard.errors import DataError, MachineError, RegardError, cause, install_c
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-PATIENCE = 30.0  # seconds after which a read that fails is not tried again
-FIRST_WAIT = 0.5  # seconds; each wait is twice as long as the one before
+ATTEMPTS = 6  # of a read that fails
+FIRST_WAIT = 0.5  # seconds before the second attempt; each wait is twice as long as the one before: 15.5 in all
 BLOCK = 1 << 20  # bytes of a read while the members of a tar file are listed
 _HOPELESS = (PermissionError, IsADirectoryError, NotImplementedError)
 _NO_NETWORK = ("file", "local", "memory")
-# What filesystems tell of a file that changes when it is written: S3, GCS, Azure, HTTP, local files, memory.
+# What filesystems tell of a file that changes when it is written, in small letters.
 _STAMPS = (
-    "etag", "content-md5", "digest", "last-modified", "lastmodified", "last_modified", "md5hash", "generation", "mtime",
-    "updated", "created",
+    "etag", "last-modified", "content-md5", "digest",  # HTTP
+    "lastmodified", "md5hash", "generation", "updated", "last_modified",  # S3, Google, Azure
+    "mtime", "created", "modify", "modificationtime", "last_write_time",  # disks and memory, FTP, HDFS, SMB
+    "blob_id", "sha", "crc",  # Hugging Face, GitHub, zip
 )  # fmt: skip
 Result = TypeVar("Result")
 
@@ -222,7 +224,7 @@ def _files_in(address: str) -> Iterator[tuple[str, str]]:
 
 
 def _patiently(look: Callable[[], Result], where: str, lasting: tuple[type[Exception], ...] = (RegardError,)) -> Result:
-    """Return what `look` returns, tried again after a failure for up to `PATIENCE` seconds.
+    """Return what `look` returns, with up to `ATTEMPTS` attempts.
 
     Args:
         where: what is looked at, for the error.
@@ -231,20 +233,20 @@ def _patiently(look: Callable[[], Result], where: str, lasting: tuple[type[Excep
     Raises:
         MachineError: it failed to the end (I33).
     """
-    end, wait, attempts = time.monotonic() + PATIENCE, FIRST_WAIT, 1
+    attempt = 1
     while True:
         try:
             return look()
         except lasting:
             raise
         except Exception as error:  # filesystems share no class of errors
-            if isinstance(error, _HOPELESS) or time.monotonic() + wait > end:
-                tries = f" in {attempts} attempts" if attempts > 1 else ""
+            if attempt == ATTEMPTS or isinstance(error, _HOPELESS):
+                tries = f" in {attempt} attempts" if attempt > 1 else ""
                 why = "no such file" if _is_missing(error) else cause(error.__cause__ or error)
                 remedy = "check the address, the network and the right to read it, then resume or run again"
                 raise MachineError(f"cannot be read{tries} ({why})", where=where, remedy=remedy, code="I33") from error
-        time.sleep(wait)
-        wait, attempts = 2 * wait, attempts + 1
+        time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+        attempt += 1
 
 
 def _is_missing(error: Exception) -> bool:
