@@ -54,6 +54,11 @@ class ClassificationDataset:
         self.split = split
         self.report = report
 
+    @property
+    def at_once(self) -> int:
+        """How many samples a loader reads at the same time in each of its processes."""
+        return self.images.at_once
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -108,6 +113,10 @@ class _ImageSubset:
 
     images: Images
     chosen: list[int]
+
+    @property
+    def at_once(self) -> int:
+        return self.images.at_once
 
     def __len__(self) -> int:
         return len(self.chosen)

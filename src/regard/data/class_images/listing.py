@@ -19,6 +19,10 @@ from regard.errors import DataError, ImageError, MachineError
 class Images(Protocol):
     """Images by number, however they are stored. Can be pickled for the workers of a data loader."""
 
+    @property
+    def at_once(self) -> int:
+        """How many to read at the same time in one process: more than 1 if most of the time is spent on waiting."""
+
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Tensor:
@@ -67,6 +71,8 @@ class Layout(Protocol):
 
 class ImageFiles:
     """Image files in a folder. names: paths relative to `root`, with `/`."""
+
+    at_once = 1
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root

@@ -39,7 +39,7 @@ from regard.safe_files import atomic_file, replace_text
 VERSION = 2  # part of the cache key: raise it when the content of an index changes
 _SHARD = re.compile(r"(?:.*[-_])?(?P<split>[a-z]+)(?:[-_.]?\d+)?\.(?:tar|tar\.gz|tgz)")
 _MAX_LABEL = 1000  # bytes of a .cls file
-_AT_ONCE = 16  # shards at an address that are listed at the same time
+AT_ONCE = 16  # requests of a process for an address that wait for their answers at the same time
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ class ShardImages:
         self.offsets = np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64)
         self.sizes = np.array([size for shard in shards for size in shard.sizes], dtype=np.int64)
 
+    @property
+    def at_once(self) -> int:
+        return AT_ONCE if isinstance(self.shards[0][1], RemoteFile) else 1
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -147,7 +151,7 @@ def open_shards(paths: Sequence[Path | RemoteFile]) -> list[Shard]:
     if not isinstance(paths[0], RemoteFile):
         return [open_shard(path) for path in paths]
     order = random.Random().sample(range(len(paths)), len(paths))
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         found = dict(zip(order, pool.map(open_shard, [paths[number] for number in order]), strict=True))
     return [found[number] for number in range(len(paths))]
 
