@@ -8,11 +8,14 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
 import torch
+from fsspec import AbstractFileSystem
 from fsspec.registry import _registry, known_implementations
+from fsspec.spec import AbstractBufferedFile
 
 from class_data import LABELS, members, pixels, png, write_shard, write_shards
 from command_line import run
@@ -74,12 +77,13 @@ def assert_same(found: ClassificationDataset, wanted: ClassificationDataset) -> 
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("protocol", ["memory", "http", "file"])
+@pytest.mark.parametrize("protocol", ["memory", "http", "file", "simplecache"])
 def test_images_labels_and_order_are_those_of_the_folder(root, server, protocol, split):
     places = {
         "memory": lambda: in_memory(root, f"memory://{FOLDER}"),
         "http": lambda: f"{server.address}/{FOLDER}/",
         "file": lambda: f"file://{root}",
+        "simplecache": lambda: f"simplecache::{server.address}/{FOLDER}",
     }
     found = open_classification(places[protocol](), split)
     assert len(found) == (9 if split == "train" else 4) and found.at_once == found.subset(3).at_once > 1
@@ -105,6 +109,37 @@ def test_an_image_is_one_range_and_members_are_listed_once(root, server):
     data[3]
     start, size = data.images.offsets[3], data.images.sizes[3]
     assert [asked for _, asked in server.asked] == [f"bytes={start}-{start + size - 1}"]
+
+
+class Slow(AbstractFileSystem):
+    """Files of this machine, as a filesystem has them that is given `_fetch_range` alone: hf, ftp."""
+
+    protocol = "slow"
+    asked: ClassVar[list[int]] = []  # lengths in bytes
+
+    def info(self, path, **_):
+        return {"name": path, "type": "file", "size": Path(path).stat().st_size}
+
+    def ls(self, path, detail=True, **_):
+        return [self.info(str(file)) for file in Path(path).iterdir()]
+
+    def _open(self, path, mode="rb", **more):
+        return SlowFile(self, path, mode, **more)
+
+
+class SlowFile(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        Slow.asked.append(end - start)
+        return Path(self.path).read_bytes()[start:end]
+
+
+def test_nothing_is_read_ahead_of_an_image(root, monkeypatch):
+    monkeypatch.setitem(_registry, "slow", Slow)
+    data = open_classification(f"slow://{root}")
+    assert_same(data, open_classification(root))
+    Slow.asked.clear()
+    data[3]
+    assert Slow.asked == [data.images.sizes[3]]
 
 
 def test_listing_reads_blocks_that_are_as_long_as_needed(tmp_path, monkeypatch):
@@ -235,12 +270,12 @@ def test_links_to_other_places_are_not_followed(tmp_path):
     """A page may link to anything; only names in the folder itself are its files."""
     write_shards(tmp_path / "data", ".tar")
     names = ["../else/train-0007.tar", "/train-0008.tar", "..%2Ftrain-0009.tar", "http://127.0.0.1:9/train-0005.tar"]
-    links = [*names, *(path.name for path in (tmp_path / "data").iterdir())]
+    links = [*names, "./train-0002.tar", *(path.name for path in (tmp_path / "data").iterdir())]
     page = tmp_path / "data" / "index.html"
     page.write_text("".join(f'<a href="{link}">{link}</a>\n' for link in links))
     with serving(tmp_path) as server:
         found = {file.name for file in RemoteFolder(f"{server.address}/data").iterdir()}
-    assert found == {"train-0000.tar", "train-0001.tar", "test-0000.tar", "labels.txt"}
+    assert found == {"train-0000.tar", "train-0001.tar", "train-0002.tar", "test-0000.tar", "labels.txt"}
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tgz"])

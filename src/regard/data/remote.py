@@ -85,7 +85,7 @@ class RemoteFile:
         where = part or str(self)
 
         def look(files: AbstractFileSystem) -> bytes:
-            data = files.cat_file(self.key, start=start, end=end)
+            data = files.cat_file(self.key, start=start, end=end, **_unbuffered(files))
             if len(data) > end - start:
                 what = f"the server sent {len(data):,} bytes, not the {end - start:,} asked for: it ignores ranges"
                 remedy = "name a server that answers range requests, or copy the folder to this machine"
@@ -210,6 +210,14 @@ def _filesystem_of(address: str, process: int, thread: int) -> tuple[AbstractFil
     return fsspec.url_to_fs(address)
 
 
+def _unbuffered(files: AbstractFileSystem) -> dict[str, str]:
+    """Return what keeps a filesystem without ranges of its own from reading 5 MB ahead of each."""
+    from fsspec import AbstractFileSystem
+
+    is_plain = not files.async_impl and type(files).cat_file is AbstractFileSystem.cat_file
+    return {"cache_type": "none"} if is_plain else {}
+
+
 def _files_in(address: str) -> Iterator[tuple[str, str]]:
     """Yield the name of each file of a folder, and what its filesystem calls it."""
     files, folder = _filesystem(address)
@@ -218,7 +226,7 @@ def _files_in(address: str) -> Iterator[tuple[str, str]]:
         key = entry["name"]
         name = key.rstrip("/").rpartition("/")[2]
         if _protocol(address) in ("http", "https"):  # links of a page, which may lead anywhere
-            name = unquote(key.removeprefix(f"{folder}/"))
+            name = unquote(key.removeprefix(f"{folder}/").removeprefix("./"))
         if entry["type"] == "file" and "/" not in name:
             yield name, key
 
