@@ -297,6 +297,9 @@ def test_addresses_that_no_data_can_have(monkeypatch):
     monkeypatch.setitem(known_implementations, "shop", {**absent, "class": "fsspec.no_such.Files"})
     with refused(MachineError, "shop://bucket/data", "Install no_such_shop"):
         open_classification("shop://bucket/data")
+    with monkeypatch.context() as patch, refused(MachineError, "2025.9.1", "pip install 'fsspec>=2025.10'"):
+        patch.setattr(fsspec, "__version__", "2025.9.1")
+        open_classification("memory://data")
     monkeypatch.setenv("REGARD_OFFLINE", "1")
     with refused(DataError, "REGARD_OFFLINE", code="I33"):
         open_classification("http://127.0.0.1:9/data")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 6  # of a read that fails
 FIRST_WAIT = 0.5  # seconds before the second attempt; each wait is twice as long as the one before: 15.5 in all
 BLOCK = 1 << 20  # bytes of a read while the members of a tar file are listed
+_OLDEST = (2025, 10)  # version of fsspec: forked processes hang with older ones, which torch may have installed
 _HOPELESS = (PermissionError, IsADirectoryError, NotImplementedError)
 _NO_NETWORK = ("file", "local", "memory")
 # What filesystems tell of a file that changes when it is written, in small letters.
@@ -165,11 +167,14 @@ def check_address(address: str) -> None:
     Raises:
         ConfigError: no filesystem has the protocol (C01).
         DataError: the address is that of a shard instead of its folder (A48), or `REGARD_OFFLINE` forbids it (I33).
-        MachineError: the package for the protocol is missing.
+        MachineError: the package for the protocol is missing, or fsspec is too old.
     """
     import fsspec
     from fsspec.registry import known_implementations
 
+    if tuple(map(int, fsspec.__version__.split(".")[:2])) < _OLDEST:
+        what, needed = f"fsspec {fsspec.__version__} is too old", "fsspec>={}.{}".format(*_OLDEST)
+        raise MachineError(what, where=address, remedy=install_command(shlex.quote(needed)))
     if address.endswith((".tar", ".tar.gz", ".tgz")):
         remedy = f"name the folder that holds it: {address.rpartition('/')[0]}"
         raise DataError("a file, not a folder", where=address, remedy=remedy, code="A48")
