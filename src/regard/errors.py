@@ -38,7 +38,7 @@ CODES = {
     "I30": "The same image, or almost the same, is there more than once.",
     "I31": "An array or tensor given as an image has the wrong shape, type or values.",
     "I32": "The image format is not supported.",
-    "I33": "The image behind an address cannot be fetched.",
+    "I33": "What is behind an address cannot be fetched.",
     "I34": "The file is not a video, or is damaged.",
     "A01": "The annotation file is empty.",
     "A02": "The annotation file is not valid JSON.",

@@ -1,6 +1,7 @@
 """Order of samples: a function of (seed, epoch, sample) and of nothing else."""
 
 import os
+import threading
 import warnings
 from itertools import islice
 
@@ -174,3 +175,33 @@ def test_few_samples_are_repeated_too():
 def test_repeated_augmentation_goes_on_anywhere(start):
     whole = list(islice(repeated(300, size=100, seed=4), 9))
     assert list(islice(repeated(300, size=100, seed=4, start=start), 3)) == whole[start : start + 3]
+
+
+class Waiting:
+    """Sample i is i, once as many threads wait for it as are asked for; sample 4 is an error."""
+
+    at_once = 3
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(3)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> int:
+        self.barrier.wait(timeout=20)
+        if index == 4:
+            raise DataError("the fifth")
+        return index
+
+
+def test_samples_that_wait_are_read_together_and_stay_in_order():
+    data = Augmented(Waiting(), lambda sample, generator: (sample, torch.rand((), generator=generator).item()), seed=2)
+    order = [[(0, 3), (0, 0), (0, 5)], [(1, 2), (1, 1), (1, 0)], [(2, 0), (2, 4), (2, 1)]]
+    loader = raise_errors(training_loader(data, order, list, 0, CPU))
+    for places in order[:2]:
+        generators = [torch.Generator().manual_seed(mix(2, *place)) for place in places]
+        numbers = [torch.rand((), generator=generator).item() for generator in generators]
+        assert next(loader) == [(index, number) for (_, index), number in zip(places, numbers, strict=True)]
+    with pytest.raises(DataError, match="the fifth"):
+        next(loader)

@@ -57,7 +57,8 @@ def train(
 
     Args:
         model: a name from `regard models`; chosen by the data if not given.
-        data: folder of COCO, YOLO, Pascal VOC or CSV data, or with a folder per class; `shapes`, or `digits`.
+        data: folder of COCO, YOLO, Pascal VOC or CSV data, or with a folder per class; `shapes`, `digits`,
+            or the address of a folder of tar shards, such as s3://bucket/folder.
         epochs: passes over the training images.
         output: the run's folder; runs/MODEL-N if not given.
         quiet: print no progress.

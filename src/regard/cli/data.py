@@ -13,18 +13,18 @@ from regard.safe_files import first_free
 
 
 @data_app.command
-def check(folder: Path, *, json: Path | None = None) -> None:
+def check(folder: str, *, json: Path | None = None) -> None:
     """Check a data set: its annotations or classes, and every image by decoding it. Changes nothing.
 
     Tells everything that it finds, the most serious first. Ends with 3 if anything would stop a training.
 
     Args:
-        folder: in a layout of COCO, YOLO, Pascal VOC, CSV files, or with a folder per class.
+        folder: in a layout of COCO, YOLO, Pascal VOC, CSV files, or with a folder per class; or an address of shards.
         json: file for the same as JSON, with the places of all cases.
     """
     from regard.data.paths import check_data
 
-    check_data(str(folder), ())
+    check_data(folder, ())
     from regard.data.check import check_folder
 
     findings = check_folder(folder)
@@ -40,7 +40,7 @@ def check(folder: Path, *, json: Path | None = None) -> None:
 
 
 @data_app.command
-def show(folder: Path, *, output: Path | None = None) -> None:
+def show(folder: str, *, output: Path | None = None) -> None:
     """Draw a sheet of images with their boxes or classes, and charts of the classes and the sizes of boxes.
 
     Args:
@@ -49,16 +49,16 @@ def show(folder: Path, *, output: Path | None = None) -> None:
     """
     from regard.data.paths import check_data
 
-    check_data(str(folder), ())
+    check_data(folder, ())
     if output is not None:
         check_new_file(output, ".png", ".jpg", ".jpeg", ".webp")
     from regard.results.reports.data_sheet import draw_data
 
-    print(draw_data(folder, output or first_free(Path(f"{folder.absolute().stem}-sheet.png"))))
+    print(draw_data(folder, output or first_free(Path(f"{Path(folder).absolute().stem}-sheet.png"))))
 
 
 @data_app.command
-def convert(folder: Path, *, to: Literal["coco", "yolo"], output: Path) -> None:
+def convert(folder: str, *, to: Literal["coco", "yolo"], output: Path) -> None:
     """Write detection data as COCO or YOLO. Images are linked or copied, the source stays as it is.
 
     Args:
@@ -66,12 +66,13 @@ def convert(folder: Path, *, to: Literal["coco", "yolo"], output: Path) -> None:
         to: coco or yolo.
         output: folder to create.
     """
-    from regard.data.paths import check_data
+    from regard.data.paths import check_data, refuse_address
 
-    check_data(str(folder), ())
+    refuse_address(folder)
+    check_data(folder, ())
     from regard.data.formats.convert import convert as convert_data
 
-    for line in convert_data(folder, to, output):
+    for line in convert_data(Path(folder), to, output):
         print(line)
     print(output)
 

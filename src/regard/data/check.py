@@ -23,6 +23,7 @@ from regard.data.coco.dataset import CocoDataset, check_trainable, with_categori
 from regard.data.coco.layout import has_panoptic, panoptic_splits
 from regard.data.coco.panoptic import PanopticDataset, find_bad_segments, open_panoptic
 from regard.data.formats.find import detection_splits, has_detection, has_own_validation, read_split
+from regard.data.paths import is_remote
 from regard.data.report import WORDS, Issue, IssueWarning, issue_of, merged
 from regard.data.splits import Split
 from regard.errors import DataError, ImageError, counted
@@ -40,7 +41,7 @@ class Findings:
         found: the issues in the order in which they were found.
     """
 
-    folder: Path
+    folder: str | Path
     splits: list[str] = field(default_factory=list)
     found: list[Issue] = field(default_factory=list)
 
@@ -117,10 +118,9 @@ def check_folder(folder: str | Path) -> Findings:
     Checks objects and segments where a folder has annotations of both. Goes on after a fault as far as it can.
 
     Args:
-        folder: a folder in any layout, or a file that describes detection data.
+        folder: a folder in any layout, a file that describes detection data, or the address of a folder with shards.
     """
-    folder = Path(folder)
-    findings = Findings(folder)
+    findings = Findings(folder if is_remote(folder) else Path(folder))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if is_classification(folder):
@@ -158,7 +158,7 @@ def _check_objects(findings: Findings) -> None:
     for split in splits:
         faults: list[DataError] = []
         try:
-            data = _open_objects(findings.folder, split, categories, faults)
+            data = _open_objects(Path(findings.folder), split, categories, faults)
         except DataError as error:
             findings.found += map(issue_of, faults)
             if not (faults and error.code == "A08"):  # no image is left because of the faults
@@ -203,7 +203,7 @@ def _check_segments(findings: Findings, images: bool) -> None:
     """Check panoptic annotations, and decode the images if `images`."""
     opened: list[list[Look]] = []
     categories: tuple[Category, ...] | None = None
-    for split in panoptic_splits(findings.folder):
+    for split in panoptic_splits(Path(findings.folder)):
         try:
             data = open_panoptic(findings.folder, split, categories=categories)
         except DataError as error:
@@ -256,5 +256,5 @@ def _check_images(
     findings.found += [issue_of(look.error) for look in looks if look.error]
     findings.found += check_sizes(looks, split)
     if not isinstance(data, ClassificationDataset):
-        findings.found += check_rotation(data, looks, findings.folder)
+        findings.found += check_rotation(data, looks, Path(findings.folder))
     return looks

@@ -51,7 +51,7 @@ def look_at(data: AnnotatedImages[Any] | ClassificationDataset) -> list[Look]:
         look = partial(_look_at_class, data)
     else:
         look = partial(_look_at_annotated, data)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(max(2, data.at_once if isinstance(data, ClassificationDataset) else 1)) as pool:
         return list(pool.map(look, range(len(data))))
 
 

@@ -24,12 +24,32 @@ def data_text(data: str | Path) -> str:
     return f"./{data}" if is_folder else str(data)
 
 
+def is_remote(data: object) -> bool:
+    """Return whether data are behind an address that fsspec opens, such as `s3://bucket/folder`. A `Path` never is."""
+    return isinstance(data, str) and "://" in data
+
+
+def refuse_address(data: str | Path) -> None:
+    """Check that detection data are no address. Raises DataError (A64)."""
+    if is_remote(data):
+        remedy = "copy them to this machine and name the folder"
+        raise DataError("detection data are read from folders", where=data, remedy=remedy, code="A64")
+
+
 def check_data(data: str, words: Sequence[str] = GENERATED) -> None:
     """Check that `data` is a word for generated data, an existing folder, or a file with a suffix of `FILES`.
 
+    Of an address only the protocol is checked: its server is not asked.
+
     Raises:
+        ConfigError: no filesystem has the protocol (C01).
         DataError: there is no such folder, or it is another file.
+        MachineError: the package for the protocol is missing.
     """
+    if is_remote(data):
+        from regard.data.remote import check_address
+
+        return check_address(data)
     path = Path(data)
     is_description = path.suffix.lower() in FILES and path.is_file()
     if data.partition(":")[0] not in words and not is_description:

@@ -108,6 +108,7 @@ class Report:
         gathers: bool = False,
     ) -> None:
         self.path = Path(path)
+        self.shown = str(path)
         self.places = places
         self.gathers = gathers
         self.issues: list[Issue] = []
@@ -149,7 +150,7 @@ class Report:
         if place and self.places is not None:
             return self.places(place)
         keys = (str(key).replace("~", "~0").replace("/", "~1") for key in place)
-        return f"{self.path}:" + "".join(f"/{key}" for key in keys) if place else str(self.path)
+        return f"{self.shown}:" + "".join(f"/{key}" for key in keys) if place else self.shown
 
     def __str__(self) -> str:
         return "\n".join(str(issue) for issue in self.issues)

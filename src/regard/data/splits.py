@@ -36,7 +36,7 @@ def find_parts(look: Callable[[str], Place | None]) -> dict[Part, Place]:
     return parts
 
 
-def missing_split(split: Split, present: Mapping[Any, Any], root: Path, add: str) -> DataError:
+def missing_split(split: Split, present: Mapping[Any, Any], root: str | Path, add: str) -> DataError:
     """Return the error for a split that a data set lacks.
 
     Args:

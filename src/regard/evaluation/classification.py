@@ -123,7 +123,7 @@ def evaluate_classifier(
         picture: file for some images with their predictions.
     """
     categories = net.card.categories
-    label_of = torch.tensor(labels_by_name(categories, dataset.categories, str(dataset.report.path)))
+    label_of = torch.tensor(labels_by_name(categories, dataset.categories, dataset.report.at()))
     logits = predict_logits(net, dataset, batch_size=batch_size, workers=workers, processes=processes)
     labels = label_of[dataset.labels]
     scores = evaluate_classification(logits, labels, categories)
@@ -164,7 +164,7 @@ def model_labels(categories: Sequence[Category], dataset: ClassificationDataset)
         DataError: the data set has classes that the model does not know (K20).
     """
     known = match_imagenet_names(categories, dataset.categories)
-    return labels_by_name(known, dataset.categories, str(dataset.report.path))
+    return labels_by_name(known, dataset.categories, dataset.report.at())
 
 
 def _open_train(net: Classifier, data: str, options: ClassificationEvaluationOptions) -> ClassificationDataset:

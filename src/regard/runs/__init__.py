@@ -30,8 +30,8 @@ def train(
         model: a name from `list_models()`; if None `detr_lite` for images with boxes, `detr_lite_panoptic` for those
             with segments alone, and `efficientnet_lite0` for those with classes.
         data: for a detector a folder of COCO, YOLO, Pascal VOC or CSV data (see `open_detection`), for a classifier one
-            with a folder for each class (and other layouts, see `open_classification`); or `shapes` for generated
-            images (`shapes:size=96,classes=5`).
+            with a folder for each class (and other layouts, see `open_classification`) or the address of shards
+            (`s3://bucket/folder`); or `shapes` for generated images (`shapes:size=96,classes=5`).
         epochs: passes over the training images; the recipe's number if None.
         output: the run's folder; `runs/MODEL-N` if None.
         resume: resume the run in `output` with its own settings; `overrides` replace some. Restarts do so.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from regard.config import apply_mapping, apply_overrides, near_path
-from regard.data.paths import GENERATED, WITH_BOXES, check_data, data_text
+from regard.data.paths import GENERATED, WITH_BOXES, check_data, data_text, refuse_address
 from regard.errors import ConfigError
 from regard.models.catalog import preset
 from regard.models.configs import ClassifierConfig
@@ -141,8 +141,12 @@ def check_paths(settings: Recipe) -> None:
     """Check that the data folder and the trackers of a run exist, before anything slow.
 
     Raises:
-        DataError: there is no such folder.
-        MachineError: the package of a tracker is not installed (T15).
+        ConfigError: no filesystem has the protocol of an address (C01).
+        DataError: there is no such folder, or a detector's data are an address (A64).
+        MachineError: the package of a tracker (T15) or of a protocol is not installed.
     """
     check_trackers(settings.log_to or ())
-    check_data(settings.data, WITH_BOXES if isinstance(settings, DetectorRecipe) else GENERATED)
+    is_detector = isinstance(settings, DetectorRecipe)
+    if is_detector:
+        refuse_address(settings.data)
+    check_data(settings.data, WITH_BOXES if is_detector else GENERATED)

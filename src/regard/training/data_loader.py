@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -154,16 +155,33 @@ class ErrorsAsValues(Dataset):
     torch re-creates an exception of a worker process with the traceback as its message, so its one line and its code
     are lost. Errors therefore pass through the loader as values: `collate_or_error` returns them as a batch and
     `raise_errors` raises them in the main process.
+
+    The samples of a batch are read together if the data set asks for it by `at_once`, the number of threads.
     """
 
     def __init__(self, dataset: MapDataset | Augmented) -> None:
         self.dataset = dataset
+        source: Any = dataset
+        while hasattr(source, "dataset"):  # with transforms around it
+            source = source.dataset
+        self.at_once: int = getattr(source, "at_once", 1)
+
+    def __getitems__(self, places: Sequence[Any]) -> list[Any]:
+        if self.at_once == 1:
+            return [self[place] for place in places]
+        return list(_threads(self.at_once, os.getpid()).map(self.__getitem__, places))
 
     def __getitem__(self, place: Any) -> Any:
         try:
             return self.dataset[place]
         except RegardError as error:
             return error
+
+
+@cache
+def _threads(count: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process: those of its parent are not forked."""
+    return ThreadPoolExecutor(count)
 
 
 def collate_or_error(collate: Callable, samples: Sequence[Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import pickle
 import tarfile
@@ -12,14 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from class_data import pixels, png
+from class_data import LABELS, members, pixels, png, write_shard, write_shards
 from refusals import refused
 from regard.data.class_images import shards
 from regard.data.class_images.dataset import open_classification
 from regard.errors import DataError, ImageError, MachineError
-
-LABELS = ("ape", "bear", "cow")
-Members = dict[str, bytes]
 
 
 @pytest.fixture(autouse=True)
@@ -28,37 +24,9 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
-def members(numbers: range) -> Members:
-    """Images in class folders, with `.cls` files."""
-    found: Members = {}
-    for number in numbers:
-        label = number % 3
-        found[f"{LABELS[label]}/{number:04d}.png"] = png(number)
-        found[f"{LABELS[label]}/{number:04d}.cls"] = f"{label}\n".encode()
-    return found
-
-
-def write_shard(path: Path, content: Members) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz", format=tarfile.PAX_FORMAT) as file:
-        for name, data in content.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
-    return path
-
-
-def data_set(root: Path, ending: str = ".tar.gz") -> Path:
-    write_shard(root / f"train-0000{ending}", members(range(5)))
-    write_shard(root / f"train-0001{ending}", members(range(5, 9)))
-    write_shard(root / f"test-0000{ending}", members(range(9, 13)))
-    (root / "labels.txt").write_text("\n".join(LABELS) + "\n")
-    return root
-
-
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tgz"])
 def test_images_and_labels(tmp_path, ending):
-    root = data_set(tmp_path / "data", ending)
+    root = write_shards(tmp_path / "data", ending)
     train, val = open_classification(root), open_classification(root, "val")
     assert tuple(category.name for category in train.categories) == LABELS
     assert (train.labels.tolist(), val.labels.tolist()) == ([k % 3 for k in range(9)], [k % 3 for k in range(9, 13)])
@@ -70,12 +38,12 @@ def test_images_and_labels(tmp_path, ending):
 
 
 def test_fingerprint_is_that_of_the_images(tmp_path):
-    plain, packed = (open_classification(data_set(tmp_path / e, e)) for e in (".tar", ".tar.gz"))
+    plain, packed = (open_classification(write_shards(tmp_path / e, e)) for e in (".tar", ".tar.gz"))
     assert plain.fingerprint() == packed.fingerprint()
 
 
 def test_nothing_is_unpacked_or_listed_twice(tmp_path, monkeypatch):
-    root = data_set(tmp_path / "data")
+    root = write_shards(tmp_path / "data")
     expected = open_classification(root)
 
     def refuse(*_: object, **__: object) -> None:
@@ -89,7 +57,7 @@ def test_nothing_is_unpacked_or_listed_twice(tmp_path, monkeypatch):
 
 
 def test_a_changed_shard_is_listed_again(tmp_path):
-    root = data_set(tmp_path / "data")
+    root = write_shards(tmp_path / "data")
     assert len(open_classification(root)) == 9
     write_shard(root / "train-0001.tar.gz", members(range(5, 12)))
     os.utime(root / "train-0001.tar.gz", ns=(1, 1))
@@ -97,7 +65,7 @@ def test_a_changed_shard_is_listed_again(tmp_path):
 
 
 def test_a_shard_changed_to_the_same_size_is_listed_again(tmp_path):
-    root = data_set(tmp_path / "data", ".tar")
+    root = write_shards(tmp_path / "data", ".tar")
     size = (root / "train-0001.tar").stat().st_size
     assert open_classification(root).labels.tolist()[5:] == [2, 0, 1, 2]
     write_shard(root / "train-0001.tar", members(range(6, 10)))
@@ -108,7 +76,7 @@ def test_a_shard_changed_to_the_same_size_is_listed_again(tmp_path):
 
 @pytest.mark.parametrize("spoil", ["tar", "json"])
 def test_a_lost_or_spoilt_cache_is_made_again(tmp_path, home, spoil):
-    root = data_set(tmp_path / "data")
+    root = write_shards(tmp_path / "data")
     before = open_classification(root).fingerprint()
     for path in (home / "data/shards").glob(f"*.{spoil}"):
         path.unlink() if spoil == "tar" else path.write_text("[")
@@ -118,7 +86,7 @@ def test_a_lost_or_spoilt_cache_is_made_again(tmp_path, home, spoil):
 
 
 def test_no_leftovers(tmp_path, home):
-    open_classification(data_set(tmp_path / "data"))
+    open_classification(write_shards(tmp_path / "data"))
     assert sorted(path.suffix for path in (home / "data/shards").iterdir()) == [".json"] * 2 + [".tar"] * 2
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         "labels.txt", "test-0000.tar.gz", "train-0000.tar.gz", "train-0001.tar.gz",
@@ -177,7 +145,7 @@ def test_wrong_labels_are_one_line(tmp_path, content, labels, code, line):
 
 
 def test_a_damaged_shard_is_one_line(tmp_path):
-    root = data_set(tmp_path / "data")
+    root = write_shards(tmp_path / "data")
     path = root / "train-0000.tar.gz"
     whole = path.read_bytes()
     damaged = [whole[: len(whole) // 2], whole[:-4], b"", b"<html>", whole[:200] + b"\x55" * 50 + whole[250:]]
@@ -190,7 +158,7 @@ def test_a_damaged_shard_is_one_line(tmp_path):
 
 
 def test_a_cut_plain_shard_is_one_line(tmp_path):
-    root = data_set(tmp_path / "data", ".tar")
+    root = write_shards(tmp_path / "data", ".tar")
     path = root / "train-0000.tar"
     path.write_bytes(path.read_bytes()[:700])
     with refused(DataError, path):
@@ -211,7 +179,7 @@ def test_no_room_to_unpack(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    root = data_set(tmp_path / "data")
+    root = write_shards(tmp_path / "data")
     monkeypatch.setattr(shards.shutil, "copyfileobj", full)
     with refused(MachineError, "No space left", "train-0000.tar.gz"):
         open_classification(root)

@@ -17,13 +17,15 @@ from regard.data.class_images.listing import Images, Layout
 from regard.data.class_images.shards import Shards
 from regard.data.formats.find import detection_format
 from regard.data.generated.words import generated_folder
-from regard.data.paths import GENERATED, check_folder
+from regard.data.paths import GENERATED, check_folder, is_remote
+from regard.data.remote import RemoteFolder
 from regard.data.report import Report, folder_entries, listed
 from regard.data.samples import ClassSample
 from regard.data.splits import SPLIT_NAMES, Split, missing_split
 from regard.errors import HAS, ConfigError, DataError, counted
 from regard.structures.categories import Category
 
+_LOOKED_REMOTE = "train-*.tar, val-*.tar"
 _LOOKED = "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg, train-*.tar[.gz], train.csv"
 
 
@@ -52,6 +54,11 @@ class ClassificationDataset:
         self.split = split
         self.report = report
 
+    @property
+    def at_once(self) -> int:
+        """How many samples a loader reads at the same time in each of its processes."""
+        return self.images.at_once
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -60,6 +67,7 @@ class ClassificationDataset:
 
         Raises:
             ImageError: it cannot be read or decoded.
+            MachineError: the server of an address does not give it (I33).
         """
         return ClassSample(self.images.read(index), int(self.labels[index]), self.images.path(index))
 
@@ -106,6 +114,10 @@ class _ImageSubset:
     images: Images
     chosen: list[int]
 
+    @property
+    def at_once(self) -> int:
+        return self.images.at_once
+
     def __len__(self) -> int:
         return len(self.chosen)
 
@@ -139,53 +151,62 @@ def open_classification(
         root: a folder with `train/CLASS/*` and `val/CLASS/*`; class folders alone, a fixed fifth of which is used for
             validation; shards `train-0000.tar` or `.tar.gz`; or lists `train.csv` and `val.csv` with the columns path
             and label. Or a word: `digits` (scikit-learn's handwritten digits), `shapes` or `shapes:size=32,classes=6`
-            (generated images of one shape each). `./digits` is a folder of that name.
+            (generated images of one shape each). `./digits` is a folder of that name. Or the address of a
+            folder with shards, as fsspec opens it: `s3://bucket/folder`.
         split: `val` also matches `valid`, `validation` and `test`, in this order.
         all_images: use all images of class folders without splits for validation, as a test set.
         faults: gets the errors of classes, rows and images without which the rest can be read. None to raise the first.
 
     Raises:
-        ConfigError: `all_images` for data with splits (C09).
+        ConfigError: `all_images` for data with splits (C09), or no filesystem has the protocol of an address (C01).
         DataError: no layout fits (A48), the split is missing, or its images or classes are wrong: a class that the
             training split lacks, a class or a split without images (A48), a single class (A45), a wrong row of a list
             (A49).
+        MachineError: an address cannot be read (I33), or the package for its protocol is missing.
     """
     if split not in SPLIT_NAMES:
         raise DataError(f"split {split!r}, expected train or val", where=root)
     word = str(root)
-    root = generated_folder(word) if word.partition(":")[0] in GENERATED else Path(root)
-    layout = _find_layout(root)
+    place = generated_folder(word) if word.partition(":")[0] in GENERATED else _place(root)
+    layout = _find_layout(place)
     if all_images:
         if not isinstance(layout, ClassFolders):
             what = f"all_images is for class folders without splits, found {', '.join(sorted(layout.splits.values()))}"
             remedy = "leave out all_images, or name the folder that holds the class folders"
-            raise ConfigError(what, where=root, remedy=remedy, code="C09")
+            raise ConfigError(what, where=str(place), remedy=remedy, code="C09")
         layout = replace(layout, whole=True)
     if split not in layout.splits:
-        raise missing_split(split, layout.splits, root, "its images")
+        raise missing_split(split, layout.splits, str(place), "its images")
     names = layout.class_names("train" if "train" in layout.splits else "val", faults)
     if split == "train" and len(names) < 2:
         what = f"only one class, {names[0]!r:.40}" if names else "no classes"
         remedy = "add images of two or more classes"
-        error = DataError(what, where=root / layout.splits[split], remedy=remedy, code="A45")
+        error = DataError(what, where=str(place / layout.splits[split]), remedy=remedy, code="A45")
         if faults is None or not names:
             raise error
         faults.append(error)
-    return _dataset(layout, split, names, root, faults)
+    return _dataset(layout, split, names, place, faults)
 
 
-def classification_splits(root: Path) -> list[Split]:
+def classification_splits(root: str | Path) -> list[Split]:
     """Return the splits of a classification data set.
 
     Raises:
         DataError: no layout fits (A48).
+        MachineError: an address cannot be read (I33).
     """
-    layout = _find_layout(root)
+    layout = _find_layout(_place(root))
     return [split for split in SPLIT_NAMES if split in layout.splits]
 
 
-def is_classification(root: Path) -> bool:
-    """Return whether a folder has a layout for classification, even if its images or classes are wrong."""
+def is_classification(root: str | Path) -> bool:
+    """Return whether a folder has a layout for classification, even if its images or classes are wrong.
+
+    An address always has: other data are read from folders.
+    """
+    if is_remote(root):
+        return True
+    root = Path(root)
     try:
         return root.is_dir() and _recognised_layout(root) is not None
     except DataError:
@@ -193,10 +214,10 @@ def is_classification(root: Path) -> bool:
 
 
 def _dataset(
-    layout: Layout, split: Split, names: tuple[str, ...], root: Path, faults: list[DataError] | None
+    layout: Layout, split: Split, names: tuple[str, ...], root: Path | RemoteFolder, faults: list[DataError] | None
 ) -> ClassificationDataset:
     labelled = layout.labelled_images(split, faults)
-    where = root / layout.splits[split]
+    where = str(root / layout.splits[split])
     label_of = {name: label for label, name in enumerate(names)}
     for index, name in enumerate(labelled.class_names):
         if name not in label_of:
@@ -222,7 +243,16 @@ def _dataset(
     return ClassificationDataset(labelled.images, labels, categories, split, report)
 
 
-def _find_layout(root: Path) -> Layout:
+def _place(root: str | Path) -> Path | RemoteFolder:
+    """Return the folder that a path or an address names."""
+    return RemoteFolder(str(root)) if is_remote(root) else Path(root)
+
+
+def _find_layout(root: Path | RemoteFolder) -> Layout:
+    if isinstance(root, RemoteFolder):
+        if (shards := Shards.find(root)) is None:
+            raise _no_shards(root)
+        return shards
     check_folder(root, ["digits"])
     layout = _recognised_layout(root)
     if layout is None:
@@ -250,3 +280,12 @@ def _no_layout(root: Path) -> DataError:
         remedy=remedy,
         code="A48",
     )
+
+
+def _no_shards(root: RemoteFolder) -> DataError:
+    names = sorted(file.name for file in root.iterdir())
+    remedy = "pack the images into such files"
+    if not names and str(root).startswith("http"):
+        remedy = "the server must answer this address with a page that links to the files"
+    what = f"no shards; looked for {_LOOKED_REMOTE}; found {listed(names, maximum=8) or 'no file'}"
+    return DataError(what, where=str(root), remedy=remedy, code="A48")

@@ -11,17 +11,27 @@ from typing import Protocol
 from torch import Tensor
 
 from regard.data.images import read_image
+from regard.data.remote import RemoteFile
 from regard.data.splits import Split
-from regard.errors import DataError, ImageError
+from regard.errors import DataError, ImageError, MachineError
 
 
 class Images(Protocol):
     """Images by number, however they are stored. Can be pickled for the workers of a data loader."""
 
+    @property
+    def at_once(self) -> int:
+        """How many to read at the same time in one process: more than 1 if most of the time is spent on waiting."""
+
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Tensor:
-        """Decode an image to (3, H, W) uint8, RGB."""
+        """Decode an image to (3, H, W) uint8, RGB.
+
+        Raises:
+            ImageError: it cannot be read or decoded.
+            MachineError: the server of an address does not give it (I33).
+        """
 
     def path(self, index: int) -> str:
         """Return the path of an image, for errors and lists."""
@@ -61,6 +71,8 @@ class Layout(Protocol):
 
 class ImageFiles:
     """Image files in a folder. names: paths relative to `root`, with `/`."""
+
+    at_once = 1
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
@@ -114,18 +126,21 @@ def class_name(text: str, names: Sequence[str] | None, where: str) -> str:
     raise DataError(what, where=where, remedy="correct the label or labels.txt", code="A49")
 
 
-def read_labels_file(path: Path) -> tuple[str, ...] | None:
+def read_labels_file(path: Path | RemoteFile) -> tuple[str, ...] | None:
     """Read the class names of a `labels.txt`, one a line in the order of the labels. None if there is no such file.
 
     Raises:
         DataError: an empty line or a repeated name (A25), or not a text file (A49).
+        MachineError: a file at an address cannot be read (I33).
     """
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").rstrip().splitlines()
+    except MachineError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError("not a readable text file", where=path, remedy="save it as UTF-8", code="A49") from error
+        raise DataError("not a readable text file", where=str(path), remedy="save it as UTF-8", code="A49") from error
     names = [line.strip() for line in lines]
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:

@@ -3,6 +3,8 @@
 Each image is read from its position in the file. For that the members are listed once, and gzip files, which allow no
 random access, are unpacked once. Both are cached below `$REGARD_HOME` by path, size and modification time of the file.
 Images are not held in memory: the file cache of the operating system serves all workers.
+
+At an address (see `regard.data.remote`) each image is one read of a range, and gzip files are refused.
 """
 
 from __future__ import annotations
@@ -10,13 +12,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 import re
+import shlex
 import shutil
 import tarfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +31,7 @@ from regard.data.class_images.listing import LabelledImages, class_name, in_natu
 from regard.data.generated.cache import cache_folder
 from regard.data.image_folders import SUFFIXES
 from regard.data.images import decode_image
+from regard.data.remote import RemoteFile, RemoteFolder
 from regard.data.splits import Split, find_splits
 from regard.errors import DataError, ImageError, MachineError
 from regard.safe_files import atomic_file, replace_text
@@ -32,6 +39,7 @@ from regard.safe_files import atomic_file, replace_text
 VERSION = 2  # part of the cache key: raise it when the content of an index changes
 _SHARD = re.compile(r"(?:.*[-_])?(?P<split>[a-z]+)(?:[-_.]?\d+)?\.(?:tar|tar\.gz|tgz)")
 _MAX_LABEL = 1000  # bytes of a .cls file
+AT_ONCE = 16  # requests of a process for an address that wait for their answers at the same time
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class Shard:
         offsets, sizes: in `tar`, in bytes.
     """
 
-    path: Path
-    tar: Path
+    path: Path | RemoteFile
+    tar: Path | RemoteFile
     names: list[str]
     labels: list[str]
     offsets: list[int]
@@ -59,17 +67,16 @@ class Shards:
 
     notice = None
 
-    def __init__(self, root: Path, files: dict[Split, list[Path]]) -> None:
-        self.root = root
+    def __init__(self, root: Path | RemoteFolder, files: dict[Split, list[Path | RemoteFile]]) -> None:
         self.files = files
         self.names = read_labels_file(root / "labels.txt")
 
     @classmethod
-    def find(cls, root: Path) -> Shards | None:
+    def find(cls, root: Path | RemoteFolder) -> Shards | None:
         """Return the tar files of a folder, None if it has none."""
         matches = [(path, match["split"]) for path in root.iterdir() if (match := _SHARD.fullmatch(path.name))]
 
-        def look(name: str) -> list[Path]:
+        def look(name: str) -> list[Path | RemoteFile]:
             names = in_natural_order(path.name for path, word in matches if word == name and path.is_file())
             return [root / name for name in names]
 
@@ -84,7 +91,7 @@ class Shards:
         return self.names or in_natural_order(self.labelled_images(split).class_names)
 
     def labelled_images(self, split: Split, faults: list[DataError] | None = None) -> LabelledImages:
-        shards = [open_shard(path) for path in self.files[split]]
+        shards = open_shards(self.files[split])
         places = ((f"{shard.path}:{name}", name, text) for shard in shards for name, text in _labelled(shard))
         classes = [self._class_name(text, name, where) for where, name, text in places]
         return LabelledImages(ShardImages(shards), classes)
@@ -108,15 +115,21 @@ class ShardImages:
         self.offsets = np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64)
         self.sizes = np.array([size for shard in shards for size in shard.sizes], dtype=np.int64)
 
+    @property
+    def at_once(self) -> int:
+        return AT_ONCE if isinstance(self.shards[0][1], RemoteFile) else 1
+
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, index: int) -> Tensor:
-        tar = self.shards[self.shard_of[index]][1]
+        tar, start, size = self.shards[self.shard_of[index]][1], int(self.offsets[index]), int(self.sizes[index])
+        if isinstance(tar, RemoteFile):
+            return decode_image(tar.read(start, start + size, self.path(index)), name=self.path(index))
         try:
             with tar.open("rb") as file:
-                file.seek(int(self.offsets[index]))
-                data = file.read(int(self.sizes[index]))
+                file.seek(start)
+                data = file.read(size)
         except OSError as error:
             what = f"cannot read the shard: {error.strerror}"
             raise ImageError(what, where=tar, remedy="run again to unpack it again", code="I29") from error
@@ -129,36 +142,69 @@ class ShardImages:
         return f"{self.names[index]}\0{self.sizes[index]}"
 
 
-def open_shard(path: Path) -> Shard:
+def open_shards(paths: Sequence[Path | RemoteFile]) -> list[Shard]:
+    """Return the shards in the order of `paths`, see `open_shard`.
+
+    Those at an address are listed several at once, in an order of chance: processes that share the cache then each list
+    another part, and find the rest there.
+    """
+    if not isinstance(paths[0], RemoteFile):
+        return [open_shard(path) for path in paths]
+    order = random.Random().sample(range(len(paths)), len(paths))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = dict(zip(order, pool.map(open_shard, [paths[number] for number in order]), strict=True))
+    return [found[number] for number in range(len(paths))]
+
+
+def open_shard(path: Path | RemoteFile) -> Shard:
     """List the images of a tar file, or read its cached list.
 
     Raises:
-        DataError: the file is damaged, or an image in it has no class (A48).
-        MachineError: the file cannot be read, or the cache cannot be written.
+        DataError: the file is damaged or packed at an address, or an image in it has no class (A48).
+        MachineError: the file cannot be read (I33 at an address), or the cache cannot be written.
     """
-    packed = path.suffix != ".tar"
-    status = path.stat()
-    key = json.dumps([VERSION, str(path.resolve()), status.st_size, status.st_mtime_ns])
+    packed = not path.name.endswith(".tar")
+    key = json.dumps([VERSION, *_state(path)])
     stem = f"{path.name.partition('.')[0]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder = cache_folder() / "shards"
-    index, tar = folder / f"{stem}.json", folder / f"{stem}.tar" if packed else path
+    index = folder / f"{stem}.json"
+    tar = folder / f"{stem}.tar" if packed else path
     cached = _read_index(index)
     if cached is not None and tar.is_file():
         return Shard(path, tar, **cached)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if packed:
+        if isinstance(path, Path) and isinstance(tar, Path) and packed:
             with gzip.open(path) as source, atomic_file(tar) as temporary, temporary.open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-        columns = _list_members(path, tar)
+        with tar.open() if isinstance(tar, RemoteFile) else tar.open("rb") as file:
+            columns = _list_members(str(path), file)
         replace_text(index, json.dumps(columns))
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         what = f"damaged tar file ({error})"
-        raise DataError(what, where=path, remedy="copy or download it again") from error
+        raise DataError(what, where=str(path), remedy="copy or download it again") from error
+    except MachineError:
+        raise
     except OSError as error:
         what, remedy = f"cannot unpack or list {path}: {error.strerror}", "check permissions and free space there"
         raise MachineError(what, where=error.filename or folder, remedy=remedy) from error
     return Shard(path, tar, **columns)
+
+
+def _state(path: Path | RemoteFile) -> tuple[object, ...]:
+    """Return what changes with a shard: its address or path, its size, and when it was written.
+
+    Raises:
+        DataError: it is packed, at an address (A48).
+        MachineError: the server of an address does not answer (I33).
+    """
+    if isinstance(path, Path):
+        status = path.stat()
+        return str(path.resolve()), status.st_size, status.st_mtime_ns
+    if not path.name.endswith(".tar"):
+        what = "a packed shard: at an address images are read from their places, which gzip does not allow"
+        raise DataError(what, where=str(path), remedy=f"store plain tar: gunzip {shlex.quote(path.name)}", code="A48")
+    return str(path), *path.state()
 
 
 def _read_index(path: Path) -> dict | None:
@@ -168,12 +214,12 @@ def _read_index(path: Path) -> dict | None:
         return None
 
 
-def _list_members(path: Path, tar: Path) -> dict[str, list]:
+def _list_members(path: str, tar: BinaryIO) -> dict[str, list]:
     """Return the columns of a `Shard`: names, labels, offsets and sizes."""
     columns: dict[str, list] = {"names": [], "labels": [], "offsets": [], "sizes": []}
     texts: dict[str, str] = {}
     places: dict[str, tuple[int, int]] = {}  # offset and size
-    with tarfile.open(tar, "r:") as file:
+    with tarfile.open(fileobj=tar, mode="r:") as file:
         for member in file:
             name = member.name.removeprefix("./")
             if member.islnk():  # tar stores the second of two hard links as a reference to the first

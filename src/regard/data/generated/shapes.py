@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from regard.data.coco.outlines import run_lengths
 from regard.data.generated.cache import cached_folder
+from regard.data.paths import refuse_address
 from regard.errors import ConfigError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
@@ -104,7 +105,9 @@ def data_folder(data: str | Path) -> Path:
 
     Raises:
         ConfigError: `shapes`, and there is a folder of that name (C09); `shapes:` always means the generated images.
+        DataError: an address (A64).
     """
+    refuse_address(data)
     if isinstance(data, Path) or not is_shapes(data):
         return Path(data)
     if Path(data).is_dir():

@@ -23,7 +23,7 @@ _MAX_DRAWN = 500  # panoptic images in the charts: their boxes are read from PNG
 _LONGEST = 480  # side of an image in the sheet, in pixels
 
 
-def draw_data(path: Path, output: Path) -> Path:
+def draw_data(path: str | Path, output: Path) -> Path:
     """Draw a data set of any format of detection, panoptic segments or classes.
 
     Images are taken evenly from the training split, or from the validation split if there is no other.
@@ -45,7 +45,7 @@ def draw_data(path: Path, output: Path) -> Path:
     return output
 
 
-def _objects(path: Path, folder: Path) -> tuple[list[Image.Image], list[str], Path]:
+def _objects(path: str | Path, folder: Path) -> tuple[list[Image.Image], list[str], Path]:
     data: CocoDataset | PanopticDataset
     if has_panoptic(path) and not has_detection(path):
         data = open_panoptic(path, "train")
@@ -77,7 +77,7 @@ def _with_boxes(data: CocoDataset | PanopticDataset, index: int) -> Image.Image:
     return draw_boxes(picture, sample.boxes, names, colors, show_labels="off" if len(categories) == 1 else "auto")
 
 
-def _classes(path: Path, folder: Path) -> tuple[list[Image.Image], list[str], Path]:
+def _classes(path: str | Path, folder: Path) -> tuple[list[Image.Image], list[str], Path]:
     train, val = (open_classification(path, split) for split in ("train", "val"))
     names = [category.name for category in train.categories]
     chart = plot_class_counts(train.counts(), val.counts(), names, folder)
