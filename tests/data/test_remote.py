@@ -134,6 +134,16 @@ class SlowFile(AbstractBufferedFile):
         return Path(self.path).read_bytes()[start:end]
 
 
+class Whole(Slow):
+    """Sends the whole file for a range of no bytes."""
+
+    protocol = "whole"
+
+    def cat_file(self, path, start=None, end=None, **_):
+        data = Path(path).read_bytes()
+        return data[start:end] or data
+
+
 def test_nothing_is_read_ahead_of_an_image(root, monkeypatch):
     monkeypatch.setitem(_registry, "slow", Slow)
     data = open_classification(f"slow://{root}")
@@ -229,6 +239,17 @@ def test_a_damaged_image_is_one_line(tmp_path):
     data = open_classification(in_memory(tmp_path / "data"))
     with refused(DataError, "memory://data/train.tar:cat/1.png", code="I09"):
         data[0]
+
+
+def test_an_empty_image_is_one_line_and_no_request(tmp_path, monkeypatch):
+    """There is no range of no bytes: S3 answers what comes closest to one with the whole shard."""
+    monkeypatch.setitem(_registry, "whole", Whole)
+    root = tmp_path / "data"
+    write_shard(root / "train.tar", {"cat/1.png": b"", "dog/2.png": png(2)})
+    data = open_classification(f"whole://{root}")
+    with refused(DataError, f"whole://{root}/train.tar:cat/1.png", "empty file", code="I01"):
+        data[0]
+    assert data[1].label == 1
 
 
 def test_a_damaged_shard_is_one_line(tmp_path):
