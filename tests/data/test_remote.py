@@ -92,6 +92,18 @@ def test_images_labels_and_order_are_those_of_the_folder(root, server, protocol,
     assert_same(pickle.loads(pickle.dumps(found)), open_classification(root, split))
 
 
+@pytest.mark.parametrize("address", ["memory://", "memory:///"])
+def test_the_root_of_a_filesystem_is_no_folder_of_this_machine(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(write_shards(tmp_path / "here", ".tar"))
+    with refused(DataError, address, "no shards", code="A48"):
+        open_classification(address)
+    root = write_shards(tmp_path / "data", ".tar")
+    in_memory(root, "memory://")
+    assert open_classification(address).labels.tolist() == open_classification(root).labels.tolist()
+    with refused(DataError, "name the folder that holds it: memory://", code="A48"):
+        open_classification("memory://train-0000.tar")
+
+
 def test_without_labels_the_classes_are_those_of_the_members(tmp_path):
     root = tmp_path / "data"
     write_shard(root / "train.tar", {"dog/1.png": png(0), "cat/1.png": png(1)})
