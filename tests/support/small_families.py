@@ -150,7 +150,7 @@ def _task(family: str, data: Path, steps: int, changes: dict[str, Any]) -> tuple
     }  # fmt: skip
     recipe: TrainingConfig
     if family not in DETECTORS:
-        teacher = ColorClassifier() if family == "deit" else None
+        teacher = _teacher if family == "deit" else None
         shared = {"augmentation": "cifar", "teacher": "none" if teacher is None else "colors", **shared}
         recipe = ClassificationRecipe(**shared)
         train = open_classification(data / "classes", "train")
@@ -159,6 +159,12 @@ def _task(family: str, data: Path, steps: int, changes: dict[str, Any]) -> tuple
     recipe = (RetinaNetRecipe if family == "retinanet" else DetectionRecipe)(**shared)
     train: Any = (open_panoptic if family == "panoptic" else open_detection)(data / "objects", "train")
     return DetectionTask(recipe, train, train, CPU), recipe
+
+
+@torch.no_grad()
+def _teacher(pixels: Tensor) -> Tensor:
+    """Logits of the folders in their order: blue, green, red."""
+    return ColorClassifier()(pixels).flip(1)
 
 
 def _in_dtype(batches: Iterator[Any], dtype: torch.dtype) -> Iterator[Any]:
