@@ -121,7 +121,8 @@ def train(
         run: a new folder.
         changes: to the recipe.
     """
-    task, settings = _task(family, data, steps, changes)
+    task = task_of(family, data, **changes)
+    settings = task.settings
     torch.manual_seed(settings.seed)
     net = build(settings.model, family, task.categories, (SIDE, SIDE)).to(dtype)
     losses: list[float] = []
@@ -143,7 +144,8 @@ def train(
     return Trained(trainer.result, losses)
 
 
-def _task(family: str, data: Path, steps: int, changes: dict[str, Any]) -> tuple[Any, Any]:
+def task_of(family: str, data: Path, **changes: Any) -> Any:
+    """The task of a small network on the images of `write_data`, with which it is evaluated too."""
     shared: dict[str, Any] = {
         "name": family, "model": FAMILIES[family], "epochs": 1, "batch_size": 4, "lr": 2e-3, "lr_backbone": 2e-3,
         "max_norm": 1.0, "seed": 3, "workers": 0, "device": "cpu", "save_minutes": 1e6, **changes,
@@ -154,11 +156,11 @@ def _task(family: str, data: Path, steps: int, changes: dict[str, Any]) -> tuple
         shared = {"augmentation": "cifar", "teacher": "none" if teacher is None else "colors", **shared}
         recipe = ClassificationRecipe(**shared)
         train = open_classification(data / "classes", "train")
-        return ClassificationTask(recipe, train, train, CPU, teacher=teacher), recipe
+        return ClassificationTask(recipe, train, train, CPU, teacher=teacher)
     shared = {"augmentation": "flip", "short_side": SIDE, "max_size": SIDE, **shared}
     recipe = (RetinaNetRecipe if family == "retinanet" else DetectionRecipe)(**shared)
     train: Any = (open_panoptic if family == "panoptic" else open_detection)(data / "objects", "train")
-    return DetectionTask(recipe, train, train, CPU), recipe
+    return DetectionTask(recipe, train, train, CPU)
 
 
 @torch.no_grad()
