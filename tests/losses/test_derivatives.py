@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from loss_cases import Targets, random_targets
+from loss_cases import random_targets
 from regard.losses import AnchorCriterion, DistillationLoss, SetCriterion
 from regard.losses.segmentation import mask_losses
 from regard.structures.boxes import generalized_iou
@@ -38,7 +38,14 @@ def check(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [((4,), (4,)), ((1, 4), (1, 4)), ((5, 4), (5, 4)), ((3, 1, 4), (1, 2, 4)), ((1, 1, 4), (1, 4, 4)), ((0, 4), (0, 4))],
+    [
+        ((4,), (4,)),
+        ((1, 4), (1, 4)),
+        ((5, 4), (5, 4)),
+        ((3, 1, 4), (1, 2, 4)),
+        ((1, 1, 4), (1, 4, 4)),
+        ((0, 4), (0, 4)),
+    ],
 )
 def test_generalized_iou(one, other):
     """Of boxes that overlap, lie inside each other and apart: at random, all three occur."""
@@ -113,7 +120,13 @@ def test_anchor_criterion(objects, classes):
 
 @pytest.mark.parametrize(
     ("logits", "target"),
-    [((1, 1, 1), (1, 1, 1)), ((1, 1, 1), (1, 3, 4)), ((2, 2, 3), (2, 4, 5)), ((1, 3, 1), (1, 3, 2)), ((3, 1, 2), (3, 1, 2))],
+    [
+        ((1, 1, 1), (1, 1, 1)),
+        ((1, 1, 1), (1, 3, 4)),
+        ((2, 2, 3), (2, 4, 5)),
+        ((1, 3, 1), (1, 3, 2)),
+        ((3, 1, 2), (3, 1, 2)),
+    ],
 )
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_masks(share, logits, target):

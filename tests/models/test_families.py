@@ -85,7 +85,7 @@ def test_threads_change_nothing_but_rounding(family):
 
 @pytest.mark.parametrize("family", DETECTORS)
 def test_an_image_of_one_pixel_beside_a_large_one(family):
-    """Nearly all of its cells are padding. Outputs and gradients are finite, and it changes nothing for its neighbour."""
+    """Nearly all of its cells are padding. Outputs and gradients are finite, its neighbour's are as before."""
     net = small_network(family)
     large, pixel = random_images(family, 1)[0], torch.ones(3, 1, 1)
     batch = ImageBatch.from_images([large, pixel])

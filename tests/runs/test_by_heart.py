@@ -26,7 +26,7 @@ LESSONS: dict[str, tuple[int, dict[str, Any], str, float, float]] = {
     "augmented_resnet": (100, {}, "top1", 1.0, 0.2),
     "vit": (60, {}, "top1", 1.0, 0.02),
     "deit": (60, {}, "top1", 1.0, 0.02),
-    "retinanet": (600, {**DECAYING, "model": replace(FAMILIES["retinanet"], channels=32)}, "AP", 0.95, 0.05),
+    "retinanet": (800, {**DECAYING, "model": replace(FAMILIES["retinanet"], channels=32)}, "AP", 0.95, 0.05),
     "detr": (1200, {**DECAYING, "model": replace(FAMILIES["detr"], embed_dim=64)}, "AP", 0.95, 1.0),
     "detr_anchors": (600, {**DECAYING, "model": replace(FAMILIES["detr_anchors"], embed_dim=64)}, "AP", 0.95, 4.0),
     "panoptic": (

@@ -1,6 +1,6 @@
 """The same training gives the same numbers: twice, with worker processes, with more threads, and as written down.
 
-    python tests/runs/test_same_numbers.py    # writes tests/golden/loss_curves.txt anew, after a change that is meant
+python tests/runs/test_same_numbers.py    # writes tests/golden/loss_curves.txt anew, after a change that is meant
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def test_threads_change_no_more_than_rounding(family, data, exact, tmp_path):
     """
     one, two = exact(family), in_float64(family, data, tmp_path / "two", 2)
     for name, tensor in one.weights.items():
-        torch.testing.assert_close(two.weights[name], tensor, rtol=0, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            two.weights[name], tensor, rtol=0, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("family", STABLE)
