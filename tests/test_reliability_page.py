@@ -59,6 +59,7 @@ def test_outcomes_and_page():
 def test_tests_are_run_by_the_beginning_of_their_names():
     tests = ["first_free", "a_folder_is_not_made_under_the_name_of_a_file[f"]
     tests = [f"test_safe_files.py::test_{name}" for name in tests]
+    tests.append("studies/test_paired_tests.py::test_a_case_by_hand")  # a folder with a conftest of its own
     code = f"import json, reliability_page; print('\\n' + json.dumps(reliability_page.run_tests({tests}, False)))"
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=reliability_page.ROOT,
