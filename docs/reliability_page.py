@@ -1,6 +1,7 @@
 """The page of faults and of claims about numbers: what must happen or hold, and whether its tests show it.
 
     uv run python docs/reliability_page.py I A C K T S N   # runs the tests of all ids that begin so, minutes
+    uv run python docs/reliability_page.py N17             # forks, so that it needs a process without other tests
     uv run python docs/reliability_page.py T01 --slow      # tests marked slow too
 
 docs/results/reliability.toml has the faults, docs/results/reliability.json what their tests gave when they last ran.
@@ -44,6 +45,7 @@ END = """## How this page is made
 
 ```console
 uv run python docs/reliability_page.py I A C K T S N
+uv run python docs/reliability_page.py N17
 uv run python docs/reliability_page.py T01 --slow
 ```
 
