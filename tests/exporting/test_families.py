@@ -40,7 +40,10 @@ def test_outputs_are_those_of_the_network(family, tmp_path):
                     far = ((value - expected[name]).abs() / expected[name].abs().clamp(min=1)).max().item()
                     worst[f"{kind} {name}"] = max(worst.get(f"{kind} {name}", 0.0), far)
             assert inputs_of(net, batch).keys() == graph.inputs.keys()
-            assert torch.equal(outputs_of(files["onnx"], batch)["logits"].argmax(-1), expected["logits"].argmax(-1))
+            best = expected["logits"].topk(2, dim=-1)
+            sure = best.values[..., 0] - best.values[..., 1] > 2e-5  # thousands of anchors have ties
+            found = outputs_of(files["onnx"], batch)["logits"].argmax(-1)
+            assert sure.any() and torch.equal(found[sure], best.indices[..., 0][sure])
     print(family, worst)
     for kind, most in (("torch", EXPORTED), ("onnx", ONNX)):
         for name in expected:
