@@ -1,7 +1,8 @@
-"""The page of faults: what must happen for each, and whether its tests show it.
+"""The page of faults and of claims about numbers: what must happen or hold, and whether its tests show it.
 
-    uv run python docs/reliability_page.py I A C K T S   # runs the tests of all ids that begin so, minutes
-    uv run python docs/reliability_page.py T01 --slow    # tests marked slow too
+    uv run python docs/reliability_page.py I A C K T S N   # runs the tests of all ids that begin so, minutes
+    uv run python docs/reliability_page.py N17             # forks, so that it needs a process without other tests
+    uv run python docs/reliability_page.py T01 --slow      # tests marked slow too
 
 docs/results/reliability.toml has the faults, docs/results/reliability.json what their tests gave when they last ran.
 Without ids the page is made again. The page is docs/results/reliability.md.
@@ -30,21 +31,25 @@ GROUPS = {
     "checkpoints": "Checkpoints and weights",
     "training": "Training",
     "serving": "Serving",
+    "numbers": "Numbers",
 }
+CLAIMS = "numbers"  # the group whose rows are not faults but claims, with a tolerance
 INTRODUCTION = """# Faults and their outcomes
 
 What goes wrong with files, machines and clients, what Regard does then, and the tests that show it. An error is one
 line that says what, where and what to do, with an exit code: 2 settings, 3 data, 4 checkpoints, 5 numbers that are not
-finite, 6 the machine. No file of the user's is changed.
+finite, 6 the machine. No file of the user's is changed. The last table has what is claimed of numbers, and how nearly
+it holds.
 """
 END = """## How this page is made
 
 ```console
-uv run python docs/reliability_page.py I A C K T S
+uv run python docs/reliability_page.py I A C K T S N
+uv run python docs/reliability_page.py N17
 uv run python docs/reliability_page.py T01 --slow
 ```
 
-`docs/results/reliability.toml` lists the faults, their outcomes and their tests.
+`docs/results/reliability.toml` lists the faults and claims, their outcomes or tolerances, and their tests.
 """
 Given = dict[str, Counter[str]]  # test of the table -> outcome -> number of tests
 
@@ -59,7 +64,7 @@ class Fault:
     tests: tuple[str, ...]
 
 
-@dataclass
+@dataclass(eq=False)  # pytest puts plugins into sets
 class Recorder:
     """A plugin of pytest that runs the tests whose names begin with one of `wanted`, and counts their outcomes."""
 
@@ -115,7 +120,10 @@ def page(groups: Mapping[str, Sequence[Fault]], kept: Mapping[str, Mapping[str, 
     failed = [name for name, result in results.items() if "failed" in result]
     missing = [name for name, result in results.items() if "passed" not in result and name not in failed]
     shown = len(faults) - len(failed) - len(missing)
-    sums = f"{len(faults)} faults, each with its outcome; that of {shown} is shown by tests that passed."
+    claims = len(groups.get(CLAIMS, ()))
+    sums = f"{len(faults) - claims} faults, each with its outcome"
+    sums += f", and {claims} claims about numbers, each with its tolerance" if claims else ""
+    sums += f"; tests that passed show {shown} of them."
     sums += f" Failed: {', '.join(failed)}." if failed else ""
     if missing:
         sums += f" Not run: {', '.join(missing) if len(missing) <= 12 else len(missing)}."
@@ -123,7 +131,8 @@ def page(groups: Mapping[str, Sequence[Fault]], kept: Mapping[str, Mapping[str, 
     sums += f" Last run: {dates[-1]}.\n" if dates else "\n"
     parts = [INTRODUCTION, sums]
     for group, rows in groups.items():
-        lines = ["| id | fault | outcome | tests below `tests/` | result |", "| --- | --- | --- | --- | --- |"]
+        columns = "claim | tolerance" if group == CLAIMS else "fault | outcome"
+        lines = [f"| id | {columns} | tests below `tests/` | result |", "| --- | --- | --- | --- | --- |"]
         for fault in rows:
             tests = "<br>".join(f"`{test}`" for test in fault.tests)
             lines.append(f"| {fault.id} | {fault.what} | {fault.outcome} | {tests} | {results[fault.id]} |")

@@ -15,8 +15,8 @@ from regard.errors import ConfigError, MachineError
 
 FILE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mp4", ".mov", ".avi", ".json", ".jsonl",
-    ".csv", ".txt", ".md", ".yaml", ".yml", ".html", ".pdf", ".tex", ".npz", ".pt", ".pth", ".bin", ".safetensors",
-    ".zip", ".tar", ".gz",
+    ".parquet", ".csv", ".txt", ".md", ".yaml", ".yml", ".html", ".pdf", ".tex", ".npz", ".pt", ".pth", ".bin",
+    ".safetensors", ".zip", ".tar", ".gz",
 ))  # fmt: skip
 FULL_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _held_locks: set[int] = set()  # descriptors of lock files

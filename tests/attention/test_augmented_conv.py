@@ -48,7 +48,7 @@ def test_each_path_is_the_formula(h, w, method):
     position = RelativePosition2d(h, w, 5).double()
     q, k, v = inputs(h, w)
     torch.testing.assert_close(
-        relative_attention(q, k, v, position, method), by_loops(q, k, v, position), rtol=0, atol=1e-10
+        relative_attention(q, k, v, position, method), by_loops(q, k, v, position), rtol=0, atol=1e-12
     )
 
 
@@ -83,7 +83,7 @@ def test_auto_changes_no_number():
     for side in (4, 14, 40, 60):
         q, k, v = inputs(side, side, d=20, b=1, heads=1)
         expected = relative_attention(q, k, v, position, "broadcast")
-        torch.testing.assert_close(relative_attention(q, k, v, position), expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(relative_attention(q, k, v, position), expected, rtol=0, atol=1e-12)
 
 
 # The layer

@@ -58,8 +58,8 @@ def test_masked_attention_is_the_formula(kind, shape, e):
     expected = weights_by_loops(query, key, visible, added if kind == "real" else torch.zeros(()))
     mask = visible if kind == "bool" else added
     weights = attention_weights(query, key, mask=mask)
-    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-10)
-    torch.testing.assert_close(attend(query, key, value, mask=mask), expected @ value, rtol=0, atol=1e-10)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend(query, key, value, mask=mask), expected @ value, rtol=0, atol=1e-12)
     assert (weights.masked_select(~visible.expand(weights.shape)) == 0).all()
 
 
@@ -234,10 +234,10 @@ def test_the_module_takes_all_masks(kind):
     mask = visible if kind == "bool" else added
     query, key, value = module.project(x, y, y)
     expected = weights_by_loops(query, key, visible, added if kind == "real" else torch.zeros(()))
-    torch.testing.assert_close(module.weights(x, y, mask=mask), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(module.weights(x, y, mask=mask), expected, rtol=0, atol=1e-12)
     output = module(x, y, y, mask=mask)
     torch.testing.assert_close(
-        output, module.out_proj((expected @ value).transpose(1, 2).flatten(2)), rtol=0, atol=1e-10
+        output, module.out_proj((expected @ value).transpose(1, 2).flatten(2)), rtol=0, atol=1e-12
     )
     assert torch.equal(output[:, 1], module.out_proj.bias.expand(2, 12))
 

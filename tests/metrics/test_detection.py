@@ -211,6 +211,24 @@ def test_ids_do_not_matter() -> None:
     assert evaluate_detections(renamed, renamed_found).stats == expected.stats
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_images_objects_and_categories_does_not_matter(seed: int) -> None:
+    """To 1e-12. Detections of one image and score keep their order, in which COCO's rule takes them."""
+    truth, found = random_problem(seed)
+    expected = evaluate_detections(truth, found)
+    rng = np.random.default_rng(seed)
+    shuffled = {key: [rows[k] for k in rng.permutation(len(rows))] for key, rows in truth.items()}
+    place = {id: k for k, id in enumerate(rng.permutation(np.unique(found.image_ids)).tolist())}
+    order = np.argsort([place[id] for id in found.image_ids.tolist()], kind="stable")
+    columns = (found.image_ids, found.category_ids, found.boxes_xywh, found.scores)
+    other = evaluate_detections(shuffled, CocoDetections(*(column[order] for column in columns)))
+    for name, value in expected.stats.items():
+        assert other.stats[name] == (None if value is None else pytest.approx(value, abs=1e-12)), name
+    of_class = {score.category_id: score.ap for score in other.per_class}
+    for score in expected.per_class:
+        assert of_class[score.category_id] == (None if score.ap is None else pytest.approx(score.ap, abs=1e-12))
+
+
 def test_no_detections_score_zero_and_no_objects_score_none() -> None:
     truth, found = simple_problem()
     none = CocoDetections(np.array([]), np.array([]), np.zeros((0, 4)), np.array([]))

@@ -163,6 +163,14 @@ def test_equals_the_formula_on_random_pairs() -> None:
     assert together.per_class[2].fp > 0 == together.per_class[2].tp
 
 
+def test_the_order_of_images_does_not_matter() -> None:
+    """To 1e-12: sums of IoUs in another order."""
+    pairs = [random_pair(seed) for seed in range(40)]
+    one, other = (evaluate_panoptic(*zip(*these, strict=True)) for these in (pairs, pairs[::-1]))
+    for name, value in one.stats.items():
+        assert other.stats[name] == (None if value is None else pytest.approx(value, abs=1e-12)), name
+
+
 def test_equals_hotcoco(tmp_path: Path) -> None:
     """An independent implementation, on the files that `PanopticWriter` writes."""
     panoptic = pytest.importorskip("hotcoco.panoptic")

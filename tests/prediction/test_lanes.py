@@ -243,7 +243,7 @@ def test_no_lane_works_on_after_a_picture_that_cannot_be_written(photos, tmp_pat
     def fail(data, path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("regard.prediction.files.write_picture", fail)
+    monkeypatch.setattr("regard.prediction.job.write_picture", fail)
     with pytest.raises(OSError, match="No space"):
         list(predict_files(small_detector(), photos, output=tmp_path / "drawn", batch_size=1))
     assert not lanes_alive()  # while the exception, with its frames, is still here

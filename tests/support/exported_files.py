@@ -21,8 +21,8 @@ from regard.structures.image_batch import ImageBatch
 def randomized(net: Model, seed: int = 0) -> Model:
     """The model with random statistics of its norms, biases and boxes: fresh ones hide differences behind zeros.
 
-    Batch norms have half of their weight, or the numbers would grow from block to block of a deep network, until
-    float32 keeps none of their digits.
+    Batch norms have half of their weight, or the numbers would grow from block to block of a deep network until float32
+    keeps none of their digits.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

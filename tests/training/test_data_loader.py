@@ -64,6 +64,21 @@ def test_seeds_differ():
     assert mix(1, 2) != mix(2, 1)
 
 
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_no_two_views_of_a_training_have_one_seed(repeats):
+    """Over epochs and ranks; which worker of a rank loads a view does not matter. So with the seeds of steps."""
+    ranks, epochs, length, seeds = 2, 4, 24, []
+    data = Augmented(range(length), lambda sample, generator: seeds.append(generator.initial_seed()), seed=3)
+    for rank in range(ranks):
+        order = InfiniteBatchSampler(length, 4, 3, Processes(rank, ranks, CPU), repeats=repeats)
+        for batch in islice(order, epochs * order.batches_per_epoch):
+            for place in batch:
+                data[place]
+    assert len(seeds) == len(set(seeds)) == epochs * length
+    steps = {mix(3, step, rank) for step in range(5000) for rank in range(16)}
+    assert len(steps) == 5000 * 16
+
+
 class Numbers:
     def __len__(self):
         return 7

@@ -15,6 +15,7 @@ from torch import Tensor
 from regard.losses.detection import check_labels
 from regard.structures.boxes import cxcywh_to_xyxy, encode_boxes, iou
 from regard.structures.outputs import DensePredictions, DetectionOutput
+from regard.structures.precision import at_least_float32
 from regard.structures.transfer import upload
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.4  # an anchor with an IoU between them learns no class
@@ -77,12 +78,12 @@ class AnchorCriterion:
             target = matched[image, anchor]
             per_image = (matched >= 0).sum(1).clamp(min=1)
             # Treat all classes as absent, then correct the few present ones: no one-hot tensor is needed.
-            logits = output.logits.float()
+            logits = at_least_float32(output.logits)
             focal = (self._absent(logits).sum(-1) * (matched != IGNORED)).sum(1)
             present = logits[image, anchor, labels[target]]
             focal = focal.index_add(0, image, self._present(present) - self._absent(present))
             wanted = encode_boxes(boxes[target], output.dense.anchors.float()[anchor])
-            distance = (output.dense.offsets.float()[image, anchor] - wanted).abs().sum(1)
+            distance = (at_least_float32(output.dense.offsets)[image, anchor] - wanted).abs().sum(1)
             l1 = torch.zeros_like(focal).index_add(0, image, distance)
             return {"loss_ce": (focal / per_image).mean(), "loss_bbox": (l1 / per_image).mean()}
 

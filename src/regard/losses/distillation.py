@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regard.errors import ConfigError
 from regard.structures.outputs import DistilledLogits
+from regard.structures.precision import at_least_float32
 
 KINDS = ("none", "soft", "hard")
 REDUCTIONS = ("numel", "batchmean")
@@ -66,7 +67,7 @@ class DistillationLoss(nn.Module):
         Raises:
             ConfigError: the teacher has another number of classes (C07), or is missing (C09).
         """
-        class_logits, distillation_logits = (_at_least_float32(logits) for logits in student)
+        class_logits, distillation_logits = (at_least_float32(logits) for logits in student)
         truth = F.cross_entropy(class_logits, labels, label_smoothing=self.label_smoothing if labels.ndim == 1 else 0.0)
         if self.kind == "none":
             return truth
@@ -75,7 +76,7 @@ class DistillationLoss(nn.Module):
         if teacher.shape != distillation_logits.shape:
             what = f"the teacher gives {tuple(teacher.shape)} logits, the student {tuple(distillation_logits.shape)}"
             raise ConfigError(what, where="teacher", remedy="take a teacher of the same classes", code="C07")
-        taught = self._taught(distillation_logits, _at_least_float32(teacher.detach()))
+        taught = self._taught(distillation_logits, at_least_float32(teacher.detach()))
         return (1 - self.alpha) * truth + self.alpha * taught
 
     def _taught(self, logits: Tensor, teacher: Tensor) -> Tensor:
@@ -88,7 +89,3 @@ class DistillationLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, alpha={self.alpha}, tau={self.tau}, reduction={self.reduction!r}"
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -348,7 +348,8 @@ def move_by_size(boxes_cxcywh: Tensor, change: Tensor) -> Tensor:
     size = boxes_cxcywh[..., 2:].clamp(min=EPS)
     centre = boxes_cxcywh[..., :2] + size * change[..., :2]
     moved = torch.cat((centre, size * change[..., 2:].clamp(max=MAX_GROWTH).exp()), dim=-1)
-    return moved + (moved.clamp(EPS, 1) - moved).detach()  # the gradient can bring back what is outside
+    # 1.0, as the export to ONNX takes no limits of two types. The gradient can bring back what is outside.
+    return moved + (moved.clamp(EPS, 1.0) - moved).detach()
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:

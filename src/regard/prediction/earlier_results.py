@@ -11,6 +11,7 @@ from PIL import Image
 
 from regard.data.videos import DRAWN_BY, comment_of
 from regard.drawing.boxes import SOFTWARE
+from regard.prediction.parquet import is_table
 
 DESCRIPTION = "segments predicted with regard predict"  # under `info` of our panoptic files
 _DETECTION = {"image_id", "category_id", "bbox", "score", "file_name"}
@@ -29,6 +30,8 @@ def result_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def is_result(path: Path) -> bool:
     """Return whether a file holds what `regard predict` writes: detections, classes or segments, and nothing else."""
+    if is_table(path):
+        return True
     try:
         text = path.read_text() if path.is_file() else ""  # reading a pipe would block
         content = json.loads(text)

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from threading import Lock
-from typing import Any
-
-import torch
 
 from regard.data.sources import camera_number, expand, is_video, source_name
-from regard.data.videos import DRAWN_BY
-from regard.drawing.boxes import encode_picture, write_picture
 from regard.errors import ConfigError, DataError, counted, escape
 from regard.models.build import Model
 from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.earlier_results import is_drawn, is_result
-from regard.prediction.lanes import Planned, in_batches, in_lanes, lane_count, planned
-from regard.prediction.options import PredictionOptions
-from regard.prediction.predict import Prediction, ReadyModel, check_options, draw, make_ready
+from regard.prediction.job import Image, Order, Work, Written, summary
+from regard.prediction.lanes import in_lanes, lane_count
+from regard.prediction.options import LargeJob, PredictionOptions
+from regard.prediction.predict import check_model, check_options
 from regard.prediction.progress import progress_bar
+from regard.prediction.ray_engine import predict_on_ray
+from regard.prediction.records import Records, job_of, records_folder
+from regard.prediction.shards import Shard, check_large
 from regard.prediction.thresholds import makes_segments, threshold_notes
 from regard.prediction.videos import predict_video
-from regard.prediction.writers import Rows, Segments
-from regard.results.classification import Classification
+from regard.prediction.writers import Rows, Segments, Table
 from regard.safe_files import FILE_SUFFIXES, first_free, make_writable
+from regard.weights.load import load_on
+from regard.weights.onnx_file import is_onnx
 
 
 def predict_files(
@@ -41,6 +40,7 @@ def predict_files(
     options: PredictionOptions | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    large: LargeJob | None = None,
 ) -> Generator[str]:
     """Predict for images and videos; yield a line of text for each image and frame.
 
@@ -57,152 +57,141 @@ def predict_files(
             Segments are in COCO's panoptic format with a folder of PNG files next to the file; their `file_name` is
             relative to the folder that holds all images.
         options: which predictions to keep.
+        large: a shard of the images, a cluster, or a Parquet file instead of `json_file`.
         batch_size: most images of a batch, which have one shape as the model sees them; None for as many as are fast.
 
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), is one file for several
             images, or does not suit them (C09), a number is out of range (C03), or a word is unknown (C02).
-        DataError, MachineError: images cannot be read, the package av is not installed, or there is no such camera.
+        DataError: images cannot be read.
+        MachineError: a package (av, ray, pyarrow) is not installed, or there is no such camera.
     """
-    options = options or PredictionOptions()
+    options, large = options or PredictionOptions(), large or LargeJob()
     check_options(options, batch_size)
     files = list(dict.fromkeys(file for path in paths for file in expand(path)))
     if not files:
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
-    images, videos = [f for f in files if not is_video(f)], [f for f in files if is_video(f)]
-    names = picture_names(files)
+    shard = check_large(large, files, json_file)
+    target, names = large.parquet or json_file, picture_names(files)
     pictures = {} if output is None else _pictures(names, output)
-    _check_targets(files, list(pictures.values()), json_file)
-    ready = make_ready(model, options, device=device, keep_pixels=bool(pictures))
-    writer = None if json_file is None else _writer(json_file, ready.net, files, names, options.top)
-    for folder in {target.parent: None for target in (*pictures.values(), *([json_file] if json_file else []))}:
+    _check_targets(files, list(pictures.values()), target)
+    net, _ = load_on(model, "cpu" if large.engine == "ray" else device)
+    check_model(net, options)
+    writer = None if target is None else _writer(target, net, names, options, is_table=large.parquet is not None)
+    for folder in {file.parent: None for file in (*pictures.values(), *([target] if target else []))}:
         make_writable(folder)
-    unreadable: list[DataError] = []
-    alone: AbstractContextManager[Any] = nullcontext() if ready.device.type == "cpu" else Lock()
-    job = _Job(ready, batch_size, pictures, writer, unreadable, alone)
-    lines = itertools.chain(job.images(images), job.videos(videos, first=len(images) + 1))
-    try:
-        yield from _after(threshold_notes(ready.net) if options.threshold is None else [], lines)
-    except KeyboardInterrupt:  # the way to end a camera
-        if videos and isinstance(writer, Rows):
-            writer.close()
-        raise
-    if writer is not None:
-        writer.close()
-    yield from _report(unreadable, len(files))
+    onnx = Path(model) if isinstance(model, (str, Path)) and is_onnx(model) else None
+    sent = onnx if onnx is not None and large.engine == "ray" else net  # a session cannot be sent
+    yield from _run(Order(sent, options, batch_size, pictures, writer), net, onnx, files, large, shard, device)
+
+
+def _run(
+    order: Order,
+    net: Model,
+    onnx: Path | None,
+    files: Sequence[str | Path],
+    large: LargeJob,
+    shard: Shard | None,
+    device: str,
+) -> Iterator[str]:
+    """Predict after all checks."""
+    if is_onnx(net) and onnx is None and (shard is not None or large.engine == "ray"):
+        what = "processes share an ONNX file by its name, and this one was loaded already"
+        raise ConfigError(what, where=net.card.name, remedy="leave --classes out: the file holds them", code="C09")
+    images = list(enumerate(file for file in files if not is_video(file)))
+    videos = [file for file in files if is_video(file)]
+    mine = images if shard is None else [images[number] for number in shard.numbers(len(images))]
+    with closing(Written(order.pictures, order.writer, _records(order, net, onnx, images, large))) as written:
+        todo = written.left_of(mine)
+        if large.engine == "ray":
+            lines = predict_on_ray(order, todo, written, device)
+        else:
+            lines = _here(order, todo, written, videos, first=len(images) + 1)
+        yield from _after(threshold_notes(net) if order.options.threshold is None else [], lines)
+        if shard is None:
+            written.finish()
+        else:
+            _tell(f"shard {shard} is done: {counted(len(mine), 'image', of=len(images))}")
+        yield from written.report(len(mine) + len(videos))
+
+
+def _here(
+    order: Order, todo: Sequence[Image], written: Written, videos: Sequence[str | Path], first: int
+) -> Generator[str]:
+    """Predict in this process for images, then for videos; yield a line for each image and frame.
+
+    first: number of the first frame among all images.
+    """
+    if not todo and not videos:
+        return
+    work = order.prepare("auto")  # the model stays where it is
+    lanes = in_lanes(work.batches(todo), partial(work.on, images=todo), lane_count(len(todo)))
+    # Closed, or after an error of this thread, such as a full disk, the lanes would compute what waits for them.
+    with evaluation_mode(work.ready.net), progress_bar(len(todo)) as advance, closing(lanes) as results:
+        for image, done in zip(todo, results, strict=True):
+            advance()
+            yield from written.add(image, done)
+    yield from _videos(work, videos, written, first)
+
+
+def _videos(work: Work, files: Sequence[str | Path], written: Written, first: int) -> Iterator[str]:
+    number, order, writer = first, work.order, work.order.writer
+    for place, file in enumerate(files, start=first - 1):
+        drawn, batch_size = order.pictures.get(file), order.batch_size or 1
+        try:
+            for found in predict_video(work.ready.net, file, order.options, batch_size=batch_size, drawn=drawn):
+                if isinstance(writer, Rows):
+                    frame = {"frame": found.number, "seconds": float(found.seconds)}
+                    result = replace(found.result, path=str(file))
+                    writer.add(number, writer.encode(result, number, file, frame))
+                number += 1
+                yield escape(f"{file} {float(found.seconds):.2f} s: {summary(found.result, order.options)}")
+        except DataError as error:
+            written.unreadable[place] = error
+        except KeyboardInterrupt:  # the way to end a camera
+            if isinstance(writer, Rows):
+                writer.close()
+            raise
+
+
+def _tell(note: str) -> None:
+    print(note, file=sys.stderr)  # stdout has one line for each image
 
 
 def _after(notes: Sequence[str], lines: Iterator[str]) -> Iterator[str]:
     """Yield lines, and print notes on stderr before the first: stdout has one line for each image."""
     for number, line in enumerate(lines):
         for note in notes if number == 0 else ():
-            print(note, file=sys.stderr)
+            _tell(note)
         yield line
 
 
 def _writer(
-    path: Path, net: Model, files: Sequence[str | Path], names: Mapping[str | Path, str], top: int
+    path: Path, net: Model, names: Mapping[str | Path, str], options: PredictionOptions, *, is_table: bool
 ) -> Rows | Segments:
     if not makes_segments(net):
-        return Rows(path, top)
-    video = next((file for file in files if is_video(file)), None)
+        return Table(path, options.top, net) if is_table else Rows(path, options.top)
+    if is_table:
+        raise ConfigError("segments have no Parquet", where=path, remedy="write them with --json", code="C09")
+    video = next((file for file in names if is_video(file)), None)
     if video is not None:
         raise ConfigError("segments of videos have no JSON", where=video, remedy="leave --json out", code="C09")
-    return Segments(path, net, files, names)
+    return Segments(path, net, list(names), names)
 
 
-@dataclass(frozen=True)
-class _Done:
-    """What comes of an image: a line, a picture file and what its writer takes; or the error why it cannot be read."""
-
-    line: str = ""
-    picture: bytes | None = None
-    encoded: Any = None
-    error: DataError | None = None
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The steps of `predict_files` after its checks."""
-
-    ready: ReadyModel
-    batch_size: int | None
-    pictures: dict[str | Path, Path]
-    writer: Rows | Segments | None
-    unreadable: list[DataError]
-    at_the_device: AbstractContextManager[Any]  # lanes wait for each other here, unless they compute on cores
-
-    def images(self, files: Sequence[str | Path]) -> Iterator[str]:
-        """Predict for images; yield a line for each."""
-        batch_size = 1 if self.ready.takes_views else self.batch_size
-        batches = in_batches(planned(files, self.ready.input_size), batch_size)
-        lanes = in_lanes(batches, self._work, lane_count(len(files)))
-        # Closed, or after an error of this thread, such as a full disk, the lanes would compute what waits for them.
-        with evaluation_mode(self.ready.net), progress_bar(len(files)) as advance, closing(lanes) as results:
-            for file, done in zip(files, results, strict=True):
-                advance()
-                if done.error is not None:
-                    self.unreadable.append(done.error)
-                    continue
-                if done.picture is not None:
-                    write_picture(done.picture, self.pictures[file])
-                if self.writer is not None:
-                    self.writer.add(done.encoded)
-                yield done.line
-
-    @torch.no_grad()
-    def _work(self, batch: Sequence[Planned]) -> list[_Done]:
-        """Take a batch from its files to what is written; lanes do so at once."""
-        done: dict[int, _Done] = {}
-        images = {}
-        for image in batch:
-            try:
-                images[image.number] = self.ready.read(image.source)
-            except DataError as error:
-                done[image.number] = _Done(error=error)
-        with self.at_the_device:
-            results = list(self.ready.results(list(images.values()), self.batch_size or 1))
-        sources = {image.number: image.source for image in batch}
-        for number, result in zip(images, results, strict=True):
-            done[number] = self._finish(result, number + 1, sources[number])
-        return [done[image.number] for image in batch]
-
-    def _finish(self, result: Prediction, number: int, file: str | Path) -> _Done:
-        target, options = self.pictures.get(file), self.ready.options
-        drawn = None if target is None else encode_picture(draw(result, options), target, software=DRAWN_BY)
-        encoded = None if self.writer is None else self.writer.encode(result, number, file)
-        return _Done(escape(f"{result.path}: {self._summary(result)}"), drawn, encoded)
-
-    def videos(self, files: Sequence[str | Path], first: int) -> Iterator[str]:
-        """Predict for videos; yield a line for each frame. `first`: number of the first frame among all images."""
-        number, options = first, self.ready.options
-        for file in files:
-            drawn = self.pictures.get(file)
-            try:
-                for found in predict_video(self.ready.net, file, options, batch_size=self.batch_size or 1, drawn=drawn):
-                    if isinstance(self.writer, Rows):
-                        frame = {"frame": found.number, "seconds": float(found.seconds)}
-                        result = replace(found.result, path=str(file))
-                        self.writer.add(self.writer.encode(result, number, file, frame))
-                    number += 1
-                    yield escape(f"{file} {float(found.seconds):.2f} s: {self._summary(found.result)}")
-            except DataError as error:
-                self.unreadable.append(error)
-
-    def _summary(self, result: Prediction) -> str:
-        return result.summary(self.ready.options.top) if isinstance(result, Classification) else result.summary()
-
-
-def _report(unreadable: Sequence[DataError], total: int) -> Iterator[str]:
-    """Raise one error for all, which tells the first; yield a line for each of the others before."""
-    if not unreadable:
-        return
-    first = unreadable[0]
-    if len(unreadable) == 1:
-        raise first
-    yield from (error.line for error in unreadable[1:])
-    what = f"{counted(len(unreadable), 'image', of=total)} cannot be used, the first: {first.what}"
-    raise DataError(what, where=first.where, remedy=first.remedy, code=first.code)
+def _records(order: Order, net: Model, onnx: Path | None, images: Sequence[Image], large: LargeJob) -> Records | None:
+    """Return the records of a job; None if this process has the images for itself, and nobody has begun."""
+    if order.writer is None:
+        return None
+    target = order.writer.path
+    if large.shard is None and large.engine == "local" and not records_folder(target).is_dir():
+        return None
+    records = Records(target, job_of(net, onnx, order.options, [file for _, file in images]))
+    others = records.of_other_jobs()
+    if others:
+        what = "of other weights, options or images, or of another version"
+        _tell(f"not used: {counted(others, 'file')} of {records.folder} {what}")
+    return records
 
 
 def picture_names(files: Sequence[str | Path]) -> dict[str | Path, str]:
@@ -234,9 +223,9 @@ def _pictures(names: Mapping[str | Path, str], output: Path) -> dict[str | Path,
     if suffix not in FILE_SUFFIXES or output.is_dir():
         files = {file: output / name for file, name in names.items()}
         return {file: first_free(path) if camera_number(file) is not None else path for file, path in files.items()}
-    if suffix == ".json":
+    if suffix in (".json", ".parquet"):
         what = "a folder for pictures, and this is the name of a file"
-        remedy = f"write results with --json {shlex.quote(str(output))}"
+        remedy = f"write results with -{suffix.replace('.', '-')} {shlex.quote(str(output))}"
         raise ConfigError(what, where=output, remedy=remedy, code="C09")
     if len(names) > 1:
         what = f"the name of one file for {len(names)} images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -34,3 +35,21 @@ class PredictionOptions:
     top: int = 5
     labels: Literal["auto", "on", "off"] = "auto"
     precision: Precision = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeJob:
+    """Who shares the images of a large job, and in which form results are stored.
+
+    Args:
+        shard: I/N, counted from 0: this process takes every N-th image of the list, from image I on; 0/8 to 7/8 for a
+            job array of eight. With --json or --parquet it records what it has done, for the same command to go on
+            after a failure; in the end the command without --shard joins the records to one file.
+        engine: local: this process; ray: all machines of the Ray cluster that runs here or that RAY_ADDRESS names, or
+            this machine if there is none.
+        parquet: Parquet file for the results, with the columns of --json, instead of it.
+    """
+
+    shard: str | None = None
+    engine: Literal["local", "ray"] = "local"
+    parquet: Path | None = None

@@ -247,6 +247,24 @@ def test_boxes_and_masks_follow_the_pixels(name: str) -> None:
     assert seen >= 8
 
 
+@pytest.mark.parametrize("size", [(96, 130), (33, 200), (30, 41), (7, 5)])
+def test_there_and_back(size: tuple[int, int]) -> None:
+    """Resized and flipped, then back: boxes to a thousandth of a pixel (0.5 would do), masks to the pixels of a step.
+
+    A mask takes the nearest pixel each time, so that an edge moves by less than the larger of both pixels.
+    """
+    sample = sample_of(30, 41)
+    back = flip(resize(flip(resize(sample, size)), (30, 41)))
+    torch.testing.assert_close(back.boxes, sample.boxes, rtol=0, atol=1e-3)
+    assert back.labels.tolist() == sample.labels.tolist() and back.image.shape == sample.image.shape
+    coarse = max(1.0, 30 / size[0], 41 / size[1])
+    for mask, box in zip(back.masks, sample.boxes.tolist(), strict=True):
+        if mask.any():
+            assert max(abs(a - b) for a, b in zip(box_of(mask), box, strict=True)) <= coarse
+        else:  # thinner than a pixel of the smaller image
+            assert min(box[2] - box[0], box[3] - box[1]) < coarse
+
+
 def test_scales_are_drawn_uniformly_and_crops_from_the_whole_range() -> None:
     sample = Sample(torch.zeros(3, 6, 6, dtype=torch.uint8))
     generator = seeded(0)

@@ -1,0 +1,132 @@
+"""Records of what is done, beside a file of results to come: several processes write them, any of them reads them.
+
+`found.json.parts/` holds a file for each process that worked on `found.json`, with a line for each image. A process
+that was killed leaves at most one line that is cut off, which is not read. The names of the files tell the job: records
+of other weights, options or images are not used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from regard import __version__
+from regard.models.build import Model
+from regard.prediction.options import PredictionOptions
+from regard.safe_files import make_writable, naming
+
+_NAME = re.compile(r"([0-9a-f]{16})-[0-9a-f]{32}\.jsonl")
+
+
+def records_folder(target: Path) -> Path:
+    """Return the folder of the records for a file of results."""
+    return target.with_name(f"{target.name}.parts")
+
+
+def job_of(net: Model, weights: Path | None, options: PredictionOptions, files: Iterable[str | Path]) -> str:
+    """Return 16 hexadecimal digits that differ for other weights, classes, options or names of images.
+
+    Args:
+        weights: the file of a model that has no tensors of its own, such as an ONNX file.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    if weights is not None:
+        digest.update(weights.read_bytes())
+    told = [__version__, dataclasses.asdict(net.card), dataclasses.asdict(options), [str(file) for file in files]]
+    digest.update(json.dumps(told).encode())
+    return digest.hexdigest()[:16]
+
+
+class Records:
+    """The records of a job, and the file to which this process adds its own.
+
+    Args:
+        target: the file of results to come.
+        job: of `job_of`.
+    """
+
+    def __init__(self, target: Path, job: str) -> None:
+        self.folder = records_folder(target)
+        self.job = job
+        self.file: TextIO | None = None
+
+    def read(
+        self, images: Sequence[tuple[int, str | Path]], pictures: Mapping[str | Path, Path]
+    ) -> dict[int, list[dict[str, Any]]]:
+        """Return the rows of the images that are done, by the numbers of the images.
+
+        An image that changed since, or whose picture is not there, is not done.
+
+        Args:
+            images: numbers and files.
+            pictures: the file for each drawn image.
+        """
+        files = dict(images)
+        done: dict[int, list[dict[str, Any]]] = {}
+        for path in self._paths():
+            for record in _lines(path) if self._job_of(path) == self.job else ():
+                number = record["number"]
+                file = files.get(number)
+                if file is not None and number not in done and record["of"] == _state(file, pictures.get(file)):
+                    done[number] = record["rows"]
+        return done
+
+    def of_other_jobs(self) -> int:
+        """Return how many files are records of other jobs."""
+        return sum(self._job_of(path) != self.job for path in self._paths())
+
+    def add(self, number: int, file: str | Path, picture: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+        """Record an image whose picture, if any, is written."""
+        if self.file is None:
+            make_writable(self.folder)
+            self.file = (self.folder / f"{self.job}-{uuid.uuid4().hex}.jsonl").open("w", encoding="utf-8")
+        with naming(Path(self.file.name)):
+            print(json.dumps({"number": number, "of": _state(file, picture), "rows": rows}), file=self.file, flush=True)
+
+    def close(self) -> None:
+        """Close the file of this process."""
+        if self.file is not None:
+            self.file.close()
+
+    def remove(self) -> None:
+        """Delete all records; files of others stay."""
+        self.close()
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _paths(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.jsonl") if _NAME.fullmatch(path.name))
+
+    @staticmethod
+    def _job_of(path: Path) -> str:
+        return path.name.partition("-")[0]
+
+
+def _state(file: str | Path, picture: Path | None) -> list[Any]:
+    """Return what changes if an image is another one, or if its picture is missing."""
+    version: list[Any] = []
+    if isinstance(file, Path):
+        with suppress(OSError):
+            found = file.stat()
+            version = [found.st_size, found.st_mtime_ns]
+    return [*version, None if picture is None or not picture.exists() else str(picture)]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):  # cut off when its process was killed
+            yield json.loads(line)

@@ -1,0 +1,112 @@
+"""A job that was killed goes on: what is recorded is not done again, and nothing else counts as done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from photo_folder import write_photos
+from regard.prediction import files
+from regard.prediction.files import predict_files
+from regard.prediction.options import LargeJob, PredictionOptions
+from regard.prediction.records import records_folder
+from run_files import small_detector
+
+ALONE = LargeJob(shard="0/1")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    return write_photos(tmp_path / "photos", 8, ((40, 60), (60, 40)))
+
+
+def begun(net, photos, target, *, shard: str | None = "0/1", threshold=0.0, output=None) -> Iterator[str]:
+    options = PredictionOptions(threshold=threshold)
+    large = LargeJob(shard=shard)
+    return predict_files(net, photos, json_file=target, options=options, batch_size=1, large=large, output=output)
+
+
+def stopped_after(number: int, *job, **options) -> None:
+    """Do the first images of a job, and no more."""
+    lines = begun(*job, **options)
+    for _ in range(number):
+        next(lines)
+    lines.close()
+
+
+@pytest.fixture
+def job(photos, tmp_path) -> tuple:
+    """A model, images and a file of results. Five images are done."""
+    job = small_detector(), photos, tmp_path / "found.json"
+    stopped_after(5, *job)
+    return job
+
+
+def names(lines) -> list[str]:
+    return [Path(line.split(": ")[0]).stem for line in lines]
+
+
+def test_what_is_recorded_is_not_done_again(job, tmp_path, capsys):
+    net, photos, target = job
+    assert names(begun(*job)) == ["0005", "0006", "0007"]
+    assert "5 of 8 images are done already" in capsys.readouterr().err
+    assert list(begun(*job)) == []
+    assert list(begun(*job, shard=None)) == []
+    list(begun(net, photos, tmp_path / "plain.json", shard=None))
+    assert target.read_bytes() == (tmp_path / "plain.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "photos", "plain.json"]
+
+
+def test_one_process_goes_on_with_what_shards_have_done(job):
+    assert names(begun(*job, shard=None)) == ["0005", "0006", "0007"]
+
+
+def test_a_line_that_is_cut_off_is_not_read(job):
+    (record,) = records_folder(job[2]).iterdir()
+    record.write_bytes(record.read_bytes()[:-10])
+    assert names(begun(*job)) == ["0004", "0005", "0006", "0007"]
+
+
+def test_an_image_that_changed_is_done_again(job):
+    os.utime(job[1][2], (1, 1))
+    assert names(begun(*job)) == ["0002", "0005", "0006", "0007"]
+
+
+def test_records_of_another_job_are_not_used(job, capsys):
+    net, photos, target = job
+    everything = [path.stem for path in photos]
+    other = small_detector(seed=1)
+    with torch.no_grad():
+        other.class_embed.bias.add_(0.1)
+    assert names(begun(other, photos, target)) == everything
+    assert "not used: 1 file of" in capsys.readouterr().err
+    assert names(begun(net, photos, target, threshold=0.1)) == everything
+    assert names(begun(net, photos[:-1], target)) == everything[:-1]
+    assert names(begun(*job)) == ["0005", "0006", "0007"]  # still there
+    list(begun(*job, shard=None))
+    assert not records_folder(target).exists()
+
+
+def test_an_image_whose_picture_is_missing_is_done_again(photos, tmp_path):
+    job, output = (small_detector(), photos, tmp_path / "found.json"), tmp_path / "drawn"
+    stopped_after(5, *job, output=output)
+    (output / "0001.jpg").unlink()
+    assert names(begun(*job, output=output)) == ["0001", "0005", "0006", "0007"]
+    assert len(list(output.iterdir())) == 8
+
+
+def test_a_plain_job_keeps_no_records(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "job_of", lambda *args: pytest.fail("the weights are read for nothing"))
+    stopped_after(3, small_detector(), photos, tmp_path / "found.json", shard=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_files_of_others_stay(job):
+    folder = records_folder(job[2])
+    (folder / "mine.jsonl").write_text("{}")
+    assert len(list(begun(*job, shard=None))) == 3
+    assert [path.name for path in folder.iterdir()] == ["mine.jsonl"]
