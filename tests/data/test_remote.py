@@ -92,6 +92,18 @@ def test_images_labels_and_order_are_those_of_the_folder(root, server, protocol,
     assert_same(pickle.loads(pickle.dumps(found)), open_classification(root, split))
 
 
+@pytest.mark.parametrize("address", ["memory://", "memory:///"])
+def test_the_root_of_a_filesystem_is_no_folder_of_this_machine(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(write_shards(tmp_path / "here", ".tar"))
+    with refused(DataError, address, "no shards", code="A48"):
+        open_classification(address)
+    root = write_shards(tmp_path / "data", ".tar")
+    in_memory(root, "memory://")
+    assert open_classification(address).labels.tolist() == open_classification(root).labels.tolist()
+    with refused(DataError, "name the folder that holds it: memory://", code="A48"):
+        open_classification("memory://train-0000.tar")
+
+
 def test_without_labels_the_classes_are_those_of_the_members(tmp_path):
     root = tmp_path / "data"
     write_shard(root / "train.tar", {"dog/1.png": png(0), "cat/1.png": png(1)})
@@ -132,6 +144,16 @@ class SlowFile(AbstractBufferedFile):
     def _fetch_range(self, start, end):
         Slow.asked.append(end - start)
         return Path(self.path).read_bytes()[start:end]
+
+
+class Whole(Slow):
+    """Sends the whole file for a range of no bytes."""
+
+    protocol = "whole"
+
+    def cat_file(self, path, start=None, end=None, **_):
+        data = Path(path).read_bytes()
+        return data[start:end] or data
 
 
 def test_nothing_is_read_ahead_of_an_image(root, monkeypatch):
@@ -229,6 +251,17 @@ def test_a_damaged_image_is_one_line(tmp_path):
     data = open_classification(in_memory(tmp_path / "data"))
     with refused(DataError, "memory://data/train.tar:cat/1.png", code="I09"):
         data[0]
+
+
+def test_an_empty_image_is_one_line_and_no_request(tmp_path, monkeypatch):
+    """There is no range of no bytes: S3 answers what comes closest to one with the whole shard."""
+    monkeypatch.setitem(_registry, "whole", Whole)
+    root = tmp_path / "data"
+    write_shard(root / "train.tar", {"cat/1.png": b"", "dog/2.png": png(2)})
+    data = open_classification(f"whole://{root}")
+    with refused(DataError, f"whole://{root}/train.tar:cat/1.png", "empty file", code="I01"):
+        data[0]
+    assert data[1].label == 1
 
 
 def test_a_damaged_shard_is_one_line(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from photo_folder import write_photos
+from regard.models.build import create
 from regard.prediction import files
 from regard.prediction.files import predict_files
 from regard.prediction.options import LargeJob, PredictionOptions
@@ -97,6 +99,18 @@ def test_an_image_whose_picture_is_missing_is_done_again(photos, tmp_path):
     (output / "0001.jpg").unlink()
     assert names(begun(*job, output=output)) == ["0001", "0005", "0006", "0007"]
     assert len(list(output.iterdir())) == 8
+
+
+def test_what_another_job_wrote_over_is_done_again(photos, tmp_path):
+    """Pictures and PNG files: other options gave them other content, which does not go with the rows recorded."""
+    panoptic = create("detr_tiny_panoptic").eval()
+    panoptic.card = replace(panoptic.card, panoptic=True)
+    for net, output in ((small_detector(), tmp_path / "drawn"), (panoptic, None)):
+        job = net, photos[:3], tmp_path / net.card.name / "found.json"
+        list(begun(*job, output=output))
+        assert names(begun(*job, output=output)) == []
+        assert names(begun(*job, output=output, threshold=1.0)) == ["0000", "0001", "0002"]
+        assert names(begun(*job, output=output)) == ["0000", "0001", "0002"]
 
 
 def test_a_plain_job_keeps_no_records(photos, tmp_path, monkeypatch):

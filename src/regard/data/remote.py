@@ -85,6 +85,8 @@ class RemoteFile:
             MachineError: they cannot be had (I33).
         """
         where = part or str(self)
+        if start == end:  # HTTP has no range of no bytes: S3 would send the whole file
+            return b""
 
         def look(files: AbstractFileSystem) -> bytes:
             data = files.cat_file(self.key, start=start, end=end, **_unbuffered(files))
@@ -116,7 +118,8 @@ class RemoteFolder:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/")
+        has_path = address.rpartition("://")[2].strip("/")
+        self.address = address.rstrip("/") if has_path else address  # `file:` would be a folder of this machine
         check_address(self.address)
         try:
             self._keys = dict(_patiently(lambda: list(_files_in(self.address)), self.address, (FileNotFoundError,)))
@@ -176,7 +179,7 @@ def check_address(address: str) -> None:
         what, needed = f"fsspec {fsspec.__version__} is too old", "fsspec>={}.{}".format(*_OLDEST)
         raise MachineError(what, where=address, remedy=install_command(shlex.quote(needed)))
     if address.endswith((".tar", ".tar.gz", ".tgz")):
-        remedy = f"name the folder that holds it: {address.rpartition('/')[0]}"
+        remedy = f"name the folder that holds it: {address[: address.rindex('/') + 1]}"
         raise DataError("a file, not a folder", where=address, remedy=remedy, code="A48")
     protocol = _protocol(address)
     if is_offline() and protocol not in _NO_NETWORK:

@@ -106,7 +106,6 @@ class Written:
         writer, found = self.writer, {}
         if writer is not None and self.records is not None:
             found = {number: Encoded(rows) for number, rows in self.records.read(images, self.pictures).items()}
-            found = {number: encoded for number, encoded in found.items() if writer.is_written(encoded)}
             for number, encoded in found.items():
                 writer.add(number + 1, encoded)
         if found:
@@ -120,12 +119,15 @@ class Written:
             self.unreadable[number] = done.error
             return
         picture = self.pictures.get(file)
+        written: list[Path] = []
         if done.picture is not None and picture is not None:
             write_picture(done.picture, picture)
+            written.append(picture)
         if self.writer is not None and done.encoded is not None:
             self.writer.add(number + 1, done.encoded)
             if self.records is not None:
-                self.records.add(number, file, picture, done.encoded.rows)
+                written += self.writer.files_of(done.encoded)
+                self.records.add(number, file, written, done.encoded.rows)
         yield done.line
 
     def close(self) -> None:

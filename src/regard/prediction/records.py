@@ -67,7 +67,8 @@ class Records:
     ) -> dict[int, list[dict[str, Any]]]:
         """Return the rows of the images that are done, by the numbers of the images.
 
-        An image that changed since, or whose picture is not there, is not done.
+        An image is not done if it changed since, or if its picture or another file that was written for it is missing
+        or was written again, by a job with other options.
 
         Args:
             images: numbers and files.
@@ -77,9 +78,13 @@ class Records:
         done: dict[int, list[dict[str, Any]]] = {}
         for path in self._paths():
             for record in _lines(path) if self._job_of(path) == self.job else ():
-                number = record["number"]
+                number, written = record["number"], record["written"]
                 file = files.get(number)
-                if file is not None and number not in done and record["of"] == _state(file, pictures.get(file)):
+                if file is None or number in done or record["of"] != _state(file):
+                    continue
+                picture = pictures.get(file)
+                is_drawn = picture is None or str(picture) in written
+                if is_drawn and all(_state(Path(name)) == state for name, state in written.items()):
                     done[number] = record["rows"]
         return done
 
@@ -87,13 +92,15 @@ class Records:
         """Return how many files are records of other jobs."""
         return sum(self._job_of(path) != self.job for path in self._paths())
 
-    def add(self, number: int, file: str | Path, picture: Path | None, rows: Sequence[dict[str, Any]]) -> None:
-        """Record an image whose picture, if any, is written."""
+    def add(self, number: int, file: str | Path, written: Iterable[Path], rows: Sequence[dict[str, Any]]) -> None:
+        """Record an image. written: the files that were written for it, such as its picture."""
         if self.file is None:
             make_writable(self.folder)
             self.file = (self.folder / f"{self.job}-{uuid.uuid4().hex}.jsonl").open("w", encoding="utf-8")
+        states = {str(path): _state(path) for path in written}
+        record = {"number": number, "of": _state(file), "written": states, "rows": rows}
         with naming(Path(self.file.name)):
-            print(json.dumps({"number": number, "of": _state(file, picture), "rows": rows}), file=self.file, flush=True)
+            print(json.dumps(record), file=self.file, flush=True)
 
     def close(self) -> None:
         """Close the file of this process."""
@@ -116,14 +123,13 @@ class Records:
         return path.name.partition("-")[0]
 
 
-def _state(file: str | Path, picture: Path | None) -> list[Any]:
-    """Return what changes if an image is another one, or if its picture is missing."""
-    version: list[Any] = []
+def _state(file: str | Path) -> list[int]:
+    """Return what changes when a file is written: its size and time. Empty for an address or a missing file."""
     if isinstance(file, Path):
         with suppress(OSError):
             found = file.stat()
-            version = [found.st_size, found.st_mtime_ns]
-    return [*version, None if picture is None or not picture.exists() else str(picture)]
+            return [found.st_size, found.st_mtime_ns]
+    return []
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

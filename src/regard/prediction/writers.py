@@ -56,9 +56,9 @@ class Rows:
         """Take the rows of an image. Numbers count from 1 and tell the order."""
         self.rows[number] = encoded.rows
 
-    def is_written(self, encoded: Encoded) -> bool:
-        """Return whether all files of an image beside this one are there: rows have none."""
-        return True
+    def files_of(self, encoded: Encoded) -> list[Path]:
+        """Return the files that an image has beside this one: none."""
+        return []
 
     def close(self) -> None:
         """Write the file."""
@@ -134,9 +134,9 @@ class Segments:
         self.writer.images.append(ImageRecord(**image))
         self.writer.rows.append(row)
 
-    def is_written(self, encoded: Encoded) -> bool:
-        """Return whether the PNG file of an image is there."""
-        return (self.writer.folder / encoded.rows[1]["file_name"]).is_file()
+    def files_of(self, encoded: Encoded) -> list[Path]:
+        """Return the files that an image has beside this one: its PNG file."""
+        return [self.writer.folder / encoded.rows[1]["file_name"]]
 
     def close(self) -> None:
         """Write the JSON file."""
