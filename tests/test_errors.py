@@ -44,7 +44,8 @@ def test_remedies_install_packages_of_the_project():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "install_command":
-                named |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+                words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+                named |= {re.match(r"'?([\w-]+)", word)[1] for word in words}
     assert {"scipy", "hotcoco", "matplotlib", "timm", "pandas", "supervision"} <= named <= known
 
 

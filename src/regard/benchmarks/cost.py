@@ -1,7 +1,8 @@
 """Time and memory of a detector and a transformer as images, batches and queries grow, beside the arithmetic floor.
 
-The floor is the time of the arithmetic alone: the operations of the model over the rate of one large product of
-matrices, measured in the same rounds. Weights are random. Detectors take images of 4 : 3.
+The floor is the time of the arithmetic alone: the operations of the model over the rate of a large product of
+matrices or of a convolution, whichever is higher, measured in the same rounds. Weights are random. Detectors take
+images of 4 : 3.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.benchmarks.memory import peak_memory
-from regard.benchmarks.timing import medians
+from regard.benchmarks.timing import large_products, medians
 from regard.models.build import Detector, build
 from regard.models.catalog import preset
 from regard.models.configs.detr import DETRConfig
@@ -25,7 +26,6 @@ from regard.structures.image_batch import ImageBatch
 if TYPE_CHECKING:
     from rich.table import Table
 
-SIDE = 1024  # of the matrices whose product gives the rate
 DETECTOR, CLASSIFIER = "detr_resnet50", "deit_small_patch16_224"
 SHORT_SIDES = (240, 360, 480, 640, 800)  # of the detector's images, pixels
 CLASSIFIER_SIDES = (160, 224, 320, 448, 640)
@@ -134,10 +134,10 @@ def _measure(point: Point, rounds: int) -> CostRow:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(inputs)
     operations = counter.get_total_flops()
-    matrix = torch.randn(SIDE, SIDE)
-    ways: tuple[Callable[[int], object], ...] = (lambda _: engine(inputs), lambda _: matrix @ matrix)
+    products = large_products()
+    ways: list[Callable[[int], object]] = [lambda _: engine(inputs), *products]
     memory = peak_memory(ways[0]) / 2**20
     with torch.inference_mode():
-        seconds, product = medians(ways, rounds)
-    floor = operations * product / (2 * SIDE**3)
+        seconds, *of_products = medians(ways, rounds)
+    floor = operations / max(count / each for count, each in zip(products.values(), of_products, strict=True))
     return CostRow(point.model, point.what, point.value, seconds, floor, operations / 1e9, memory)

@@ -3,8 +3,8 @@
 All get the same weights, random ones with spread statistics of the norms, and the same image. Before anything is timed,
 their outputs are compared: float32 has to agree to 1e-3. The error of bfloat16 is printed.
 
-The floor is the time of the arithmetic alone: the operations of the model over the rate of one large product of
-matrices, measured in the same rounds.
+The floor is the time of the arithmetic alone: the operations of the model over the rate of a large product of
+matrices or of a convolution, whichever is higher, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from regard.benchmarks.timing import medians
+from regard.benchmarks.timing import large_products, medians
 from regard.errors import MachineError, install_command
 from regard.models.build import create
 from regard.models.detr import DETR
@@ -28,7 +28,6 @@ from regard.structures.outputs import DetectionOutput
 if TYPE_CHECKING:
     from rich.table import Table
 
-SIDE = 1024  # of the matrices whose product gives the rate
 # Parts of transformers' names -> ours.
 OURS_OF_THEIRS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^model\.backbone\.model\.embedder\.embedder\.convolution", "backbone.body.conv1"),
@@ -118,12 +117,13 @@ def run(rounds: int = 5, *, size: tuple[int, int] = (800, 1066), compiled: bool 
     with torch.inference_mode():
         expected = theirs(pixel_values=image[None], pixel_mask=mask)
         errors = {name: _compare(name, net([image]), expected) for name, net in nets.items()}
-        matrix = torch.randn(SIDE, SIDE)
         ways: list[Callable[[int], object]] = [lambda _: theirs(pixel_values=image[None], pixel_mask=mask)]
         ways += [_detecting(net, image) for net in nets.values()]
-        seconds = medians([*ways, lambda _: matrix @ matrix], rounds)
-    peer, *ours, product = seconds
-    floor = counter.get_total_flops() * product / (2 * SIDE**3)
+        products = large_products()
+        seconds = medians([*ways, *products], rounds)
+    peer, *ours = seconds[: len(ways)]
+    rate = max(count / each for count, each in zip(products.values(), seconds[len(ways) :], strict=True))
+    floor = counter.get_total_flops() / rate
     rows = [EngineRow("transformers", peer, 1.0)]
     rows += [EngineRow(n, s, peer / s, *errors[n]) for n, s in zip(nets, ours, strict=True)]
     return [*rows, EngineRow(f"the arithmetic, {counter.get_total_flops() / 1e9:.0f} G", floor, peer / floor)]

@@ -35,6 +35,22 @@ class Spread:
     high: float
 
 
+def large_products() -> dict[Callable[[int], object], int]:
+    """Return ways to compute nothing but sums of products in float32, with the number of operations of each.
+
+    A product of matrices, and a convolution with channels last: which one runs nearer to what a core can do differs by
+    the library and the processor. The better rate gives the time of the arithmetic alone.
+    """
+    side, channels, rows, columns = 1024, 256, 64, 64
+    matrix = torch.randn(side, side)
+    maps = torch.randn(1, channels, rows, columns).contiguous(memory_format=torch.channels_last)
+    kernels = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    return {
+        lambda _: matrix @ matrix: 2 * side**3,
+        lambda _: torch.nn.functional.conv2d(maps, kernels, padding=1): 2 * 9 * channels**2 * rows * columns,
+    }
+
+
 def medians(ways: Sequence[Callable[[int], object]], rounds: int) -> list[float]:
     """Return the median seconds of CPU time of each way; see `spreads`."""
     return [spread.median for spread in spreads(ways, rounds)]

@@ -136,7 +136,8 @@ def table(rows: Sequence[VitRow], other: str) -> Table:
 
     result = Table(title="Vision transformers: milliseconds a batch on one core (lower is better)")
     for header in ("model", "", "images", other, "regard", "ratio"):
-        result.add_column(header, justify="left" if header in ("model", "") else "right", no_wrap=True)
+        is_text = header in ("model", "")
+        result.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for row in rows:
         numbers = (f"{row.other:.1f}", f"{row.regard:.1f}", f"{row.ratio:.2f}x")
         result.add_row(row.model, row.what, str(row.batch_size), *numbers)
