@@ -101,7 +101,7 @@ CODES = {
     "C10": "The device, or the precision on it, is not available.",
     "C11": "The output exists already.",
     "C12": "The settings file is not plain YAML, or is too large.",
-    "C13": "The run began with other settings, data or processes.",
+    "C13": "The run, or the shards to join, began with other settings, data or processes.",
     "K01": "There is no such model, run or weights file.",
     "K02": "The folder does not hold what is loaded from it.",
     "K03": "The weights file is empty.",

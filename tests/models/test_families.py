@@ -72,6 +72,9 @@ def test_a_batch_is_its_images_in_float64(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_threads_change_nothing_but_rounding(family):
+    """Of the widths here, two threads divide the sums of five families; the bits of the others are equal, also with
+    images of 128 pixels. Gradients have longer sums: see tests/runs/test_same_numbers.py.
+    """
     net, pixels, before = small_network(family), random_images(family, 2), torch.get_num_threads()
     found = []
     for threads in (1, 2):

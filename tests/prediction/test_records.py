@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from photo_folder import write_photos
+from refusals import refused
+from regard.errors import ConfigError
 from regard.models.build import create
 from regard.prediction import files
 from regard.prediction.files import predict_files
-from regard.prediction.options import LargeJob, PredictionOptions
+from regard.prediction.options import JobOptions, PredictionOptions
 from regard.prediction.records import records_folder
 from run_files import small_detector
 
-ALONE = LargeJob(shard="0/1")
+ALONE = JobOptions(shard="0/1")
 
 
 @pytest.fixture
@@ -28,8 +30,8 @@ def photos(tmp_path: Path) -> list[Path]:
 
 def begun(net, photos, target, *, shard: str | None = "0/1", threshold=0.0, output=None) -> Iterator[str]:
     options = PredictionOptions(threshold=threshold)
-    large = LargeJob(shard=shard)
-    return predict_files(net, photos, json_file=target, options=options, batch_size=1, large=large, output=output)
+    job_options = JobOptions(shard=shard)
+    return predict_files(net, photos, json_file=target, options=options, batch_size=1, job=job_options, output=output)
 
 
 def stopped_after(number: int, *job, **options) -> None:
@@ -85,12 +87,38 @@ def test_records_of_another_job_are_not_used(job, capsys):
     with torch.no_grad():
         other.class_embed.bias.add_(0.1)
     assert names(begun(other, photos, target)) == everything
-    assert "not used: 1 file of" in capsys.readouterr().err
+    assert "not used, and kept: 1 file of" in capsys.readouterr().err
     assert names(begun(net, photos, target, threshold=0.1)) == everything
     assert names(begun(net, photos[:-1], target)) == everything[:-1]
     assert names(begun(*job)) == ["0005", "0006", "0007"]  # still there
     list(begun(*job, shard=None))
-    assert not records_folder(target).exists()
+    assert names(begun(other, photos, target)) == []  # nor did the join delete them
+
+
+def test_a_join_with_another_option_is_refused_and_keeps_the_work(job, capsys):
+    folder = records_folder(job[2])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with refused(ConfigError, folder, "without --shard", f"rm -r {folder}", code="C13"):
+        list(begun(*job, shard=None, threshold=0.1))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert names(begun(*job, shard=None)) == ["0005", "0006", "0007"]
+    assert not folder.exists()
+
+
+def test_records_that_another_process_deletes_meanwhile(job):
+    (record,) = records_folder(job[2]).iterdir()
+    (record.parent / f"{record.name[:16]}-{'0' * 32}.jsonl").symlink_to("deleted")  # listed, and not there
+    assert names(begun(*job)) == ["0005", "0006", "0007"]
+
+
+@pytest.mark.parametrize("are_pictures_there", [True, False])
+def test_a_join_without_output_takes_shards_that_drew(photos, tmp_path, are_pictures_there):
+    job, output = (small_detector(), photos, tmp_path / "found.json"), tmp_path / "drawn"
+    for shard in ("0/2", "1/2"):
+        list(begun(*job, shard=shard, output=output))
+    for picture in output.iterdir() if not are_pictures_there else ():
+        picture.unlink()
+    assert names(begun(*job, shard=None)) == []
 
 
 def test_an_image_whose_picture_is_missing_is_done_again(photos, tmp_path):

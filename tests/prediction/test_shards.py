@@ -13,10 +13,11 @@ from photo_folder import write_photos
 from refusals import refused
 from regard.errors import ConfigError, DataError
 from regard.models.build import create
+from regard.prediction import writers
 from regard.prediction.files import predict_files
-from regard.prediction.options import LargeJob, PredictionOptions
+from regard.prediction.options import JobOptions, PredictionOptions
 from regard.prediction.records import records_folder
-from regard.prediction.shards import Shard, check_large, parse_shard
+from regard.prediction.shards import Shard, check_job_options, parse_shard
 from run_files import small_detector, write_run
 
 EVERYTHING = PredictionOptions(threshold=0.0)
@@ -30,8 +31,10 @@ def photos(tmp_path: Path) -> list[Path]:
 
 def lines_of(net, photos, target, shard=None, **options) -> list[str]:
     """The lines of `predict_files`, one image a batch, so that results are equal to the last bit."""
-    large = LargeJob(shard=shard)
-    return list(predict_files(net, photos, json_file=target, options=EVERYTHING, batch_size=1, large=large, **options))
+    job_options = JobOptions(shard=shard)
+    return list(
+        predict_files(net, photos, json_file=target, options=EVERYTHING, batch_size=1, job=job_options, **options)
+    )
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 10, 13])
@@ -70,6 +73,23 @@ def test_classes_and_segments_are_joined(photos, tmp_path):
         assert plain == joined and len(plain) == (5 if net is panoptic else 1)
 
 
+def test_a_shard_that_begins_while_another_writes_its_first_png_file(photos, tmp_path, monkeypatch):
+    """The other one announces its files, and writes one, just after this one has looked for announced files."""
+    net, target = create("detr_tiny_panoptic").eval(), tmp_path / "found.json"
+    net.card = replace(net.card, panoptic=True)
+    read = writers.png_names
+
+    def read_too_soon(path: Path) -> set[str]:
+        names = read(path)
+        monkeypatch.setattr(writers, "png_names", read)
+        assert len(lines_of(net, photos[:4], target, "0/2")) == 2
+        return names
+
+    monkeypatch.setattr(writers, "png_names", read_too_soon)
+    assert len(lines_of(net, photos[:4], target, "1/2")) == 2
+    assert lines_of(net, photos[:4], target) == [] and len(list((tmp_path / "found").iterdir())) == 4
+
+
 def test_a_shard_without_images_is_no_failure(photos, tmp_path, capsys):
     assert lines_of(small_detector(), photos[:2], tmp_path / "found.json", "2/3") == []
     assert "shard 2/3 is done: 0 of 2 images" in capsys.readouterr().err
@@ -105,16 +125,16 @@ def test_wrong_shards(text, code):
 
 def test_what_processes_cannot_share():
     for files in (["-"], ["camera:0"], [Path("clip.mp4")]):
-        for large in (LargeJob(shard="0/2"), LargeJob(engine="ray")):
+        for job in (JobOptions(shard="0/2"), JobOptions(engine="ray")):
             with refused(ConfigError, files[0], code="C09"):
-                check_large(large, files, None)
-        assert check_large(LargeJob(), files, None) is None
+                check_job_options(job, files, None)
+        assert check_job_options(JobOptions(), files, None) is None
     with refused(ConfigError, "--shard 0/2", code="C09"):
-        check_large(LargeJob(shard="0/2", engine="ray"), [], None)
+        check_job_options(JobOptions(shard="0/2", engine="ray"), [], None)
     with refused(ConfigError, "'dask'", "ray", code="C02"):
-        check_large(LargeJob(engine="dask"), [], None)  # type: ignore[arg-type]
+        check_job_options(JobOptions(engine="dask"), [], None)  # type: ignore[arg-type]
     with refused(ConfigError, "--parquet", code="C09"):
-        check_large(LargeJob(parquet=Path("a.parquet")), [], Path("a.json"))
+        check_job_options(JobOptions(parquet=Path("a.parquet")), [], Path("a.json"))
 
 
 def test_the_command(photos, tmp_path, capsys, monkeypatch):

@@ -77,7 +77,8 @@ def test_the_same_seed_gives_the_same_bits_after_60_steps(family, data, tmp_path
 def test_threads_change_no_more_than_rounding(family, data, exact, tmp_path):
     """They divide sums in another way, which float64 rounds by 1e-16; 20 steps of Adam made that 4e-12 at most.
 
-    In float32 the same share of rounding would decide where gradients are 0 but for it, as of the bias of keys.
+    No family had equal bits. In float32 the same share of rounding would decide where gradients are 0 but for it, as of
+    the bias of keys.
     """
     one, two = exact(family), in_float64(family, data, tmp_path / "two", 2)
     for name, tensor in one.weights.items():

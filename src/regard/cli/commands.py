@@ -19,7 +19,7 @@ from regard.errors import ConfigError, escape
 from regard.evaluation.options import ClassificationEvaluationOptions, DetectionEvaluationOptions
 from regard.explanations.options import ExplanationOptions
 from regard.exporting.options import MAX_DROP, Format
-from regard.prediction.options import LargeJob, PredictionOptions
+from regard.prediction.options import JobOptions, PredictionOptions
 from regard.runs.options import TrainingOptions
 from regard.safe_files import first_free
 
@@ -165,7 +165,7 @@ def predict(
     batch_size: int | None = None,
     device: str = "auto",
     classes: Path | None = None,
-    large: Annotated[LargeJob | None, Parameter(name="*")] = None,
+    job: Annotated[JobOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Predict objects, segments or classes of images, videos and cameras.
 
@@ -194,7 +194,7 @@ def predict(
         options=options,
         batch_size=batch_size,
         device=device,
-        large=large,
+        job=job,
     )
     with closing(lines):
         for line in lines:

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,12 @@ from regard.models.evaluation_mode import evaluation_mode
 from regard.prediction.earlier_results import is_drawn, is_result
 from regard.prediction.job import Image, Order, Work, Written, summary
 from regard.prediction.lanes import in_lanes, lane_count
-from regard.prediction.options import LargeJob, PredictionOptions
+from regard.prediction.options import JobOptions, PredictionOptions
 from regard.prediction.predict import check_model, check_options
 from regard.prediction.progress import progress_bar
 from regard.prediction.ray_engine import predict_on_ray
 from regard.prediction.records import Records, job_of, records_folder
-from regard.prediction.shards import Shard, check_large
+from regard.prediction.shards import Shard, check_job_options
 from regard.prediction.thresholds import makes_segments, threshold_notes
 from regard.prediction.videos import predict_video
 from regard.prediction.writers import Rows, Segments, Table
@@ -40,7 +41,7 @@ def predict_files(
     options: PredictionOptions | None = None,
     batch_size: int | None = None,
     device: str = "auto",
-    large: LargeJob | None = None,
+    job: JobOptions | None = None,
 ) -> Generator[str]:
     """Predict for images and videos; yield a line of text for each image and frame.
 
@@ -57,32 +58,33 @@ def predict_files(
             Segments are in COCO's panoptic format with a folder of PNG files next to the file; their `file_name` is
             relative to the folder that holds all images.
         options: which predictions to keep.
-        large: a shard of the images, a cluster, or a Parquet file instead of `json_file`.
+        job: a shard of the images, a cluster, or a Parquet file instead of `json_file`.
         batch_size: most images of a batch, which have one shape as the model sees them; None for as many as are fast.
 
     Raises:
         ConfigError: an output would replace an image or a file that is no earlier result (C11), is one file for several
-            images, or does not suit them (C09), a number is out of range (C03), or a word is unknown (C02).
+            images, or does not suit them (C09), a number is out of range (C03), a word is unknown (C02), or shards have
+            other options than the command that is to join them (C13).
         DataError: images cannot be read.
         MachineError: a package (av, ray, pyarrow) is not installed, or there is no such camera.
     """
-    options, large = options or PredictionOptions(), large or LargeJob()
+    options, job = options or PredictionOptions(), job or JobOptions()
     check_options(options, batch_size)
     files = list(dict.fromkeys(file for path in paths for file in expand(path)))
     if not files:
         raise ConfigError("no images given", remedy="regard predict CHECKPOINT IMAGE|FOLDER ...", code="C09")
-    shard = check_large(large, files, json_file)
-    target, names = large.parquet or json_file, picture_names(files)
+    shard = check_job_options(job, files, json_file)
+    target, names = job.parquet or json_file, picture_names(files)
     pictures = {} if output is None else _pictures(names, output)
     _check_targets(files, list(pictures.values()), target)
-    net, _ = load_on(model, "cpu" if large.engine == "ray" else device)
+    net, _ = load_on(model, "cpu" if job.engine == "ray" else device)
     check_model(net, options)
-    writer = None if target is None else _writer(target, net, names, options, is_table=large.parquet is not None)
+    writer = None if target is None else _writer(target, net, names, options, is_table=job.parquet is not None)
     for folder in {file.parent: None for file in (*pictures.values(), *([target] if target else []))}:
         make_writable(folder)
     onnx = Path(model) if isinstance(model, (str, Path)) and is_onnx(model) else None
-    sent = onnx if onnx is not None and large.engine == "ray" else net  # a session cannot be sent
-    yield from _run(Order(sent, options, batch_size, pictures, writer), net, onnx, files, large, shard, device)
+    sent = onnx if onnx is not None and job.engine == "ray" else net  # a session cannot be sent
+    yield from _run(Order(sent, options, batch_size, pictures, writer), net, onnx, files, job, shard, device)
 
 
 def _run(
@@ -90,21 +92,24 @@ def _run(
     net: Model,
     onnx: Path | None,
     files: Sequence[str | Path],
-    large: LargeJob,
+    job: JobOptions,
     shard: Shard | None,
     device: str,
 ) -> Iterator[str]:
     """Predict after all checks."""
-    if is_onnx(net) and onnx is None and (shard is not None or large.engine == "ray"):
-        what = "processes share an ONNX file by its name, and this one was loaded already"
-        raise ConfigError(what, where=net.card.name, remedy="leave --classes out: the file holds them", code="C09")
+    if is_onnx(net) and onnx is None and (shard is not None or job.engine == "ray"):
+        what = "--shard and --engine ray need an ONNX file itself, not the model loaded from it"
+        remedy = "leave --classes out: the file holds the classes"
+        raise ConfigError(what, where=net.card.name, remedy=remedy, code="C09")
     images = list(enumerate(file for file in files if not is_video(file)))
     videos = [file for file in files if is_video(file)]
     mine = images if shard is None else [images[number] for number in shard.numbers(len(images))]
-    with closing(Written(order.pictures, order.writer, _records(order, net, onnx, images, large))) as written:
+    with closing(Written(order.pictures, order.writer, _records(order, net, onnx, images, job))) as written:
+        # What is sent to each actor lacks the rows of the records, which fill the writer.
+        sent = replace(order, writer=deepcopy(order.writer)) if job.engine == "ray" else order
         todo = written.left_of(mine)
-        if large.engine == "ray":
-            lines = predict_on_ray(order, todo, written, device)
+        if job.engine == "ray":
+            lines = predict_on_ray(sent, todo, written, device)
         else:
             lines = _here(order, todo, written, videos, first=len(images) + 1)
         yield from _after(threshold_notes(net) if order.options.threshold is None else [], lines)
@@ -179,18 +184,28 @@ def _writer(
     return Segments(path, net, list(names), names)
 
 
-def _records(order: Order, net: Model, onnx: Path | None, images: Sequence[Image], large: LargeJob) -> Records | None:
-    """Return the records of a job; None if this process has the images for itself, and nobody has begun."""
+def _records(order: Order, net: Model, onnx: Path | None, images: Sequence[Image], job: JobOptions) -> Records | None:
+    """Return the records of a job; None if this process has the images for itself, and nobody has begun.
+
+    Raises:
+        ConfigError: this process is to join shards, and all records are of other jobs (C13).
+    """
     if order.writer is None:
         return None
     target = order.writer.path
-    if large.shard is None and large.engine == "local" and not records_folder(target).is_dir():
+    is_alone = job.shard is None and job.engine == "local"
+    if is_alone and not records_folder(target).is_dir():
         return None
     records = Records(target, job_of(net, onnx, order.options, [file for _, file in images]))
-    others = records.of_other_jobs()
+    ours, others = records.of_jobs()
+    other = "of other weights, options or images, or of another version"
+    if is_alone and others and not ours:
+        what = f"nothing to join: {counted(others, 'file has', 'files have')} records {other}"
+        folder = shlex.quote(str(records.folder))
+        remedy = f"repeat the command of the shards without --shard, or discard their work: rm -r {folder}"
+        raise ConfigError(what, where=records.folder, remedy=remedy, code="C13")
     if others:
-        what = "of other weights, options or images, or of another version"
-        _tell(f"not used: {counted(others, 'file')} of {records.folder} {what}")
+        _tell(f"not used, and kept: {counted(others, 'file')} of {records.folder} {other}")
     return records
 
 
@@ -225,7 +240,7 @@ def _pictures(names: Mapping[str | Path, str], output: Path) -> dict[str | Path,
         return {file: first_free(path) if camera_number(file) is not None else path for file, path in files.items()}
     if suffix in (".json", ".parquet"):
         what = "a folder for pictures, and this is the name of a file"
-        remedy = f"write results with -{suffix.replace('.', '-')} {shlex.quote(str(output))}"
+        remedy = f"write results with --{suffix[1:]} {shlex.quote(str(output))}"
         raise ConfigError(what, where=output, remedy=remedy, code="C09")
     if len(names) > 1:
         what = f"the name of one file for {len(names)} images"

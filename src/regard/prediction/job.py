@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -105,7 +105,12 @@ class Written:
         """Take what the records hold of these images; return the others."""
         writer, found = self.writer, {}
         if writer is not None and self.records is not None:
-            found = {number: Encoded(rows) for number, rows in self.records.read(images, self.pictures).items()}
+
+            def files_of(file: str | Path, rows: list[dict[str, Any]]) -> list[Path]:
+                drawn = [self.pictures[file]] if file in self.pictures else []
+                return [*drawn, *writer.files_of(Encoded(rows))]
+
+            found = {number: Encoded(rows) for number, rows in self.records.read(images, files_of).items()}
             for number, encoded in found.items():
                 writer.add(number + 1, encoded)
         if found:

@@ -38,8 +38,8 @@ class PredictionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LargeJob:
-    """Who shares the images of a large job, and in which form results are stored.
+class JobOptions:
+    """How a job is done: who shares its images, and which kind of file its results are stored in.
 
     Args:
         shard: I/N, counted from 0: this process takes every N-th image of the list, from image I on; 0/8 to 7/8 for a

@@ -39,10 +39,10 @@ def predict_on_ray(order: Order, todo: Sequence[Image], written: Written, device
     """Predict for images on the cluster; yield a line for each, in the order in which they come.
 
     Args:
-        device: `cpu`, `cuda`, or `auto` for GPUs if the cluster has any.
+        device: `cpu`, `cuda`, or `auto` for GPUs if the cluster has any and the model is no ONNX file.
 
     Raises:
-        MachineError: Ray is not installed, cannot start or lost images; the cluster has no GPU (C10).
+        MachineError: Ray is not installed, cannot start, gave up or lost images; the cluster has no GPU (C10).
         ConfigError: a device that is none of the three (C09).
     """
     if device not in ("auto", "cpu", "cuda"):
@@ -51,8 +51,10 @@ def predict_on_ray(order: Order, todo: Sequence[Image], written: Written, device
     if not todo:
         return
     files, missing = dict(todo), {number for number, _ in todo}
-    with _cluster() as ray, progress_bar(len(todo)) as advance, _plain_errors(ray):
-        for row in _rows(ray, order, todo, device):
+    again = "it goes on" if written.records is not None else "with --json or --parquet it would go on after failures"
+    again = f"repeat the command: {again}"
+    with _cluster() as ray, progress_bar(len(todo)) as advance:
+        for row in _rows(ray, order, todo, device, again):
             number = row["number"]
             if number == FAILED:
                 raise _error_of(row["error"])
@@ -62,31 +64,33 @@ def predict_on_ray(order: Order, todo: Sequence[Image], written: Written, device
                 yield from written.add((number, files[number]), _unpacked(row))
     if missing:
         what = f"Ray lost {counted(len(missing), 'image', of=len(todo))}"
-        raise MachineError(what, remedy="repeat the command: it goes on")
+        raise MachineError(what, remedy=again)
 
 
-def _rows(ray: Any, order: Order, todo: Sequence[Image], device: str) -> Iterator[dict[str, Any]]:
-    """Yield a row for each image, as the actors give it."""
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    if device == "cuda" and not gpus:
-        raise MachineError("the Ray cluster has no GPU", where="device=cuda", remedy="--device cpu", code="C10")
-    on_gpus = gpus > 0 and device != "cpu"
-    images = [{"number": number, "file": str(file)} for number, file in todo]
-    blocks = -(-len(images) // MAX_IMAGES)
-    actors = max(1, min(gpus if on_gpus else cpus, blocks))
-    sent = ray.put(order)  # held here, for actors that start again
-    results = ray.data.from_items(images, override_num_blocks=blocks).map_batches(
-        _Actor,
-        fn_constructor_args=(sent, "cuda" if on_gpus else "cpu", str(Path.cwd())),
-        batch_size=None,  # a block
-        batch_format="pyarrow",  # arrays of numpy would cut off zeros at the end of bytes
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
-        num_cpus=1,
-        num_gpus=1 if on_gpus else None,
-    )
-    for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from table.to_pylist()
+def _rows(ray: Any, order: Order, todo: Sequence[Image], device: str, again: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for each image, as the actors give it. again: the remedy if Ray gives up."""
+    with _plain_errors(again):
+        resources = ray.cluster_resources()
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        if device == "cuda" and not gpus:
+            raise MachineError("the Ray cluster has no GPU", where="device=cuda", remedy="--device cpu", code="C10")
+        is_onnx_file = isinstance(order.model, Path)  # it runs on CPUs alone
+        on_gpus = gpus > 0 and (device == "cuda" or (device == "auto" and not is_onnx_file))
+        images = [{"number": number, "file": str(file)} for number, file in todo]
+        blocks = -(-len(images) // MAX_IMAGES)
+        actors = max(1, min(gpus if on_gpus else cpus, blocks))
+        sent = ray.put(order)  # held here, for actors that start again
+        results = ray.data.from_items(images, override_num_blocks=blocks).map_batches(
+            _Actor,
+            fn_constructor_args=(sent, "cuda" if on_gpus else "cpu", str(Path.cwd())),
+            batch_size=MAX_IMAGES if on_gpus else None,  # a block; Ray asks for a number where there are GPUs
+            batch_format="pyarrow",  # arrays of numpy would cut off zeros at the end of bytes
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+            num_cpus=None if on_gpus else 1,  # Ray wants one of both
+            num_gpus=1 if on_gpus else None,
+        )
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from table.to_pylist()
 
 
 class _Actor:
@@ -203,13 +207,15 @@ def _check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _plain_errors(ray: Any) -> Iterator[None]:
-    """Tell in one line that Ray gave up."""
+def _plain_errors(again: str) -> Iterator[None]:
+    """Tell in one line that Ray gave up: Ray Data also raises errors of Python, such as ValueError."""
     try:
         yield
-    except ray.exceptions.RayError as error:
-        what = f"Ray gave up: {type(error).__name__}"
-        raise MachineError(what, remedy="see: ray status; then repeat the command: it goes on") from error
+    except RegardError:
+        raise
+    except Exception as error:
+        what = f"Ray gave up: {type(error).__name__}: {cause(error)}"
+        raise MachineError(what, remedy=f"see: ray status; then {again}") from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -63,16 +63,19 @@ class Records:
         self.file: TextIO | None = None
 
     def read(
-        self, images: Sequence[tuple[int, str | Path]], pictures: Mapping[str | Path, Path]
+        self,
+        images: Sequence[tuple[int, str | Path]],
+        files_of: Callable[[str | Path, list[dict[str, Any]]], list[Path]],
     ) -> dict[int, list[dict[str, Any]]]:
         """Return the rows of the images that are done, by the numbers of the images.
 
-        An image is not done if it changed since, or if its picture or another file that was written for it is missing
-        or was written again, by a job with other options.
+        An image is not done if it changed since, or if a file that belongs to it is missing or was written again, by a
+        job with other options.
 
         Args:
             images: numbers and files.
-            pictures: the file for each drawn image.
+            files_of: gives the files that belong to an image and its rows, such as its picture. Others that were
+                written for it do not count: who joins shards need not draw what they drew.
         """
         files = dict(images)
         done: dict[int, list[dict[str, Any]]] = {}
@@ -82,15 +85,14 @@ class Records:
                 file = files.get(number)
                 if file is None or number in done or record["of"] != _state(file):
                     continue
-                picture = pictures.get(file)
-                is_drawn = picture is None or str(picture) in written
-                if is_drawn and all(_state(Path(name)) == state for name, state in written.items()):
+                if all(written.get(str(path)) == _state(path) for path in files_of(file, record["rows"])):
                     done[number] = record["rows"]
         return done
 
-    def of_other_jobs(self) -> int:
-        """Return how many files are records of other jobs."""
-        return sum(self._job_of(path) != self.job for path in self._paths())
+    def of_jobs(self) -> tuple[int, int]:
+        """Return how many files are records of this job, and how many of others."""
+        ours = [self._job_of(path) == self.job for path in self._paths()]
+        return sum(ours), len(ours) - sum(ours)
 
     def add(self, number: int, file: str | Path, written: Iterable[Path], rows: Sequence[dict[str, Any]]) -> None:
         """Record an image. written: the files that were written for it, such as its picture."""
@@ -108,10 +110,11 @@ class Records:
             self.file.close()
 
     def remove(self) -> None:
-        """Delete all records; files of others stay."""
+        """Delete the records of this job; those of other jobs, and other files, stay."""
         self.close()
         for path in self._paths():
-            path.unlink(missing_ok=True)
+            if self._job_of(path) == self.job:
+                path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -133,6 +136,9 @@ def _state(file: str | Path) -> list[int]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines():
+    lines: list[bytes] = []
+    with suppress(FileNotFoundError):  # another process has joined the job
+        lines = path.read_bytes().splitlines()
+    for line in lines:
         with suppress(ValueError):  # cut off when its process was killed
             yield json.loads(line)

@@ -9,7 +9,7 @@ from typing import NamedTuple, get_args, get_type_hints
 
 from regard.data.sources import STDIN, is_video
 from regard.errors import ConfigError, unknown_name
-from regard.prediction.options import LargeJob
+from regard.prediction.options import JobOptions
 
 
 class Shard(NamedTuple):
@@ -45,8 +45,8 @@ def parse_shard(text: str) -> Shard:
     return shard
 
 
-def check_large(large: LargeJob, files: Sequence[str | Path], json_file: Path | None) -> Shard | None:
-    """Check how a large job is to be done; return the shard of this process, or None if it has all images.
+def check_job_options(job: JobOptions, files: Sequence[str | Path], json_file: Path | None) -> Shard | None:
+    """Check how a job is to be done; return the shard of this process, or None if it has all images.
 
     Args:
         files: all images and videos.
@@ -56,18 +56,18 @@ def check_large(large: LargeJob, files: Sequence[str | Path], json_file: Path | 
         ConfigError: options that contradict each other, or what several processes cannot share (C09); a word is unknown
             (C02); the shard is wrong (C02, C03).
     """
-    engines = get_args(get_type_hints(LargeJob)["engine"])
-    if large.engine not in engines:
-        raise unknown_name("value of engine", str(large.engine), engines, code="C02")
-    if large.parquet is not None and json_file is not None:
+    engines = get_args(get_type_hints(JobOptions)["engine"])
+    if job.engine not in engines:
+        raise unknown_name("value of engine", str(job.engine), engines, code="C02")
+    if job.parquet is not None and json_file is not None:
         remedy = "leave one out; another command may write the other"
         raise ConfigError("--json and --parquet: results have one form", remedy=remedy, code="C09")
-    if large.engine == "ray" and large.shard is not None:
+    if job.engine == "ray" and job.shard is not None:
         what = "--engine ray divides the images among its machines by itself"
-        raise ConfigError(what, remedy=f"leave out --shard {large.shard}", code="C09")
-    shard = None if large.shard is None else parse_shard(large.shard)
+        raise ConfigError(what, remedy=f"leave out --shard {job.shard}", code="C09")
+    shard = None if job.shard is None else parse_shard(job.shard)
     alone = next((file for file in files if file == STDIN or is_video(file)), None)
-    if alone is not None and (shard is not None or large.engine == "ray"):
+    if alone is not None and (shard is not None or job.engine == "ray"):
         what = "images of several processes are files or addresses, and this is neither"
         raise ConfigError(what, where=alone, remedy="predict for it alone", code="C09")
     return shard

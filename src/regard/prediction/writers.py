@@ -103,13 +103,15 @@ class Segments:
         self.writer = PanopticWriter(path, DESCRIPTION, categories=net.card.categories)
         local = [file.parent.resolve() for file in files if isinstance(file, Path)]
         self.root = Path(os.path.commonpath(local)) if local else None
+        folder = self.writer.folder
+        # First: if another shard writes a file meanwhile, the names that are read next have it.
+        has_files = is_used(folder)
         self.earlier = png_names(path)
         self.png_of = {file: f"{Path(name).stem}.png" for file, name in names.items()}
         self.planned = set(self.png_of.values())
         self.is_announced = False
-        folder = self.writer.folder
         new = self.planned - self.earlier
-        if is_used(folder) and (not path.exists() or any((folder / name).exists() for name in new)):
+        if has_files and (not path.exists() or any((folder / name).exists() for name in new)):
             what = "the folder for the PNG files holds other files"
             remedy = "name another file, or move them away"
             raise ConfigError(what, where=folder, remedy=remedy, code="C11")
