@@ -130,7 +130,7 @@ def test_commands_are_understood_and_can_be_pasted(page):
     text = page.read_text()
     for words in regard_commands(text):
         app.parse_args(words, exit_on_error=False, print_error=False)
-    starts = r"(OMP_NUM_THREADS=1 )?(uv (run|add|sync) |pip install )"
+    starts = r"(OMP_NUM_THREADS=1 )?(uv (run|add|sync|pip install) |pip install )"
     assert not [line for line in console_lines(text) if not re.match(starts, line)]
 
 
