@@ -268,7 +268,8 @@ def test_sigterm_under_load_loses_no_accepted_request(run, tmp_path):
 
     async def load(served: Process):
         sending = asyncio.create_task(send_all(served.port, images, 64, PATH, keep=False))
-        await asyncio.sleep(4)
+        while len(logged(served, 200)) < 40:
+            await asyncio.sleep(0.05)
         served.process.send_signal(signal.SIGTERM)
         return await sending
 
