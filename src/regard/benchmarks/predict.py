@@ -126,7 +126,7 @@ def table(rows: Sequence[PredictRow]) -> Table:
         "model", "images", "found in each", "model alone, images/s", "with --json", "by CPU", "with --output", "by CPU",
     )  # fmt: skip
     for header in headers:
-        found.add_column(header, justify="left" if header == "model" else "right")
+        found.add_column(header, justify="left" if header == "model" else "right", overflow="fold")
     for row in rows:
         cells = []
         for share in (row.json, row.pictures):
