@@ -87,8 +87,9 @@ def table(rows: Sequence[CostRow]) -> Table:
     from rich.table import Table
 
     found = Table(title="Cost of a batch on one core", title_justify="left")
-    for name in ("model", "", "", "G", "seconds", "floor", "of the floor", "MiB"):
-        found.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    for name in ("model", "", "", "G", "seconds", "floor", "ratio", "MiB"):
+        is_text = name == "model"
+        found.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for row in rows:
         numbers = f"{row.seconds:.3f}", f"{row.floor:.3f}", f"{row.seconds / row.floor:.2f}x", f"{row.memory:.0f}"
         found.add_row(row.model, row.what, str(row.value), f"{row.gigaflops:.1f}", *numbers)

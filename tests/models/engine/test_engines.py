@@ -224,7 +224,8 @@ def test_engine_of_follows_the_weights() -> None:
     assert engine_of(model) is not first
 
 
-def test_models_whose_own_code_must_run_are_left() -> None:
+def test_models_whose_own_code_must_run_are_left(monkeypatch) -> None:
+    monkeypatch.setattr(engines, "products_are_slow", lambda: False)
     transformer = random_model("deit_nano_patch4_32")
     for model in (transformer, merge_tokens(transformer, 2)):
         assert engine_of(model) is model

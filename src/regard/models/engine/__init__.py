@@ -6,9 +6,10 @@ a CPU (docs/results/speed.md), and what gained nothing was left out:
 
 * batch norms, which are constants in evaluation, are folded into the convolutions before them (`convolutions.py`);
 * activations and residual sums are done by the kernel of the convolution, with channels last in memory;
-* of a DETR, only the last decoder layer gets classes and, unless the next layer needs them, boxes.
+* of a DETR, only the last decoder layer gets classes and, unless the next layer needs them, boxes;
+* linear layers are computed by oneDNN on processors on which torch's matrix products are slow (`linear.py`).
 
-Vision transformers have nothing of this and run at the speed of their matrix products: their engine is a copy.
+Vision transformers run at the speed of their matrix products: where those are fast, their engine is a copy.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from regard.models.build import Detector, Model
 from regard.models.detr import DETR
 from regard.models.detr_demo import DETRDemo
 from regard.models.engine.convolutions import fuse_convolutions
+from regard.models.engine.linear import products_are_slow, replace_linear_layers
 from regard.models.exported import ExportedNetwork
 from regard.models.retinanet import RetinaNet
 from regard.models.vit import VisionTransformer
@@ -82,6 +83,8 @@ def optimize(model: Net, *, dtype: torch.dtype = torch.float32, compile: bool = 
     fuse_convolutions(engine)
     if dtype == torch.bfloat16:
         engine = _in_half(engine)
+    if products_are_slow():
+        replace_linear_layers(engine)
     if isinstance(engine, DETR):
         engine.auxiliary_outputs = False
     if compile:
@@ -98,12 +101,13 @@ def engine_of(model: Net) -> Net:
     """Return the engine of a model that is only used here: made once, and anew when the model's weights change.
 
     The model itself is returned where its own code has to run, under autocast, with hooks and if its class is not ours;
-    and where an engine is no faster, without convolutions to fuse as in vision transformers, or was not measured, on
-    other devices than CPUs.
+    and where an engine is no faster, as of vision transformers on processors whose matrix products are fast, or was not
+    measured, on other devices than CPUs.
     """
     if isinstance(model, Optimized) or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return model
-    if type(model) not in _FASTER or next(model.parameters()).device.type != "cpu" or _is_hooked(model):
+    is_faster = type(model) in _FASTER or (isinstance(model, VisionTransformer) and products_are_slow())
+    if not is_faster or next(model.parameters()).device.type != "cpu" or _is_hooked(model):
         return model
     state = _fingerprint(model)
     known = _engines.get(model)
