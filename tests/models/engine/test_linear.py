@@ -89,3 +89,14 @@ def test_a_vision_transformer_has_an_engine_where_it_is_faster(monkeypatch, slow
     monkeypatch.setattr(engines, "products_are_slow", lambda: slow)
     net = small_transformer().eval()
     assert (engine_of(net) is not net) == slow
+
+
+def test_compiled_code_calls_the_layer_as_one_piece():
+    """With the default backend, whose code for oneDNN's product wants weights that are constants."""
+    torch.manual_seed(0)
+    net = nn.Sequential(OneDNNLinear(nn.Linear(6, 8)), nn.ReLU(), OneDNNLinear(nn.Linear(8, 3, bias=False)))
+    compiled = torch.compile(net)
+    with torch.no_grad():
+        for shape in ((5, 6), (2, 3, 6)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(compiled(x), net(x), rtol=1e-5, atol=1e-6)

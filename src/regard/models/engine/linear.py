@@ -27,7 +27,20 @@ class OneDNNLinear(nn.Linear):
         weight = self.weight
         if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not x.numel():
             return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+        if torch.compiler.is_compiling():
+            return _whole_linear(x, weight, self.bias)
+        return _linear(x, weight, self.bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# As one piece for torch.compile, which takes oneDNN's product apart and fails unless weights are constants.
+_whole_linear = torch.library.custom_op(
+    "regard::onednn_linear", _linear, mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+)
+_whole_linear.register_fake(lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]))
 
 
 def replace_linear_layers(module: nn.Module) -> None:
