@@ -18,7 +18,9 @@ from regard.config import (
     to_mapping,
 )
 from regard.errors import ConfigError
+from regard.models.configs.vit import ViTConfig
 from regard.recipes import recipe_for, recipe_from_file
+from regard.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,3 +237,13 @@ def test_overrides_as_a_mapping():
     for odd in ("lr=1", [("lr", 1)]):
         with refused(ConfigError, "overrides=", '{"lr": 0.001}', code="C01"):
             as_words(odd)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**400, "9" * 400, 1e300])
+def test_whole_numbers_that_no_float_holds(value):
+    with refused(ConfigError, "image_size", "at most 2^63 - 1", code="C03"):
+        apply_mapping(ViTConfig(), {"image_size": value})
+
+
+def test_the_largest_whole_number():
+    assert apply_mapping(TrainingConfig(), {"seed": 2**63 - 1}).seed == 2**63 - 1

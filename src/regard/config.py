@@ -21,6 +21,7 @@ import yaml
 from regard.errors import ConfigError, unknown_name
 
 T = TypeVar("T")
+MAX_WHOLE = 2**63 - 1  # of a setting: that of 64 bits
 MAX_BYTES = 1_000_000  # bytes of YAML
 MAX_ENTRIES = 10_000  # of a folder, among which a missing name is looked for
 MAX_NODES = 10_000  # values of YAML, aliases counted as often as they are used
@@ -250,6 +251,8 @@ def _convert(value: Any, kind: Any, path: str, where: str | None) -> Any:
             raise unknown_name(f"value of {path}", str(value), [str(a) for a in arguments], where=where, code="C02")
         return value
     converted = _to_number(value, kind) if kind in (int, float, bool) else value
+    if isinstance(converted, int) and abs(converted) > MAX_WHOLE:  # arithmetic with floats would fail
+        raise ConfigError(f"{path}={value!r:.40}, expected at most 2^63 - 1", where=where, code="C03")
     if kind is Any or isinstance(converted, kind):
         return converted
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
