@@ -56,9 +56,10 @@ def reflect_border(x: Tensor, border: int) -> Tensor:
 
 def _reflected(length: int, border: int, device: torch.device) -> Tensor:
     """Which cell of a side of `length` stands at -border .. length + border - 1."""
-    period = torch.sym_max(2 * length - 2, 1)  # there and back; one cell reflects to itself
+    # There and back; one cell reflects to itself. A tensor, as ONNX has no remainder by a size that varies.
+    period = torch.full((), torch.sym_max(2 * length - 2, 1), device=device)
     places = torch.arange(-border, length + border, device=device).remainder(period)
-    return places.minimum(places.neg().add(period)) % length
+    return places.minimum(period - places).remainder(torch.full((), length, device=device))
 
 
 def cells_inside(height: int, width: int, kernel_size: int, device: torch.device | None = None) -> Tensor:
