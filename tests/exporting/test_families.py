@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +18,8 @@ from regard.weights.onnx_file import open_onnx
 from small_families import FAMILIES, small_network
 
 # Of a number, or of 1 where it is smaller. torch.export runs the same kernels; ONNX Runtime has others, which sum in
-# another order, and boxes of DETRs are sigmoids of sums that grow with the depth.
+# another order, and boxes of DETRs are sigmoids of sums that grow with the depth. To that comes three times the error
+# of the network itself against float64: random networks with batch norms keep few of their digits.
 EXPORTED, ONNX = {"logits": 1e-6, "boxes": 1e-6, "masks": 1e-5}, {"logits": 1e-5, "boxes": 1e-4, "masks": 1e-4}
 QUICK = ("resnet", "vit")
 
@@ -32,16 +36,21 @@ def test_outputs_are_those_of_the_network(family, tmp_path):
     write_onnx(program, graph, tmp_path / "net.onnx", metadata_of(net))
     files = {"torch": reopen(tmp_path / "net.pt2", "torch", net, graph), "onnx": open_onnx(tmp_path / "net.onnx")}
     worst: dict[str, float] = {}
+    precise = copy.deepcopy(net).double()
     for batch in batches(net):
         with torch.no_grad():
             expected = outputs_of(net, batch)
+            exact = outputs_of(precise, replace(batch, pixels=batch.pixels.double()))
             for kind, file in files.items():
                 for name, value in outputs_of(file, batch).items():
-                    far = ((value - expected[name]).abs() / expected[name].abs().clamp(min=1)).max().item()
+                    size = expected[name].abs().clamp(min=1)
+                    own = ((expected[name] - exact[name]).abs() / size).max().item()
+                    far = ((value - expected[name]).abs() / size).max().item() - 3 * own
                     worst[f"{kind} {name}"] = max(worst.get(f"{kind} {name}", 0.0), far)
             assert inputs_of(net, batch).keys() == graph.inputs.keys()
             best = expected["logits"].topk(2, dim=-1)
-            sure = best.values[..., 0] - best.values[..., 1] > 2e-5  # thousands of anchors have ties
+            error = (expected["logits"] - exact["logits"]).abs().max()
+            sure = best.values[..., 0] - best.values[..., 1] > 2e-5 + 8 * error  # thousands of anchors have ties
             found = outputs_of(files["onnx"], batch)["logits"].argmax(-1)
             assert sure.any() and torch.equal(found[sure], best.indices[..., 0][sure])
     print(family, worst)
