@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") or item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.fixture
+def remote_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests of data at addresses: a cache of its own, an empty memory, and short waits."""
+    import fsspec
+
+    from regard.data import remote
+
+    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    yield
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
 
 
 # Reasons for which a test may be skipped in CI. Anything else means that a peer or data to compare with is missing.

@@ -263,7 +263,14 @@ def test_exit_codes(capsys, monkeypatch):
     raised.append(Stopped(2, 7, Path("my runs/a")))
     stopped = run(capsys, "data", "check", ".")
     assert stopped.code == 130 and stopped.err.splitlines()[0] == "stopped at step 7, continue with:"
-    assert stopped.err.splitlines()[1].endswith("regard train --output 'my runs/a' --resume")
+    assert stopped.err.splitlines()[1] == "regard train --output 'my runs/a' --resume"
+    raised.append(Stopped(2, 7, Path("a"), processes=4))
+    again = "torchrun --nproc-per-node 4 -m regard train --output a --resume"
+    assert run(capsys, "data", "check", ".").err.splitlines()[1] == again
+    monkeypatch.setenv("UV", "/bin/uv")
+    raised.append(Stopped(2, 7, Path("a"), processes=4))
+    assert run(capsys, "data", "check", ".").err.splitlines()[1] == f"uv run {again}"
+    monkeypatch.delenv("UV")
     raised.append(ZeroDivisionError("oops"))
     run(capsys, "data", "check", ".").refused(1, None, "ZeroDivisionError: oops", "please report")
     with pytest.raises(ZeroDivisionError):

@@ -229,10 +229,12 @@ class Stopped(RegardError):
         number: of the signal.
         step: optimizer steps done.
         run: the run's folder.
+        processes: how many train together; another number would have other batches.
     """
 
-    def __init__(self, number: int, step: int, run: Path) -> None:
-        remedy = f"regard train --output {shlex.quote(str(run))} --resume"
+    def __init__(self, number: int, step: int, run: Path, processes: int = 1) -> None:
+        launcher = "" if processes == 1 else f"torchrun --nproc-per-node {processes} -m "
+        remedy = f"{launcher}regard train --output {shlex.quote(str(run))} --resume"
         super().__init__(f"stopped at step {step}, continue with:", remedy=remedy)
         self.exit_code = 128 + number
 

@@ -33,17 +33,8 @@ from regard.training.distributed import Processes
 
 CPU = torch.device("cpu")
 FOLDER = "Bilder für alle"  # with a space and a letter beyond ASCII
+pytestmark = pytest.mark.usefixtures("remote_folders")
 forks = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch) -> Iterator[None]:
-    """A cache of its own, an empty memory, and short waits."""
-    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
-    yield
-    fsspec.filesystem("memory").store.clear()
-    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

@@ -20,14 +20,13 @@ from class_data import write_shard
 from color_data import COLORS, color_image
 from file_server import FileServer, serving
 from refusals import refused
-from regard.data import remote
 from regard.errors import ConfigError, MachineError, Stopped
 from regard.runs.classification_task import ClassificationTask
 from regard.runs.run import Run
 from regard.training.checkpoints import newest_checkpoint, read_checkpoint
 
 pytestmark = [
-    pytest.mark.usefixtures("blank_charts"),
+    pytest.mark.usefixtures("blank_charts", "remote_folders"),
     pytest.mark.skipif(sys.platform != "linux", reason="forks processes that load images"),
 ]
 
@@ -36,14 +35,6 @@ SMALL = (
     "batch_size=4", "model.layers=[1,1,1]", "model.widths=[4,4,4]", "evaluate_every=1", "device=cpu",
     "augmentation=cifar", "lr=0.02", "warmup_steps=0", "epochs=2",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch) -> Iterator[None]:
-    monkeypatch.setenv("REGARD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
-    yield
-    fsspec.filesystem("memory").store.clear()
 
 
 def colors(numbers: range) -> dict[str, bytes]:

@@ -44,7 +44,6 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # head and body of an answer are sent one after the other
     server: FileServer
-    extensions_map = {"": "application/octet-stream"}  # noqa: RUF012
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -70,13 +70,15 @@ SIDES = {"wide_resnet": 16}  # it attends to every pixel
 DETECTORS = ("detr", "detr_anchors", "panoptic", "retinanet")
 
 
-def small_network(family: str) -> Model:
-    """A network in evaluation, with random weights, and norms that have the statistics of random images.
-
-    Fresh norms and boxes would hide differences behind zeros.
-    """
+def random_network(family: str) -> Model:
+    """A network in evaluation, with random weights and statistics; its numbers stay small for images of any size."""
     torch.manual_seed(0)
-    net = randomized(build(FAMILIES[family], family, sizes=(SIDE, SIDE) if family in DETECTORS else None))
+    return randomized(build(FAMILIES[family], family, sizes=(SIDE, SIDE) if family in DETECTORS else None))
+
+
+def small_network(family: str) -> Model:
+    """A `random_network` whose norms have the statistics of random images of the size that the family takes."""
+    net = random_network(family)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train().momentum = 1.0

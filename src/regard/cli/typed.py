@@ -10,14 +10,15 @@ from regard.errors import RegardError, Stopped
 
 
 def as_typed(text: str) -> str:
-    """Return text with each `regard COMMAND` as `uv run regard COMMAND` if `uv run` started this process.
+    """Return text with `uv run` before each `regard COMMAND`, or its `torchrun`, if `uv run` started this process.
 
     uv sets `UV` in the environment; the shell that called it does not know the name `regard`.
     """
     if "UV" not in os.environ:
         return text
     names = "|".join(name for name in app if not name.startswith("-"))
-    return re.sub(rf"(?<!uv run )\bregard (?=(?:{names})\b)", "uv run regard ", text)
+    launcher = r"((?:torchrun [^;]*?-m )?)"
+    return re.sub(rf"(?<!uv run )\b{launcher}regard (?=(?:{names})\b)", r"uv run \1regard ", text)
 
 
 def error_line(error: RegardError) -> str:

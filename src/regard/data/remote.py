@@ -26,7 +26,8 @@ ATTEMPTS = 6  # of a read that fails
 FIRST_WAIT = 0.5  # seconds before the second attempt; each wait is twice as long as the one before: 15.5 in all
 BLOCK = 1 << 20  # bytes of a read while the members of a tar file are listed
 _OLDEST = (2025, 10)  # version of fsspec: forked processes hang with older ones, which torch may have installed
-_HOPELESS = (PermissionError, IsADirectoryError, NotImplementedError)
+# Errors that another attempt would meet again: no right, a folder, and what a filesystem cannot do.
+_PERMANENT = (PermissionError, IsADirectoryError, NotImplementedError)
 _NO_NETWORK = ("file", "local", "memory")
 # What filesystems tell of a file that changes when it is written, in small letters.
 _STAMPS = (
@@ -256,7 +257,7 @@ def _patiently(look: Callable[[], Result], where: str, lasting: tuple[type[Excep
         except lasting:
             raise
         except Exception as error:  # filesystems share no class of errors
-            if attempt == ATTEMPTS or isinstance(error, _HOPELESS):
+            if attempt == ATTEMPTS or isinstance(error, _PERMANENT):
                 tries = f" in {attempt} attempts" if attempt > 1 else ""
                 why = "no such file" if _is_missing(error) else cause(error.__cause__ or error)
                 remedy = "check the address, the network and the right to read it, then resume or run again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,8 @@ _KEY, _OURS = b"regard", b"predict"  # in the metadata of our files
 
 def check_pyarrow() -> None:
     """Raise MachineError if Parquet files cannot be written, because the package pyarrow is missing."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise MachineError("Parquet needs the package pyarrow", remedy=install_command("pyarrow")) from error
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MachineError("Parquet needs the package pyarrow", remedy=install_command("pyarrow"))
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], *, classes: bool) -> None:

@@ -240,7 +240,7 @@ class Trainer:
                     self._save()
                 if stop:
                     self.processes.barrier()  # torchrun ends all processes as soon as one exits with an error
-                    raise Stopped(self._asked, self.progress.step, self.run)
+                    raise Stopped(self._asked, self.progress.step, self.run, self.processes.world_size)
         return self.progress
 
     def _step(self, batches: Iterator[Any], share: float) -> dict[str, Tensor]:
@@ -393,7 +393,7 @@ class Trainer:
             return self._evaluate_if_due(share)
         except Interrupted as interrupted:
             self._save()
-            raise Stopped(interrupted.number, self.progress.step, self.run) from None
+            raise Stopped(interrupted.number, self.progress.step, self.run, self.processes.world_size) from None
 
     def _evaluate_if_due(self, share: float) -> bool:
         """Evaluate every `evaluate_every` epochs and at the end, once per step; return whether this was done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import pickle
 import tarfile
@@ -163,6 +164,30 @@ def test_a_cut_plain_shard_is_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:700])
     with refused(DataError, path):
         open_classification(root)
+
+
+@pytest.mark.parametrize(("twice", "refuses"), [("1.png", True), ("1.cls", True), ("notes.json", False)])
+def test_a_name_twice_in_a_shard(tmp_path, twice, refuses):
+    """Each image would get the class that stands last; what is not read may be there as often as it likes."""
+    content = {"1.png": png(1), "1.cls": b"cat", "2.png": png(2), "2.cls": b"dog", "notes.json": b"{}"}
+    path = write_shard(tmp_path / "train.tar", content)
+    with tarfile.open(path, "a") as file:
+        member = tarfile.TarInfo(f"./{twice}")
+        member.size = len(content[twice])
+        file.addfile(member, io.BytesIO(content[twice]))
+    if refuses:
+        with refused(DataError, f"train.tar:{twice}", "two files", "each name once", code="A48"):
+            open_classification(tmp_path)
+    else:
+        assert len(open_classification(tmp_path)) == 2
+
+
+def test_the_same_name_in_two_shards(tmp_path):
+    """Shards have their own names, as those that other programs write count from 0 in each."""
+    for number, label in enumerate((b"cat", b"dog")):
+        write_shard(tmp_path / f"train-{number}.tar", {"1.png": png(number), "1.cls": label})
+    data = open_classification(tmp_path)
+    assert [data.categories[label].name for label in data.labels] == ["cat", "dog"]
 
 
 def test_an_unreadable_image_names_shard_and_member(tmp_path):

@@ -36,7 +36,7 @@ from regard.data.splits import Split, find_splits
 from regard.errors import DataError, ImageError, MachineError
 from regard.safe_files import atomic_file, replace_text
 
-VERSION = 2  # part of the cache key: raise it when the content of an index changes
+VERSION = 3  # part of the cache key: raise it when the content of an index changes
 _SHARD = re.compile(r"(?:.*[-_])?(?P<split>[a-z]+)(?:[-_.]?\d+)?\.(?:tar|tar\.gz|tgz)")
 _MAX_LABEL = 1000  # bytes of a .cls file
 AT_ONCE = 16  # requests of a process for an address that wait for their answers at the same time
@@ -228,8 +228,11 @@ def _list_members(path: str, tar: BinaryIO) -> dict[str, list]:
                 place = (member.offset_data, member.size) if member.isreg() else None
             if place is None or PurePosixPath(name).name.startswith("."):
                 continue
-            places[name] = place
             suffix = PurePosixPath(name).suffix.lower()
+            if name in places and suffix in (".cls", *SUFFIXES):
+                what = "two files of this name: which image has which class is not known"
+                raise DataError(what, where=f"{path}:{name}", remedy="pack the shard anew, each name once", code="A48")
+            places[name] = place
             if suffix == ".cls":
                 source = file.extractfile(member)
                 assert source is not None
