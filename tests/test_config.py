@@ -247,3 +247,12 @@ def test_whole_numbers_that_no_float_holds(value):
 
 def test_the_largest_whole_number():
     assert apply_mapping(TrainingConfig(), {"seed": 2**63 - 1}).seed == 2**63 - 1
+
+
+@pytest.mark.parametrize("key", ["on", "1", "2.5", "null", "2026-01-01"])
+def test_keys_that_are_no_text(tmp_path, key):
+    path = tmp_path / "a.yaml"
+    for line in (f"{key}: 1", f"model: {{{key}: 1}}"):
+        path.write_text(f"name: resnet20\n{line}\n")
+        with refused(ConfigError, "unknown key", code="C01"):
+            recipe_from_file(path)

@@ -96,7 +96,7 @@ def apply_mapping(config: T, values: Mapping[str, Any], where: str | None = None
             what = f"{prefix}{old} is the earlier name of {path}, and both are set"
             raise ConfigError(what, where=where, remedy=f"set {path} alone", code="C12")
         if key not in known:
-            raise _unknown_setting(config, key, prefix, where)
+            raise _unknown_setting(config, str(key), prefix, where)  # YAML has keys such as `on`, a boolean
         present = getattr(config, key)
         if dataclasses.is_dataclass(present):
             if not isinstance(value, Mapping):
