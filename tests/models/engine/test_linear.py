@@ -91,6 +91,7 @@ def test_a_vision_transformer_has_an_engine_where_it_is_faster(monkeypatch, slow
     assert (engine_of(net) is not net) == slow
 
 
+@pytest.mark.own_process  # torch's compiler imports setuptools, which fails where distutils was imported before
 def test_compiled_code_calls_the_layer_as_one_piece():
     """With the default backend, whose code for oneDNN's product wants weights that are constants."""
     torch.manual_seed(0)
